@@ -1,0 +1,69 @@
+"""RunConfig: what the user wants. `None` means "the planner chooses"."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chinchilla_ds.plan import Decay, Offload, Precision, Recompute
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the text comes from and how it is cut."""
+
+    paths: tuple[Path, ...] = ()
+    """Text, JSONL or Parquet files and folders of them; empty means the running Python's standard library source."""
+    text_field: str = "text"
+    """Column of JSONL and Parquet files that holds the text."""
+    held_out_fraction: float = 0.02
+    """Share of documents kept out of training, chosen by content hash."""
+    max_epochs: float = 1.0
+    """How often the corpus may be read; a plan that needs more is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutConfig:
+    """The parallel layout that was asked for; flags and the ds_config both feed it."""
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int = 1
+    zero_stage: int = 0
+    sequence_parallel: bool = False
+    recompute: Recompute = Recompute.NONE
+    offload_optimizer: Offload = Offload.NONE
+    offload_param: Offload = Offload.NONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What the user wants of one run."""
+
+    compute_budget_flops: float = 1e13
+    """Model FLOPs to spend, forward and backward."""
+    law: str = "hoffmann2022"
+    """Scaling law, by its name in budget.scaling_laws.LAWS."""
+    seq_length: int = 256
+    """Tokens per training sequence."""
+    vocab_size: int | None = None
+    """Tokenizer pieces; None picks by budget."""
+    tied_embeddings: bool | None = None
+    """Whether the output projection shares the embedding table; None picks by shape and layout."""
+    global_batch_size: int | None = None
+    """Sequences per optimizer step."""
+    micro_batch_size: int | None = None
+    """Sequences in one forward pass of one data-parallel rank."""
+    learning_rate: float | None = None
+    """Peak learning rate."""
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    decay: Decay = Decay.COSINE
+    precision: Precision | None = None
+    """None means bf16 on a GPU and fp32 on a CPU."""
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 1234
+    """Seeds weights, data order and tokenizer sample."""
+    eval_interval_tokens: int | None = None
+    """Trained tokens between evaluations; None means ten evaluations over the run."""
+    output: Path = Path("runs")
+    """Folder that receives runs, prepared data and the MLflow database."""
