@@ -1,0 +1,78 @@
+"""What a callback sees and when it is called. The loop owns the steps; callbacks own everything else."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chinchilla_ds.plan import RunPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """One optimizer step, as the rank that owns the loss sees it."""
+
+    loss: float
+    """Mean over the global batch, nats per token."""
+    grad_norm: float
+    """Global L2 norm before clipping, over all model-parallel ranks; NaN where the step was skipped."""
+    learning_rate: float
+    skipped: bool
+    """Whether FP16 overflow kept the optimizer from stepping."""
+    loss_scale: float
+    """FP16 loss scale after this step; 1.0 in other precisions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Loss on the held-out part."""
+
+    loss: float
+    """Nats per token."""
+    bits_per_byte: float
+    num_tokens: int
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """The run so far; the loop writes it, callbacks read it."""
+
+    plan: RunPlan
+    run_folder: Path
+    owns_loss: bool
+    """Whether this rank holds the loss: last pipeline stage, tensor-parallel and data-parallel rank 0."""
+    peak_flops_per_s: float | None
+    """Peak of all ranks together, where the devices are known; None means MFU is not reported."""
+    iteration: int = 0
+    """Optimizer steps taken; skipped steps do not count."""
+    attempts: int = 0
+    """Optimizer steps tried, skipped ones included."""
+    consumed_tokens: int = 0
+    flops_spent: float = 0.0
+    """Model FLOPs by the plan's exact count."""
+    elapsed_s: float = 0.0
+    """Training time, evaluation left out."""
+    tokens_per_s: float = 0.0
+    """Over the last step."""
+    mfu: float | None = None
+    step: StepResult | None = None
+    evaluation: EvaluationResult | None = None
+    artifacts: dict[str, str] = field(default_factory=dict)
+    """Name to path of what the run wrote (plan, checkpoint, tokenizer, ...)."""
+
+
+class Callback:
+    """Base of all callbacks: every hook does nothing until it is overridden. Called on every rank."""
+
+    def on_train_start(self, state: TrainingState) -> None:
+        """Before the first step."""
+
+    def on_step_end(self, state: TrainingState) -> None:
+        """After every optimizer step, skipped ones included."""
+
+    def on_evaluation_end(self, state: TrainingState) -> None:
+        """After every pass over the held-out part; `state.evaluation` is fresh."""
+
+    def on_train_end(self, state: TrainingState) -> None:
+        """After the last step, the last evaluation and the checkpoint."""
+
+    def on_close(self) -> None:
+        """Always, also after an exception: release what is held."""
