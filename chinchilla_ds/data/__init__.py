@@ -1,0 +1,1 @@
+"""From raw text to micro-batches: `prepare.prepare` writes a tokenised corpus, `loader.TokenLoader` reads it."""

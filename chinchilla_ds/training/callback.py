@@ -3,22 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.plan import RunPlan
 
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """One optimizer step, as the rank that owns the loss sees it."""
-
-    loss: float
-    """Mean over the global batch, nats per token."""
-    grad_norm: float
-    """Global L2 norm before clipping, over all model-parallel ranks; NaN where the step was skipped."""
-    learning_rate: float
-    skipped: bool
-    """Whether FP16 overflow kept the optimizer from stepping."""
-    loss_scale: float
-    """FP16 loss scale after this step; 1.0 in other precisions."""
+__all__ = ["Callback", "EvaluationResult", "StepResult", "TrainingState"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,34 @@
+# make pretrain   prepare the environment if need be, then run the main job to its end
+# make test       prepare the environment if need be, then lint and test
+# Choose another Python or torch with PYTHON=, TORCH= and TORCH_INDEX= (see scripts/setup.sh).
+
+.PHONY: setup pretrain lint test test-slow test-gpu clean
+.DEFAULT_GOAL := test
+
+export PYTHON TORCH TORCH_INDEX
+in_env := PATH="$(CURDIR)/.venv/bin:$$PATH" VIRTUAL_ENV="$(CURDIR)/.venv"
+
+setup:
+	@bash scripts/setup.sh
+
+pretrain: setup
+	$(in_env) deepspeed launchers/pretrain.py --ds_config ds_configs/zero3.json
+
+lint: setup
+	$(in_env) ruff check .
+	$(in_env) ruff format --check .
+	$(in_env) mypy
+	$(in_env) lint-imports
+
+test: lint
+	$(in_env) pytest -m "not slow and not gpu"
+
+test-slow: setup
+	$(in_env) pytest -m "slow and not gpu"
+
+test-gpu: setup
+	$(in_env) pytest -m gpu
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

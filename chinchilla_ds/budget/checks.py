@@ -1,0 +1,90 @@
+"""Values of a RunConfig that mean nothing on their own, each with its rule and what would do."""
+
+import math
+from collections.abc import Iterator
+
+from chinchilla_ds.budget.scaling_laws import get_law
+from chinchilla_ds.config import LayoutConfig, RunConfig
+from chinchilla_ds.errors import ConfigError
+
+DEVICES = ("cpu", "cuda")
+MAX_SEED = 2**31 - 1
+MAX_LEARNING_RATE = 1.0
+
+
+def config_problems(config: RunConfig, *, world_size: int, device: str) -> Iterator[str]:
+    """Yield every value of the configuration that breaks a rule of its own."""
+    if not _is_number(config.compute_budget_flops) or config.compute_budget_flops <= 0:
+        yield _broken("compute_budget_flops", config.compute_budget_flops, "FLOPs", "a positive finite number", "1e13")
+    try:
+        get_law(config.law)
+    except ConfigError as error:
+        yield from error.problems
+    yield from _count_problems(config, world_size=world_size)
+    yield from _optimizer_problems(config)
+    yield from _layout_value_problems(config.layout)
+    yield from _data_problems(config)
+    if device not in DEVICES:
+        yield f"device is {device!r}; it must be one of {', '.join(DEVICES)}"
+
+
+def _count_problems(config: RunConfig, *, world_size: int) -> Iterator[str]:
+    counts = {
+        "seq_length": (config.seq_length, "tokens"),
+        "vocab_size": (config.vocab_size, "pieces"),
+        "global_batch_size": (config.global_batch_size, "sequences"),
+        "micro_batch_size": (config.micro_batch_size, "sequences"),
+        "eval_interval_tokens": (config.eval_interval_tokens, "tokens"),
+        "world_size": (world_size, "ranks"),
+    }
+    for name, (value, unit) in counts.items():
+        if value is not None and not _is_count(value):
+            yield _broken(name, value, unit, "a whole number of at least 1", "1")
+    if not isinstance(config.seed, int) or isinstance(config.seed, bool) or not 0 <= config.seed <= MAX_SEED:
+        nearest = "0" if _is_number(config.seed) and config.seed < 0 else str(MAX_SEED)
+        yield _broken("seed", config.seed, "", f"a whole number from 0 to {MAX_SEED}", nearest)
+
+
+def _optimizer_problems(config: RunConfig) -> Iterator[str]:
+    rate, clipping = config.learning_rate, config.gradient_clipping
+    if rate is not None and (not _is_number(rate) or not 0 < rate <= MAX_LEARNING_RATE):
+        rule = f"above 0 and at most {MAX_LEARNING_RATE:g}"
+        yield _broken("learning_rate", rate, "", rule, "leave it out, and Step Law chooses")
+    if not _is_number(clipping) or clipping < 0:
+        yield _broken("gradient_clipping", clipping, "global norm", "finite and at least 0", "0, which switches it off")
+
+
+def _layout_value_problems(layout: LayoutConfig) -> Iterator[str]:
+    sizes = {
+        "tensor_model_parallel_size": (layout.tensor_model_parallel_size, "ranks"),
+        "pipeline_model_parallel_size": (layout.pipeline_model_parallel_size, "stages"),
+        "virtual_pipeline_model_parallel_size": (layout.virtual_pipeline_model_parallel_size, "chunks per stage"),
+    }
+    for name, (value, unit) in sizes.items():
+        if not _is_count(value):
+            yield _broken(f"layout.{name}", value, unit, "a whole number of at least 1", "1")
+    stage = layout.zero_stage
+    if not isinstance(stage, int) or isinstance(stage, bool) or stage not in range(4):
+        nearest = "3" if _is_number(stage) and stage > 3 else "0"
+        yield _broken("layout.zero_stage", stage, "", "0, 1, 2 or 3", nearest)
+
+
+def _data_problems(config: RunConfig) -> Iterator[str]:
+    share, epochs = config.data.held_out_fraction, config.data.max_epochs
+    if not _is_number(share) or not 0 < share < 1:
+        yield _broken("data.held_out_fraction", share, "of the documents", "between 0 and 1", "0.02")
+    if not _is_number(epochs) or epochs <= 0:
+        yield _broken("data.max_epochs", epochs, "epochs", "a positive finite number", "1")
+
+
+def _broken(name: str, value: object, unit: str, rule: str, nearest: str) -> str:
+    shown = f"{value!r} {unit}".strip()
+    return f"{name} ({shown}) must be {rule}; nearest: {nearest}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

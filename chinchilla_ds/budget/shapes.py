@@ -1,0 +1,160 @@
+"""From a parameter count to a discrete decoder shape. The layout has no say: every layout trains the same model."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chinchilla_ds.budget.parameters import count_parameters, layer_matmul_params
+from chinchilla_ds.plan import ModelShape
+
+VOCAB_ALIGNMENT = 128
+"""padded_vocab_size is a multiple of this, for every layout."""
+MAX_LAYERS = 256
+MAX_RELATIVE_MISS = 1.25
+"""A shape counts only within this factor of the wanted N."""
+
+_VOCAB_BY_BUDGET = (
+    (1e12, 512),
+    (1e14, 1024),
+    (1e15, 2048),
+    (1e16, 4096),
+    (1e17, 8192),
+    (1e19, 16384),
+    (math.inf, 32000),
+)
+_GQA_MIN_PARAMS = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeRequest:
+    """What the search has to meet."""
+
+    num_params: float
+    """Wanted N, embeddings included."""
+    vocab_size: int
+    seq_length: int
+    tied_embeddings: bool
+
+
+def choose_vocab_size(*, compute_budget_flops: float) -> int:
+    """Return the vocabulary for a budget: 32000 from 1e19 FLOPs, smaller powers of two below.
+
+    The rule keeps the two embedding tables at a fifth to two fifths of N*, so that a small budget is not spent on rows
+    that are rarely seen. It is ours; that the best vocabulary grows with compute, more slowly than N, is Tao et al.
+    2024 (arXiv:2407.13623), and 32000 is the vocabulary of Hoffmann et al. 2022.
+    """
+    return next(size for limit, size in _VOCAB_BY_BUDGET if compute_budget_flops < limit)
+
+
+def pad_vocab(*, vocab_size: int) -> int:
+    """Return vocab_size rounded up to a multiple of VOCAB_ALIGNMENT."""
+    return -(-vocab_size // VOCAB_ALIGNMENT) * VOCAB_ALIGNMENT
+
+
+def target_aspect_ratio(*, num_params: float) -> float:
+    """Return the wanted hidden_size / num_layers: 128 from 7e9 parameters, 55 at 1e8, 19 at 5e5.
+
+    Ours, through shapes that are known to train well (Llama 2 7B: 128; GPT-2 small: 64). Loss is flat around it:
+    Kaplan et al. 2020 (arXiv:2001.08361), figure 5, under 3 % for a fortyfold change.
+    """
+    return float(max(8.0, min(128.0, 128.0 * (num_params / 7e9) ** 0.2)))
+
+
+def search_shape(*, request: ShapeRequest) -> ModelShape | None:
+    """Return the shape nearest to the wanted N and aspect ratio, or None if none is within MAX_RELATIVE_MISS.
+
+    Ten per cent in N weighs as much as a factor of two in aspect ratio; ties go to the smaller model.
+    """
+    fits = [
+        (_misfit(shape, num_params, request.num_params), num_params, shape)
+        for shape, num_params in _candidates(request)
+        if abs(math.log(num_params / request.num_params)) <= math.log(MAX_RELATIVE_MISS)
+    ]
+    return min(fits, key=lambda fit: fit[:2])[2] if fits else None
+
+
+def smallest_shape(*, request: ShapeRequest) -> ModelShape:
+    """Return the smallest shape of the search for this vocabulary."""
+    return _make_shape(request, hidden_size=next(_hidden_sizes()), num_layers=2)
+
+
+def _misfit(shape: ModelShape, num_params: int, wanted: float) -> float:
+    aspect = shape.hidden_size / shape.num_layers
+    size_miss = math.log(num_params / wanted) / math.log(1.1)
+    aspect_miss = math.log(aspect / target_aspect_ratio(num_params=wanted)) / math.log(2)
+    return size_miss**2 + aspect_miss**2
+
+
+def _candidates(request: ShapeRequest) -> Iterator[tuple[ModelShape, int]]:
+    """Yield, per hidden size, the layer counts on either side of the wanted N."""
+    for hidden_size in _hidden_sizes():
+        probe = _make_shape(request, hidden_size=hidden_size, num_layers=2)
+        room = request.num_params - count_parameters(shape=probe).embedding
+        layers = room / (_layer_params(probe) + 2 * hidden_size)
+        if layers > MAX_LAYERS:
+            continue
+        step = 2 if layers <= 16 else 4
+        below = max(2, int(layers // step) * step)
+        for num_layers in (below, below + step):
+            shape = _make_shape(request, hidden_size=hidden_size, num_layers=num_layers)
+            yield shape, count_parameters(shape=shape).total
+        if room < 0:
+            return
+
+
+def _layer_params(shape: ModelShape) -> int:
+    return layer_matmul_params(
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_query_groups=shape.num_query_groups,
+        kv_channels=shape.kv_channels,
+    )
+
+
+def _hidden_sizes() -> Iterator[int]:
+    """Yield hidden sizes whose heads come in twos, fours (from 2048) and eights (from 4096), for tensor parallelism."""
+    yield from range(32, 256, 32)
+    yield from range(256, 1024, 64)
+    yield from range(1024, 2048, 256)
+    yield from range(2048, 4096, 512)
+    yield from range(4096, 65536 + 1, 1024)
+
+
+def _make_shape(request: ShapeRequest, *, hidden_size: int, num_layers: int) -> ModelShape:
+    kv_channels = _kv_channels(hidden_size)
+    heads = 2 * round(hidden_size / kv_channels / 2)
+    return ModelShape(
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        ffn_hidden_size=_ffn_hidden_size(hidden_size),
+        num_attention_heads=heads,
+        num_query_groups=_query_groups(heads, request.num_params),
+        kv_channels=kv_channels,
+        vocab_size=request.vocab_size,
+        padded_vocab_size=pad_vocab(vocab_size=request.vocab_size),
+        seq_length=request.seq_length,
+        tied_embeddings=request.tied_embeddings,
+        init_std=round(math.sqrt(2 / (5 * hidden_size)), 5),
+    )
+
+
+def _kv_channels(hidden_size: int) -> int:
+    """Return the head width: 128 as in Hoffmann et al. and Llama for large models, less where heads would run out."""
+    return next(width for limit, width in ((64, 16), (512, 32), (2048, 64), (math.inf, 128)) if hidden_size < limit)
+
+
+def _ffn_hidden_size(hidden_size: int) -> int:
+    """Return 8/3 hidden_size, which gives SwiGLU the weights of a 4 h GELU block, to a multiple that tiles well.
+
+    Source: Shazeer 2020 (arXiv:2002.05202), section 3.
+    """
+    multiple = 32 if hidden_size < 64 else 64 if hidden_size < 1024 else 256
+    return max(1, round(8 * hidden_size / 3 / multiple)) * multiple
+
+
+def _query_groups(heads: int, num_params: float) -> int:
+    """Return 8 groups from 1e9 parameters (Llama 3, arXiv:2407.21783), 4 where 8 does not divide, else one per head."""
+    if num_params < _GQA_MIN_PARAMS:
+        return heads
+    return next((groups for groups in (8, 4) if heads % groups == 0), heads)

@@ -1,0 +1,60 @@
+"""CPU support: the only place that touches torch.cuda so that Megatron-core runs without a GPU. Inert on CUDA.
+
+Corrects megatron-core 0.16: it asks `torch.cuda.current_device()` where it means "the device of this rank", calls
+`torch.cuda.synchronize()` around point-to-point transfers, and its schedules create one counter with the literal
+`device="cuda"`.
+"""
+
+import inspect
+import types
+from typing import Any
+
+import torch
+
+from chinchilla_ds.distributed.dependency_check import require_source
+
+_installed = False
+
+
+def has_cuda() -> bool:
+    """Return whether this process trains on GPUs."""
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """Return the device of this rank."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
+
+
+class _TorchOnCpu(types.ModuleType):
+    """Face of torch for megatron's schedules: `zeros(..., device="cuda")` lands on the CPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def zeros(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        """Return torch.zeros on the CPU, whatever `device` says."""
+        return torch.zeros(*args, **kwargs)
+
+
+def install() -> None:
+    """Make Megatron-core run on the CPU; does nothing where there is CUDA, and nothing the second time.
+
+    Raises:
+        DependencyChangedError: megatron-core's schedules no longer need this.
+    """
+    global _installed
+    if has_cuda() or _installed:
+        return
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    torch.cuda.synchronize = lambda *_, **__: None
+    from megatron.core.pipeline_parallel import schedules
+
+    require_source(
+        inspect.getsource(schedules),
+        'torch.zeros([], dtype=torch.int, device="cuda")',
+        what="megatron.core.pipeline_parallel.schedules",
+    )
+    schedules.torch = _TorchOnCpu("torch")
+    _installed = True

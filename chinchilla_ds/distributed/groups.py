@@ -1,0 +1,61 @@
+"""Process groups: TP x PP x DP by megatron-core, over the process group that DeepSpeed starts."""
+
+import os
+from datetime import timedelta
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import initialize_rng_tracker
+
+from chinchilla_ds.distributed import cpu_backend, deepspeed_patches
+from chinchilla_ds.plan import ParallelLayout
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+def initialize(*, layout: ParallelLayout) -> None:
+    """Start the process group and cut it into the layout's tensor-, pipeline- and data-parallel groups.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as the deepspeed launcher sets them.
+    """
+    if cpu_backend.has_cuda():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    cpu_backend.install()
+    deepspeed_patches.install()
+    backend = "nccl" if cpu_backend.has_cuda() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=_TIMEOUT, verbose=False)
+    virtual = layout.virtual_pipeline_model_parallel_size
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+    )
+    # The decoder has no dropout and its weights are drawn by model.initialization, so megatron's random regions, which
+    # need CUDA and a seed, do nothing: this is megatron-core's own tracker for that.
+    initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+
+
+def shut_down() -> None:
+    """Release every process group."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def owns_loss() -> bool:
+    """Return whether this rank speaks for the run's loss: last stage, tensor- and data-parallel rank 0."""
+    return bool(
+        parallel_state.is_pipeline_last_stage()
+        and parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_data_parallel_rank() == 0
+    )
+
+
+def loss_owner_rank() -> int:
+    """Return the global rank for which `owns_loss` holds: rank 0 of the last stage's groups."""
+    return int(
+        dist.get_world_size()
+        - parallel_state.get_tensor_model_parallel_world_size() * parallel_state.get_data_parallel_world_size()
+    )

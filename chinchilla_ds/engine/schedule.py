@@ -1,0 +1,184 @@
+"""Forward and backward passes of one optimizer step: accumulation on one stage, 1F1B over several.
+
+Shapes: s sequence, b micro-batch. A pipeline runs megatron-core's own schedules over the DeepSpeed engine. What that
+takes (deepspeed 0.19.8, megatron-core 0.16):
+
+* Only one side may average over micro-batches. Megatron divides the loss on the last stage; DeepSpeed would divide
+  every stage's output gradient by gradient_accumulation_steps, so under a pipeline DeepSpeed is told 1 (`zero.py`).
+* 1F1B ends with backwards that have no forward between them, while DeepSpeed resets its per-backward state in
+  `engine.forward` only. `_before_backward` resets it before every backward, and marks the step's last one, on which
+  ZeRO-1 and 2 reduce. It is a hook on the stage's output, so it runs before DeepSpeed's own.
+* FP16: the loss is scaled where it is made; the other stages receive gradients that are scaled already.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor, nn
+
+from chinchilla_ds.model.decoder import PipelineStage
+from chinchilla_ds.plan import RunPlan
+
+
+class MicroBatch(Protocol):
+    """What the schedule reads of a micro-batch."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """[b, s]"""
+
+    @property
+    def labels(self) -> Tensor:
+        """[b, s], tokens shifted by one."""
+
+
+class AccumulationSchedule:
+    """One pipeline stage: micro-batches one after the other, DeepSpeed accumulating the gradients."""
+
+    def __init__(self, *, engine: Any, plan: RunPlan) -> None:
+        self.engine = engine
+
+    def train(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Run forward and backward; return the loss of every micro-batch."""
+        losses = []
+        for index, batch in enumerate(batches):
+            self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
+            loss = self.engine(batch.tokens, batch.labels)
+            self.engine.backward(loss)
+            losses.append(loss.detach())
+        return losses
+
+    def evaluate(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Return the loss of every micro-batch."""
+        return [self.engine(batch.tokens, batch.labels) for batch in batches]
+
+    def logits(self, batch: MicroBatch) -> Tensor | None:
+        """Return logits [b, s, v/tp]."""
+        logits: Tensor = self.engine(batch.tokens)
+        return logits
+
+
+class _Chunk(nn.Module):
+    """The face of one model chunk that megatron's schedules expect, with the engine behind it.
+
+    `engine.config` is DeepSpeed's and would shadow the TransformerConfig that the schedules look for.
+    """
+
+    def __init__(self, *, engine: Any, stage: PipelineStage, index: int) -> None:
+        super().__init__()
+        self._run = engine.__call__  # a bound method, so that the engine is no submodule of this face
+        self._set_input_tensor = stage.set_input_tensor
+        model = stage.chunks[index]
+        self.index = index
+        self.config, self.model_type, self.vp_stage = model.config, model.model_type, model.vp_stage
+        self.makes_loss = model.post_process
+
+    def set_input_tensor(self, tensors: list[Tensor]) -> None:
+        """Receive [s, b, h] from the stage before."""
+        self._set_input_tensor(tensors[0], chunk=self.index)
+
+    def forward(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
+        """Run the chunk; labels are for the last one alone."""
+        output: Tensor = self._run(tokens, labels if self.makes_loss else None, chunk=self.index)
+        return output
+
+
+class PipelineSchedule:
+    """Several pipeline stages: megatron-core's 1F1B, interleaved where there are virtual stages."""
+
+    def __init__(self, *, engine: Any, plan: RunPlan) -> None:
+        stage: PipelineStage = engine.module
+        self.engine, self.plan = engine, plan
+        self.chunks = [_Chunk(engine=engine, stage=stage, index=index) for index in range(len(stage.chunks))]
+        self._backwards_left = 0
+        self._backwards_done = [0] * len(self.chunks)
+        self._forward_backward = get_forward_backward_func()
+        for chunk in self.chunks:
+            chunk.config.grad_scale_func = engine.scale
+        # After deepspeed.initialize: forward hooks run in the order of registration, so this one sees the tensor that
+        # the engine returns, behind ZeRO-3's own wrappers.
+        stage.register_forward_hook(self._watch_output, with_kwargs=True)
+
+    def _watch_output(self, _stage: nn.Module, _args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(partial(self._before_backward, kwargs["chunk"]))
+
+    def _before_backward(self, chunk: int, _grad: Tensor) -> None:
+        self._backwards_left -= 1
+        self.engine.set_gradient_accumulation_boundary(self._backwards_left == 0)
+        self.engine.optimizer.clear_backward_seen_flag()
+        if self.plan.layout.zero_stage == 3:
+            # 0 overwrites the gradients of the last step and more adds to them. DeepSpeed counts backwards of the
+            # module; a chunk's first one must overwrite however many other chunks came before.
+            self.engine.optimizer.micro_step_id = self._backwards_done[chunk]
+        self._backwards_done[chunk] += 1
+        self.engine._manual_backward_expected = True  # gradients of this stage's output are scaled already
+
+    def train(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Run forward and backward; return the losses on the last stage, nothing on others."""
+        self._backwards_left = len(batches) * len(self.chunks)
+        self._backwards_done = [0] * len(self.chunks)
+        losses = self._schedule(batches, forward_only=False)
+        assert self._backwards_left == 0, f"{self._backwards_left} backward passes of this step never ran"
+        return losses
+
+    def evaluate(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Return the losses on the last stage, nothing on others."""
+        return self._schedule(batches, forward_only=True)
+
+    def logits(self, batch: MicroBatch) -> Tensor | None:
+        """Return logits [b, s, v/tp] on the last stage, None on others."""
+        repeats = parallel_state.get_pipeline_model_parallel_world_size() if len(self.chunks) > 1 else 1
+        outputs = self._schedule([batch] * repeats, forward_only=True, logits=True)
+        return outputs[-1] if outputs else None
+
+    def _schedule(self, batches: Sequence[MicroBatch], *, forward_only: bool, logits: bool = False) -> list[Tensor]:
+        def forward_step(iterator: Iterator[MicroBatch], chunk: _Chunk) -> tuple[Tensor, Any]:
+            batch = next(iterator)
+            return chunk(batch.tokens, None if logits else batch.labels), _keep_logits if logits else _keep_loss
+
+        micro_batch_size, seq_length = batches[0].tokens.shape
+        return self._forward_backward(  # type: ignore[no-any-return]
+            forward_step_func=forward_step,
+            data_iterator=[iter(batches) for _ in self.chunks],
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+            num_microbatches=len(batches),
+            seq_length=seq_length,
+            micro_batch_size=micro_batch_size,
+            forward_only=forward_only,
+            collect_non_loss_data=logits,
+        )
+
+
+def _keep_loss(loss: Tensor) -> tuple[Tensor, Tensor]:
+    """Hand megatron a loss of its own to divide by the number of micro-batches, and keep this one."""
+    return loss.clone(), loss.detach().clone()
+
+
+def _keep_logits(logits: Tensor, non_loss_data: bool = True) -> Tensor:
+    return logits
+
+
+def make_schedule(*, engine: Any, plan: RunPlan) -> AccumulationSchedule | PipelineSchedule:
+    """Return the schedule that the plan's layout needs."""
+    piped = plan.layout.pipeline_model_parallel_size > 1
+    return (PipelineSchedule if piped else AccumulationSchedule)(engine=engine, plan=plan)
+
+
+@torch.no_grad()
+def mean_loss(losses: Sequence[Tensor]) -> Tensor:
+    """Return the mean over micro-batches and data-parallel ranks, on every rank; stages without a loss pass none.
+
+    Returns:
+        0-dimensional fp32 tensor.
+    """
+    device = torch.cuda.current_device()
+    total = torch.stack([loss.float() for loss in losses]).mean() if losses else torch.zeros((), device=device)
+    if parallel_state.get_tensor_model_parallel_rank() != 0:
+        total = torch.zeros_like(total)
+    torch.distributed.all_reduce(total)
+    return total / parallel_state.get_data_parallel_world_size()

@@ -1,0 +1,147 @@
+"""A DeepSpeed ZeRO engine over megatron-core: `TrainingEngine.train_step(batches)` is one optimizer step."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.utils import clip_grad_norm_
+from megatron.core import parallel_state
+from torch import Tensor, nn
+
+from chinchilla_ds.distributed import recompute
+from chinchilla_ds.distributed.mpu import Mpu
+from chinchilla_ds.engine import precision
+from chinchilla_ds.engine.result import StepResult
+from chinchilla_ds.engine.schedule import MicroBatch, make_schedule, mean_loss
+from chinchilla_ds.model.decoder import PipelineStage, build_stage
+from chinchilla_ds.model.initialization import full_shape, global_named_parameters, initialize
+from chinchilla_ds.plan import Offload, Precision, RunPlan
+
+
+def for_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
+    """Return what DeepSpeed is told, from the resolved ds_config that the user sees.
+
+    * The optimizer is built here, with a group that is not decayed, so its section is left out.
+    * Under a pipeline Megatron averages over micro-batches, so DeepSpeed accumulates 1 step as far as it knows; the
+      plan carries the global batch, and `train_batch_size` is left for DeepSpeed to derive.
+    * ZeRO-0 in fp32 has no optimizer wrapper that reports the norm; `TrainingEngine` clips there itself.
+    """
+    told = {key: value for key, value in ds_config.items() if key not in ("optimizer", "train_batch_size")}
+    if plan.layout.pipeline_model_parallel_size > 1:
+        told["gradient_accumulation_steps"] = 1
+    if _clips_itself(plan):
+        told["gradient_clipping"] = 0.0
+    return told
+
+
+def _clips_itself(plan: RunPlan) -> bool:
+    return plan.layout.zero_stage == 0 and plan.precision is Precision.FP32
+
+
+def parameter_groups(stage: PipelineStage, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Return AdamW's groups: matrices are decayed, norms are not (the decoder has no biases)."""
+    named = list(global_named_parameters(stage))
+    matrices = [parameter for name, parameter in named if len(full_shape(name, parameter)) > 1]
+    norms = [parameter for name, parameter in named if len(full_shape(name, parameter)) == 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
+
+
+def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimizer:
+    """Return AdamW with decoupled decay: DeepSpeed's CPU kernel where states are offloaded, torch's fused one else."""
+    chosen = plan.optimizer
+    groups = parameter_groups(stage, weight_decay=chosen.weight_decay)
+    betas = (chosen.beta1, chosen.beta2)
+    if plan.layout.offload_optimizer is not Offload.NONE:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(
+            groups, lr=chosen.learning_rate, betas=betas, eps=chosen.epsilon, adamw_mode=True
+        )
+        return optimizer
+    return torch.optim.AdamW(groups, lr=chosen.learning_rate, betas=betas, eps=chosen.epsilon, fused=True)
+
+
+def _gather_for_writing(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+    context: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+    return context
+
+
+class TrainingEngine:
+    """This rank's stage of the decoder, its optimizer partition, and the schedule that runs them."""
+
+    def __init__(self, *, plan: RunPlan, ds_config: dict[str, Any]) -> None:
+        """Build and initialise; process groups must exist.
+
+        Args:
+            plan: The resolved plan.
+            ds_config: The resolved DeepSpeed JSON, without our own section and without "auto".
+        """
+        self.plan = plan
+        told = for_deepspeed(ds_config, plan)
+        zero3 = plan.layout.zero_stage == 3
+        partition = (
+            deepspeed.zero.Init(
+                config_dict_or_path=told, data_parallel_group=parallel_state.get_data_parallel_group(), mpu=Mpu
+            )
+            if zero3
+            else None
+        )
+        recompute.configure(ds_config=ds_config, num_layers=plan.shape.num_layers)
+        stage = build_stage(plan, partition=partition)
+        initialize(stage, plan=plan, gather=_gather_for_writing if zero3 else None)
+        optimizer = make_optimizer(stage, plan=plan)
+        self.engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, mpu=Mpu, config=told)
+        self.schedule = make_schedule(engine=self.engine, plan=plan)
+
+    @property
+    def stage(self) -> PipelineStage:
+        """The module that holds this rank's weights."""
+        stage: PipelineStage = self.engine.module
+        return stage
+
+    def train_step(self, batches: Sequence[MicroBatch], *, learning_rate: float) -> StepResult:
+        """Take one optimizer step.
+
+        Args:
+            batches: This data-parallel rank's micro-batches of the step, plan.batch.gradient_accumulation_steps many.
+            learning_rate: AdamW's learning rate for this step.
+
+        Returns:
+            The step's loss, gradient norm and whether it was skipped, the same on every rank.
+        """
+        self.engine.train()
+        losses = self.schedule.train(batches)
+        loss = mean_loss(losses)
+        norm = self._clip() if _clips_itself(self.plan) else None
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+        skipped = not self.engine.was_step_applied()
+        return StepResult(
+            loss=float(loss),
+            grad_norm=float(norm) if norm is not None else precision.grad_norm(self.engine, skipped=skipped),
+            learning_rate=learning_rate,
+            skipped=skipped,
+            loss_scale=precision.loss_scale(self.engine, self.plan.precision),
+        )
+
+    def _clip(self) -> Tensor:
+        """Clip this rank's gradients by the global norm, which is returned."""
+        largest = self.plan.optimizer.gradient_clipping or math.inf
+        norm: Tensor = clip_grad_norm_(self.stage.parameters(), largest, mpu=Mpu)
+        return norm
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[MicroBatch]) -> float:
+        """Return the mean loss over all data-parallel ranks' batches, nats per token, on every rank."""
+        self.engine.eval()
+        return float(mean_loss(self.schedule.evaluate(batches)))
+
+    @torch.no_grad()
+    def logits(self, batch: MicroBatch) -> Tensor | None:
+        """Return logits [b, s, v/tp] of this rank's shard of the vocabulary on the last stage, None on others."""
+        self.engine.eval()
+        return self.schedule.logits(batch)

@@ -1,0 +1,150 @@
+"""The decoder: megatron-core's GPTModel from our own layer spec, one pipeline stage per rank.
+
+Shapes, TP-local: s sequence, b micro-batch, h hidden, v padded vocabulary; under sequence parallelism [s/tp, b, h].
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from chinchilla_ds.model.layer_spec import block_spec
+from chinchilla_ds.plan import Precision, RunPlan
+
+DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+def _leave(_weight: Tensor) -> None:
+    """Initialise nothing; megatron-core marks a weight as tensor-parallel only where it initialises it."""
+
+
+def transformer_config(plan: RunPlan) -> TransformerConfig:
+    """Return megatron-core's configuration for the plan's shape, layout and precision."""
+    shape, layout, dtype = plan.shape, plan.layout, DTYPES[plan.precision]
+    virtual = layout.virtual_pipeline_model_parallel_size
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_query_groups=shape.num_query_groups,
+        kv_channels=shape.kv_channels,
+        layernorm_epsilon=shape.norm_epsilon,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        tensor_model_parallel_size=layout.tensor_model_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        sequence_parallel=layout.sequence_parallel,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        fp16=plan.precision is Precision.FP16,
+        bf16=plan.precision is Precision.BF16,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        init_method=_leave,  # `initialization.initialize` writes every weight
+        output_layer_init_method=_leave,
+        embedding_init_method=_leave,
+        gradient_accumulation_fusion=False,  # these fusions need Apex or write to main_grad, which ZeRO does not have
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        batch_p2p_comm=torch.cuda.is_available(),
+        deallocate_pipeline_outputs=True,
+    )
+
+
+class Decoder(GPTModel):  # type: ignore[misc]
+    """One model chunk; the loss is torch's fused cross entropy where the vocabulary is not split."""
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Return the loss of every token, [b, s] in fp32 nats, from labels [b, s] and logits [s, b, v/tp]."""
+        if parallel_state.get_tensor_model_parallel_world_size() > 1:
+            losses: Tensor = vocab_parallel_cross_entropy(logits.float(), labels.transpose(0, 1).contiguous())
+            return losses.transpose(0, 1)
+        s, b, v = logits.shape
+        flat = F.cross_entropy(logits.view(s * b, v).float(), labels.transpose(0, 1).reshape(-1), reduction="none")
+        return flat.view(s, b).transpose(0, 1)
+
+
+class PipelineStage(nn.Module):
+    """What this rank computes: one model chunk, or several under interleaved scheduling."""
+
+    def __init__(self, chunks: list[Decoder]) -> None:
+        super().__init__()
+        self.chunks = nn.ModuleList(chunks)
+
+    def forward(self, tokens: Tensor, labels: Tensor | None = None, chunk: int = 0) -> Tensor:
+        """Run one chunk.
+
+        Args:
+            tokens: [b, s]; read by the first chunk of the first stage, others use the tensor they were sent.
+            labels: [b, s] on the last chunk of the last stage, to get the loss; None to get logits.
+            chunk: Index of the model chunk.
+
+        Returns:
+            Mean loss in nats per token, logits [b, s, v/tp], or hidden states [s, b, h] for the next stage.
+        """
+        model = self.chunks[chunk]
+        output: Tensor = model(input_ids=tokens, position_ids=None, attention_mask=None, labels=labels)
+        return output.mean() if labels is not None and model.post_process else output
+
+    def set_input_tensor(self, tensor: Any, *, chunk: int) -> None:
+        """Give `chunk` the hidden states [s, b, h] that the stage before it sent."""
+        self.chunks[chunk].set_input_tensor(tensor)
+
+
+def build_stage(plan: RunPlan, *, partition: AbstractContextManager[Any] | None = None) -> PipelineStage:
+    """Build this rank's pipeline stage; weights are placeholders until `initialization.initialize`.
+
+    Args:
+        plan: The run's plan; its process groups must be initialised.
+        partition: Context under which modules are built: `deepspeed.zero.Init` for ZeRO-3, so that no rank ever holds
+            the full model.
+    """
+    config = transformer_config(plan)
+    virtual = plan.layout.virtual_pipeline_model_parallel_size
+    layers = plan.shape.num_layers // (plan.layout.pipeline_model_parallel_size * virtual)
+    with partition or nullcontext():
+        chunks = [_build_chunk(plan, config, layers, index if virtual > 1 else None) for index in range(virtual)]
+    for chunk in chunks:
+        chunk.rotary_pos_emb = _rotary(plan)
+    return PipelineStage(chunks)
+
+
+def _build_chunk(plan: RunPlan, config: TransformerConfig, num_layers: int, vp_stage: int | None) -> Decoder:
+    ignore_virtual = vp_stage is None
+    return Decoder(
+        config=config,
+        transformer_layer_spec=block_spec(num_layers=num_layers, recompute=plan.layout.recompute),
+        vocab_size=plan.shape.padded_vocab_size,
+        max_sequence_length=plan.shape.seq_length,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=ignore_virtual, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=ignore_virtual, vp_stage=vp_stage),
+        share_embeddings_and_output_weights=plan.shape.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=plan.shape.rotary_base,
+        vp_stage=vp_stage,
+    )
+
+
+def _rotary(plan: RunPlan) -> RotaryEmbedding:
+    """Return rotary frequencies in fp32; under zero.Init in bf16 every tensor that a constructor makes is bf16."""
+    return RotaryEmbedding(
+        kv_channels=plan.shape.kv_channels,
+        rotary_percent=1.0,
+        rotary_base=plan.shape.rotary_base,
+        use_cpu_initialization=not torch.cuda.is_available(),
+    )

@@ -1,0 +1,110 @@
+"""The decoder layer as a megatron-core spec: RMSNorm, grouped-query attention, SwiGLU, no biases.
+
+Shapes, TP-local: s sequence, b micro-batch, h hidden; under sequence parallelism norms see [s/tp, b, h].
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor, nn
+
+from chinchilla_ds.distributed import cpu_backend
+from chinchilla_ds.distributed.recompute import checkpoint
+from chinchilla_ds.model.core_attention import SdpaCoreAttention
+from chinchilla_ds.plan import Recompute
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, over the hidden dimension.
+
+    Source: Zhang and Sennrich 2019 (arXiv:1910.07467). Megatron-core's torch norm refuses sequence parallelism; here
+    the weight passes through a region whose backward sums its gradient over the tensor-parallel ranks, each of which
+    saw its own part of the sequence. ZeRO's hooks come after, and see the sum.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=cpu_backend.device()))
+        self.eps = eps
+        self.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [s, b, h] (or [s/tp, b, h])."""
+        weight = copy_to_tensor_model_parallel_region(self.weight) if self.sequence_parallel else self.weight
+        return F.rms_norm(x, (x.size(-1),), weight, self.eps)
+
+
+class RecomputedTransformerLayer(TransformerLayer):  # type: ignore[misc]
+    """A transformer layer that keeps its input alone and computes the rest again in the backward pass."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
+        """Run the layer on [s, b, h] under activation checkpointing."""
+        if not torch.is_grad_enabled():
+            return super().forward(hidden_states, **kwargs)  # type: ignore[no-any-return]
+
+        def run(states: Tensor) -> Tensor:
+            output: Tensor = super(RecomputedTransformerLayer, self).forward(states, **kwargs)[0]
+            return output
+
+        return checkpoint(run, hidden_states), None
+
+
+def _add_residual(_training: bool, _fused: bool) -> Any:
+    """Return what megatron calls bias-dropout-add, for a layer with neither bias nor dropout."""
+
+    def add(output_with_bias: tuple[Tensor, Tensor | None], residual: Tensor, _dropout: float) -> Tensor:
+        return residual + output_with_bias[0]
+
+    return add
+
+
+def _core_attention(recompute: Recompute) -> ModuleSpec:
+    """Return Transformer Engine's attention where it is installed and there is CUDA, torch's fused kernel elsewhere."""
+    if cpu_backend.has_cuda() and importlib.util.find_spec("transformer_engine") is not None:
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        return ModuleSpec(module=TEDotProductAttention)
+    return ModuleSpec(module=SdpaCoreAttention, params={"recompute": recompute is Recompute.SELECTIVE})
+
+
+def decoder_layer_spec(*, recompute: Recompute) -> ModuleSpec:
+    """Return the spec of one decoder layer."""
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear, core_attention=_core_attention(recompute), linear_proj=RowParallelLinear
+        ),
+    )
+    mlp = ModuleSpec(
+        module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    )
+    return ModuleSpec(
+        module=RecomputedTransformerLayer if recompute is Recompute.FULL else TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=attention,
+            self_attn_bda=_add_residual,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=mlp,
+            mlp_bda=_add_residual,
+        ),
+    )
+
+
+def block_spec(*, num_layers: int, recompute: Recompute) -> TransformerBlockSubmodules:
+    """Return the spec of this rank's `num_layers` layers and the final norm."""
+    return TransformerBlockSubmodules(
+        layer_specs=[decoder_layer_spec(recompute=recompute)] * num_layers, layer_norm=RMSNorm
+    )

@@ -1,0 +1,47 @@
+"""metrics.jsonl: the run's numbers as one JSON object per line, readable while it runs and without any tool."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from chinchilla_ds.tracking.background import BackgroundTracker
+from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class JsonlBackend:
+    """Appends one object per logged moment: `step`, `time` (seconds since the epoch) and the metrics.
+
+    An evaluation stands on its own line, with the step it was made at. JSON knows neither NaN nor infinity: null.
+    """
+
+    def __init__(self, *, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, records: Sequence[MetricRecord]) -> None:
+        """Append the records and flush them to the operating system."""
+        self._file.writelines(_line(record) for record in records)
+        self._file.flush()
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Do nothing: the plan stands beside this file."""
+
+    def log_artifact(self, path: Path) -> None:
+        """Do nothing: the run's files are in the run's folder already."""
+
+    def close(self, status: RunStatus) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def jsonl_tracker(*, run_folder: Path) -> BackgroundTracker:
+    """Return a tracker that writes `metrics.jsonl` in the run's folder."""
+    return BackgroundTracker(lambda: JsonlBackend(path=run_folder / METRICS_FILE), name=METRICS_FILE)
+
+
+def _line(record: MetricRecord) -> str:
+    metrics = {key: value if math.isfinite(value) else None for key, value in record.metrics.items()}
+    return json.dumps({"step": record.step, "time": round(record.time_s, 3), **metrics}) + "\n"

@@ -1,0 +1,166 @@
+"""MLflow: the only module that imports it, and only in a process of its own (see `tracking.process`).
+
+To plot loss against compute in MLflow's UI, set a line chart's x axis to "Metric" and pick `flops`, which is logged at
+every step beside the loss.
+"""
+
+import dataclasses
+import logging
+import os
+import re
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chinchilla_ds.tracking.background import BackgroundTracker
+from chinchilla_ds.tracking.process import ProcessBackend, serve_backend
+from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+DEFAULT_EXPERIMENT = "chinchilla-ds"
+
+_METRICS_PER_REQUEST = 1000
+_PARAMS_PER_REQUEST = 100
+"""Limits of MLflow's log-batch request (REST API reference, "Request Limits")."""
+
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Seven retries, MLflow's default, take four minutes to find out that no server is there.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+}
+"""What MLflow is told before its import, where the user has not set it."""
+
+_PASSWORD = re.compile(r"//[^/@]*@")
+"""The `user:password@` of a URI."""
+
+_CHATTY_LOGGERS = ("mlflow.store.db.utils", "alembic")
+"""They report every table of the first migration at level INFO; warnings and errors still pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlflowDestination:
+    """Where a run is kept. Needs no MLflow to be made or printed."""
+
+    tracking_uri: str
+    run_name: str
+    experiment: str = DEFAULT_EXPERIMENT
+    artifact_location: str | None = None
+    """URI of a new experiment's artifacts; None leaves it to the tracking server."""
+
+    @classmethod
+    def resolve(cls, *, output: Path, run_name: str) -> "MlflowDestination":
+        """Return what MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say, or an SQLite file in the output folder."""
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if uri:
+            return cls(tracking_uri=uri, run_name=run_name, experiment=experiment)
+        folder = output.resolve()
+        return cls(
+            tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
+            run_name=run_name,
+            experiment=experiment,
+            artifact_location=(folder / "mlartifacts").as_uri(),
+        )
+
+    @property
+    def ui_command(self) -> str:
+        """The shell command that opens the UI, or the address to open where a server runs already."""
+        if self.tracking_uri.startswith(("http://", "https://")):
+            return f"open {self.short_uri} in a browser"
+        if _PASSWORD.search(self.tracking_uri):
+            return 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.short_uri)}"
+
+    @property
+    def short_uri(self) -> str:
+        """The tracking URI to print: without a password, an SQLite path under the working directory made relative."""
+        path = Path(self.tracking_uri.removeprefix("sqlite:///"))
+        if self.tracking_uri.startswith("sqlite:///") and path.is_relative_to(Path.cwd()):
+            return f"sqlite:///{path.relative_to(Path.cwd())}"
+        return _PASSWORD.sub("//***@", self.tracking_uri)
+
+
+class MlflowBackend:
+    """One MLflow run, written through MlflowClient; imports MLflow and migrates the database, which takes seconds."""
+
+    def __init__(self, *, destination: MlflowDestination, started_s: float) -> None:
+        """Make a run that began at `started_s`, seconds since the epoch."""
+        from mlflow.tracking import MlflowClient
+
+        for name in _CHATTY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._client = MlflowClient(tracking_uri=destination.tracking_uri)
+        experiment_id = _experiment_id(self._client, destination=destination)
+        run = self._client.create_run(experiment_id, run_name=destination.run_name, start_time=round(started_s * 1000))
+        self.run_id: str = run.info.run_id
+
+    def write(self, records: Sequence[MetricRecord]) -> None:
+        """Write metrics with as few requests as MLflow admits."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(key, value, round(record.time_s * 1000), record.step)
+            for record in records
+            for key, value in record.metrics.items()
+        ]
+        for start in range(0, len(metrics), _METRICS_PER_REQUEST):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_PER_REQUEST])
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Write settings as text."""
+        from mlflow.entities import Param
+
+        entries = [Param(key, str(value)) for key, value in params.items()]
+        for start in range(0, len(entries), _PARAMS_PER_REQUEST):
+            self._client.log_batch(self.run_id, params=entries[start : start + _PARAMS_PER_REQUEST])
+
+    def log_artifact(self, path: Path) -> None:
+        """Copy a file, or a folder under its own name."""
+        if path.is_dir():
+            self._client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
+        else:
+            self._client.log_artifact(self.run_id, str(path))
+
+    def close(self, status: RunStatus) -> None:
+        """Mark the run finished or failed."""
+        self._client.set_terminated(self.run_id, status=status.value, end_time=round(time.time() * 1000))
+
+
+def mlflow_tracker(*, destination: MlflowDestination, close_timeout_s: float = 60.0) -> BackgroundTracker:
+    """Return a tracker that keeps the run in MLflow; import, database migration and writing cost no training time."""
+    settings = {"destination": dataclasses.asdict(destination), "started_s": time.time()}
+    return BackgroundTracker(
+        lambda: ProcessBackend(module=__name__, settings=settings, environment=_ENVIRONMENT),
+        name="MLflow",
+        close_timeout_s=close_timeout_s,
+    )
+
+
+def _experiment_id(client: "MlflowClient", *, destination: MlflowDestination) -> str:
+    """Return the experiment's id, made where it does not exist; another run may make it at the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(destination.experiment)
+    if found is None:
+        try:
+            return str(
+                client.create_experiment(destination.experiment, artifact_location=destination.artifact_location)
+            )
+        except MlflowException as error:
+            found = client.get_experiment_by_name(destination.experiment)
+            if found is None:
+                raise error
+    return str(found.experiment_id)
+
+
+def _open(settings: dict[str, Any]) -> MlflowBackend:
+    return MlflowBackend(destination=MlflowDestination(**settings["destination"]), started_s=settings["started_s"])
+
+
+if __name__ == "__main__":
+    serve_backend(_open)

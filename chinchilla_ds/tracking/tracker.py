@@ -1,0 +1,104 @@
+"""What a run tells about itself, and to whom.
+
+The training loop talks to a `Tracker`, which neither blocks nor raises. What really writes is a `TrackingBackend`
+(`tracking.jsonl`, `tracking.mlflow`), which may do both; `tracking.background.BackgroundTracker` stands between them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+
+class RunStatus(StrEnum):
+    """How a run ended, in MLflow's words."""
+
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRecord:
+    """The metrics of one moment."""
+
+    metrics: Mapping[str, float]
+    step: int
+    """Optimizer steps taken."""
+    time_s: float
+    """Seconds since the epoch when it was measured, not when it was written."""
+
+
+class Tracker(Protocol):
+    """The training loop's view of tracking: returns at once and never raises for a tracking failure."""
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Record numbers of one optimizer step."""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Record settings that hold for the whole run."""
+
+    def log_artifact(self, path: Path) -> None:
+        """Keep a copy of a file or folder, which must not change afterwards."""
+
+    def close(self, status: RunStatus) -> None:
+        """Write what is pending and end the run; a second call does nothing."""
+
+
+class TrackingBackend(Protocol):
+    """A place that keeps runs. Called by one thread only; free to be slow and to raise."""
+
+    def write(self, records: Sequence[MetricRecord]) -> None:
+        """Write a batch of metrics, oldest first."""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Write settings that hold for the whole run."""
+
+    def log_artifact(self, path: Path) -> None:
+        """Copy a file or folder."""
+
+    def close(self, status: RunStatus) -> None:
+        """End the run; nothing is called after this."""
+
+
+class NullTracker:
+    """Forgets everything: the tracker of ranks that do not own the loss."""
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Do nothing."""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Do nothing."""
+
+    def log_artifact(self, path: Path) -> None:
+        """Do nothing."""
+
+    def close(self, status: RunStatus) -> None:
+        """Do nothing."""
+
+
+class CompositeTracker:
+    """Tells several trackers the same."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self.trackers = tuple(trackers)
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Pass on to every tracker, in order."""
+        for tracker in self.trackers:
+            tracker.log_metrics(metrics, step=step)
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Pass on to every tracker, in order."""
+        for tracker in self.trackers:
+            tracker.log_params(params)
+
+    def log_artifact(self, path: Path) -> None:
+        """Pass on to every tracker, in order."""
+        for tracker in self.trackers:
+            tracker.log_artifact(path)
+
+    def close(self, status: RunStatus) -> None:
+        """Close every tracker, in order."""
+        for tracker in self.trackers:
+            tracker.close(status)

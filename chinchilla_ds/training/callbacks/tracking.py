@@ -1,0 +1,128 @@
+"""TrackingCallback: turns the training state into metrics, on the rank that owns the loss."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.tracking.environment import write_environment
+from chinchilla_ds.tracking.tracker import RunStatus, Tracker
+from chinchilla_ds.training.callback import Callback, TrainingState
+
+DEFAULT_ARTIFACTS = ("plan", "ds_config", "tokenizer", "environment", "sample")
+"""Names in `state.artifacts` that are copied to the tracker; the checkpoint is too large to be one."""
+
+
+class TrackingCallback(Callback):
+    """Logs every step and evaluation, the plan's numbers as parameters, and small files as artifacts.
+
+    Writes `environment.json` into the run's folder. The run counts as failed unless training reached its end.
+    """
+
+    def __init__(
+        self, *, tracker: Tracker, device_type: str, artifact_names: Sequence[str] = DEFAULT_ARTIFACTS
+    ) -> None:
+        """Feed a tracker.
+
+        Args:
+            tracker: where everything goes; on ranks that do not own the loss it is closed and never written to.
+            device_type: "cuda" reports the allocator's peak, "cpu" this process's resident memory.
+            artifact_names: keys of `state.artifacts` to copy, at the start or, where they appear later, at the end.
+        """
+        self._tracker = tracker
+        self._read_memory = _peak_cuda_bytes if device_type == "cuda" else _resident_bytes
+        self._artifact_names = tuple(artifact_names)
+        self._copied: set[str] = set()
+        self._status = RunStatus.FAILED
+
+    def on_train_start(self, state: TrainingState) -> None:
+        """Log the plan and the files that exist already."""
+        if not state.owns_loss:
+            return
+        state.artifacts["environment"] = str(write_environment(state.run_folder))
+        self._tracker.log_params(plan_params(state.plan))
+        self._copy_artifacts(state)
+
+    def on_step_end(self, state: TrainingState) -> None:
+        """Log the step."""
+        if state.owns_loss:
+            self._tracker.log_metrics(step_metrics(state, read_memory=self._read_memory), step=state.iteration)
+
+    def on_evaluation_end(self, state: TrainingState) -> None:
+        """Log the held-out loss."""
+        if state.owns_loss and state.evaluation is not None:
+            result = state.evaluation
+            metrics = {"held_out/loss": result.loss, "held_out/bits_per_byte": result.bits_per_byte}
+            self._tracker.log_metrics(metrics, step=state.iteration)
+
+    def on_train_end(self, state: TrainingState) -> None:
+        """Log the files that were written since, and call the run finished."""
+        if state.owns_loss:
+            self._copy_artifacts(state)
+        self._status = RunStatus.FINISHED
+
+    def on_close(self) -> None:
+        """Write what is pending and end the run."""
+        self._tracker.close(self._status)
+
+    def _copy_artifacts(self, state: TrainingState) -> None:
+        for name in self._artifact_names:
+            if name in state.artifacts and name not in self._copied:
+                self._copied.add(name)
+                self._tracker.log_artifact(Path(state.artifacts[name]))
+
+
+def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dict[str, float]:
+    """Return the metrics of the step just made; of a skipped one only the loss scale and how many were skipped.
+
+    `flops` stands beside `train/loss` at every step, so that either can be the other's axis; `predicted_loss` is a
+    constant, so that a chart shows where the scaling law expects the run to end.
+    """
+    step = state.step
+    if step is None:
+        return {}
+    skipped = {"loss_scale": step.loss_scale, "skipped_steps": float(state.attempts - state.iteration)}
+    if step.skipped:
+        return skipped
+    metrics = {
+        "train/loss": step.loss,
+        "predicted_loss": state.plan.prediction.loss,
+        "learning_rate": step.learning_rate,
+        "grad_norm": step.grad_norm,
+        "tokens": float(state.consumed_tokens),
+        "flops": state.flops_spent,
+        "tokens_per_s": state.tokens_per_s,
+        "memory_bytes": float(read_memory()),
+    }
+    if state.mfu is not None:
+        metrics["mfu"] = state.mfu
+    return metrics | skipped
+
+
+def plan_params(plan: RunPlan) -> dict[str, object]:
+    """Return the plan's numbers under dotted names such as `shape.num_layers`; its sentences stay in the JSON."""
+    fields = dataclasses.asdict(plan)
+    del fields["reasons"]
+    return dict(_flatten(fields, prefix=""))
+
+
+def _flatten(fields: Mapping[str, object], *, prefix: str) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, prefix=f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak_cuda_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())

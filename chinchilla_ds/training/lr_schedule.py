@@ -1,0 +1,61 @@
+"""Learning rate as a pure function of the optimizer steps that were really taken.
+
+Convention: `iteration` is the number of steps taken before this one, so the first step has iteration 0 and the last
+one `train_iters - 1`. The three landmarks are exact:
+
+- warm-up: the first step uses `peak / warmup_iters`, never zero; step `warmup_iters - 1` uses `peak`;
+- decay: the last step before the decay phase uses `peak`, and it is decayed over the `decay_iters` steps after it;
+- the last step, `train_iters - 1`, uses `min_learning_rate`.
+
+A step that FP16 overflow skipped moves nothing: the next attempt asks for the same iteration again.
+"""
+
+import math
+
+from chinchilla_ds.plan import Decay, Schedule
+
+
+def learning_rate(iteration: int, *, schedule: Schedule, peak: float, train_iters: int) -> float:
+    """Return the learning rate of one optimizer step.
+
+    Args:
+        iteration: optimizer steps taken before this one; skipped ones do not count.
+        schedule: lengths, in optimizer steps, and shape of warm-up and decay.
+        peak: learning rate at the end of warm-up.
+        train_iters: optimizer steps of the whole run. Beyond them the last learning rate stays.
+
+    Raises:
+        ValueError: a negative iteration, or phases that do not fill the run.
+
+    Source: linear warm-up and half a cosine, Hoffmann et al. 2022 (arXiv:2203.15556), appendix B, where a cosine
+    longer than the run costs loss, so it ends with the run; warm-up, stable, decay: Hu et al. 2024 (arXiv:2404.06395),
+    section 4, with the linear decay of Haegele et al. 2024 (arXiv:2405.18392).
+    """
+    if iteration < 0:
+        raise ValueError(f"iteration is {iteration}; it counts optimizer steps from 0")
+    check_phases(schedule, train_iters=train_iters)
+    if iteration < schedule.warmup_iters:
+        return peak * (iteration + 1) / schedule.warmup_iters
+    decayed_iters = iteration + 1 - (train_iters - schedule.decay_iters)
+    if decayed_iters <= 0 or schedule.decay_iters == 0:
+        return peak
+    progress = min(decayed_iters / schedule.decay_iters, 1.0)
+    return schedule.min_learning_rate + (peak - schedule.min_learning_rate) * _remaining(schedule.decay, progress)
+
+
+def check_phases(schedule: Schedule, *, train_iters: int) -> None:
+    """Raise ValueError where warm-up and decay do not fit `train_iters` steps as the schedule's shape demands."""
+    warmup, decay = schedule.warmup_iters, schedule.decay_iters
+    if warmup < 0 or decay < 0 or warmup + decay > train_iters:
+        raise ValueError(f"warmup_iters ({warmup}) + decay_iters ({decay}) must fit into train_iters ({train_iters})")
+    if schedule.decay is Decay.COSINE and warmup + decay != train_iters:
+        raise ValueError(
+            f"a cosine decays over all {train_iters - warmup} steps after its {warmup} warm-up steps, not over {decay}"
+        )
+
+
+def _remaining(decay: Decay, progress: float) -> float:
+    """Return the share of (peak - minimum) that is left at `progress` (0 to 1) of the decay phase."""
+    if decay is Decay.COSINE:
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0 - progress

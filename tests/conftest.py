@@ -1,0 +1,34 @@
+"""What every test stands on."""
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without the gpu tests, hide the GPUs, before torch is imported: the CPU tests mean the same on every machine."""
+    if "not gpu" in config.getoption("markexpr", default=""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the gpu tests where there is no GPU."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_leaves_this_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep trackers and hubs offline and out of the home folder."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ["HF_HOME"] = str(home / "huggingface")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home / 'mlflow.db'}"
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

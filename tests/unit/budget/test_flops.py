@@ -1,0 +1,100 @@
+import math
+from itertools import starmap
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from chinchilla_ds.budget.flops import (
+    AppendixF,
+    AttentionCount,
+    decoder_flops_per_token,
+    forward_flops_per_token,
+    paper_flops_per_token,
+    train_flops_6nd,
+)
+from chinchilla_ds.budget.parameters import PaperShape, paper_params
+from chinchilla_ds.plan import ModelShape
+
+# Hoffmann et al. 2022, Table A4: layers, d_model, ffw_size, heads, k/q size, printed ratio of its FLOPs to 6ND;
+# last, the ratio when Appendix F is taken at its word
+TABLE_A4 = (
+    (10, 640, 2560, 10, 64, 1.03, 1.580),
+    (20, 1024, 4096, 16, 64, 1.10, 1.315),
+    (24, 1280, 5120, 10, 128, 1.08, 1.231),
+    (26, 1792, 7168, 14, 128, 1.04, 1.144),
+    (28, 2048, 8192, 16, 128, 1.03, 1.115),
+    (40, 3584, 14336, 28, 128, 0.99, 1.028),
+)
+
+SHAPE = ModelShape(
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=160,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=16,
+    vocab_size=200,
+    padded_vocab_size=256,
+    seq_length=32,
+)
+
+
+@pytest.mark.parametrize("row", TABLE_A4, ids=lambda row: f"{row[0]}x{row[1]}")
+@pytest.mark.parametrize("mode", AppendixF)
+def test_table_a4(row: tuple[float, ...], mode: AppendixF) -> None:
+    layers, d_model, ffw_size, heads, kq_size = map(int, row[:5])
+    shape = PaperShape(
+        num_layers=layers,
+        hidden_size=d_model,
+        ffn_hidden_size=ffw_size,
+        num_attention_heads=heads,
+        kv_channels=kq_size,
+    )
+    ratio = paper_flops_per_token(shape=shape, mode=mode) / (6 * paper_params(shape=shape))
+    if mode is AppendixF.LITERAL:
+        assert ratio == pytest.approx(row[6], abs=6e-4)
+    else:
+        assert ratio == pytest.approx(row[5], abs=5.1e-3)
+
+
+def test_6nd_of_chinchilla() -> None:
+    assert train_flops_6nd(num_params=70e9, num_tokens=1.4e12) == pytest.approx(5.88e23)
+
+
+def test_decoder_by_hand() -> None:
+    per_layer = 2 * 64 * (4 + 2 + 2) * 16 + 2 * 64 * 64 + 3 * 2 * 64 * 160
+    attention = 2 * 32 * 64 + 2 * 32 * 64
+    logits = 2 * 64 * 256
+    assert forward_flops_per_token(shape=SHAPE) == 2 * (per_layer + attention) + logits
+    assert decoder_flops_per_token(shape=SHAPE) == 3 * forward_flops_per_token(shape=SHAPE)
+
+
+def test_causal_counts_what_the_mask_leaves() -> None:
+    full = forward_flops_per_token(shape=SHAPE)
+    causal = forward_flops_per_token(shape=SHAPE, attention=AttentionCount.CAUSAL)
+    masked = sum(starmap(lambda query, key: key > query, ((q, k) for q in range(32) for k in range(32))))
+    assert (full - causal) * 32 == 2 * masked * 4 * 4 * 16
+
+
+def test_decoder_equals_torch_flop_counter() -> None:
+    s, h, heads, groups, kv = 32, 64, 4, 2, 16
+    make = lambda *size: torch.randn(*size, requires_grad=True)  # noqa: E731
+    x = make(s, h)
+    layers = [(make((heads + 2 * groups) * kv, h), make(h, heads * kv), make(320, h), make(h, 160)) for _ in range(2)]
+    output = make(256, h)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        y = x
+        for qkv, out, gate_up, down in layers:
+            q, k, v = F.linear(y, qkv).view(1, s, -1, kv).transpose(1, 2).split([heads, groups, groups], dim=1)
+            attended = F.scaled_dot_product_attention(
+                q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), is_causal=True
+            )
+            y = F.linear(attended.transpose(1, 2).reshape(s, h), out)
+            gate, up = F.linear(y, gate_up).chunk(2, dim=-1)
+            y = F.linear(F.silu(gate) * up, down)
+        F.linear(y, output).sum().backward()
+    assert counter.get_total_flops() / s == decoder_flops_per_token(shape=SHAPE)
+    assert math.isclose(counter.get_total_flops() / s, 3 * forward_flops_per_token(shape=SHAPE))

@@ -1,0 +1,82 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chinchilla_ds.tracking.mlflow import MlflowDestination, mlflow_tracker
+from chinchilla_ds.tracking.tracker import RunStatus
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+
+
+def test_the_default_is_an_sqlite_file_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    destination = MlflowDestination.resolve(output=Path("runs"), run_name="tiny")
+    assert destination.tracking_uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert destination.artifact_location == (tmp_path / "runs" / "mlartifacts").as_uri()
+    assert destination.experiment == "chinchilla-ds"
+    assert destination.ui_command == "mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
+
+
+def test_a_path_elsewhere_stays_absolute_and_is_quoted(tmp_path: Path) -> None:
+    destination = MlflowDestination.resolve(output=tmp_path / "my runs", run_name="tiny")
+    assert destination.ui_command == f"mlflow ui --backend-store-uri 'sqlite:///{tmp_path}/my runs/mlflow.db'"
+
+
+def test_the_environment_chooses_server_and_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "ours")
+    destination = MlflowDestination.resolve(output=Path("runs"), run_name="tiny")
+    assert (destination.tracking_uri, destination.experiment) == ("http://mlflow.example:5000", "ours")
+    assert destination.artifact_location is None
+    assert destination.ui_command == "open http://mlflow.example:5000 in a browser"
+
+
+def test_a_password_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@db/mlflow")
+    destination = MlflowDestination.resolve(output=Path("runs"), run_name="tiny")
+    assert destination.short_uri == "postgresql://***@db/mlflow"
+    assert destination.ui_command == 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
+
+
+def test_naming_a_destination_does_not_import_mlflow() -> None:
+    code = "import sys, chinchilla_ds.tracking.mlflow; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs
+def test_what_is_logged_can_be_read_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mlflow_was_there = "mlflow" in sys.modules
+    destination = MlflowDestination.resolve(output=tmp_path, run_name="tiny")
+    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "pieces.model").write_text("x")
+    tracker = mlflow_tracker(destination=destination, close_timeout_s=240)
+    tracker.log_params({"shape.num_layers": 4, **{f"p{i}": i for i in range(150)}})
+    for step in range(1, 601):  # two metrics each: more than one request holds
+        tracker.log_metrics({"train/loss": 5.0 / step, "flops": 1e9 * step}, step=step)
+    tracker.log_metrics({"held_out/loss": float("nan")}, step=600)
+    tracker.log_artifact(tmp_path / "plan.json")
+    tracker.log_artifact(tmp_path / "tokenizer")
+    tracker.close(RunStatus.FINISHED)
+    assert capfd.readouterr() == ("", "")  # no migration log
+    assert "mlflow" not in sys.modules or mlflow_was_there
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=destination.tracking_uri)
+    experiment = client.get_experiment_by_name("chinchilla-ds")
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(metric.step, metric.value) for metric in history] == [(step, 5.0 / step) for step in range(1, 601)]
+    assert run.data.metrics["flops"] == 6e11
+    assert run.data.params["shape.num_layers"] == "4"
+    assert len(run.data.params) == 151
+    assert (run.info.run_name, run.info.status) == ("tiny", "FINISHED")
+    assert run.info.artifact_uri.startswith((tmp_path / "mlartifacts").as_uri())
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"plan.json", "tokenizer"}

@@ -1,0 +1,114 @@
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from chinchilla_ds.tracking.tracker import RunStatus
+from chinchilla_ds.training.callbacks.tracking import TrackingCallback, plan_params
+from tests.unit.training.states import FLOPS_PER_TOKEN, TOKENS_PER_STEP, evaluate, make_plan, make_state, take_step
+
+
+class ListTracker:
+    def __init__(self) -> None:
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.params: dict[str, object] = {}
+        self.artifacts: list[str] = []
+        self.status: RunStatus | None = None
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        self.metrics.append((step, dict(metrics)))
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        self.params |= params
+
+    def log_artifact(self, path: Path) -> None:
+        self.artifacts.append(path.name)
+
+    def close(self, status: RunStatus) -> None:
+        self.status = status
+
+
+def test_steps_and_evaluations_are_logged_with_what_plots_loss_against_flops(tmp_path: Path) -> None:
+    state, tracker = make_state(tmp_path), ListTracker()
+    state.mfu = 0.25
+    callback = TrackingCallback(tracker=tracker, device_type="cpu")
+    callback.on_train_start(state)
+    take_step(state, loss=5.0)
+    callback.on_step_end(state)
+    evaluate(state, loss=5.5, bits_per_byte=2.5)
+    callback.on_evaluation_end(state)
+    step, metrics = tracker.metrics[0]
+    assert step == 1
+    assert metrics.pop("memory_bytes") > 1e6
+    assert metrics == {
+        "train/loss": 5.0,
+        "predicted_loss": 7.125,
+        "learning_rate": 1e-3,
+        "grad_norm": 1.5,
+        "tokens": TOKENS_PER_STEP,
+        "flops": TOKENS_PER_STEP * FLOPS_PER_TOKEN,
+        "tokens_per_s": TOKENS_PER_STEP / 0.5,
+        "mfu": 0.25,
+        "loss_scale": 8.0,
+        "skipped_steps": 0.0,
+    }
+    assert tracker.metrics[1] == (1, {"held_out/loss": 5.5, "held_out/bits_per_byte": 2.5})
+
+
+def test_a_skipped_step_logs_no_loss_and_nothing_that_is_not_a_number(tmp_path: Path) -> None:
+    state, tracker = make_state(tmp_path), ListTracker()
+    take_step(state, skipped=True)
+    TrackingCallback(tracker=tracker, device_type="cpu").on_step_end(state)
+    assert tracker.metrics == [(0, {"loss_scale": 8.0, "skipped_steps": 1.0})]
+    assert all(math.isfinite(value) for value in tracker.metrics[0][1].values())
+
+
+def test_artifacts_are_copied_once_and_the_checkpoint_never(tmp_path: Path) -> None:
+    state, tracker = make_state(tmp_path), ListTracker()
+    state.artifacts |= {"plan": str(tmp_path / "plan.json"), "checkpoint": str(tmp_path / "checkpoint")}
+    callback = TrackingCallback(tracker=tracker, device_type="cpu")
+    callback.on_train_start(state)
+    assert tracker.artifacts == ["plan.json", "environment.json"]
+    state.artifacts["sample"] = str(tmp_path / "sample.txt")
+    callback.on_train_end(state)
+    assert tracker.artifacts == ["plan.json", "environment.json", "sample.txt"]
+
+
+def test_the_environment_is_written_into_the_run_folder(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    TrackingCallback(tracker=ListTracker(), device_type="cpu").on_train_start(state)
+    environment = json.loads(Path(state.artifacts["environment"]).read_text())
+    assert environment["python"].startswith("3.")
+    assert environment["versions"]["torch"] == environment["packages"]["torch"]
+
+
+@pytest.mark.parametrize(("reaches_end", "status"), [(True, RunStatus.FINISHED), (False, RunStatus.FAILED)])
+def test_a_run_that_did_not_reach_its_end_failed(tmp_path: Path, reaches_end: bool, status: RunStatus) -> None:
+    state, tracker = make_state(tmp_path), ListTracker()
+    callback = TrackingCallback(tracker=tracker, device_type="cpu")
+    callback.on_train_start(state)
+    if reaches_end:
+        callback.on_train_end(state)
+    callback.on_close()
+    assert tracker.status is status
+
+
+def test_other_ranks_log_nothing(tmp_path: Path) -> None:
+    state, tracker = make_state(tmp_path), ListTracker()
+    state.owns_loss = False
+    callback = TrackingCallback(tracker=tracker, device_type="cpu")
+    callback.on_train_start(state)
+    take_step(state)
+    callback.on_step_end(state)
+    callback.on_train_end(state)
+    assert (tracker.metrics, tracker.params, tracker.artifacts) == ([], {}, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan_parameters_have_dotted_names() -> None:
+    params = plan_params(make_plan())
+    assert params["shape.num_layers"] == 4
+    assert str(params["precision"]) == "fp32"
+    assert "reasons" not in params
