@@ -124,7 +124,7 @@ def make_plain_step(plan: RunPlan, *, bf16_weights: bool = False) -> Callable[[]
         with torch.autocast(text.device.type, torch.bfloat16, enabled=autocast):
             logits = model(input_ids=tokens).logits
         loss = F.cross_entropy(logits.flatten(end_dim=1).float(), labels.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), chosen.gradient_clipping)
         optimizer.step()
         loss.item()  # a loop that reports its loss waits for it, and so does ours

@@ -207,7 +207,7 @@ class RunPlan:
         return plan
 
 
-_PARTS: dict[str, type] = {
+_PARTS: dict[str, Any] = {
     "shape": ModelShape,
     "batch": BatchPlan,
     "layout": ParallelLayout,
@@ -251,7 +251,7 @@ def _convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
         try:
             return part(value)
         except ValueError:
-            allowed = ", ".join(part)
+            allowed = ", ".join(str(choice) for choice in part)
             raise ConfigError(f"{where} is {value!r}; it must be one of {allowed}") from None
     if field.name == "reasons" and isinstance(value, list):
         return tuple(str(item) for item in value)

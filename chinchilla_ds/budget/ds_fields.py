@@ -13,6 +13,8 @@ from chinchilla_ds.plan import Offload, Precision, Recompute, RunPlan
 AUTO = "auto"
 ZERO = "zero_optimization"
 OPTIMIZER_TYPE = "AdamW"
+_OTHER_PLAN = 'set it to "auto", or use a plan that was made with it'
+"""For what only the JSON chooses: no flag does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +77,11 @@ def owned_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
     for kind in (Precision.BF16, Precision.FP16):
         fix = 'set it to "auto", or pass another --precision'
         yield Owned(path=(kind.value, "enabled"), value=plan.precision is kind, fix=fix)
-    yield Owned(path=(ZERO, "stage"), value=int(layout.zero_stage), fix=_flag_fix("zero_stage"))
+    yield Owned(path=(ZERO, "stage"), value=int(layout.zero_stage), fix=_OTHER_PLAN)
     for name in ("offload_optimizer", "offload_param"):
         device = getattr(layout, name)
         if device is not Offload.NONE or find(ds, (ZERO, name)) is not None:
-            yield Owned(path=(ZERO, name, "device"), value=device.value, fix=_flag_fix(name))
+            yield Owned(path=(ZERO, name, "device"), value=device.value, fix=_OTHER_PLAN)
     if "optimizer" in ds:
         yield from _optimizer_values(plan)
 
@@ -98,10 +100,14 @@ def _optimizer_values(plan: RunPlan) -> Iterator[Owned]:
 def compared_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
     """Yield what the plan decides and DeepSpeed has no key for; checked, never written."""
     for item in named_fields(ds):
-        if isinstance(item, Named) and item.where.startswith((OWN_SECTION, "activation_checkpointing")):
-            section = item.where == "activation_checkpointing"
-            fix = f"leave the section out, or pass {flag(item.field)} {{}}" if section else _flag_fix(item.field)
-            yield Owned(path=tuple(item.where.split(".")), value=getattr(plan.layout, item.field), fix=fix)
+        if not isinstance(item, Named) or not item.where.startswith((OWN_SECTION, "activation_checkpointing")):
+            continue
+        fix = _flag_fix(item.field)
+        if item.where == "activation_checkpointing":
+            fix = f"leave the section out, or pass {flag(item.field)} {{}}"
+        elif isinstance(item.value, bool):
+            fix = f'set it to "auto", or pass {flag(item.field if item.value else f"no_{item.field}")}'
+        yield Owned(path=tuple(item.where.split(".")), value=getattr(plan.layout, item.field), fix=fix)
 
 
 def same(given: Any, planned: Any, /) -> bool:

@@ -114,8 +114,9 @@ def _layer_params(shape: ModelShape) -> int:
 
 def _hidden_sizes() -> Iterator[int]:
     """Yield hidden sizes whose heads come in twos, fours (from 2048) and eights (from 4096), for tensor parallelism."""
-    yield from range(32, 256, 32)
-    yield from range(256, 1024, 64)
+    yield 32
+    yield from range(64, 512, 64)
+    yield from range(512, 1024, 128)
     yield from range(1024, 2048, 256)
     yield from range(2048, 4096, 512)
     yield from range(4096, 65536 + 1, 1024)
@@ -123,7 +124,7 @@ def _hidden_sizes() -> Iterator[int]:
 
 def _make_shape(request: ShapeRequest, *, hidden_size: int, num_layers: int) -> ModelShape:
     kv_channels = _kv_channels(hidden_size)
-    heads = 2 * round(hidden_size / kv_channels / 2)
+    heads = hidden_size // kv_channels
     return ModelShape(
         num_layers=num_layers,
         hidden_size=hidden_size,

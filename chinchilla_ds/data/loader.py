@@ -39,8 +39,8 @@ class MicroBatch:
 class TokenLoader:
     """Training and held-out micro-batches of one plan.
 
-    Construct it on every rank: where a process group is initialised, global rank 0 writes the sequence index into the
-    prepared folder, which all ranks must share, and the others wait for it.
+    Constructing it writes the sequence index into the prepared folder where it is not there yet. Among several ranks,
+    one constructs it first; the others then find the index, in a folder that all share.
     """
 
     def __init__(self, *, prepared: PreparedData, plan: RunPlan) -> None:
@@ -115,8 +115,6 @@ def _micro_batch(sequences: "GPTDataset", samples: "range | list[int]") -> Micro
 
 def _open(prepared: PreparedData, *, prefix: Path, seq_length: int, num_samples: int | None, seed: int) -> "GPTDataset":
     """Open the sequences over an index that one rank has built: complete under its name, or not there at all."""
-    import torch.distributed
-
     def load(index_folder: Path) -> "GPTDataset":
         return open_sequences(
             prefix=prefix,
@@ -131,11 +129,7 @@ def _open(prepared: PreparedData, *, prefix: Path, seq_length: int, num_samples:
 
     name = f"{prefix.name}-seq{seq_length}-samples{num_samples or 'all'}-seed{seed}"
     final = prepared.folder / "index" / name
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_rank() == 0:
-        _build_index(load, final)
-    if distributed:
-        torch.distributed.barrier()
+    _build_index(load, final)
     return load(final)
 
 

@@ -56,9 +56,9 @@ class AccumulationSchedule:
         """Return the loss of every micro-batch."""
         return [self.engine(batch.tokens, batch.labels) for batch in batches]
 
-    def logits(self, batch: MicroBatch) -> Tensor | None:
-        """Return logits [b, s, v/tp]."""
-        logits: Tensor = self.engine(batch.tokens)
+    def logits(self, tokens: Tensor) -> Tensor | None:
+        """Return logits [b, s, v/tp] of tokens [b, s]."""
+        logits: Tensor = self.engine(tokens)
         return logits
 
 
@@ -122,36 +122,40 @@ class PipelineSchedule:
         """Run forward and backward; return the losses on the last stage, nothing on others."""
         self._backwards_left = len(batches) * len(self.chunks)
         self._backwards_done = [0] * len(self.chunks)
-        losses = self._schedule(batches, forward_only=False)
+        losses = self._schedule(_loss_step, batches, shape=batches[0].tokens.shape, forward_only=False)
         assert self._backwards_left == 0, f"{self._backwards_left} backward passes of this step never ran"
         return losses
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
         """Return the losses on the last stage, nothing on others."""
-        return self._schedule(batches, forward_only=True)
+        return self._schedule(_loss_step, batches, shape=batches[0].tokens.shape, forward_only=True)
 
-    def logits(self, batch: MicroBatch) -> Tensor | None:
-        """Return logits [b, s, v/tp] on the last stage, None on others."""
-        repeats = parallel_state.get_pipeline_model_parallel_world_size() if len(self.chunks) > 1 else 1
-        outputs = self._schedule([batch] * repeats, forward_only=True, logits=True)
+    def logits(self, tokens: Tensor) -> Tensor | None:
+        """Return logits [b, s, v/tp] of tokens [b, s] on the last stage, None on others."""
+        stages = parallel_state.get_pipeline_model_parallel_world_size()
+        repeats = stages if len(self.chunks) > 1 else 1  # interleaving needs as many micro-batches as stages
+        outputs = self._schedule(_logits_step, [tokens] * repeats, shape=tokens.shape, forward_only=True)
         return outputs[-1] if outputs else None
 
-    def _schedule(self, batches: Sequence[MicroBatch], *, forward_only: bool, logits: bool = False) -> list[Tensor]:
-        def forward_step(iterator: Iterator[MicroBatch], chunk: _Chunk) -> tuple[Tensor, Any]:
-            batch = next(iterator)
-            return chunk(batch.tokens, None if logits else batch.labels), _keep_logits if logits else _keep_loss
-
-        micro_batch_size, seq_length = batches[0].tokens.shape
-        return self._forward_backward(  # type: ignore[no-any-return]
-            forward_step_func=forward_step,
-            data_iterator=[iter(batches) for _ in self.chunks],
+    def _schedule(self, step: Any, inputs: Sequence[Any], *, shape: torch.Size, forward_only: bool) -> list[Tensor]:
+        micro_batch_size, seq_length = shape
+        kept: list[Tensor] = self._forward_backward(
+            forward_step_func=step,
+            data_iterator=[iter(inputs) for _ in self.chunks],
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
-            num_microbatches=len(batches),
+            num_microbatches=len(inputs),
             seq_length=seq_length,
             micro_batch_size=micro_batch_size,
             forward_only=forward_only,
-            collect_non_loss_data=logits,
+            collect_non_loss_data=step is _logits_step,
         )
+        return kept
+
+
+def _loss_step(batches: Iterator[MicroBatch], chunk: _Chunk) -> tuple[Tensor, Any]:
+    """What megatron's schedule calls for every micro-batch and chunk of a training or evaluation pass."""
+    batch = next(batches)
+    return chunk(batch.tokens, batch.labels), _keep_loss
 
 
 def _keep_loss(loss: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,8 +163,9 @@ def _keep_loss(loss: Tensor) -> tuple[Tensor, Tensor]:
     return loss.clone(), loss.detach().clone()
 
 
-def _keep_logits(logits: Tensor, non_loss_data: bool = True) -> Tensor:
-    return logits
+def _logits_step(tokens: Iterator[Tensor], chunk: _Chunk) -> tuple[Tensor, Any]:
+    """What megatron's schedule calls for every micro-batch and chunk of a pass that keeps logits."""
+    return chunk(next(tokens), None), lambda logits, non_loss_data: logits
 
 
 def make_schedule(*, engine: Any, plan: RunPlan) -> AccumulationSchedule | PipelineSchedule:

@@ -9,9 +9,10 @@ import deepspeed
 import torch
 from deepspeed.runtime.utils import clip_grad_norm_
 from megatron.core import parallel_state
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor, nn
 
-from chinchilla_ds.distributed import recompute
+from chinchilla_ds.distributed import cpu_backend, groups, recompute
 from chinchilla_ds.distributed.mpu import Mpu
 from chinchilla_ds.engine import precision
 from chinchilla_ds.engine.result import StepResult
@@ -141,7 +142,21 @@ class TrainingEngine:
         return float(mean_loss(self.schedule.evaluate(batches)))
 
     @torch.no_grad()
-    def logits(self, batch: MicroBatch) -> Tensor | None:
-        """Return logits [b, s, v/tp] of this rank's shard of the vocabulary on the last stage, None on others."""
+    def next_token_logits(self, tokens: Sequence[int]) -> Tensor:
+        """Return the logits [v] of the token after `tokens`, the same on every rank; all ranks pass the same tokens.
+
+        Runs the whole window of at most seq_length tokens, without a key-value cache: every layout and ZeRO stage that
+        can train can sample.
+        """
         self.engine.eval()
-        return self.schedule.logits(batch)
+        shape, device = self.plan.shape, cpu_backend.device()
+        window = list(tokens)[-shape.seq_length :]
+        padded = torch.zeros((1, shape.seq_length), dtype=torch.int64, device=device)
+        padded[0, : len(window)] = torch.tensor(window, device=device)
+        logits = self.schedule.logits(padded)
+        next_logits = torch.empty(shape.padded_vocab_size, device=device)
+        if logits is not None:
+            shard = logits[0, len(window) - 1].float()
+            next_logits = gather_from_tensor_model_parallel_region(shard).contiguous()
+        torch.distributed.broadcast(next_logits, src=groups.loss_owner_rank())
+        return next_logits

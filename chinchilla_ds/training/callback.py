@@ -6,7 +6,7 @@ from pathlib import Path
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.plan import RunPlan
 
-__all__ = ["Callback", "EvaluationResult", "StepResult", "TrainingState"]
+__all__ = ["Callback", "EvaluationResult", "Sample", "StepResult", "TrainingState"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,15 @@ class EvaluationResult:
     """Nats per token."""
     bits_per_byte: float
     num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Text that the trained model wrote."""
+
+    prompt: str
+    """Held-out text that it was given."""
+    continuation: str
 
 
 @dataclass(kw_only=True)
@@ -43,6 +52,8 @@ class TrainingState:
     mfu: float | None = None
     step: StepResult | None = None
     evaluation: EvaluationResult | None = None
+    sample: Sample | None = None
+    """At the end of the run."""
     artifacts: dict[str, str] = field(default_factory=dict)
     """Name to path of what the run wrote (plan, checkpoint, tokenizer, ...)."""
 

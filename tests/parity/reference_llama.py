@@ -261,7 +261,7 @@ def train_step(
     loss_of_step = 0.0
     for tokens, labels in micro_batches:
         loss = model.loss(tokens, labels) / len(micro_batches)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        loss.backward()
         loss_of_step += loss.item()
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), gradient_clipping or float("inf"))
     optimizer.step()

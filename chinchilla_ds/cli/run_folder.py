@@ -1,0 +1,48 @@
+"""The folder of one run: made once everything that can be refused has been."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from chinchilla_ds.data.prepared import PreparedData
+from chinchilla_ds.errors import OutputError
+from chinchilla_ds.plan import RunPlan
+
+
+def make_run_folder(
+    *, output: Path, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData, now: datetime
+) -> tuple[Path, dict[str, str]]:
+    """Make `output/<budget>-<time>` and write the plan and the resolved ds_config into it.
+
+    Returns:
+        The folder, and name to path of what a tracker should keep.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    folder = _new_folder(output, name=f"{plan.compute_budget_flops:.3g}-{now:%Y%m%d-%H%M%S}".replace("+", ""))
+    try:
+        (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+        (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write to the run's folder {folder}: {error.strerror}") from None
+    return folder, {
+        "plan": str(folder / "plan.json"),
+        "ds_config": str(folder / "ds_config.json"),
+        "tokenizer": str(prepared.tokenizer_path),
+    }
+
+
+def _new_folder(output: Path, *, name: str) -> Path:
+    """Make a folder that was not there; a second run in the same second gets a number."""
+    for attempt in range(1, 100):
+        folder = output / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(f"cannot make the run's folder {folder}: {error.strerror}") from None
+        return folder
+    raise OutputError(f"{output} holds a hundred runs named {name}")

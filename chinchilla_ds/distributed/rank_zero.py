@@ -1,0 +1,29 @@
+"""Work that one rank does for all: its result, or the user error it met, reaches every rank."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+
+from chinchilla_ds.errors import ChinchillaError
+
+T = TypeVar("T")
+
+
+def run_on_rank_zero(work: Callable[[], T]) -> T:
+    """Run `work` on global rank 0 and return what it returned on every rank.
+
+    Raises:
+        ChinchillaError: `work` raised it; every rank raises it, so that all leave together. Anything else that `work`
+            raises is a bug: rank 0 ends with its traceback, and the launcher ends the others.
+    """
+    outcome: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except ChinchillaError as error:
+            outcome[0] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], ChinchillaError):
+        raise outcome[0]
+    return cast(T, outcome[0])

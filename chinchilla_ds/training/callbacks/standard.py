@@ -1,0 +1,37 @@
+"""The callbacks of an ordinary run."""
+
+from pathlib import Path
+
+from chinchilla_ds.data.prepared import PreparedData
+from chinchilla_ds.distributed import cpu_backend, groups
+from chinchilla_ds.tracking.jsonl import jsonl_tracker
+from chinchilla_ds.tracking.mlflow import MlflowDestination, mlflow_tracker
+from chinchilla_ds.tracking.tracker import CompositeTracker, NullTracker, Tracker
+from chinchilla_ds.training.callback import Callback
+from chinchilla_ds.training.callbacks.progress import ProgressCallback
+from chinchilla_ds.training.callbacks.sample import SampleCallback
+from chinchilla_ds.training.callbacks.summary import SummaryCallback
+from chinchilla_ds.training.callbacks.tracking import TrackingCallback
+
+
+def standard_callbacks(
+    *, output: Path, run_folder: Path, prepared: PreparedData, started_s: float
+) -> tuple[Callback, ...]:
+    """Return progress, tracking (MLflow and metrics.jsonl), sample and summary, in the order of their output.
+
+    Args:
+        output: Holds mlflow.db, unless MLFLOW_TRACKING_URI names another place.
+        run_folder: Receives metrics.jsonl; its name is the MLflow run's.
+        prepared: For the unigram loss that stands beside the model's.
+        started_s: `time.monotonic()` when the command began.
+    """
+    destination = MlflowDestination.resolve(output=output, run_name=run_folder.name)
+    tracker: Tracker = NullTracker()
+    if groups.owns_loss():
+        tracker = CompositeTracker([jsonl_tracker(run_folder=run_folder), mlflow_tracker(destination=destination)])
+    return (
+        ProgressCallback(),
+        TrackingCallback(tracker=tracker, device_type=cpu_backend.device().type),
+        SampleCallback(),
+        SummaryCallback(unigram_loss=prepared.unigram_loss, mlflow=destination, started_s=started_s),
+    )

@@ -1,0 +1,199 @@
+"""The training loop: tokens, not epochs. The loop owns the steps; callbacks own everything else."""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+
+from chinchilla_ds.budget.hardware import peak_flops_per_s
+from chinchilla_ds.data.loader import MicroBatch, TokenLoader
+from chinchilla_ds.data.prepared import PreparedData
+from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.distributed import cpu_backend, groups
+from chinchilla_ds.engine import checkpoint
+from chinchilla_ds.engine.zero import TrainingEngine
+from chinchilla_ds.errors import ChinchillaError
+from chinchilla_ds.evaluation.bits_per_byte import bits_per_byte
+from chinchilla_ds.inference.generate import generate
+from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.training.callback import Callback, EvaluationResult, Sample, StepResult, TrainingState
+from chinchilla_ds.training.lr_schedule import learning_rate
+
+EVALUATION_TOKENS = 32_768
+"""Held-out tokens of the evaluations within a run; the last one reads the whole held-out part."""
+SAMPLE_PROMPT_TOKENS = 32
+SAMPLE_NEW_TOKENS = 96
+
+
+class DivergedError(ChinchillaError):
+    """The loss is no longer a number."""
+
+
+def pretrain(
+    *,
+    plan: RunPlan,
+    ds_config: dict[str, Any],
+    prepared: PreparedData,
+    run_folder: Path,
+    artifacts: dict[str, str],
+    callbacks: Sequence[Callback],
+) -> TrainingState:
+    """Train to the end of the plan's token budget, evaluate, save.
+
+    Args:
+        plan: The resolved plan; its process groups must be initialised.
+        ds_config: The resolved DeepSpeed JSON.
+        prepared: The tokenised corpus.
+        run_folder: Receives the checkpoint.
+        artifacts: Name to path of what the run has written so far.
+        callbacks: Called on every rank, in this order.
+
+    Raises:
+        DivergedError: the loss is no longer finite.
+    """
+    try:
+        return _Run(plan, ds_config, prepared, run_folder, artifacts, callbacks).train()
+    finally:
+        for callback in callbacks:
+            callback.on_close()
+
+
+class _Run:
+    """One run's engine, data and state."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        ds_config: dict[str, Any],
+        prepared: PreparedData,
+        run_folder: Path,
+        artifacts: dict[str, str],
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.plan, self.prepared, self.callbacks = plan, prepared, callbacks
+        self.loader = TokenLoader(prepared=prepared, plan=plan)
+        self.engine = TrainingEngine(plan=plan, ds_config=ds_config)
+        self.data_parallel_rank = parallel_state.get_data_parallel_rank()
+        self.state = TrainingState(
+            plan=plan,
+            run_folder=run_folder,
+            owns_loss=groups.owns_loss(),
+            peak_flops_per_s=_cluster_peak_flops_per_s(plan),
+            artifacts=artifacts,
+        )
+
+    def train(self) -> TrainingState:
+        self._call("on_train_start")
+        while self.state.iteration < self.plan.batch.train_iters:
+            self._step()
+            if self._is_due() and self.state.iteration < self.plan.batch.train_iters:
+                self._evaluate(max_tokens=EVALUATION_TOKENS)
+        self._evaluate(max_tokens=None)
+        self._sample()
+        folder = checkpoint.save(
+            self.engine, folder=self.state.run_folder / "checkpoint", iteration=self.state.iteration
+        )
+        self.state.artifacts["checkpoint"] = str(folder)
+        self._call("on_train_end")
+        return self.state
+
+    def _call(self, hook: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self.state)
+
+    def _step(self) -> None:
+        """Take one optimizer step. A step that FP16 overflow skips trained nothing: its batch and its learning rate
+        come again."""
+        state, plan = self.state, self.plan
+        started = time.perf_counter()
+        rate = learning_rate(
+            state.iteration,
+            schedule=plan.schedule,
+            peak=plan.optimizer.learning_rate,
+            train_iters=plan.batch.train_iters,
+        )
+        batches = _on_device(self.loader.micro_batches(state.iteration, self.data_parallel_rank))
+        result = self.engine.train_step(batches, learning_rate=rate)
+        self._record(result, seconds=time.perf_counter() - started)
+        self._call("on_step_end")
+
+    def _record(self, result: StepResult, *, seconds: float) -> None:
+        state, plan = self.state, self.plan
+        if not result.skipped and not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            raise DivergedError(
+                f"the loss is {result.loss:g} and the gradient norm {result.grad_norm:g} at step {state.iteration + 1} "
+                f"of {plan.batch.train_iters} (learning rate {result.learning_rate:.3g}); lower --learning-rate"
+            )
+        state.step = result
+        state.attempts += 1
+        state.iteration += not result.skipped
+        state.consumed_tokens = state.iteration * plan.tokens_per_iter
+        state.flops_spent = state.attempts * plan.tokens_per_iter * plan.flops_per_token
+        state.elapsed_s += seconds
+        state.tokens_per_s = plan.tokens_per_iter / seconds
+        if state.peak_flops_per_s is not None:
+            state.mfu = state.tokens_per_s * plan.flops_per_token / state.peak_flops_per_s
+
+    def _is_due(self) -> bool:
+        return not self.state.iteration % self.plan.eval_interval_iters and not (
+            self.state.step is not None and self.state.step.skipped
+        )
+
+    def _evaluate(self, *, max_tokens: int | None) -> None:
+        batches = _on_device(
+            self.loader.held_out_batches(data_parallel_rank=self.data_parallel_rank, max_tokens=max_tokens)
+        )
+        loss = self.engine.evaluate(batches)
+        prepared = self.prepared
+        self.state.evaluation = EvaluationResult(
+            loss=loss,
+            bits_per_byte=bits_per_byte(
+                loss_nats_per_token=loss, num_tokens=prepared.held_out_tokens, num_bytes=prepared.held_out_bytes
+            ),
+            num_tokens=self.loader.num_held_out_sequences(max_tokens=max_tokens) * self.plan.shape.seq_length,
+        )
+        self._call("on_evaluation_end")
+
+
+    def _sample(self) -> None:
+        """Continue the first held-out sequence; on every rank, as the layout may need them all."""
+        tokenizer = Tokenizer.load(self.prepared.tokenizer_path)
+        first = next(self.loader.held_out_batches(data_parallel_rank=0))
+        prompt = first.tokens[0, :SAMPLE_PROMPT_TOKENS].tolist()
+        drawn = generate(
+            self.engine.next_token_logits,
+            prompt=prompt,
+            max_new_tokens=SAMPLE_NEW_TOKENS,
+            vocab_size=tokenizer.vocab_size,
+            eod_id=tokenizer.eod_id,
+            seed=self.plan.seed,
+        )
+        self.state.sample = Sample(prompt=tokenizer.decode(prompt), continuation=tokenizer.decode(drawn))
+        if self.state.owns_loss:
+            path = self.state.run_folder / "sample.txt"
+            path.write_text(self.state.sample.prompt + self.state.sample.continuation, encoding="utf-8")
+            self.state.artifacts["sample"] = str(path)
+
+
+def _on_device(batches: Iterable[MicroBatch]) -> list[MicroBatch]:
+    device = cpu_backend.device()
+    return [
+        MicroBatch(tokens=batch.tokens.to(device, non_blocking=True), labels=batch.labels.to(device, non_blocking=True))
+        for batch in batches
+    ]
+
+
+def _cluster_peak_flops_per_s(plan: RunPlan) -> float | None:
+    """Return the peak of all ranks together, taking every device for this rank's kind; None where that is unknown."""
+    if not cpu_backend.has_cuda():
+        return None
+    peak = peak_flops_per_s(
+        device_name=torch.cuda.get_device_name(),
+        precision=plan.precision,
+        allow_tf32=torch.backends.cuda.matmul.allow_tf32,
+    )
+    return None if peak is None else peak * plan.layout.world_size
