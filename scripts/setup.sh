@@ -92,6 +92,7 @@ install_the_rest() {
 # What an earlier run has done.
 chosen="$PYTHON|$TORCH|$TORCH_INDEX"
 update_only=
+clear=
 keep_torch=
 if [[ -f $done_file && -x $venv/bin/python ]]; then
     { read -r done_inputs; read -r done_chosen; } < "$done_file"
@@ -99,19 +100,20 @@ if [[ -f $done_file && -x $venv/bin/python ]]; then
     [[ $chosen == "$done_chosen" && $inputs == "$done_inputs" ]] && exit 0
     if [[ $chosen != "$done_chosen" || $done_inputs != "$PWD "* ]]; then
         say "another Python, torch or folder than last time: starting afresh"
-        rm -rf "$venv"
+        clear=yes
         IFS='|' read -r PYTHON TORCH TORCH_INDEX <<< "$chosen"
     elif "$venv/bin/python" scripts/usable_torch.py > /dev/null; then
         update_only=yes
     fi
 fi
-rm -f "$done_file"
 
 if [[ -z $update_only ]]; then
     find_python
+    [[ -z $clear ]] || rm -rf "$venv"
     say "Python $("$python" -c 'import platform; print(platform.python_version())')"
     create_environment
 fi
+rm -f "$done_file"
 pip install --constraint constraints.txt --upgrade pip setuptools wheel
 [[ -n $update_only || -n $keep_torch ]] || install_torch
 install_the_rest

@@ -44,6 +44,11 @@ def shut_down() -> None:
         dist.destroy_process_group()
 
 
+def data_parallel_rank() -> int:
+    """Return which share of every global batch this rank reads."""
+    return int(parallel_state.get_data_parallel_rank())
+
+
 def owns_loss() -> bool:
     """Return whether this rank speaks for the run's loss: last stage, tensor- and data-parallel rank 0."""
     return bool(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 
 from chinchilla_ds.budget.hardware import peak_flops_per_s
 from chinchilla_ds.data.loader import MicroBatch, TokenLoader
@@ -77,7 +76,7 @@ class _Run:
         self.plan, self.prepared, self.callbacks = plan, prepared, callbacks
         self.loader = TokenLoader(prepared=prepared, plan=plan)
         self.engine = TrainingEngine(plan=plan, ds_config=ds_config)
-        self.data_parallel_rank = parallel_state.get_data_parallel_rank()
+        self.data_parallel_rank = groups.data_parallel_rank()
         self.state = TrainingState(
             plan=plan,
             run_folder=run_folder,
