@@ -58,3 +58,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the known name nearest to `name`, or the empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def reason(error: OSError) -> str:
+    """Return what the operating system says; numpy's short writes carry a text and no error number."""
+    return error.strerror or str(error)

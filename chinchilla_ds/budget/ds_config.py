@@ -25,10 +25,11 @@ from chinchilla_ds.budget.ds_fields import (
     named_fields,
     owned_values,
     same,
+    suggested_values,
 )
 from chinchilla_ds.budget.ds_keys import OWN_SECTION, TOP_LEVEL_KEYS, find, key_problems
 from chinchilla_ds.config import RunConfig
-from chinchilla_ds.errors import DsConfigError
+from chinchilla_ds.errors import DsConfigError, did_you_mean
 from chinchilla_ds.plan import Offload, Recompute, RunPlan
 
 NEVER_PRINT = 1_000_000_000
@@ -62,7 +63,9 @@ def load_ds_config(path: Path | str, /) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DsConfigError(f"ds_config {path} cannot be read: {error.strerror}") from None
+        folder = Path(path).parent
+        near = did_you_mean(Path(path).name, (file.name for file in folder.glob("*.json"))) if folder.is_dir() else ""
+        raise DsConfigError(f"ds_config {path} cannot be read: {error.strerror}{near}") from None
     except UnicodeDecodeError as error:
         raise DsConfigError(f"ds_config {path} is not UTF-8: {error.reason} at byte {error.start}") from None
     try:
@@ -128,6 +131,9 @@ def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
     resolved = {key: value for key, value in copy.deepcopy(dict(ds)).items() if key != OWN_SECTION}
     for owned in owned_values(plan, ds=ds):
         _put(resolved, owned.path, owned.value)
+    for suggested in suggested_values(plan):
+        if find(ds, suggested.path) == AUTO:
+            _put(resolved, suggested.path, suggested.value)
     return resolved
 
 
@@ -185,7 +191,7 @@ def _template(*, stage: int, zero: Mapping[str, Any] | None = None) -> dict[str,
         "bf16": {"enabled": AUTO},
         "fp16": {"enabled": AUTO},
         "optimizer": copy.deepcopy(_OPTIMIZER),
-        ZERO: {"stage": stage, **(zero or {})},
+        ZERO: {"stage": stage, "reduce_bucket_size": AUTO, **(zero or {})},
     }
 
 

@@ -11,6 +11,7 @@ from chinchilla_ds.config import RunConfig
 from chinchilla_ds.plan import Offload, Precision, Recompute, RunPlan
 
 AUTO = "auto"
+MIN_BUCKET_ELEMENTS = 2**19
 ZERO = "zero_optimization"
 OPTIMIZER_TYPE = "AdamW"
 _OTHER_PLAN = 'set it to "auto", or use a plan that was made with it'
@@ -108,6 +109,19 @@ def compared_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
         elif isinstance(item.value, bool):
             fix = f'set it to "auto", or pass {flag(item.field if item.value else f"no_{item.field}")}'
         yield Owned(path=tuple(item.where.split(".")), value=getattr(plan.layout, item.field), fix=fix)
+
+
+def suggested_values(plan: RunPlan, /) -> Iterator[Owned]:
+    """Yield what the plan fills in for "auto" and leaves to the user otherwise: sizes of DeepSpeed's buffers, elements.
+
+    Source: the rule of Hugging Face's integration (transformers, HfTrainerDeepSpeedConfig): hidden_size squared for the
+    reduction bucket, 0.9 of it for prefetching, 10 x hidden_size for parameters that ZeRO-3 keeps whole; here a bucket
+    is at least 2^19 elements, below which a message costs more than what it carries.
+    """
+    bucket = max(plan.shape.hidden_size**2, MIN_BUCKET_ELEMENTS)
+    yield Owned(path=(ZERO, "reduce_bucket_size"), value=bucket, fix="")
+    yield Owned(path=(ZERO, "stage3_prefetch_bucket_size"), value=int(0.9 * bucket), fix="")
+    yield Owned(path=(ZERO, "stage3_param_persistence_threshold"), value=10 * plan.shape.hidden_size, fix="")
 
 
 def same(given: Any, planned: Any, /) -> bool:

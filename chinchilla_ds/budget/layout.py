@@ -4,16 +4,18 @@ import math
 from collections.abc import Iterator
 
 from chinchilla_ds.errors import LayoutError
-from chinchilla_ds.plan import BatchPlan, ModelShape, Offload, ParallelLayout
+from chinchilla_ds.plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision
 
 
-def validate_layout(*, shape: ModelShape, layout: ParallelLayout, batch: BatchPlan | None = None) -> None:
-    """Check a layout against the shape, and the batch where there is one.
+def validate_layout(
+    *, shape: ModelShape, layout: ParallelLayout, precision: Precision, batch: BatchPlan | None = None
+) -> None:
+    """Check a layout against shape and precision, and the batch where there is one.
 
     Raises:
         LayoutError: every rule that is broken, each with the nearest values that work.
     """
-    problems = [*layout_problems(layout=layout), *shape_problems(shape=shape, layout=layout)]
+    problems = [*layout_problems(layout=layout, precision=precision), *shape_problems(shape=shape, layout=layout)]
     if batch is not None:
         problems += batch_problems(batch=batch, layout=layout)
     if problems:
@@ -32,7 +34,7 @@ def world_size_problems(*, world_size: int, tensor: int, pipeline: int) -> Itera
         )
 
 
-def layout_problems(*, layout: ParallelLayout) -> Iterator[str]:
+def layout_problems(*, layout: ParallelLayout, precision: Precision) -> Iterator[str]:
     """Yield what is wrong with the layout whatever the model."""
     stage, pipeline = layout.zero_stage, layout.pipeline_model_parallel_size
     if stage == 0 and pipeline > 1:
@@ -51,7 +53,26 @@ def layout_problems(*, layout: ParallelLayout) -> Iterator[str]:
             f"layout.virtual_pipeline_model_parallel_size ({layout.virtual_pipeline_model_parallel_size} chunks) needs "
             "layout.pipeline_model_parallel_size above 1, which is 1; nearest: virtual 1, or pipeline 2"
         )
+    yield from _half_precision_problems(layout, precision)
     yield from _offload_problems(layout)
+
+
+def _half_precision_problems(layout: ParallelLayout, precision: Precision) -> Iterator[str]:
+    """Yield what DeepSpeed 0.19.8's half-precision wrapper for ZeRO-0 (FP16_UnfusedOptimizer) gets wrong."""
+    tensor = layout.tensor_model_parallel_size
+    if layout.zero_stage != 0:
+        return
+    if precision is Precision.FP16:
+        yield (
+            "layout.zero_stage (0) cannot be combined with precision fp16: without ZeRO, DeepSpeed unscales gradients "
+            "of a loss that it has not scaled; nearest: zero_stage 1, or precision bf16"
+        )
+    if precision is Precision.BF16 and tensor > 1:
+        yield (
+            f"layout.zero_stage (0) cannot be combined with precision bf16 and layout.tensor_model_parallel_size "
+            f"({tensor}): without ZeRO, DeepSpeed leaves the other ranks' shards out of the gradient norm; nearest: "
+            "zero_stage 1, or tensor_model_parallel_size 1"
+        )
 
 
 def _offload_problems(layout: ParallelLayout) -> Iterator[str]:
@@ -65,6 +86,13 @@ def _offload_problems(layout: ParallelLayout) -> Iterator[str]:
         yield (
             f"layout.offload_optimizer ({layout.offload_optimizer}) needs layout.zero_stage 1 or above, which is 0; "
             "nearest: zero_stage 1, or offload_optimizer none"
+        )
+    virtual = layout.virtual_pipeline_model_parallel_size
+    if layout.offload_optimizer is not Offload.NONE and stage == 2 and virtual > 1:
+        yield (
+            f"layout.offload_optimizer ({layout.offload_optimizer}) cannot be combined with layout.zero_stage 2 and "
+            f"layout.virtual_pipeline_model_parallel_size ({virtual}): ZeRO-2 sends gradients to the CPU on the last "
+            "backward of the whole stage, not of each model chunk; nearest: zero_stage 1 or 3, or virtual 1"
         )
     if layout.offload_optimizer is Offload.NVME and stage in (1, 2):
         yield (

@@ -60,7 +60,8 @@ def plan(config: RunConfig, *, world_size: int, device: str) -> RunPlan:
     try:
         return _resolve(config, world_size=world_size, device=device)
     except PlanError as error:
-        raise PlanError([*error.problems, _what_works(config, world_size=world_size, device=device)]) from None
+        works = _what_works(config, world_size=world_size, device=device)
+        raise PlanError([f"{problem}; {works}" for problem in error.problems]) from None
 
 
 def smallest_budget(config: RunConfig, *, world_size: int, device: str) -> float | None:
@@ -101,12 +102,16 @@ def _check_and_lay_out(config: RunConfig, *, world_size: int, device: str) -> Pa
     data = max(1, world_size // (tensor * pipeline))
     layout = ParallelLayout(data_parallel_size=data, **vars(wanted))
     broken = [*world_size_problems(world_size=world_size, tensor=tensor, pipeline=pipeline)]
-    broken += layout_problems(layout=layout)
+    broken += layout_problems(layout=layout, precision=_precision(config, device=device))
     if broken:
         raise LayoutError(broken)
     if sizes := list(_given_batch_problems(config, layout)):
         raise ConfigError(sizes)
     return layout
+
+
+def _precision(config: RunConfig, *, device: str) -> Precision:
+    return config.precision or (Precision.BF16 if device == "cuda" else Precision.FP32)
 
 
 def _given_batch_problems(config: RunConfig, layout: ParallelLayout) -> Iterator[str]:
@@ -194,7 +199,7 @@ def _assemble(
         shape=shape,
         batch=batch,
         layout=layout,
-        precision=config.precision or (Precision.BF16 if device == "cuda" else Precision.FP32),
+        precision=_precision(config, device=device),
         optimizer=optimizer,
         schedule=_schedule(config, batch=batch, shape=shape, peak=optimizer.learning_rate),
         prediction=Prediction(

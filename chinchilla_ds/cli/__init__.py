@@ -1,0 +1,1 @@
+"""Command lines: from flags to a run, and how one ends."""

@@ -11,41 +11,47 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from chinchilla_ds.budget import ds_config as ds_json
-from chinchilla_ds.budget.layout import validate_layout
+from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.budget.report import format_plan
-from chinchilla_ds.cli.arguments import Arguments, parse
-from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError, LayoutError
+from chinchilla_ds.cli.arguments import Arguments, flag_of, parse
+from chinchilla_ds.cli.endings import end_well
+from chinchilla_ds.cli.output import check_output, output_errors
+from chinchilla_ds.cli.plan_file import read_plan
+from chinchilla_ds.config import RunConfig
+from chinchilla_ds.data.prepare import check_source, prepare
+from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.plan import RunPlan
 
-_INTERRUPTED = 130
+
+def run() -> NoReturn:
+    """Do what `main` does and end the process, without taking torch down.
+
+    A process group that is left after a failure aborts or hangs in its destructors: the exit code would be lost, and
+    ranks would stay.
+    """
+    try:
+        exit_code = main()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        exit_code = 1
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run and return the exit code: 0, 2 for a user's error (one message, no traceback), 130 when interrupted."""
+    """Run and return the exit code: 0, 2 for a user's error (one message, no traceback), 130 or 143 for a signal."""
     started_s = time.monotonic()
     _default_to_one_rank()
-    try:
-        _run(parse(argv), started_s=started_s)
-    except ChinchillaError as error:
-        _report(error)
-        return EXIT_CODE_USER_ERROR
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    return 0
-
-
-def _report(error: ChinchillaError) -> None:
-    """Print the problems once: every rank meets the same ones."""
-    if os.environ["RANK"] == "0":
-        sys.stdout.flush()
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr, flush=True)
+    return end_well(lambda: _run(parse(argv), started_s=started_s))
 
 
 def _default_to_one_rank() -> None:
@@ -61,12 +67,14 @@ def _default_to_one_rank() -> None:
 
 
 def _run(arguments: Arguments, *, started_s: float) -> None:
+    world_size = _world_size()
     ds = ds_json.load_ds_config(arguments.ds_config)
     config = ds_json.apply_to_config(arguments.config, ds, explicit=arguments.explicit)
     arguments = dataclasses.replace(arguments, config=config)
-    plan = _plan(arguments)
+    plan = _plan(arguments, world_size=world_size)
     resolved = ds_json.resolve(ds, plan)
     if os.environ["RANK"] == "0":
+        _check_places(config, plan=plan)
         print(format_plan(plan), flush=True)
     _quieten()
     _use_cores()
@@ -80,30 +88,43 @@ def _run(arguments: Arguments, *, started_s: float) -> None:
     groups.shut_down()
 
 
-def _plan(arguments: Arguments) -> RunPlan:
-    world_size = int(os.environ["WORLD_SIZE"])
-    if arguments.plan is None:
-        return make_plan(arguments.config, world_size=world_size, device=_device_type())
-    return _given_plan(arguments, arguments.plan, world_size=world_size)
+def _world_size() -> int:
+    """Return how many ranks there are.
 
-
-def _given_plan(arguments: Arguments, path: Path, *, world_size: int) -> RunPlan:
-    """Read a plan file; flags that it answers already are refused."""
-    try:
-        plan = RunPlan.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--plan {path} cannot be read: {error}") from None
-    answered = sorted(arguments.explicit - {"output"})
-    if answered:
-        flags = ", ".join("--" + name.replace("_", "-") for name in answered)
-        raise ConfigError(f"{flags} given beside --plan, which fixes them: drop the flags, or make another plan")
-    if plan.layout.world_size != world_size:
-        raise LayoutError(
-            f"the plan's layout needs {plan.layout.world_size} ranks and {world_size} were started: "
-            f"deepspeed --num_gpus {plan.layout.world_size}"
+    Raises:
+        ConfigError: RANK is set and the rest of what a launcher sets is not.
+    """
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"RANK is set and {', '.join(missing)} not: start with `deepspeed launchers/pretrain.py ...`, which sets "
+            "all of them, or unset RANK for a run of one rank"
         )
-    validate_layout(shape=plan.shape, layout=plan.layout, batch=plan.batch)
-    return plan
+    texts = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    wrong = [f"{name} is {text!r}, which is not a whole number" for name, text in texts.items() if not text.isdecimal()]
+    if wrong:
+        raise ConfigError([f"environment variable {problem}" for problem in wrong])
+    return int(texts["WORLD_SIZE"])
+
+
+def _plan(arguments: Arguments, *, world_size: int) -> RunPlan:
+    if arguments.plan is not None:
+        if answered := sorted(arguments.explicit - {"output"}):
+            flags = ", ".join(flag_of(name) for name in answered)
+            raise ConfigError(f"{flags} beside --plan, which fixes that: drop it, or make another plan")
+        return read_plan(arguments.plan, world_size=world_size)
+    # What is wrong on any device is said before torch is imported.
+    if problems := list(config_problems(arguments.config, world_size=world_size, device="cpu")):
+        raise ConfigError(problems)
+    return make_plan(arguments.config, world_size=world_size, device=_device_type())
+
+
+def _check_places(config: RunConfig, *, plan: RunPlan) -> None:
+    """Check text and output before the slow imports, where rank 0 alone can: others on its machine go with it."""
+    if os.environ.get("LOCAL_SIZE") == os.environ["WORLD_SIZE"]:
+        check_output(config.output, num_params=plan.num_params)
+        check_source(config.data, vocab_size=plan.shape.vocab_size)
 
 
 def _device_type() -> str:
@@ -131,12 +152,11 @@ def _use_cores() -> None:
 
 
 def _train(arguments: Arguments, *, plan: RunPlan, resolved: dict[str, Any], started_s: float) -> None:
+    from chinchilla_ds.cli.preparation import describe, show_preparation
     from chinchilla_ds.cli.run_folder import make_run_folder
     from chinchilla_ds.data.loader import TokenLoader
-    from chinchilla_ds.data.prepare import prepare
     from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
-    from chinchilla_ds.cli.preparation import describe, show_preparation
     from chinchilla_ds.training.callbacks.standard import standard_callbacks
     from chinchilla_ds.training.loop import pretrain
 
@@ -161,13 +181,14 @@ def _train(arguments: Arguments, *, plan: RunPlan, resolved: dict[str, Any], sta
         return prepared, folder, artifacts
 
     prepared, run_folder, artifacts = run_on_rank_zero(prepare_all)
-    pretrain(
-        plan=plan,
-        ds_config=resolved,
-        prepared=prepared,
-        run_folder=run_folder,
-        artifacts=artifacts,
-        callbacks=standard_callbacks(
-            output=config.output, run_folder=run_folder, prepared=prepared, started_s=started_s
-        ),
-    )
+    with output_errors(run_folder):
+        pretrain(
+            plan=plan,
+            ds_config=resolved,
+            prepared=prepared,
+            run_folder=run_folder,
+            artifacts=artifacts,
+            callbacks=standard_callbacks(
+                output=config.output, run_folder=run_folder, prepared=prepared, started_s=started_s
+            ),
+        )

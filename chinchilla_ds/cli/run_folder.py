@@ -1,12 +1,13 @@
 """The folder of one run: made once everything that can be refused has been."""
 
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from chinchilla_ds.data.prepared import PreparedData
-from chinchilla_ds.errors import OutputError
+from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.plan import RunPlan
 
 
@@ -26,7 +27,8 @@ def make_run_folder(
         (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"cannot write to the run's folder {folder}: {error.strerror}") from None
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OutputError(f"cannot write to the run's folder {folder}: {reason(error)}") from None
     return folder, {
         "plan": str(folder / "plan.json"),
         "ds_config": str(folder / "ds_config.json"),
@@ -43,6 +45,6 @@ def _new_folder(output: Path, *, name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise OutputError(f"cannot make the run's folder {folder}: {error.strerror}") from None
+            raise OutputError(f"cannot make the run's folder {folder}: {reason(error)}") from None
         return folder
     raise OutputError(f"{output} holds a hundred runs named {name}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from chinchilla_ds.data.indexed import open_sequences
 from chinchilla_ds.data.prepared import PreparedData
-from chinchilla_ds.errors import OutputError
+from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def _micro_batch(sequences: "GPTDataset", samples: "range | list[int]") -> Micro
 
 def _open(prepared: PreparedData, *, prefix: Path, seq_length: int, num_samples: int | None, seed: int) -> "GPTDataset":
     """Open the sequences over an index that one rank has built: complete under its name, or not there at all."""
+
     def load(index_folder: Path) -> "GPTDataset":
         return open_sequences(
             prefix=prefix,
@@ -148,4 +149,4 @@ def _build_index(load: "Callable[[Path], GPTDataset]", final: Path) -> None:
                 partial.rename(final)
     except OSError as error:
         if not final.is_dir():
-            raise OutputError(f"cannot write the sequence index to {final.parent}: {error.strerror}") from None
+            raise OutputError(f"cannot write the sequence index to {final.parent}: {reason(error)}") from None

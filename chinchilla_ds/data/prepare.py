@@ -7,9 +7,9 @@ is built beside its place and moved there when complete, so that what has the na
 import dataclasses
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from chinchilla_ds.data.readers import read_documents
 from chinchilla_ds.data.sources import Corpus, ReadReport, find_corpus
 from chinchilla_ds.data.split import DocumentSurvey
 from chinchilla_ds.data.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
-from chinchilla_ds.errors import DataError, OutputError
+from chinchilla_ds.errors import DataError, OutputError, reason
 from chinchilla_ds.units import format_count
 
 Progress = Callable[[str, float], None]
@@ -52,9 +52,8 @@ def prepare(
         DataError: the text is missing, unreadable, or too small; every problem found is listed.
         OutputError: `folder` cannot be written.
     """
-    _check_settings(data, vocab_size=vocab_size)
     report = progress or (lambda stage, share: None)
-    corpus = find_corpus(data)
+    corpus = check_source(data, vocab_size=vocab_size)
     final = folder / _content_key(corpus, data=data, vocab_size=vocab_size, seed=seed)
     if not (final / MANIFEST_NAME).is_file():
         _build_in_place(corpus, data=data, vocab_size=vocab_size, seed=seed, final=final, progress=report)
@@ -63,7 +62,12 @@ def prepare(
     return prepared
 
 
-def _check_settings(data: DataConfig, *, vocab_size: int) -> None:
+def check_source(data: DataConfig, *, vocab_size: int) -> Corpus:
+    """Return the files of the corpus; nothing is read yet, nor any heavy module imported.
+
+    Raises:
+        DataError: settings that cannot be, or files that are missing, empty or of an unknown type.
+    """
     problems = []
     if not 0 < data.held_out_fraction < 1:
         problems.append(
@@ -75,6 +79,7 @@ def _check_settings(data: DataConfig, *, vocab_size: int) -> None:
         problems.append(f"vocab_size is {vocab_size} pieces; byte fallback needs at least {MIN_VOCAB_SIZE}")
     if problems:
         raise DataError(problems)
+    return find_corpus(data)
 
 
 def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens: int, seq_length: int) -> None:
@@ -118,19 +123,22 @@ def _build_in_place(
     corpus: Corpus, *, data: DataConfig, vocab_size: int, seed: int, final: Path, progress: Progress
 ) -> None:
     """Build in a temporary folder beside `final`, then give it that name; leave nothing behind on failure."""
+    made = [folder for folder in (final.parent, *final.parent.parents) if not folder.exists()]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+        with tempfile.TemporaryDirectory(
+            dir=final.parent, prefix=f".{final.name}.", ignore_cleanup_errors=True
+        ) as name:
+            partial = Path(name, "data")
+            partial.mkdir()
+            _build(corpus, data=data, vocab_size=vocab_size, seed=seed, folder=partial, progress=progress)
+            _publish(partial, final)
     except OSError as error:
-        raise OutputError(f"cannot write prepared data to {final.parent}: {error.strerror}") from None
-    try:
-        _build(corpus, data=data, vocab_size=vocab_size, seed=seed, folder=partial, progress=progress)
-        partial.chmod(0o755)
-        _publish(partial, final)
-    except OSError as error:
-        raise OutputError(f"cannot write prepared data to {final.parent}: {error.strerror}") from None
+        raise OutputError(f"cannot write prepared data to {final.parent}: {reason(error)}") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # it holds something, or was never made
+                folder.rmdir()
 
 
 def _publish(partial: Path, final: Path) -> None:

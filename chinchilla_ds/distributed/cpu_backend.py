@@ -1,8 +1,11 @@
-"""CPU support: the only place that touches torch.cuda so that Megatron-core runs without a GPU. Inert on CUDA.
+"""CPU support: the only place that changes torch.cuda and DeepSpeed's accelerator for the CPU. Inert on CUDA.
 
 Corrects megatron-core 0.16: it asks `torch.cuda.current_device()` where it means "the device of this rank", calls
 `torch.cuda.synchronize()` around point-to-point transfers, and its schedules create one counter with the literal
 `device="cuda"`.
+
+Corrects deepspeed 0.19.8: it refuses FP16 on CPUs without AVX512-FP16, where torch computes it all the same, slowly;
+that is enough to test loss scaling.
 """
 
 import inspect
@@ -10,6 +13,7 @@ import types
 from typing import Any
 
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from chinchilla_ds.distributed.dependency_check import require_source
 
@@ -47,6 +51,7 @@ def install() -> None:
     global _installed
     if has_cuda() or _installed:
         return
+    get_accelerator().is_fp16_supported = lambda: True
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda *_, **__: None
     from megatron.core.pipeline_parallel import schedules

@@ -94,7 +94,7 @@ class PipelineSchedule:
         stage: PipelineStage = engine.module
         self.engine, self.plan = engine, plan
         self.chunks = [_Chunk(engine=engine, stage=stage, index=index) for index in range(len(stage.chunks))]
-        self._backwards_left = 0
+        self._num_micro_batches = self._backwards_left = 0
         self._backwards_done = [0] * len(self.chunks)
         self._forward_backward = get_forward_backward_func()
         for chunk in self.chunks:
@@ -109,17 +109,21 @@ class PipelineSchedule:
 
     def _before_backward(self, chunk: int, _grad: Tensor) -> None:
         self._backwards_left -= 1
-        self.engine.set_gradient_accumulation_boundary(self._backwards_left == 0)
+        is_last = self._backwards_left == 0
         self.engine.optimizer.clear_backward_seen_flag()
         if self.plan.layout.zero_stage == 3:
             # 0 overwrites the gradients of the last step and more adds to them. DeepSpeed counts backwards of the
-            # module; a chunk's first one must overwrite however many other chunks came before.
+            # module; a chunk's first one must overwrite however many other chunks came before, and offloaded gradients
+            # leave for the CPU on a chunk's last one.
             self.engine.optimizer.micro_step_id = self._backwards_done[chunk]
-        self._backwards_done[chunk] += 1
+            is_last = self._backwards_done[chunk] == self._num_micro_batches - 1
+        self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine._manual_backward_expected = True  # gradients of this stage's output are scaled already
+        self._backwards_done[chunk] += 1
 
     def train(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
         """Run forward and backward; return the losses on the last stage, nothing on others."""
+        self._num_micro_batches = len(batches)
         self._backwards_left = len(batches) * len(self.chunks)
         self._backwards_done = [0] * len(self.chunks)
         losses = self._schedule(_loss_step, batches, shape=batches[0].tokens.shape, forward_only=False)

@@ -51,7 +51,11 @@ def parameter_groups(stage: PipelineStage, *, weight_decay: float) -> list[dict[
 
 
 def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimizer:
-    """Return AdamW with decoupled decay: DeepSpeed's CPU kernel where states are offloaded, torch's fused one else."""
+    """Return AdamW with decoupled decay: DeepSpeed's CPU kernel where states are offloaded, torch's fused one else.
+
+    Its learning rate is 0 until `train_step` sets it, so that the step which DeepSpeed takes to allocate states moves
+    no weight.
+    """
     chosen = plan.optimizer
     groups = parameter_groups(stage, weight_decay=chosen.weight_decay)
     betas = (chosen.beta1, chosen.beta2)
@@ -59,10 +63,10 @@ def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimi
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(
-            groups, lr=chosen.learning_rate, betas=betas, eps=chosen.epsilon, adamw_mode=True
+            groups, lr=0.0, betas=betas, eps=chosen.epsilon, adamw_mode=True
         )
         return optimizer
-    return torch.optim.AdamW(groups, lr=chosen.learning_rate, betas=betas, eps=chosen.epsilon, fused=True)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=chosen.epsilon, fused=True)
 
 
 def _gather_for_writing(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
@@ -95,6 +99,11 @@ class TrainingEngine:
         initialize(stage, plan=plan, gather=_gather_for_writing if zero3 else None)
         optimizer = make_optimizer(stage, plan=plan)
         self.engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, mpu=Mpu, config=told)
+        if plan.layout.zero_stage == 0 and plan.precision is not Precision.FP32:
+            # DeepSpeed's wrapper has taken a step on zero gradients, which AdamW's bias correction would count
+            self.engine.optimizer.optimizer.state.clear()
+        if plan.layout.zero_stage == 0 and plan.layout.data_parallel_size == 1:
+            self.engine.enable_backward_allreduce = False  # else every gradient is copied, to be summed over one rank
         self.schedule = make_schedule(engine=self.engine, plan=plan)
 
     @property

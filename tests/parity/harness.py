@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import logging
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -37,11 +36,14 @@ INACTIVE_CLIPPING = 100.0
 """Above the norm of every step of `parity_plan`."""
 
 
+_DEFAULTS = {"learning_rate": 4e-3, "weight_decay": 0.5}
+
+
 def parity_plan(*, tied_embeddings: bool = False, gradient_clipping: float = ACTIVE_CLIPPING, **values: Any) -> RunPlan:
     """Return a tiny plan whose layout the planner accepts; `values` are arguments of `tiny_plan`."""
     shape = tiny_shape(tied_embeddings=tied_embeddings)
-    plan = tiny_plan(shape=shape, gradient_clipping=gradient_clipping, **{"learning_rate": 1e-2, **values})
-    validate_layout(shape=plan.shape, layout=plan.layout, batch=plan.batch)
+    plan = tiny_plan(shape=shape, gradient_clipping=gradient_clipping, **{**_DEFAULTS, **values})
+    validate_layout(shape=plan.shape, layout=plan.layout, precision=plan.precision, batch=plan.batch)
     return dataclasses.replace(plan, optimizer=dataclasses.replace(plan.optimizer, epsilon=1e-3))
 
 
@@ -184,8 +186,7 @@ def on_engine(
         groups.initialize(layout=plan.layout)
         return body(TrainingEngine(plan=plan, ds_config=deepspeed_json(plan, **extra)), *args)
 
-    with warnings.catch_warnings():
-        return run_on_ranks(run, plan.layout.world_size, timeout_s=timeout_s)
+    return run_on_ranks(run, plan.layout.world_size, timeout_s=timeout_s)
 
 
 def own_micro_batches(plan: RunPlan, step: int) -> list[MicroBatch]:

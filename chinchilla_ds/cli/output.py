@@ -1,0 +1,73 @@
+"""Whether the output folder can take a run, asked before the run, and what to say when it turns out that it cannot."""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chinchilla_ds.errors import OutputError, reason
+from chinchilla_ds.units import format_bytes
+
+CHECKPOINT_BYTES_PER_PARAM = 12
+"""FP32 weights and AdamW's two moments: the least that a checkpoint holds."""
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_PERMISSION = {errno.EACCES, errno.EPERM}
+_TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|iostream")
+"""What torch.save says of a disk that is full."""
+
+
+def check_output(output: Path, *, num_params: int) -> None:
+    """Check, without leaving anything behind, that a run can be written below `output`.
+
+    Raises:
+        OutputError: it is no folder, cannot be written to, or lies on a disk too full for a checkpoint.
+    """
+    nearest = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise OutputError(f"--output {output} cannot be a folder: {nearest} is a file; name another place")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            free = shutil.disk_usage(nearest).free
+    except OSError as error:
+        raise OutputError(f"--output {output} cannot be written: {nearest}: {reason(error)}") from None
+    needed = CHECKPOINT_BYTES_PER_PARAM * num_params
+    if free < needed:
+        raise OutputError(
+            f"--output {output} has {format_bytes(free)} free, and the checkpoint of {num_params} parameters takes at "
+            f"least {format_bytes(needed)}; free some, or name another disk with --output"
+        )
+
+
+@contextmanager
+def output_errors(run_folder: Path) -> Iterator[None]:
+    """Raise OutputError for what says that the disk is full or read-only; half a checkpoint is removed.
+
+    Any other error is none of the user's.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not _is_about_output(error, run_folder):
+            raise
+        why = reason(error) if isinstance(error, OSError) else "the disk took only a part of a file"
+        incomplete = run_folder / "checkpoint"
+        lost = "the run has no checkpoint; " if incomplete.exists() else ""
+        free = shutil.disk_usage(run_folder).free
+        shutil.rmtree(incomplete, ignore_errors=True)
+        raise OutputError(
+            f"cannot write to {run_folder}: {why}; {lost}{format_bytes(free)} were free; free some, or name another "
+            "disk with --output"
+        ) from None
+
+
+def _is_about_output(error: OSError | RuntimeError, run_folder: Path) -> bool:
+    if not isinstance(error, OSError):
+        return bool(_TORCH_CANNOT_WRITE.search(str(error)))
+    if error.errno in _PERMISSION:
+        return str(error.filename or "").startswith(str(run_folder))
+    return error.errno in _DISK
