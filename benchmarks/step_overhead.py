@@ -68,7 +68,7 @@ def benchmark_plan(*, zero_stage: int = 0) -> RunPlan:
     return tiny_plan(
         shape=GPU_SHAPE if cuda else CPU_SHAPE,
         precision=Precision.BF16 if cuda else Precision.FP32,
-        micro_batch_size=4 if cuda else 2,
+        micro_batch_size=4 if cuda else 8,
         learning_rate=LEARNING_RATE,
         zero_stage=zero_stage,
     )

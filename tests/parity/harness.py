@@ -107,18 +107,24 @@ def initial_weights(plan: RunPlan) -> dict[str, Tensor]:
     return {name: initial_weight(name=name, shape=list(like.shape), plan=plan) for name, like in shapes.items()}
 
 
-def reference(plan: RunPlan) -> Trajectory:
-    """Return the trajectory of the plain PyTorch reference, in this process, in fp32; the layout plays no part."""
+def reference(plan: RunPlan, *, learning_rates: tuple[float, ...] | None = None) -> Trajectory:
+    """Return the trajectory of the plain PyTorch reference, in this process, in fp32; the layout plays no part.
+
+    Args:
+        plan: The plan to train.
+        learning_rates: Of every step; None for those of `learning_rate`.
+    """
     parts = plan.batch.gradient_accumulation_steps * plan.layout.data_parallel_size
     batch = dataclasses.replace(plan.batch, gradient_accumulation_steps=parts)
-    return _reference(dataclasses.replace(plan, layout=ParallelLayout(), batch=batch))
+    rates = learning_rates or tuple(learning_rate(plan, step) for step in _steps(plan))
+    return _reference(dataclasses.replace(plan, layout=ParallelLayout(), batch=batch), rates)
 
 
 @functools.cache
-def _reference(plan: RunPlan) -> Trajectory:
+def _reference(plan: RunPlan, learning_rates: tuple[float, ...]) -> Trajectory:
     steps = [[(part.tokens, part.labels) for part in micro_batches(plan, step)] for step in _steps(plan)]
     results, model = train_reference(
-        initial_weights(plan), steps, plan, learning_rate=lambda step: learning_rate(plan, step)
+        initial_weights(plan), steps, plan, learning_rate=lambda step: learning_rates[step]
     )
     with torch.no_grad():
         held_out = [float(model.loss(part.tokens, part.labels)) for part in micro_batches(plan, HELD_OUT_STEP)]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from chinchilla_ds.errors import LayoutError
-from chinchilla_ds.plan import Offload, Recompute, RunPlan
+from chinchilla_ds.plan import Offload, Precision, Recompute, RunPlan
 from tests.parity.harness import ACTIVE_CLIPPING, INACTIVE_CLIPPING, parity_plan
 
 MAX_WORLD_SIZE = 4
@@ -108,6 +108,14 @@ def more_cases() -> list[Case]:
     return [case for case in dict.fromkeys([*plain, *cover(cases, strength=3)]) if case not in core]
 
 
+def bf16_cases() -> list[Case]:
+    """Return the plain matrix that the planner accepts in BF16."""
+    names = ("zero", "tp", "pp", "dp", "accumulation")
+    combinations = itertools.product(*(CHOICES[name] for name in names))
+    cases = (Case(**dict(zip(names, values, strict=True))) for values in combinations)  # type: ignore[arg-type]
+    return [case for case in cases if _is_accepted(case, precision=Precision.BF16)]
+
+
 def _plain(case: Case) -> Case:
     return Case(
         zero=case.zero,
@@ -140,11 +148,11 @@ def _named(case: Case) -> Iterator[tuple[str, object]]:
     return ((name, getattr(case, name)) for name in CHOICES)
 
 
-def _is_accepted(case: Case) -> bool:
+def _is_accepted(case: Case, *, precision: Precision = Precision.FP32) -> bool:
     if case.tp * case.pp * case.dp > MAX_WORLD_SIZE:
         return False
     try:
-        case.plan()
+        case.plan(precision=precision)
     except LayoutError:
         return False
     return True

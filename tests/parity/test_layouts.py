@@ -20,7 +20,7 @@ from tests.parity.harness import (
     reference,
     trained,
 )
-from tests.parity.layouts import CHOICES, Case, all_cases, core_cases, more_cases
+from tests.parity.layouts import CHOICES, Case, all_cases, bf16_cases, core_cases, more_cases
 from tests.parity.reference_llama import rotary_tables
 
 FP32_TOLERANCE = 1e-5
@@ -103,8 +103,7 @@ BF16_CORE = [
     Case(zero=2, tp=2, dp=2, recompute="full"),
     Case(zero=3, tp=2, pp=2, accumulation=4, sequence_parallel=True),
 ]
-BF16_MORE = [case for case in (Case(**dict(zip(("zero", "tp", "pp", "dp", "accumulation"), values, strict=True)))
-    for values in itertools.product((0, 1, 2, 3), (1, 2), (1, 2), (1, 2), (1, 4))) if case in all_cases() and case not in BF16_CORE]
+BF16_MORE = [case for case in bf16_cases() if case not in BF16_CORE]
 
 
 def check_bf16_parity(case: Case) -> None:

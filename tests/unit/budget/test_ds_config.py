@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,8 +195,26 @@ def test_auto_takes_the_plans_values() -> None:
             "type": "AdamW",
             "params": {"lr": plan.optimizer.learning_rate, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
         },
-        "zero_optimization": {"stage": 3},
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": 2**19},  # the least; hidden_size squared above it
     }
+
+
+def test_bucket_sizes_are_the_users_where_they_are_given_and_follow_the_hidden_size_where_not() -> None:
+    plan = plan_for(zero_stage=3)
+    wide = dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, hidden_size=1024))
+    auto = {
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+    }
+    assert resolve({"zero_optimization": {"stage": 3, **auto}}, wide)["zero_optimization"] == {
+        "stage": 3,
+        "reduce_bucket_size": 1024 * 1024,
+        "stage3_prefetch_bucket_size": 943_718,
+        "stage3_param_persistence_threshold": 10_240,
+    }
+    given = {"stage": 3, "reduce_bucket_size": 12_345}
+    assert resolve({"zero_optimization": given}, wide)["zero_optimization"] == given
 
 
 def test_an_empty_json_gets_all_that_the_plan_decides() -> None:
@@ -209,7 +228,7 @@ def test_an_empty_json_gets_all_that_the_plan_decides() -> None:
 
 def test_what_is_not_ours_passes_through_untouched() -> None:
     ds = {
-        "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "overlap_comm": True},
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": 500_000, "overlap_comm": True},
         "fp16": {"enabled": "auto", "loss_scale_window": 500},
         "tensorboard": {"enabled": True, "anything": [1, {"x": None}]},
         "communication_data_type": "fp32",

@@ -119,7 +119,7 @@ def test_what_the_user_asks_for_is_kept() -> None:
         learning_rate=1e-3,
         gradient_clipping=0.0,
         decay=Decay.WSD,
-        precision=Precision.FP16,
+        precision=Precision.BF16,
         seed=7,
         eval_interval_tokens=100_000,
     )
@@ -129,7 +129,7 @@ def test_what_the_user_asks_for_is_kept() -> None:
     assert (made.optimizer.learning_rate, made.optimizer.gradient_clipping) == (1e-3, 0)
     assert made.schedule.min_learning_rate == pytest.approx(1e-4)
     assert made.schedule.decay_iters == round(0.2 * made.batch.train_iters)
-    assert (made.precision, made.seed, made.eval_interval_iters) == (Precision.FP16, 7, round(100_000 / 5120))
+    assert (made.precision, made.seed, made.eval_interval_iters) == (Precision.BF16, 7, round(100_000 / 5120))
 
 
 def test_cuda_defaults_to_bf16() -> None:
