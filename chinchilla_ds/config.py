@@ -38,7 +38,7 @@ class LayoutConfig:
 class RunConfig:
     """What the user wants of one run."""
 
-    compute_budget_flops: float = 1e13
+    compute_budget_flops: float = 5e12
     """Model FLOPs to spend, forward and backward."""
     law: str = "hoffmann2022"
     """Scaling law, by its name in budget.scaling_laws.LAWS."""
@@ -46,8 +46,8 @@ class RunConfig:
     """Tokens per training sequence."""
     vocab_size: int | None = None
     """Tokenizer pieces; None picks by budget."""
-    tied_embeddings: bool | None = None
-    """Whether the output projection shares the embedding table; None picks by shape and layout."""
+    tied_embeddings: bool = False
+    """Whether the output projection shares the embedding table."""
     global_batch_size: int | None = None
     """Sequences per optimizer step."""
     micro_batch_size: int | None = None

@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 
 venv=$PWD/.venv
 done_file=$venv/setup-done
-inputs="$PWD $(cat pyproject.toml constraints.txt scripts/setup.sh | sha256sum | cut -d' ' -f1)"
+inputs="$PWD $(cat pyproject.toml constraints.txt scripts/setup.sh scripts/build_ops.py | sha256sum | cut -d' ' -f1)"
 torch_pin=$(grep '^torch==' constraints.txt)
 PYTHON=${PYTHON:-} TORCH=${TORCH:-} TORCH_INDEX=${TORCH_INDEX:-}
 
@@ -117,5 +117,7 @@ rm -f "$done_file"
 pip install --constraint constraints.txt --upgrade pip setuptools wheel
 [[ -n $update_only || -n $keep_torch ]] || install_torch
 install_the_rest
+say "compiling DeepSpeed's CPU kernels"
+"$venv/bin/python" scripts/build_ops.py
 printf '%s\n%s\n' "$inputs" "$chosen" > "$done_file"
 say "done: $venv"

@@ -4,12 +4,15 @@ import os
 
 import pytest
 
+from chinchilla_ds.distributed.extensions import use_private_extensions_folder
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Without the gpu tests, hide the GPUs, before torch is imported: the CPU tests mean the same on every machine."""
     if "not gpu" in config.getoption("markexpr", default=""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["DS_ACCELERATOR"] = "cpu"
+    use_private_extensions_folder()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -84,8 +84,8 @@ def _offload_problems(layout: ParallelLayout) -> Iterator[str]:
         )
     if layout.offload_optimizer is not Offload.NONE and stage == 0:
         yield (
-            f"layout.offload_optimizer ({layout.offload_optimizer}) needs layout.zero_stage 1 or above, which is 0; "
-            "nearest: zero_stage 1, or offload_optimizer none"
+            f"layout.offload_optimizer ({layout.offload_optimizer}) needs layout.zero_stage 1 or above (3 for nvme), "
+            "which is 0; nearest: zero_stage 1 with cpu, 3 with nvme, or offload_optimizer none"
         )
     virtual = layout.virtual_pipeline_model_parallel_size
     if layout.offload_optimizer is not Offload.NONE and stage == 2 and virtual > 1:

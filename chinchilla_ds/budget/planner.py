@@ -138,7 +138,7 @@ def _shape_request(config: RunConfig, *, compute_budget_flops: float, num_params
         num_params=num_params,
         vocab_size=vocab_size,
         seq_length=config.seq_length,
-        tied_embeddings=bool(config.tied_embeddings),
+        tied_embeddings=config.tied_embeddings,
     )
 
 

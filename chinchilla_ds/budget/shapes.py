@@ -136,6 +136,7 @@ def _make_shape(request: ShapeRequest, *, hidden_size: int, num_layers: int) -> 
         padded_vocab_size=pad_vocab(vocab_size=request.vocab_size),
         seq_length=request.seq_length,
         tied_embeddings=request.tied_embeddings,
+        # small init: Nguyen and Salazar 2019 (arXiv:1910.05895), section 2.2
         init_std=round(math.sqrt(2 / (5 * hidden_size)), 5),
     )
 

@@ -27,14 +27,16 @@ from types import FrameType
 
 from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError
 
-PATIENCE_S = 15.0
-"""How long a rank waits to be ended by the launcher; longer than rank 0 may take to close its trackers."""
+PATIENCE_S = 10.0
+"""How long a rank waits to be ended by the launcher; longer than another one that is ended before it may take."""
 STUCK_S = 3.0
 """How long the main thread may take to see a signal."""
-CLEAN_UP_S = 10.0
+CLEAN_UP_S = 5.0
 """How long it may then take to leave."""
 _LAUNCHER_POLL_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_waiting = threading.Event()
+"""Set where the SIGTERM that comes is the launcher's, after another rank has said why."""
 
 _LOST_PEER = re.compile(
     r"by peer|gloo/transport|broken pipe|recvValue|got 0 bytes|client socket|remote process exited|DistStoreError",
@@ -58,6 +60,7 @@ class Interrupted(BaseException):
 
 def end_well(work: Callable[[], None]) -> int:
     """Return the exit code of `work`: 0, 2 for a user's error, 130 or 143 for a signal; a bug keeps its traceback."""
+    _waiting.clear()
     try:
         with signals_raised():
             return _carry_out(work)
@@ -71,13 +74,9 @@ def _carry_out(work: Callable[[], None]) -> int:
     except ChinchillaError as error:
         _report(error)
         return EXIT_CODE_USER_ERROR
-    except Interrupted as interruption:
-        if _rank() == 0:
-            _say(str(interruption))
-        return interruption.exit_code
     except Exception as error:
         if _has_lost_its_peer(error):
-            time.sleep(PATIENCE_S)
+            _wait_for_the_launcher()
         raise
     return 0
 
@@ -85,7 +84,7 @@ def _carry_out(work: Callable[[], None]) -> int:
 def _report(error: ChinchillaError) -> None:
     where = ""
     if _rank() != 0:
-        time.sleep(PATIENCE_S)
+        _wait_for_the_launcher()
         where = f"rank {_rank()}: "
     _say(*(f"error: {where}{problem}" for problem in error.problems))
 
@@ -93,6 +92,11 @@ def _report(error: ChinchillaError) -> None:
 def _has_lost_its_peer(error: Exception) -> bool:
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     return not alone and isinstance(error, RuntimeError | OSError) and bool(_LOST_PEER.search(str(error)))
+
+
+def _wait_for_the_launcher() -> None:
+    _waiting.set()
+    time.sleep(PATIENCE_S)
 
 
 def _say(*lines: str) -> None:
@@ -160,14 +164,14 @@ def _watch(alarm: socket.socket, seen: threading.Event) -> None:
 
 
 def _enforce(number: int, alarm: socket.socket, seen: threading.Event) -> None:
-    """End the process unless it sees the signal, and then leaves, in time."""
+    """Say what happened, and end the process unless it sees the signal, and then leaves, in time."""
+    if _rank() == 0 and not _waiting.is_set():
+        _say(str(Interrupted(number)))
     in_time = seen.wait(STUCK_S)
     deadline_s = time.monotonic() + CLEAN_UP_S
     while in_time and (left_s := deadline_s - time.monotonic()) > 0:
         if select.select([alarm], [], [], left_s)[0] and not alarm.recv(64):
             return
-    if _rank() == 0:
-        _say(str(Interrupted(number)))
     os._exit(128 + number)
 
 

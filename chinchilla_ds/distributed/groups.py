@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
 from chinchilla_ds.distributed import cpu_backend, deepspeed_patches
+from chinchilla_ds.errors import LayoutError
 from chinchilla_ds.plan import ParallelLayout
 
 _TIMEOUT = timedelta(minutes=30)
@@ -19,13 +20,23 @@ def initialize(*, layout: ParallelLayout) -> None:
     """Start the process group and cut it into the layout's tensor-, pipeline- and data-parallel groups.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as the deepspeed launcher sets them.
+
+    Raises:
+        LayoutError: the ranks cannot meet at that address, which another run may hold.
     """
     if cpu_backend.has_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     cpu_backend.install()
     deepspeed_patches.install()
     backend = "nccl" if cpu_backend.has_cuda() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, timeout=_TIMEOUT, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=_TIMEOUT, verbose=False)
+    except dist.DistNetworkError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise LayoutError(
+            f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {place} ({str(error).splitlines()[0]}); if another run "
+            "holds the port, choose a free one: deepspeed --master_port 29501 ..."
+        ) from None
     virtual = layout.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor_model_parallel_size,

@@ -7,7 +7,8 @@ takes (deepspeed 0.19.8, megatron-core 0.16):
   every stage's output gradient by gradient_accumulation_steps, so under a pipeline DeepSpeed is told 1 (`zero.py`).
 * 1F1B ends with backwards that have no forward between them, while DeepSpeed resets its per-backward state in
   `engine.forward` only. `_before_backward` resets it before every backward, and marks the step's last one, on which
-  ZeRO-1 and 2 reduce. It is a hook on the stage's output, so it runs before DeepSpeed's own.
+  ZeRO-1 reduces and offloaded gradients leave for the CPU. It is a hook on the stage's output, so it runs before
+  DeepSpeed's own.
 * FP16: the loss is scaled where it is made; the other stages receive gradients that are scaled already.
 """
 

@@ -70,8 +70,12 @@ def _add_residual(_training: bool, _fused: bool) -> Any:
 
 
 def _core_attention(recompute: Recompute) -> ModuleSpec:
-    """Return Transformer Engine's attention where it is installed and there is CUDA, torch's fused kernel elsewhere."""
-    if cpu_backend.has_cuda() and importlib.util.find_spec("transformer_engine") is not None:
+    """Return Transformer Engine's attention where it is installed and there is CUDA, torch's fused kernel elsewhere.
+
+    Transformer Engine's module does not recompute itself, so selective recomputation stays with torch's kernel.
+    """
+    has_te = cpu_backend.has_cuda() and importlib.util.find_spec("transformer_engine") is not None
+    if has_te and recompute is not Recompute.SELECTIVE:
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
         return ModuleSpec(module=TEDotProductAttention)

@@ -122,7 +122,10 @@ def answer_requests(
                 backend = None
         except Exception as failure:  # the other side raises it again
             error = f"{type(failure).__name__}: {failure}"
-        print(json.dumps(error), file=answers, flush=True)
+        try:
+            print(json.dumps(error), file=answers, flush=True)
+        except BrokenPipeError:  # the training process was killed while we worked
+            break
     if backend is not None:
         backend.close(RunStatus.FAILED)
 

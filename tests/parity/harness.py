@@ -1,8 +1,8 @@
 """Train one plan twice, from the same weights on the same data: on the ranks of its layout, and by the reference.
 
-What the tests and `tests.parity.report` share. Data: tokens of a skewed distribution, so that a few steps lower the loss
-by more than chance. AdamW's epsilon is large (1e-3, about a gradient's size): updates then depend on the scale of the
-gradients, which clipping and accumulation change, and rounding noise in gradients near zero is not blown up.
+What the tests and `tests.parity.report` share. Data: tokens of a skewed distribution, so that a few steps lower the
+loss by more than chance. AdamW's epsilon is large (1e-3, about a gradient's size): updates then depend on the scale of
+the gradients, which clipping and accumulation change, and rounding noise in gradients near zero is not blown up.
 """
 
 import dataclasses
@@ -34,8 +34,6 @@ ACTIVE_CLIPPING = 0.25
 """Below the norm of every step of `parity_plan`."""
 INACTIVE_CLIPPING = 100.0
 """Above the norm of every step of `parity_plan`."""
-
-
 _DEFAULTS = {"learning_rate": 4e-3, "weight_decay": 0.5}
 
 

@@ -1,7 +1,7 @@
-"""Which layouts the parity tests run: every one that the planner accepts on up to four ranks, and small covers of them.
+"""Which layouts the parity tests run: those that the planner accepts on up to four ranks, and small covers of them.
 
-A case is one choice for each feature. `core_cases` covers every ZeRO x TP x PP x DP layout and every pair of choices that
-can go together; `more_cases` the plain matrix in full, and every triple of choices.
+A case is one choice for each feature. `core_cases` holds every ZeRO x TP x PP x DP layout and every pair of choices
+that can go together; `more_cases` the plain matrix in full, and every triple of choices.
 """
 
 import functools
@@ -124,7 +124,6 @@ def _plain(case: Case) -> Case:
         dp=case.dp,
         accumulation=case.accumulation,
         recompute=case.recompute,
-        clips=case.clips,
     )
 
 

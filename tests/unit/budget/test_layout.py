@@ -9,7 +9,7 @@ from chinchilla_ds.errors import LayoutError
 from chinchilla_ds.plan import BatchPlan, Offload, ParallelLayout, Precision
 from chinchilla_ds.testing.configs import tiny_shape
 
-PLAN = plan(RunConfig(), world_size=1, device="cpu")
+PLAN = plan(RunConfig(compute_budget_flops=1e13), world_size=1, device="cpu")
 
 
 def test_a_plan_is_valid() -> None:

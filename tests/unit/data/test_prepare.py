@@ -162,7 +162,7 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"b.txt is not UTF-8"):
         run(DataConfig(paths=(tmp_path,)), tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_leaves_nothing_behind(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

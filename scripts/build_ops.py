@@ -1,0 +1,34 @@
+"""Compile the DeepSpeed kernels that runs on a CPU and optimizer offload need, so that no run waits for them.
+
+DeepSpeed compiles them at first use otherwise. They land in the folder that runs look in.
+"""
+
+import contextlib
+import io
+import shutil
+import sys
+
+from chinchilla_ds.distributed.extensions import use_private_extensions_folder
+
+
+def main() -> int:
+    """Compile, and return 2 with a message where there is no compiler."""
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        print("build_ops: no C++ compiler found: install one (on Debian and Ubuntu: g++)", file=sys.stderr)
+        return 2
+    use_private_extensions_folder()
+    with contextlib.redirect_stdout(io.StringIO()):  # ninja's commands
+        import deepspeed  # noqa: F401 - registers the builders
+        import torch
+        from deepspeed.accelerator import get_accelerator
+        from deepspeed.ops.op_builder import CPUAdamBuilder
+
+        CPUAdamBuilder().load(verbose=False)
+        if not torch.cuda.is_available():
+            builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+            builder.load(verbose=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
