@@ -72,7 +72,7 @@ class ModelShape:
     rotary_base: float = 10000.0
     norm_epsilon: float = 1e-5
     init_std: float = 0.02
-    """Standard deviation of the initial weights; projections into the residual stream divide it by sqrt(2 num_layers)."""
+    """Standard deviation of the initial weights; projections into the residual stream divide it by sqrt(2 layers)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""A DeepSpeed ZeRO engine over Megatron-core: schedules, optimizer steps, precision, checkpoints."""

@@ -21,6 +21,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
+from chinchilla_ds.distributed import cpu_backend
 from chinchilla_ds.model.decoder import PipelineStage
 from chinchilla_ds.plan import RunPlan
 
@@ -30,11 +31,11 @@ class MicroBatch(Protocol):
 
     @property
     def tokens(self) -> Tensor:
-        """[b, s]"""
+        """Input tokens, [b, s]."""
 
     @property
     def labels(self) -> Tensor:
-        """[b, s], tokens shifted by one."""
+        """The tokens that follow them, [b, s]."""
 
 
 class AccumulationSchedule:
@@ -73,7 +74,7 @@ class _Chunk(nn.Module):
         super().__init__()
         self._run = engine.__call__  # a bound method, so that the engine is no submodule of this face
         self._set_input_tensor = stage.set_input_tensor
-        model = stage.chunks[index]
+        model = stage.decoders[index]
         self.index = index
         self.config, self.model_type, self.vp_stage = model.config, model.model_type, model.vp_stage
         self.makes_loss = model.post_process
@@ -94,7 +95,7 @@ class PipelineSchedule:
     def __init__(self, *, engine: Any, plan: RunPlan) -> None:
         stage: PipelineStage = engine.module
         self.engine, self.plan = engine, plan
-        self.chunks = [_Chunk(engine=engine, stage=stage, index=index) for index in range(len(stage.chunks))]
+        self.chunks = [_Chunk(engine=engine, stage=stage, index=index) for index in range(len(stage.decoders))]
         self._num_micro_batches = self._backwards_left = 0
         self._backwards_done = [0] * len(self.chunks)
         self._forward_backward = get_forward_backward_func()
@@ -186,9 +187,9 @@ def mean_loss(losses: Sequence[Tensor]) -> Tensor:
     Returns:
         0-dimensional fp32 tensor.
     """
-    device = torch.cuda.current_device()
-    total = torch.stack([loss.float() for loss in losses]).mean() if losses else torch.zeros((), device=device)
+    device = cpu_backend.device()
+    total: Tensor = torch.stack([loss.float() for loss in losses]).mean() if losses else torch.zeros((), device=device)
     if parallel_state.get_tensor_model_parallel_rank() != 0:
         total = torch.zeros_like(total)
     torch.distributed.all_reduce(total)
-    return total / parallel_state.get_data_parallel_world_size()
+    return total / int(parallel_state.get_data_parallel_world_size())

@@ -44,9 +44,9 @@ def _clips_itself(plan: RunPlan) -> bool:
 
 def parameter_groups(stage: PipelineStage, *, weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW's groups: matrices are decayed, norms are not (the decoder has no biases)."""
-    named = list(global_named_parameters(stage))
-    matrices = [parameter for name, parameter in named if len(full_shape(name, parameter)) > 1]
-    norms = [parameter for name, parameter in named if len(full_shape(name, parameter)) == 1]
+    parameters = [parameter for _, parameter in global_named_parameters(stage)]
+    matrices = [parameter for parameter in parameters if len(full_shape(parameter)) > 1]
+    norms = [parameter for parameter in parameters if len(full_shape(parameter)) == 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
 
 

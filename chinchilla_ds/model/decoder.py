@@ -4,7 +4,7 @@ Shapes, TP-local: s sequence, b micro-batch, h hidden, v padded vocabulary; unde
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +86,11 @@ class PipelineStage(nn.Module):
         super().__init__()
         self.chunks = nn.ModuleList(chunks)
 
+    @property
+    def decoders(self) -> list[Decoder]:
+        """The model chunks, in order."""
+        return cast(list[Decoder], list(self.chunks))
+
     def forward(self, tokens: Tensor, labels: Tensor | None = None, chunk: int = 0) -> Tensor:
         """Run one chunk.
 
@@ -97,13 +102,13 @@ class PipelineStage(nn.Module):
         Returns:
             Mean loss in nats per token, logits [b, s, v/tp], or hidden states [s, b, h] for the next stage.
         """
-        model = self.chunks[chunk]
+        model = self.decoders[chunk]
         output: Tensor = model(input_ids=tokens, position_ids=None, attention_mask=None, labels=labels)
         return output.mean() if labels is not None and model.post_process else output
 
     def set_input_tensor(self, tensor: Any, *, chunk: int) -> None:
         """Give `chunk` the hidden states [s, b, h] that the stage before it sent."""
-        self.chunks[chunk].set_input_tensor(tensor)
+        self.decoders[chunk].set_input_tensor(tensor)
 
 
 def build_stage(plan: RunPlan, *, partition: AbstractContextManager[Any] | None = None) -> PipelineStage:

@@ -23,7 +23,7 @@ GatherForWriting = Callable[[nn.Parameter], AbstractContextManager[Any]]
 
 def global_named_parameters(stage: PipelineStage) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield this rank's parameters under the names they have in an undivided GPTModel."""
-    for chunk in stage.chunks:
+    for chunk in stage.decoders:
         for name, parameter in chunk.named_parameters():
             parts = name.split(".")
             if parts[:2] == ["decoder", "layers"]:
@@ -31,11 +31,16 @@ def global_named_parameters(stage: PipelineStage) -> Iterator[tuple[str, nn.Para
             yield ".".join(parts), parameter
 
 
-def full_shape(name: str, parameter: nn.Parameter) -> list[int]:
+def partition_dim(parameter: nn.Parameter) -> int | None:
+    """Return the dimension along which megatron has split a parameter over the tensor-parallel ranks, if any."""
+    return getattr(parameter, "partition_dim", None) if getattr(parameter, "tensor_model_parallel", False) else None
+
+
+def full_shape(parameter: nn.Parameter) -> list[int]:
     """Return the shape of a parameter before tensor parallelism; ZeRO-3's partitioning is seen through."""
     shape = list(getattr(parameter, "ds_shape", parameter.shape))
-    if getattr(parameter, "tensor_model_parallel", False):
-        shape[parameter.partition_dim] *= parallel_state.get_tensor_model_parallel_world_size()
+    if (dim := partition_dim(parameter)) is not None:
+        shape[dim] *= parallel_state.get_tensor_model_parallel_world_size()
     return shape
 
 
@@ -79,9 +84,8 @@ def initialize(stage: PipelineStage, *, plan: RunPlan, gather: GatherForWriting 
     rank = parallel_state.get_tensor_model_parallel_rank()
     world_size = parallel_state.get_tensor_model_parallel_world_size()
     for name, parameter in global_named_parameters(stage):
-        weight = initial_weight(name=name, shape=full_shape(name, parameter), plan=plan)
-        if getattr(parameter, "tensor_model_parallel", False):
-            dim = parameter.partition_dim
+        weight = initial_weight(name=name, shape=full_shape(parameter), plan=plan)
+        if (dim := partition_dim(parameter)) is not None:
             weight = cut_for_tensor_parallel_rank(name, weight, rank=rank, world_size=world_size, dim=dim)
         with gather(parameter) if gather else nullcontext():
             parameter.copy_(weight)

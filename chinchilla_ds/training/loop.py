@@ -105,8 +105,10 @@ class _Run:
             getattr(callback, hook)(self.state)
 
     def _step(self) -> None:
-        """Take one optimizer step. A step that FP16 overflow skips trained nothing: its batch and its learning rate
-        come again."""
+        """Take one optimizer step.
+
+        A step that FP16 overflow skips has trained nothing: its batch and its learning rate come again.
+        """
         state, plan = self.state, self.plan
         started = time.perf_counter()
         rate = learning_rate(
@@ -156,7 +158,6 @@ class _Run:
             num_tokens=self.loader.num_held_out_sequences(max_tokens=max_tokens) * self.plan.shape.seq_length,
         )
         self._call("on_evaluation_end")
-
 
     def _sample(self) -> None:
         """Continue the first held-out sequence; on every rank, as the layout may need them all."""

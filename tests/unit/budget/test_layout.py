@@ -21,7 +21,9 @@ def test_batch_must_multiply_out() -> None:
     with pytest.raises(
         LayoutError, match=r"\(16 sequences\) must be .* \(3\) x .* \(2\) x data_parallel_size \(2\) = 12"
     ):
-        validate_layout(shape=PLAN.shape, layout=ParallelLayout(data_parallel_size=2), precision=PLAN.precision, batch=batch)
+        validate_layout(
+            shape=PLAN.shape, layout=ParallelLayout(data_parallel_size=2), precision=PLAN.precision, batch=batch
+        )
 
 
 def test_fewer_micro_batches_than_stages_are_slow_but_legal() -> None:
