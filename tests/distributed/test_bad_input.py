@@ -132,7 +132,7 @@ def _mlflow_statuses(folder: Path) -> list[str]:
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_rank_refuses_and_one_says_so(tmp_path: Path, ranks: int) -> None:
     ended = finish(launch("--data", "nowhere.txt", folder=tmp_path, ranks=ranks))
-    assert ended.exit_code == 2
+    assert ended.exit_code == 2, ended.text
     assert ended.text.count(NO_CORPUS) == 1, ended.text
     assert "Traceback" not in ended.text
     assert list(tmp_path.iterdir()) == []
@@ -141,7 +141,7 @@ def test_every_rank_refuses_and_one_says_so(tmp_path: Path, ranks: int) -> None:
 @pytest.mark.slow
 def test_ranks_that_the_layout_cannot_use(tmp_path: Path) -> None:
     ended = finish(launch(folder=tmp_path, ranks=3, ds="zero3_tp2_pp2"))
-    assert ended.exit_code == 2
+    assert ended.exit_code == 2, ended.text
     assert ended.text.count("world_size (3 ranks) must be a multiple of") == 1, ended.text
     assert "Traceback" not in ended.text
 
@@ -157,7 +157,7 @@ def test_text_that_rank_0_cannot_use_ends_all(
     text = tmp_path / "text.txt"
     text.write_bytes(corpus.read_bytes()[:100_000] if content is None else content)
     ended = finish(launch("--flops", "6e10", "--data", text, folder=tmp_path, ranks=2))
-    assert ended.exit_code == 2
+    assert ended.exit_code == 2, ended.text
     assert ended.text.count(message) == 1, ended.text
     assert "Traceback" not in ended.text
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt"} | left
@@ -171,7 +171,7 @@ def test_a_bug_on_one_rank_keeps_its_traceback_and_ends_all(tmp_path: Path, corp
         folder=tmp_path, ranks=2, script=FAULTY, FAULT="bug", FAULT_RANK=str(rank),
     )  # fmt: skip
     ended = finish(run)
-    assert ended.exit_code == 1
+    assert ended.exit_code == 1, ended.text
     assert ended.text.count("Traceback (most recent call last)") == 1, ended.text
     assert f"[rank{rank}]: RuntimeError: a bug of ours" in ended.text
     assert _mlflow_statuses(tmp_path) == ["FAILED"]
@@ -194,7 +194,7 @@ def test_a_users_error_on_one_rank_is_seen_and_ends_all(
         folder=tmp_path, ranks=2, script=FAULTY, FAULT=fault, FAULT_RANK=str(rank),
     )  # fmt: skip
     ended = finish(run)
-    assert ended.exit_code == 2
+    assert ended.exit_code == 2, ended.text
     assert ended.text.count(message) == 1, ended.text
     assert "Traceback" not in ended.text
     assert _mlflow_statuses(tmp_path) == ["FAILED"]
@@ -207,7 +207,7 @@ def test_a_signal_ends_a_run_without_the_launcher(
 ) -> None:
     run = launch("--flops", "1e11", "--data", corpus, folder=tmp_path, ranks=None)
     ended = interrupt(run, number, after="held-out loss", group=number == signal.SIGINT)
-    assert ended.exit_code == exit_code
+    assert ended.exit_code == exit_code, ended.text
     assert ended.text.count(f"interrupted by {number.name}") == 1, ended.text
     assert "Traceback" not in ended.text
     assert ended.seconds_after_signal < GONE_S
@@ -225,7 +225,9 @@ def test_a_signal_ends_a_run_without_the_launcher(
 def test_a_signal_ends_every_rank(tmp_path: Path, corpus: Path, number: signal.Signals, group: bool, seen: str) -> None:
     run = launch("--flops", "1e11", "--data", corpus, folder=tmp_path, ranks=2)
     ended = interrupt(run, number, after="held-out loss", group=group)
-    assert ended.exit_code == -number  # the deepspeed command's own end, which a shell reports as 130 and 143
+    assert ended.exit_code == -number, (
+        ended.text
+    )  # the deepspeed command's own end, which a shell reports as 130 and 143
     assert ended.text.count(f"interrupted by {seen}") == 1, ended.text
     assert "[rank" not in ended.text
     assert _mlflow_statuses(tmp_path) == ["FAILED"]
@@ -256,7 +258,7 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 def test_a_full_disk(tmp_path: Path, corpus: Path, small_disk: Path, message: str) -> None:
     run = launch("--flops", "6e10", "--data", corpus, "--output", small_disk / "runs", folder=tmp_path, ranks=None)
     ended = finish(run)
-    assert ended.exit_code == 2
+    assert ended.exit_code == 2, ended.text
     assert ended.text.count(message) == 1, ended.text
     assert "Traceback" not in ended.text
     assert not list(small_disk.rglob("checkpoint"))
@@ -273,6 +275,6 @@ def test_a_read_only_disk(tmp_path: Path) -> None:
         ended = finish(launch("--output", place / "runs", folder=tmp_path, ranks=None))
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
-    assert ended.exit_code == 2
+    assert ended.exit_code == 2, ended.text
     assert "cannot be written" in ended.text
     assert "Read-only file system" in ended.text

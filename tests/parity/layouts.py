@@ -14,6 +14,8 @@ from chinchilla_ds.plan import Offload, Precision, Recompute, RunPlan
 from tests.parity.harness import ACTIVE_CLIPPING, INACTIVE_CLIPPING, parity_plan
 
 MAX_WORLD_SIZE = 4
+BF16_LEARNING_RATE = 1e-3
+"""A quarter of the fp32 cases': at 4e-3 one step of one batch amplifies rounding, see docs/verification.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,13 @@ class Case:
             "tied" if self.tied else "",
         ]
         return "-".join([self.layout, *filter(None, extras)])
+
+    def bf16_plans(self) -> tuple[RunPlan, RunPlan]:
+        """Return the case's plan in BF16, and in fp32 for the reference."""
+        bf16, fp32 = (
+            self.plan(precision=p, learning_rate=BF16_LEARNING_RATE) for p in (Precision.BF16, Precision.FP32)
+        )
+        return bf16, fp32
 
     @property
     def layout(self) -> str:

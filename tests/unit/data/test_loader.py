@@ -125,6 +125,9 @@ def test_an_index_that_cannot_be_written(
 
 def _first_step(rank_folder: Path, plan: RunPlan) -> list[tuple[int, ...]]:
     torch.distributed.init_process_group("gloo")
+    if torch.distributed.get_rank() == 0:
+        TokenLoader(prepared=PreparedData.load(rank_folder), plan=plan)  # writes the index
+    torch.distributed.barrier()
     loader = TokenLoader(prepared=PreparedData.load(rank_folder), plan=plan)
     return rows(list(loader.micro_batches(0, torch.distributed.get_rank())))
 
