@@ -35,6 +35,5 @@ class Mpu:
 
     @staticmethod
     def get_model_parallel_world_size() -> int:
-        """Return TP x PP."""
-        tp, pp = Mpu.get_tensor_model_parallel_world_size(), Mpu.get_pipeline_model_parallel_world_size()
-        return int(tp * pp)
+        """Return TP: DeepSpeed writes it into checkpoints, of which each stage has a folder with one file per TP rank."""
+        return int(parallel_state.get_tensor_model_parallel_world_size())

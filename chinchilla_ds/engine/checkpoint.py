@@ -52,7 +52,7 @@ def load(engine: TrainingEngine, *, folder: Path, iteration: int) -> int:
     Raises:
         OutputError: there is no such checkpoint.
     """
-    path, state = engine.engine.load_checkpoint(str(_stage_folder(folder)), tag=_tag(iteration))
-    if path is None:
+    if not (_stage_folder(folder) / _tag(iteration)).is_dir():
         raise OutputError(f"{_stage_folder(folder) / _tag(iteration)} is no checkpoint")
+    _, state = engine.engine.load_checkpoint(str(_stage_folder(folder)), tag=_tag(iteration))
     return int(state["iteration"])

@@ -5,11 +5,12 @@ loss by more than chance. AdamW's epsilon is large (1e-3, about a gradient's siz
 the gradients, which clipping and accumulation change, and rounding noise in gradients near zero is not blown up.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -94,6 +95,17 @@ class Trajectory:
     """Full weights after the last step, in fp32, under Megatron's names."""
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: on matrices this small, and beside other processes, a second one spins and waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 # ---- the truth ------------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +127,8 @@ def reference(plan: RunPlan, *, learning_rates: tuple[float, ...] | None = None)
     parts = plan.batch.gradient_accumulation_steps * plan.layout.data_parallel_size
     batch = dataclasses.replace(plan.batch, gradient_accumulation_steps=parts)
     rates = learning_rates or tuple(learning_rate(plan, step) for step in _steps(plan))
-    return _reference(dataclasses.replace(plan, layout=ParallelLayout(), batch=batch), rates)
+    with one_thread():
+        return _reference(dataclasses.replace(plan, layout=ParallelLayout(), batch=batch), rates)
 
 
 @functools.cache
