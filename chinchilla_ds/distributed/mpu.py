@@ -35,5 +35,5 @@ class Mpu:
 
     @staticmethod
     def get_model_parallel_world_size() -> int:
-        """Return TP: DeepSpeed writes it into checkpoints, of which each stage has a folder with one file per TP rank."""
+        """Return TP: DeepSpeed writes it into checkpoints, and a stage has one file per tensor-parallel rank."""
         return int(parallel_state.get_tensor_model_parallel_world_size())
