@@ -2,7 +2,7 @@
 # make test       prepare the environment if need be, then lint and test
 # Choose another Python or torch with PYTHON=, TORCH= and TORCH_INDEX= (see scripts/setup.sh).
 
-.PHONY: setup pretrain lint test test-slow test-gpu clean
+.PHONY: setup pretrain lint test test-slow clean
 .DEFAULT_GOAL := test
 
 export PYTHON TORCH TORCH_INDEX
@@ -25,9 +25,6 @@ test: lint
 
 test-slow: setup
 	$(in_env) pytest -m "slow and not gpu"
-
-test-gpu: setup
-	$(in_env) pytest -m gpu
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
