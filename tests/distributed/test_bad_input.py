@@ -225,9 +225,8 @@ def test_a_signal_ends_a_run_without_the_launcher(
 def test_a_signal_ends_every_rank(tmp_path: Path, corpus: Path, number: signal.Signals, group: bool, seen: str) -> None:
     run = launch("--flops", "1e11", "--data", corpus, folder=tmp_path, ranks=2)
     ended = interrupt(run, number, after="held-out loss", group=group)
-    assert ended.exit_code == -number, (
-        ended.text
-    )  # the deepspeed command's own end, which a shell reports as 130 and 143
+    # Not ours: the deepspeed command dies of the signal, or passes on the 1 that its launcher ends with after a SIGINT.
+    assert ended.exit_code in (-number, 1), ended.text
     assert ended.text.count(f"interrupted by {seen}") == 1, ended.text
     assert "[rank" not in ended.text
     assert _mlflow_statuses(tmp_path) == ["FAILED"]
