@@ -23,7 +23,7 @@ from chinchilla_ds.training.callback import Callback, EvaluationResult, Sample, 
 from chinchilla_ds.training.lr_schedule import learning_rate
 
 EVALUATION_TOKENS = 32_768
-"""Held-out tokens of the evaluations within a run; the last one reads the whole held-out part."""
+"""Held-out tokens of the evaluations within a run; the last one reads all of it, in whole global batches."""
 SAMPLE_PROMPT_TOKENS = 32
 SAMPLE_NEW_TOKENS = 96
 
