@@ -4,14 +4,17 @@
 """
 
 import dataclasses
+import functools
 import json
+import types
+import typing
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from chinchilla_ds.errors import ConfigError, did_you_mean
 
-PLAN_FORMAT_VERSION = 1
+PLAN_FORMAT_VERSION = 2
 
 
 class Precision(StrEnum):
@@ -137,17 +140,97 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Where the optimum of the budget lies with probability `level`, by the uncertainty of the law's own fit.
+
+    Leaves out what another law, another text or another tokenizer would say.
+    """
+
+    level: float
+    """Probability, such as 0.8: the 10th to the 90th percentile."""
+    num_params: tuple[float, float]
+    num_tokens: tuple[float, float]
+    tokens_per_param: tuple[float, float]
+    loss: tuple[float, float]
+    """Of the predicted loss of this plan's N and D, nats per token."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """What the scaling law says this run will reach."""
 
     law: str
-    """Name in budget.scaling_laws.LAWS."""
-    loss: float
-    """Predicted final loss of the discrete shape and token count, nats per token of the law's own tokenizer."""
+    """Name in budget.scaling_laws.LAWS, or of a fitted law."""
+    loss: float | None
+    """Predicted final loss of the discrete shape and token count, nats per token of the law's own tokenizer; None for a
+    law that says where the optimum lies but not how good it is."""
     optimal_num_params: float
-    """N of the continuous optimum for the budget, in the law's convention."""
+    """N of the continuous optimum: the shape varied without steps, FLOPs counted as those of our decoder."""
     optimal_num_tokens: float
-    optimal_loss: float
+    optimal_loss: float | None
+    interval: Interval | None = None
+    """None where the law's authors give no uncertainty that can be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The machines that a plan is laid out for."""
+
+    device: str
+    """Name in budget.hardware.DEVICES, or in a hardware file."""
+    world_size: int
+    """All devices."""
+    devices_per_node: int
+    """Devices joined by the fast link (NVLink, Infinity Fabric)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBytes:
+    """Peak memory of the fullest rank, in bytes."""
+
+    weights: int
+    """Parameters in compute precision that stay on the device."""
+    gradients: int
+    optimizer: int
+    """FP32 master weights and Adam's two moments."""
+    activations: int
+    """What the backward pass keeps of all micro-batches in flight, without the logits."""
+    logits: int
+    """Output logits, and the copies that the loss makes of them; the last pipeline stage's."""
+    buffers: int
+    """Communication buckets, gathered parameters, and copies that one step makes."""
+    margin: int
+    """Fragmentation of the allocator, and what the device's context and libraries take."""
+    total: int
+    """All of the above."""
+    host: int = 0
+    """CPU memory of offloaded states, of this rank."""
+    nvme: int = 0
+    """NVMe space of offloaded states, of this rank."""
+    pipeline_stage: int = 0
+    """The stage that this rank belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """Expected time of one optimizer step, in seconds, and the rates that follow from it."""
+
+    compute_s: float
+    """Matmuls and attention, recomputation included, at the rate the device is expected to reach."""
+    tensor_parallel_s: float
+    """Collectives of tensor and sequence parallelism, which nothing hides."""
+    pipeline_s: float
+    """Idle time of the pipeline (its bubble), and sends between stages."""
+    data_parallel_s: float
+    """What ZeRO's and data parallelism's collectives add beyond what the computation hides."""
+    optimizer_s: float
+    """AdamW's step, and transfers of offloaded states."""
+    total_s: float
+    """All of the above."""
+    mfu: float
+    """Model FLOPs of the step / (total_s x world_size x peak)."""
+    hfu: float
+    """The same with recomputation counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +242,7 @@ class RunPlan:
     """Parameters of the decoder, embeddings included."""
     num_tokens: int
     """train_iters x global_batch_size x seq_length."""
-    train_flops: float
+    true_flops: float
     """Model FLOPs of the whole run by the exact count of this decoder (no recomputation)."""
     flops_per_token: float
     """Model FLOPs per trained token, forward and backward."""
@@ -173,6 +256,14 @@ class RunPlan:
     seed: int
     eval_interval_iters: int
     """Optimizer steps between evaluations on the held-out part."""
+    unique_tokens: int | None = None
+    """Distinct tokens there are; num_tokens beyond them are repetitions. None: as many as num_tokens."""
+    cluster: Cluster | None = None
+    """None: no device was named."""
+    memory_bytes: MemoryBytes | None = None
+    """Expected peak of the fullest rank; None: not estimated."""
+    step_time: StepTime | None = None
+    """Expected time of a step; None: the device's rates are not known."""
     reasons: tuple[str, ...] = ()
     """One sentence per choice, with its source."""
 
@@ -186,16 +277,39 @@ class RunPlan:
         """Tokens of one optimizer step."""
         return self.batch.global_batch_size * self.shape.seq_length
 
+    @property
+    def predicted_loss(self) -> float | None:
+        """Nats per token of the law's own tokenizer."""
+        return self.prediction.loss
+
+    @property
+    def interval(self) -> dict[str, Any] | None:
+        """The prediction's interval as plain data."""
+        return None if self.prediction.interval is None else dataclasses.asdict(self.prediction.interval)
+
+    @property
+    def step_time_s(self) -> float | None:
+        """Expected seconds of one optimizer step."""
+        return None if self.step_time is None else self.step_time.total_s
+
+    @property
+    def wall_clock_s(self) -> float | None:
+        """Expected seconds of all optimizer steps, without evaluations and saves."""
+        return None if self.step_time is None else self.step_time.total_s * self.batch.train_iters
+
     def to_json(self) -> str:
-        """Return the plan as indented JSON."""
-        return json.dumps({"format_version": PLAN_FORMAT_VERSION, **dataclasses.asdict(self)}, indent=2) + "\n"
+        """Return the plan as indented JSON, with what follows from its fields written out under DERIVED's names."""
+        derived = {name: getattr(self, name) for name in DERIVED}
+        data = {"format_version": PLAN_FORMAT_VERSION, **dataclasses.asdict(self), **derived}
+        return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "RunPlan":
         """Read what `to_json` wrote.
 
         Raises:
-            ConfigError: not JSON, another format version, or missing and unknown fields.
+            ConfigError: not JSON, another format version, missing and unknown fields, or a derived value that was
+                edited.
         """
         try:
             data = json.loads(text)
@@ -203,23 +317,25 @@ class RunPlan:
             raise ConfigError(f"the plan is not JSON: {error}") from None
         if not isinstance(data, dict) or data.pop("format_version", None) != PLAN_FORMAT_VERSION:
             raise ConfigError(f"the plan is not a chinchilla-ds plan of format_version {PLAN_FORMAT_VERSION}")
+        data.pop(REPORT, None)
+        told = {name: data.pop(name) for name in DERIVED if name in data}
         plan: RunPlan = _build(cls, data, "plan")
+        follows = json.loads(json.dumps({name: getattr(plan, name) for name in told}))
+        if edited := [name for name in told if told[name] != follows[name]]:
+            raise ConfigError(
+                [
+                    f"plan.{name} is {told[name]!r}, but {follows[name]!r} follows from the plan's other fields; "
+                    "it is there to be read: make the plan anew"
+                    for name in edited
+                ]
+            )
         return plan
 
 
-_PARTS: dict[str, Any] = {
-    "shape": ModelShape,
-    "batch": BatchPlan,
-    "layout": ParallelLayout,
-    "optimizer": OptimizerPlan,
-    "schedule": Schedule,
-    "prediction": Prediction,
-    "precision": Precision,
-    "recompute": Recompute,
-    "offload_optimizer": Offload,
-    "offload_param": Offload,
-    "decay": Decay,
-}
+DERIVED = ("tokens_per_param", "predicted_loss", "interval", "step_time_s", "wall_clock_s")
+"""Properties of the plan that its JSON spells out for other programs."""
+REPORT = "report"
+"""Key under which `chinchilla-ds plan --json` adds what the plan does not hold: runners-up, rejections, other laws."""
 
 
 def _build(cls: Any, data: Any, where: str) -> Any:
@@ -235,7 +351,7 @@ def _build(cls: Any, data: Any, where: str) -> Any:
                 problems.append(f"{where}.{name} is missing")
             continue
         try:
-            values[name] = _convert(field, data[name], f"{where}.{name}")
+            values[name] = _convert(_field_types(cls)[name], data[name], f"{where}.{name}")
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
@@ -243,21 +359,41 @@ def _build(cls: Any, data: Any, where: str) -> Any:
     return cls(**values)
 
 
-def _convert(field: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
-    part = _PARTS.get(field.name)
-    if part is not None and dataclasses.is_dataclass(part):
-        return _build(part, value, where)
-    if part is not None:
+@functools.cache
+def _field_types(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _convert(wanted: Any, value: Any, where: str) -> Any:
+    """Return `value`, as JSON has it, as the type `wanted`: a dataclass, an enum, a tuple, a number, text, or None."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(next(kind for kind in arguments if kind is not types.NoneType), value, where)
+    if origin is tuple:
+        return _convert_tuple(arguments, value, where)
+    if dataclasses.is_dataclass(wanted):
+        return _build(wanted, value, where)
+    if issubclass(wanted, StrEnum):
         try:
-            return part(value)
+            return wanted(value)
         except ValueError:
-            allowed = ", ".join(str(choice) for choice in part)
+            allowed = ", ".join(str(choice) for choice in wanted)
             raise ConfigError(f"{where} is {value!r}; it must be one of {allowed}") from None
-    if field.name == "reasons" and isinstance(value, list):
-        return tuple(str(item) for item in value)
-    wanted = field.type
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(wanted, type) and type(value) is not wanted:
+    if type(value) is not wanted:
         raise ConfigError(f"{where} is {value!r}; it must be of type {wanted.__name__}")
     return value
+
+
+def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{where} is {value!r}; it must be a list")
+    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+    if len(kinds) != len(value):
+        raise ConfigError(f"{where} is {value!r}; it must have {len(kinds)} entries")
+    return tuple(
+        _convert(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
+    )

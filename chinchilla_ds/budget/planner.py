@@ -194,7 +194,7 @@ def _assemble(
         compute_budget_flops=float(config.compute_budget_flops),
         num_params=num_params,
         num_tokens=num_tokens,
-        train_flops=flops_per_token * num_tokens,
+        true_flops=flops_per_token * num_tokens,
         flops_per_token=flops_per_token,
         shape=shape,
         batch=batch,
@@ -284,7 +284,7 @@ def _law_reasons(made: RunPlan) -> Iterator[str]:
             "fitted on: trust the split into N and D as a rule of thumb only."
         )
     guess = math.log(made.shape.vocab_size)
-    if prediction.loss >= guess:
+    if prediction.loss is not None and prediction.loss >= guess:
         yield (
             f"The predicted loss of {prediction.loss:.2f} nats per token is no prediction: guessing among "
             f"{made.shape.vocab_size} pieces gives {guess:.2f}."
@@ -300,7 +300,7 @@ def _shape_reasons(config: RunConfig, made: RunPlan) -> Iterator[str]:
     )
     if config.vocab_size is None:
         yield f"Vocabulary {shape.vocab_size}: by budget, so that a small model is not mostly embedding tables."
-    spent = made.train_flops / made.compute_budget_flops
+    spent = made.true_flops / made.compute_budget_flops
     yield (
         f"D {format_count(made.num_tokens)}: the tokens that spend {spent:.2%} of the budget by this decoder's exact "
         "FLOPs, attention counted over the full context."

@@ -22,22 +22,26 @@ def format_plan(plan: RunPlan, /) -> str:
 
 def _model_rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
     shape, prediction = plan.shape, plan.prediction
-    spent = plan.train_flops / plan.compute_budget_flops
+    spent = plan.true_flops / plan.compute_budget_flops
     yield "budget", f"{format_flops(plan.compute_budget_flops)}; the run spends {spent:.2%} of it"
     yield "N", f"{format_count(plan.num_params)} parameters (optimum {format_count(prediction.optimal_num_params)})"
     yield "D", f"{format_count(plan.num_tokens)} tokens (optimum {format_count(prediction.optimal_num_tokens)})"
     yield "D / N", f"{plan.tokens_per_param:.3g} tokens per parameter"
-    yield "predicted", f"{prediction.loss:.3f} nats per token by {prediction.law}{_predicted_note(plan)}"
+    if prediction.loss is not None:
+        yield (
+            "predicted",
+            f"{prediction.loss:.3f} nats per token by {prediction.law}{_predicted_note(prediction.loss, plan)}",
+        )
     groups = f"{shape.num_attention_heads} heads of {shape.kv_channels}, {shape.num_query_groups} query groups"
     yield "shape", f"{shape.num_layers} layers, hidden {shape.hidden_size}, FFN {shape.ffn_hidden_size}, {groups}"
     tied = "tied" if shape.tied_embeddings else "untied"
     yield "vocabulary", f"{shape.vocab_size} pieces in {shape.padded_vocab_size} rows, {tied}"
 
 
-def _predicted_note(plan: RunPlan) -> str:
+def _predicted_note(loss: float, plan: RunPlan) -> str:
     """Return a warning where the law says less than guessing would: it is then far outside its range."""
     guess = math.log(plan.shape.vocab_size)
-    if plan.prediction.loss < guess:
+    if loss < guess:
         return ""
     return f" (meaningless: guessing gives {guess:.3f}, the law is out of range)"
 

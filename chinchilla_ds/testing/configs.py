@@ -61,7 +61,7 @@ def tiny_plan(
         compute_budget_flops=flops_per_token * num_tokens,
         num_params=count_parameters(shape),
         num_tokens=num_tokens,
-        train_flops=flops_per_token * num_tokens,
+        true_flops=flops_per_token * num_tokens,
         flops_per_token=flops_per_token,
         shape=shape,
         batch=BatchPlan(

@@ -96,7 +96,8 @@ def loss_rows(
         return Loss(nats_per_token=nats, bits_per_byte=None if bits_per_nat is None else nats * bits_per_nat)
 
     prediction = state.plan.prediction
-    rows = [("predicted loss *", f"{prediction.loss:.4f} nats/token by {prediction.law}")]
+    predicted = "none" if prediction.loss is None else f"{prediction.loss:.4f} nats/token"
+    rows = [("predicted loss *", f"{predicted} by {prediction.law}")]
     if train_losses:
         count = len(train_losses)
         rows.append(("train loss", f"{loss(sum(train_losses) / count)} (mean of the last {count} steps)"))

@@ -88,7 +88,6 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
         return skipped
     metrics = {
         "train/loss": step.loss,
-        "predicted_loss": state.plan.prediction.loss,
         "learning_rate": step.learning_rate,
         "grad_norm": step.grad_norm,
         "tokens": float(state.consumed_tokens),
@@ -96,9 +95,8 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
         "tokens_per_s": state.tokens_per_s,
         "memory_bytes": float(read_memory()),
     }
-    if state.mfu is not None:
-        metrics["mfu"] = state.mfu
-    return metrics | skipped
+    optional = {"mfu": state.mfu, "predicted_loss": state.plan.predicted_loss}
+    return metrics | {name: value for name, value in optional.items() if value is not None} | skipped
 
 
 def plan_params(plan: RunPlan) -> dict[str, object]:

@@ -44,8 +44,8 @@ def test_every_budget_is_spent_and_consistent(budget: float, seq_length: int) ->
         pytest.skip("too few sequences for a run")
     made = make(compute_budget_flops=budget, seq_length=seq_length)
     shape, batch = made.shape, made.batch
-    assert 0.99 <= made.train_flops / budget <= 1.01
-    assert made.train_flops == decoder_flops_per_token(shape=shape) * made.num_tokens
+    assert 0.99 <= made.true_flops / budget <= 1.01
+    assert made.true_flops == decoder_flops_per_token(shape=shape) * made.num_tokens
     assert made.num_tokens == batch.train_iters * batch.global_batch_size * seq_length
     assert made.num_params == count_parameters(shape=shape).total
     assert abs(math.log(made.num_params / made.prediction.optimal_num_params)) < math.log(1.25)
@@ -261,7 +261,7 @@ def test_too_small_a_budget_names_the_smallest_that_works(fields: dict) -> None:
     text = problems_of(PlanError, **fields)
     named = float(text.rsplit("is about ", 1)[1].split()[0])
     config = replace(RunConfig(**fields), compute_budget_flops=named)
-    assert plan(config, world_size=1, device="cpu").train_flops == pytest.approx(named, rel=0.01)
+    assert plan(config, world_size=1, device="cpu").true_flops == pytest.approx(named, rel=0.01)
     assert smallest_budget(RunConfig(**fields), world_size=1, device="cpu") == named
     with pytest.raises(ChinchillaError):
         plan(replace(config, compute_budget_flops=named / 1.25), world_size=1, device="cpu")

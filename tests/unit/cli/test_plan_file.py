@@ -33,7 +33,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         (lambda data: data["shape"].update(num_layers=7), "num_params is .*, but its shape has .* parameters"),
         (lambda data: data["batch"].update(train_iters=7), "num_tokens is .*, but its batch and steps give .* tokens"),
         (lambda data: data.update(sead=1), "plan.sead is not a field; did you mean 'seed'"),
-        (lambda data: data.clear(), "is not a chinchilla-ds plan of format_version 1"),
+        (lambda data: data.clear(), "is not a chinchilla-ds plan of format_version 2"),
     ],
 )
 def test_a_plan_that_was_edited(tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str) -> None:

@@ -80,7 +80,7 @@ def _make_plan(
         compute_budget_flops=1.0,
         num_params=1,
         num_tokens=batch.global_batch_size * train_iters * SEQ_LENGTH,
-        train_flops=1.0,
+        true_flops=1.0,
         flops_per_token=1.0,
         shape=shape,
         batch=batch,
