@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from chinchilla_ds.budget.law_forms import ParamsConvention
 from chinchilla_ds.plan import ModelShape
 
 
@@ -54,6 +55,27 @@ def count_parameters(*, shape: ModelShape) -> ParameterCount:
         non_embedding=layers + norms,
         matmul=layers + table,
     )
+
+
+def params_in_convention(*, shape: ModelShape, convention: ParamsConvention) -> float:
+    """Return the N of our decoder as a law with that convention counts it.
+
+    TOTAL and WITH_HEAD are the same number for this decoder, layers and norms and one table: the first law's models
+    have one table for input and output, the second leaves the input table out. DeepSeek's M = 72 L d^2 + 12 L d s is
+    6 FLOPs per matmul weight of its layers and 12 L d s of attention over the full context; here the layers' own
+    weights and the width of all heads take the place of 12 d^2 and d, and N = M / 6.
+
+    Source: Hoffmann et al. 2022 (arXiv:2203.15556), Table A9; Kaplan et al. 2020 (arXiv:2001.08361), section 2.1;
+    Porian et al. 2024 (arXiv:2406.19146), section 3.1; DeepSeek-AI 2024 (arXiv:2401.02954), equation 2.
+    """
+    counted = count_parameters(shape=shape)
+    table = shape.padded_vocab_size * shape.hidden_size
+    if convention is ParamsConvention.NON_EMBEDDING:
+        return counted.non_embedding
+    if convention is ParamsConvention.FLOPS_EQUIVALENT:
+        attention = 12 * shape.num_layers * shape.num_attention_heads * shape.kv_channels * shape.seq_length
+        return counted.matmul - table + attention / 6
+    return counted.non_embedding + table
 
 
 def layer_matmul_params(
