@@ -1,4 +1,4 @@
-"""MLflow: the only module that imports it, and only in a process of its own (see `tracking.process`).
+"""MLflow: the only module that imports it. Training writes through a process of its own (see `tracking.process`).
 
 To plot loss against compute in MLflow's UI, set a line chart's x axis to "Metric" and pick `flops`, which is logged at
 every step beside the loss.
@@ -10,16 +10,18 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chinchilla_ds.errors import DataError, did_you_mean
 from chinchilla_ds.tracking.background import BackgroundTracker
 from chinchilla_ds.tracking.process import ProcessBackend, serve_backend
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 DEFAULT_EXPERIMENT = "chinchilla-ds"
@@ -139,6 +141,83 @@ def mlflow_tracker(*, destination: MlflowDestination, close_timeout_s: float = 6
         name="MLflow",
         close_timeout_s=close_timeout_s,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedRun:
+    """What a finished run has logged of itself; None where it has not."""
+
+    name: str
+    num_params: float | None
+    num_tokens: float | None
+    held_out_loss: float | None
+    """The last one, nats per token."""
+    flops: float | None
+    """Model FLOPs spent, by the exact count of its decoder."""
+
+
+def finished_runs(*, tracking_uri: str, experiment: str) -> tuple[LoggedRun, ...]:
+    """Return the runs of an experiment that reached their end, oldest first; imports MLflow, which takes seconds.
+
+    Raises:
+        DataError: no such experiment, or MLflow cannot read the place.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    for name in _CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    where = _PASSWORD.sub("//***@", tracking_uri)
+    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).is_file():
+        raise DataError(f"MLflow at {where} cannot be read: there is no such file")  # MLflow would make it
+    try:
+        client = MlflowClient(tracking_uri=tracking_uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            names = [entry.name for entry in client.search_experiments()]
+            raise DataError(
+                f"MLflow at {where} has no experiment {experiment!r}; it has {', '.join(names) or 'none'}"
+                f"{did_you_mean(experiment, names)}"
+            )
+        return tuple(_logged_run(run) for run in _search(client, experiment_id=found.experiment_id))
+    except MlflowException as error:
+        raise DataError(f"MLflow at {where} cannot be read: {_PASSWORD.sub('//***@', str(error)).splitlines()[0]}") from None
+
+
+def _search(client: "MlflowClient", *, experiment_id: str) -> "Iterator[Run]":
+    """Yield the finished runs, page by page."""
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            filter_string="attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _logged_run(run: "Run") -> LoggedRun:
+    params, metrics = run.data.params, run.data.metrics
+    return LoggedRun(
+        name=run.info.run_name or run.info.run_id,
+        num_params=_number(params.get("num_params")),
+        num_tokens=_number(params.get("num_tokens")),
+        held_out_loss=metrics.get("held_out/loss"),
+        flops=metrics.get("flops"),
+    )
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
 
 
 def _experiment_id(client: "MlflowClient", *, destination: MlflowDestination) -> str:

@@ -37,6 +37,7 @@ def fit_envelope(table: RunTable, *, num_draws: int = 1000, seed: int = 42) -> F
         approach=1,
         points=_envelope(curves, np.arange(count)),
         refused=(),
+        rows=curves.rows,
         draw=lambda generator: _envelope(curves, generator.integers(count, size=count)),
         num_draws=num_draws,
         seed=seed,
@@ -70,6 +71,8 @@ class _Curves:
     """[curve, value]."""
     num_tokens: Floats
     """[curve, value]."""
+    rows: NDArray[np.intp]
+    """Indices of the curves' points in the table."""
 
 
 def _curves(table: RunTable) -> _Curves:
@@ -79,8 +82,9 @@ def _curves(table: RunTable) -> _Curves:
         if label:
             groups[label, float(table.num_params[index])].append(index)
     curves = [np.array(rows)[np.argsort(table.flops[rows])] for rows in groups.values() if len(rows) > 1]
-    ends = table.flops[np.concatenate(curves)] if curves else np.ones(1)
-    grid = np.linspace(np.log(ends.min()), np.log(ends.max()), CURVE_FLOP_VALUES)
+    rows_used = np.concatenate(curves) if curves else np.arange(0)
+    reached = table.flops[rows_used] if curves else np.ones(1)
+    grid = np.linspace(np.log(reached.min()), np.log(reached.max()), CURVE_FLOP_VALUES)
     loss, tokens = (np.full((len(curves), len(grid)), np.inf) for _ in range(2))
     for index, rows in enumerate(curves):
         log_flops = np.log(table.flops[rows])
@@ -88,7 +92,7 @@ def _curves(table: RunTable) -> _Curves:
         loss[index, inside] = np.interp(grid[inside], log_flops, table.loss[rows])
         tokens[index, inside] = np.exp(np.interp(grid[inside], log_flops, np.log(table.num_tokens[rows])))
     sizes = np.array([table.num_params[rows[0]] for rows in curves])
-    return _Curves(sizes=sizes, flops=np.exp(grid), loss=loss, num_tokens=tokens)
+    return _Curves(sizes=sizes, flops=np.exp(grid), loss=loss, num_tokens=tokens, rows=rows_used)
 
 
 def _envelope(curves: _Curves, chosen: NDArray[np.intp]) -> list[FrontierPoint]:

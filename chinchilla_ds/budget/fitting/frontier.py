@@ -13,8 +13,9 @@ from chinchilla_ds.budget.fitting.runs import Floats, RunTable
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.units import format_flops
 
-LEVEL_RATIO = 1.2
-"""Runs belong to one compute level when their FLOPs lie within this factor of one another."""
+LEVEL_RATIO = 1.1
+"""Runs belong to one compute level when their FLOPs lie within this factor of one another. Wider levels hold more runs,
+whose differences in FLOPs tilt the parabola."""
 MIN_SIZES = 4
 """Distinct N that a compute level needs: a parabola goes through any three."""
 MIN_LEVELS = 3
@@ -70,6 +71,8 @@ class FrontierFit:
     points: tuple[FrontierPoint, ...]
     refused: tuple[str, ...]
     """Compute levels that were not used, and why."""
+    rows: NDArray[np.intp]
+    """Indices of the runs that the points were found among."""
     draws: Floats
     """log G, a, log H, b of every bootstrap draw that gave a power law, [draw, 4]."""
 
@@ -157,7 +160,15 @@ def fit_levels(
         drawn = (best(table, generator.choice(level.rows, size=len(level.rows))) for level in used)
         return [point for point in drawn if not isinstance(point, str)]
 
-    return fit_points(approach=approach, points=points, refused=refused, draw=draw, num_draws=num_draws, seed=seed)
+    return fit_points(
+        approach=approach,
+        points=points,
+        refused=refused,
+        rows=np.concatenate([level.rows for level in used]),
+        draw=draw,
+        num_draws=num_draws,
+        seed=seed,
+    )
 
 
 def fit_points(
@@ -165,6 +176,7 @@ def fit_points(
     approach: int,
     points: Sequence[FrontierPoint],
     refused: tuple[str, ...],
+    rows: NDArray[np.intp],
     draw: Callable[[np.random.Generator], Sequence[FrontierPoint]],
     num_draws: int,
     seed: int,
@@ -181,6 +193,7 @@ def fit_points(
         tokens_law=PowerLaw(coefficient=float(np.exp(line[2])), exponent=float(line[3])),
         points=tuple(points),
         refused=refused,
+        rows=rows,
         draws=np.array(lines).reshape(-1, 4),
     )
 

@@ -1,5 +1,6 @@
 """Approach 2: a parabola per compute level, and how far it misses without any noise."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,8 @@ def parabola_minimum(table: RunTable, rows: NDArray[np.intp]) -> FrontierPoint |
     if len(np.unique(log_params)) < 3:
         return "fewer than three sizes"
     centre = float(log_params.mean())
-    curvature, slope, height = (float(c) for c in np.polyfit(log_params - centre, table.loss[rows], 2))
+    powers = np.vander(log_params - centre, 3)
+    curvature, slope, height = np.linalg.lstsq(powers, table.loss[rows], rcond=None)[0].tolist()
     if curvature <= 0:
         return "the loss has no minimum in N (the parabola opens downwards); train smaller and larger models"
     offset = -slope / (2 * curvature)
@@ -60,28 +62,26 @@ def parabola_minimum(table: RunTable, rows: NDArray[np.intp]) -> FrontierPoint |
     )
 
 
-def parabola_bias(table: RunTable, *, surface: Surface, compute_budget_flops: float) -> ParabolaBias | None:
-    """Return how far approach 2, on this table's N and D with a surface's losses, misses that surface's optimum.
+def parabola_bias(
+    table: RunTable, *, fit: FrontierFit, surface: Surface, compute_budget_flops: float
+) -> ParabolaBias | None:
+    """Return how far approach 2, on the runs of `fit` with a surface's losses, misses that surface's optimum.
 
     None where these losses give approach 2 no power law.
 
     Source: Czech et al. 2026 (arXiv:2603.22339): with alpha 0.34, beta 0.28 and grids from D*/8 to 8 D* the parabolas
     miss D* by -2.9 %. Wide grids, grids off the optimum, and unequal exponents each add to it.
     """
-    pairs = zip(table.num_params.tolist(), table.num_tokens.tolist(), strict=True)
-    exact = RunTable(
-        num_params=table.num_params,
-        num_tokens=table.num_tokens,
-        loss=np.array([surface.loss(num_params=params, num_tokens=tokens) for params, tokens in pairs]),
-        flops=table.flops,
-    )
+    design = table.select(fit.rows)
+    pairs = zip(design.num_params.tolist(), design.num_tokens.tolist(), strict=True)
+    losses = [surface.loss(num_params=params, num_tokens=tokens) for params, tokens in pairs]
     try:
-        fit = fit_isoflop(exact, num_draws=0)
+        exact = fit_isoflop(dataclasses.replace(design, loss=np.array(losses)), num_draws=0)
     except DataError:
         return None
     truth = surface.optimal(compute_budget_flops=compute_budget_flops)
     return ParabolaBias(
         compute_budget_flops=compute_budget_flops,
-        num_params=fit.params_law.at(compute_budget_flops=compute_budget_flops) / truth.num_params - 1,
-        num_tokens=fit.tokens_law.at(compute_budget_flops=compute_budget_flops) / truth.num_tokens - 1,
+        num_params=exact.params_law.at(compute_budget_flops=compute_budget_flops) / truth.num_params - 1,
+        num_tokens=exact.tokens_law.at(compute_budget_flops=compute_budget_flops) / truth.num_tokens - 1,
     )
