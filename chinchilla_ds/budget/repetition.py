@@ -3,7 +3,7 @@
 D' = U + U R_D* (1 - exp(-R_D / R_D*)) with R_D = D/U - 1 repetitions of U distinct tokens stands for D in the law, and
 in the same way N' for N, with U_N, the N for which U is the best D, in place of U.
 
-Source: Muennighoff et al. 2023 (arXiv:2305.16264), section 3 and appendix A, on C4 and up to 1500 epochs; constants of
+Source: Muennighoff et al. 2023 (arXiv:2305.16264), section 3.1 and appendix A, on C4; constants of
 github.com/huggingface/datablations. Leaves out that loss rises again after very many epochs, and what filtering,
 weight decay or dropout would change.
 """
