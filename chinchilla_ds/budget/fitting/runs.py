@@ -11,6 +11,8 @@ from chinchilla_ds.errors import DataError
 
 Floats: TypeAlias = NDArray[np.float64]
 """Double precision throughout: the objective's optimum is flat, and float32 stops early on it."""
+Integers: TypeAlias = NDArray[np.int64]
+Mask: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,178 @@
+"""How sure a fitted surface is: the surface fitted again to runs drawn with replacement, all draws at once."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from chinchilla_ds.budget.fitting.newton import minimise
+from chinchilla_ds.budget.fitting.objective import ALPHA, BETA, LOG_A, LOG_B, LOG_E, LOG_K, Points, center
+from chinchilla_ds.budget.fitting.runs import Floats, RunTable
+from chinchilla_ds.budget.fitting.solve import VERTEX_DELTA, solve
+from chinchilla_ds.budget.fitting.surface import Objective, SurfaceFit, theta_of
+from chinchilla_ds.errors import DataError
+
+PARAMETERS = ("log_A", "log_B", "log_E", "alpha", "beta", "log_k")
+"""Columns of `SurfaceBootstrap.draws`; the last only where k is free."""
+CHUNK_DRAWS = 128
+"""Draws per batch: 240 runs of them fit a core's cache."""
+DEFAULT_LEVEL = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimumInterval:
+    """Where the optimum of a budget lies with probability `level`, (low, high) each."""
+
+    compute_budget_flops: float
+    level: float
+    num_params: tuple[float, float]
+    num_tokens: tuple[float, float]
+    tokens_per_param: tuple[float, float]
+    loss: tuple[float, float]
+    """Of the predicted loss at each draw's own optimum, nats per token."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SurfaceBootstrap:
+    """The surfaces that resampled runs give, one row each."""
+
+    draws: Floats
+    """(log A, log B, log E, alpha, beta[, log k]) in units of parameters, tokens and nats, [draw, parameter]."""
+    num_not_converged: int
+    """Draws whose gradient is not zero even after a second start; they are counted like the others."""
+
+    @cached_property
+    def constants(self) -> dict[str, Floats]:
+        """The constants E, A, B, alpha, beta (and k, where it is free) of every draw, [draw] each."""
+        theta = self.draws
+        out = {
+            "E": np.exp(theta[:, LOG_E]),
+            "A": np.exp(theta[:, LOG_A]),
+            "B": np.exp(theta[:, LOG_B]),
+            "alpha": theta[:, ALPHA],
+            "beta": theta[:, BETA],
+        }
+        return {**out, "k": np.exp(theta[:, LOG_K])} if theta.shape[1] > LOG_K else out
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """Standard deviation over the draws of E, A, B, alpha, beta (and k, where it is free)."""
+        return {name: float(np.std(values)) for name, values in self.constants.items()}
+
+    @property
+    def covariance(self) -> Floats:
+        """Covariance over the draws of (log A, log B, log E, alpha, beta[, log k]), [parameter, parameter]."""
+        return np.cov(self.draws, rowvar=False, bias=True)
+
+    def interval(self, *, level: float = DEFAULT_LEVEL) -> dict[str, tuple[float, float]]:
+        """Return the percentile interval of every constant."""
+        return {name: percentiles(values, level=level) for name, values in self.constants.items()}
+
+    def optimal_interval(self, *, compute_budget_flops: float, level: float = DEFAULT_LEVEL) -> OptimumInterval:
+        """Return the percentile intervals of the optimum N, D, D / N and loss on 6 N D = C.
+
+        Source: Hoffmann et al. 2022 (arXiv:2203.15556), equation 4, at every draw.
+        """
+        log_params = optimal_log_params(self.draws, compute_budget_flops=compute_budget_flops)
+        log_tokens = math.log(compute_budget_flops / 6) - log_params
+        return OptimumInterval(
+            compute_budget_flops=compute_budget_flops,
+            level=level,
+            num_params=percentiles(np.exp(log_params), level=level),
+            num_tokens=percentiles(np.exp(log_tokens), level=level),
+            tokens_per_param=percentiles(np.exp(log_tokens - log_params), level=level),
+            loss=percentiles(losses(self.draws, log_params=log_params, log_tokens=log_tokens), level=level),
+        )
+
+
+def bootstrap_surface(runs: RunTable, /, *, fit: SurfaceFit, num_draws: int, seed: int) -> SurfaceBootstrap:
+    """Return the surfaces fitted to `num_draws` tables of as many runs, drawn from `runs` with replacement.
+
+    Each draw starts at the full fit; a draw whose gradient does not reach zero starts again from variable projection.
+    For LAD the draws are Huber fits at delta = 1e-6 log loss, far below any noise.
+
+    The indices are those of `numpy.random.seed(seed)` and one `numpy.random.choice(n, n)` per draw, so that a published
+    bootstrap can be repeated draw by draw.
+
+    Args:
+        runs: the runs that `fit` was fitted to.
+        fit: the full fit: its objective, delta and form are those of the draws.
+        num_draws: how many tables are drawn.
+        seed: of numpy's legacy generator.
+
+    Raises:
+        DataError: fewer than two draws, or a seed that numpy's legacy generator does not take.
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 9.5 (resampling of cases); the seed
+        protocol is that of the code of Besiroglu et al. 2024 (arXiv:2404.10102).
+    """
+    if num_draws < 2:
+        raise DataError(f"num_draws is {num_draws}; a bootstrap needs at least 2 draws, and 1000 for steady intervals")
+    if not 0 <= seed < 2**32:
+        raise DataError(f"seed is {seed}; it must lie between 0 and {2**32 - 1}")
+    points = center(runs)
+    weights = resampling_weights(num_runs=len(runs), num_draws=num_draws, seed=seed)
+    start = points.from_units(theta_of(fit.surface, form=fit.form)[None])
+    delta = {Objective.HUBER: fit.delta, Objective.LAD: VERTEX_DELTA, Objective.SQUARED: math.inf}[fit.objective]
+    draws, failed = [], 0
+    for first in range(0, num_draws, CHUNK_DRAWS):
+        theta, num_failed = _fit_draws(points, start=start, weights=weights[first : first + CHUNK_DRAWS], delta=delta)
+        draws.append(points.to_units(theta))
+        failed += num_failed
+    return SurfaceBootstrap(draws=np.concatenate(draws), num_not_converged=failed)
+
+
+def resampling_weights(*, num_runs: int, num_draws: int, seed: int) -> Floats:
+    """Return how often each run is drawn, [draw, run]."""
+    generator = np.random.RandomState(seed)
+    weights = np.empty((num_draws, num_runs))
+    for row in weights:
+        row[:] = np.bincount(generator.choice(num_runs, num_runs), minlength=num_runs)
+    return weights
+
+
+def _fit_draws(points: Points, /, *, start: Floats, weights: Floats, delta: float) -> tuple[Floats, int]:
+    """Return theta of every draw, [draw, p], and how many have not converged."""
+    theta = np.repeat(start, len(weights), axis=0)
+    for stage in _stages(delta):
+        found = minimise(points, start=theta, weights=weights, delta=stage)
+        theta = found.theta
+    missed = np.flatnonzero(~found.converged)
+    failed = 0
+    for draw in missed:
+        again = solve(points, delta=delta, free_outer_exponent=theta.shape[1] > LOG_K, weights=weights[draw])
+        failed += not again.converged
+        theta[draw] = again.theta
+    return theta, failed
+
+
+def _stages(delta: float) -> list[float]:
+    """Return the deltas by which a small one is approached."""
+    stages = [delta]
+    while stages[0] < 1e-4:
+        stages.insert(0, 10 * stages[0])
+    return stages
+
+
+def optimal_log_params(draws: Floats, /, *, compute_budget_flops: float) -> Floats:
+    """Return log N of least loss on 6 N D = C for every draw, [draw]."""
+    ratio = np.log(draws[:, ALPHA]) + draws[:, LOG_A] - np.log(draws[:, BETA]) - draws[:, LOG_B]
+    out: Floats = (ratio + draws[:, BETA] * math.log(compute_budget_flops / 6)) / (draws[:, ALPHA] + draws[:, BETA])
+    return out
+
+
+def losses(draws: Floats, /, *, log_params: Floats, log_tokens: Floats) -> Floats:
+    """Return the predicted loss of every draw at its own N and D, [draw], nats per token."""
+    inside = np.exp(draws[:, LOG_A] - draws[:, ALPHA] * log_params)
+    inside += np.exp(draws[:, LOG_B] - draws[:, BETA] * log_tokens)
+    if draws.shape[1] > LOG_K:
+        inside **= np.exp(draws[:, LOG_K])
+    return np.exp(draws[:, LOG_E]) + inside
+
+
+def percentiles(values: Floats, /, *, level: float) -> tuple[float, float]:
+    """Return the percentiles between which the middle `level` of the values lies."""
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
