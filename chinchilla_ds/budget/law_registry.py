@@ -11,9 +11,12 @@ _CHINCHILLA_MIN_FLOPS = 6e18
 _CHINCHILLA_MAX_FLOPS = 3e21
 """The IsoFLOP budgets of Hoffmann et al. 2022, figure 3; the three approaches share their runs."""
 
-_MUENNIGHOFF_MIN_FLOPS = 4e15
-_KAPLAN_MIN_FLOPS = 1e13
-_KAPLAN_MAX_FLOPS = 1e21
+_MUENNIGHOFF_MIN_FLOPS = 4.2e15
+"""7M parameters on 100M tokens; the other end, 8.7B on 178B, is the largest of its IsoFLOP budgets."""
+_KAPLAN_MAX_FLOPS = 1.2e21
+"""The largest model, 1.5B, for 250,000 steps of 512 sequences of 1024 tokens."""
+_KAPLAN_MIN_FLOPS = _KAPLAN_MAX_FLOPS / 1e8
+"""The paper's trends in C_min span eight orders of magnitude (section 1.2)."""
 
 HOFFMANN_APPROACH_1 = FrontierLaw(
     name="hoffmann2022_approach1",
