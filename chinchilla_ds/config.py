@@ -5,6 +5,9 @@ from pathlib import Path
 
 from chinchilla_ds.plan import Decay, Offload, Precision, Recompute
 
+DEFAULT_BUDGET_FLOPS = 5e12
+"""What a run spends when nothing is asked for: a few minutes on two CPU cores."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -38,12 +41,24 @@ class LayoutConfig:
 class RunConfig:
     """What the user wants of one run."""
 
-    compute_budget_flops: float = 5e12
-    """Model FLOPs to spend, forward and backward."""
-    law: str = "hoffmann2022"
-    """Scaling law, by its name in budget.scaling_laws.LAWS."""
-    seq_length: int = 256
-    """Tokens per training sequence."""
+    compute_budget_flops: float | None = None
+    """Model FLOPs to spend, forward and backward. None: what num_params, shape or num_tokens ask for, or else
+    DEFAULT_BUDGET_FLOPS."""
+    num_params: float | None = None
+    """Wanted parameters, embeddings included. None lets the law choose."""
+    num_tokens: float | None = None
+    """Wanted training tokens. None lets the law or the budget choose."""
+    shape: str | None = None
+    """Decoder by its name in budget.named_shapes.NAMED_SHAPES, in place of a search."""
+    law: str | None = None
+    """Scaling law: a name in budget.scaling_laws.LAWS, or a file that `chinchilla-ds fit --out` wrote; None is
+    scaling_laws.DEFAULT_LAW."""
+    unique_tokens: float | None = None
+    """Distinct training tokens there are; beyond them the plan repeats text, and its law says what that is worth."""
+    inference_tokens: float | None = None
+    """Tokens that the model will serve over its life; a smaller model is then trained longer."""
+    seq_length: int | None = None
+    """Tokens per training sequence; None picks by budget."""
     vocab_size: int | None = None
     """Tokenizer pieces; None picks by budget."""
     tied_embeddings: bool = False

@@ -182,6 +182,8 @@ class Cluster:
     """All devices."""
     devices_per_node: int
     """Devices joined by the fast link (NVLink, Infinity Fabric)."""
+    device_memory_bytes: int
+    """Of one device."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,28 +1,61 @@
 """Formatting and parsing of the quantities that people type: FLOPs, tokens, parameters, bytes, seconds."""
 
 import math
+import re
 
-_DECIMAL = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21, "Y": 1e24}
+_DECIMAL = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21, "Y": 1e24}
+_DECIMAL |= {suffix.lower(): _DECIMAL[suffix] for suffix in "KMBT"}
 _COUNT_SUFFIXES = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
+_UNITS = {
+    "FLOPs": ("flop", "flops"),
+    "tokens": ("token", "tokens"),
+    "parameters": ("param", "params", "parameter", "parameters"),
+    "GPU-hours": ("h", "hour", "hours", "gpu-hour", "gpu-hours", "gpuh"),
+    "GPUs": ("gpu", "gpus"),
+    "FLOP/s": ("flop/s", "flops/s"),
+    "bytes": ("byte", "bytes", "kib", "mib", "gib", "tib"),
+    "seconds": ("s", "sec", "second", "seconds"),
+}
+_QUANTITY = re.compile(
+    r"([-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|nan|[-+]?inf(?:inity)?)(.*)", re.I
+)
 
 
-def parse_quantity(text: str) -> float:
-    """Return the positive finite number in `text`, which may end in a decimal suffix (`1e13`, `7B`, `1.5T`).
+def parse_quantity(text: str, /, *, unit: str | None = None) -> float:
+    """Return the positive finite number in `text`: `1e13`, `7B`, `1.5T tokens`, `1 ZFLOPs`.
+
+    Args:
+        text: a number, then a decimal suffix or none, then the unit's name or none.
+        unit: what is asked for, one of _UNITS; another unit's name in `text` is refused.
 
     Raises:
-        ValueError: `text` is no number, or not a positive finite one.
+        ValueError: `text` is no number, not a positive finite one, or in another unit.
     """
-    cleaned = text.strip().replace("_", "")
-    factor = 1.0
-    if cleaned and cleaned[-1] in _DECIMAL:
-        factor, cleaned = _DECIMAL[cleaned[-1]], cleaned[:-1]
-    try:
-        value = float(cleaned) * factor
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number such as 1e13, 7B or 1.5T") from None
+    example = "is not a number such as 1e13, 7B or 1.5T"
+    matched = _QUANTITY.fullmatch(text.strip())
+    if matched is None:
+        raise ValueError(f"{text!r} {example}")
+    factor, name = _suffix(matched[2].strip())
+    if factor is None:
+        raise ValueError(f"{text!r} {example}")
+    if name is not None and name != unit:
+        wanted = f"{unit} are" if unit is not None else "a plain number is"
+        raise ValueError(f"{text!r} is in {name}, and {wanted} asked for")
+    value = float(matched[1].replace("_", "")) * factor
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"{text!r} is not a positive finite number")
     return value
+
+
+def _suffix(rest: str) -> tuple[float | None, str | None]:
+    """Return the factor and the unit that follow a number; a factor of None where they mean nothing."""
+    if rest in _DECIMAL:
+        return _DECIMAL[rest], None
+    units = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
+    if rest == "" or rest.lower() in units:
+        return 1.0, units.get(rest.lower())
+    factor, name = _DECIMAL.get(rest[0]), rest[1:].strip().lower()
+    return (factor, units[name]) if name in units else (None, None)
 
 
 def format_count(value: float) -> str:

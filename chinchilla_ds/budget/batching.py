@@ -8,6 +8,10 @@ from chinchilla_ds.plan import BatchPlan, ParallelLayout
 
 BATCH_MULTIPLE = 16
 """Global batches come in multiples of this, so that data-parallel sizes 1, 2, 4, 8 and 16 train on the same batches."""
+LEAST_MULTIPLES = 4
+"""Of the ranks' divisor in a batch: rounding then moves the batch by an eighth at most."""
+MATCH = 0.001
+"""How far the tokens of whole steps may lie from the wanted tokens, where a batch within a tenth allows it."""
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
 """Most tokens of one micro-batch: enough to keep matmuls busy, few enough to keep activations small."""
 
@@ -47,17 +51,49 @@ def batch_unit(*, layout: ParallelLayout, micro_batch_size: int | None) -> int:
     return layout.data_parallel_size * (micro_batch_size or 1) * chunks
 
 
+def cluster_batch_size(*, wanted_tokens: float, seq_length: int, world_size: int) -> int:
+    """Return the sequences per step for `world_size` ranks whose layout is still to be chosen.
+
+    Step Law's batch to a multiple of as large a divisor of the ranks as moves it by an eighth at most, so that many
+    data-parallel sizes can share it.
+    """
+    wanted = step_law_batch_tokens(num_tokens=wanted_tokens) / seq_length
+    ranks = math.lcm(BATCH_MULTIPLE, world_size)
+    multiple = max(n for n in range(1, ranks + 1) if ranks % n == 0 and n <= max(1.0, wanted / LEAST_MULTIPLES))
+    sequences = _with_enough_steps(wanted, multiple, wanted_tokens / seq_length)
+    return _matching_tokens(sequences, multiple, wanted_tokens / seq_length)
+
+
 def _global_batch_size(request: BatchRequest, layout: ParallelLayout) -> int:
-    """Return Step Law's batch to the nearest multiple, or less where that leaves fewer than MIN_TRAIN_ITERS steps."""
+    """Return Step Law's batch to the nearest multiple that a layout can share."""
     unit = batch_unit(layout=layout, micro_batch_size=request.micro_batch_size)
     multiple = math.lcm(BATCH_MULTIPLE, unit)
+    all_sequences = request.wanted_tokens / request.seq_length
     wanted = step_law_batch_tokens(num_tokens=request.wanted_tokens) / request.seq_length
+    sequences = _with_enough_steps(wanted, multiple, all_sequences)
+    if sequences < multiple:
+        sequences, multiple = max(1, sequences // unit) * unit, unit
+    return _matching_tokens(sequences, multiple, all_sequences)
+
+
+def _with_enough_steps(wanted: float, multiple: int, all_sequences: float) -> int:
+    """Return the multiple nearest to `wanted`, or a power of two where that leaves fewer than MIN_TRAIN_ITERS steps."""
     sequences = max(1, round(wanted / multiple)) * multiple
-    most = request.wanted_tokens / request.seq_length / MIN_TRAIN_ITERS
+    most = all_sequences / MIN_TRAIN_ITERS
     if sequences <= most:
         return sequences
-    power_of_two = 2 ** max(0, math.floor(math.log2(most))) if most >= 1 else 1
-    return max(1, power_of_two // unit) * unit
+    return int(2 ** max(0, math.floor(math.log2(most)))) if most >= 1 else 1
+
+
+def _matching_tokens(sequences: int, multiple: int, all_sequences: float) -> int:
+    """Return the nearest multiple, within a tenth, whose whole steps match all sequences; else the best match."""
+    nearby = range(-(sequences // multiple // 10), sequences // multiple // 10 + 1)
+    sizes = sorted({sequences, *(sequences + k * multiple for k in nearby)}, key=lambda size: abs(size - sequences))
+
+    def miss(size: int) -> float:
+        return abs(round(all_sequences / size) * size / all_sequences - 1)
+
+    return next((size for size in sizes if miss(size) <= MATCH), min(sizes, key=miss))
 
 
 def _micro_batch_size(request: BatchRequest, layout: ParallelLayout, per_rank: int) -> int:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from chinchilla_ds.budget.named_shapes import named_shape
 from chinchilla_ds.budget.scaling_laws import get_law
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import ConfigError
@@ -10,22 +11,57 @@ from chinchilla_ds.errors import ConfigError
 DEVICES = ("cpu", "cuda")
 MAX_SEED = 2**31 - 1
 MAX_LEARNING_RATE = 1.0
+LARGEST_BUDGET = 1e35
+LARGEST_NUM_PARAMS = 1e15
+LARGEST_NUM_TOKENS = 1e18
+"""Beyond these, a number of FLOPs stands where parameters or tokens should."""
 
 
 def config_problems(config: RunConfig, *, world_size: int, device: str) -> Iterator[str]:
     """Yield every value of the configuration that breaks a rule of its own."""
-    if not _is_number(config.compute_budget_flops) or config.compute_budget_flops <= 0:
-        yield _broken("compute_budget_flops", config.compute_budget_flops, "FLOPs", "a positive finite number", "1e13")
-    try:
-        get_law(config.law)
-    except ConfigError as error:
-        yield from error.problems
+    yield from _amount_problems(config)
+    for name, look_up in ((config.law, get_law), (config.shape, named_shape)):
+        try:
+            _ = name is None or look_up(name)
+        except ConfigError as error:
+            yield from error.problems
     yield from _count_problems(config, world_size=world_size)
     yield from _optimizer_problems(config)
     yield from _layout_value_problems(config.layout)
     yield from _data_problems(config)
     if device not in DEVICES:
         yield f"device is {device!r}; it must be one of {', '.join(DEVICES)}"
+
+
+def _amount_problems(config: RunConfig) -> Iterator[str]:
+    """Yield what is wrong with budget, size and tokens, each alone and together."""
+    amounts = {
+        "compute_budget_flops": (config.compute_budget_flops, "FLOPs", LARGEST_BUDGET, "1e21"),
+        "num_params": (config.num_params, "parameters", LARGEST_NUM_PARAMS, "7e9"),
+        "num_tokens": (config.num_tokens, "tokens", LARGEST_NUM_TOKENS, "1e12"),
+        "unique_tokens": (config.unique_tokens, "tokens", LARGEST_NUM_TOKENS, "1e12"),
+        "inference_tokens": (config.inference_tokens, "tokens", LARGEST_NUM_TOKENS, "1e12"),
+    }
+    for name, (value, unit, largest, example) in amounts.items():
+        if value is None:
+            continue
+        if not _is_number(value) or value <= 0:
+            yield _broken(name, value, unit, "a positive finite number", example)
+        elif value > largest:
+            rule = f"at most {largest:g} {unit}; is this a number of something else?"
+            yield f"{name} ({value:g} {unit}) must be {rule} For example: {example}"
+    if config.shape is not None and config.num_params is not None:
+        yield f"shape ({config.shape!r}) and num_params ({config.num_params:g}) both fix the model: drop one of them"
+    size = config.shape if config.num_params is None else config.num_params
+    if None not in (config.compute_budget_flops, size, config.num_tokens):
+        yield (
+            "compute_budget_flops, num_tokens and the model's size fix one another, and all three are given: drop one, "
+            "and it follows"
+        )
+    if config.inference_tokens is not None and (size is not None or config.num_tokens is not None):
+        yield "inference_tokens chooses the model's size and its tokens: give it beside compute_budget_flops alone"
+    if config.inference_tokens is not None and config.unique_tokens is not None:
+        yield "inference_tokens and unique_tokens follow two laws that nobody has joined: drop one of them"
 
 
 def _count_problems(config: RunConfig, *, world_size: int) -> Iterator[str]:

@@ -27,8 +27,8 @@ from chinchilla_ds.budget.ds_fields import (
     same,
     suggested_values,
 )
-from chinchilla_ds.budget.ds_keys import OWN_SECTION, TOP_LEVEL_KEYS, find, key_problems
-from chinchilla_ds.config import RunConfig
+from chinchilla_ds.budget.ds_keys import OWN_KEYS, OWN_SECTION, TOP_LEVEL_KEYS, find, key_problems
+from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import DsConfigError, did_you_mean
 from chinchilla_ds.plan import Offload, Recompute, RunPlan
 
@@ -148,6 +148,13 @@ def emit(plan: RunPlan, /) -> dict[str, Any]:
     if layout.recompute is not Recompute.NONE:
         ds |= {"activation_checkpointing": {}, OWN_SECTION: {"recompute": layout.recompute.value}}
     return resolve(ds, plan)
+
+
+def emit_for_pretrain(plan: RunPlan, /) -> dict[str, Any]:
+    """Return `emit`'s JSON with the section that launchers/pretrain.py reads: what DeepSpeed has no words for."""
+    layout, plain = plan.layout, LayoutConfig()
+    own = {name: getattr(layout, name) for name in sorted(OWN_KEYS) if getattr(layout, name) != getattr(plain, name)}
+    return emit(plan) | ({OWN_SECTION: own} if own else {})
 
 
 def shipped_configs() -> dict[str, dict[str, Any]]:

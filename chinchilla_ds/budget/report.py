@@ -1,49 +1,121 @@
 """The plan as one screen of text."""
 
+import dataclasses
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from chinchilla_ds.plan import Offload, Recompute, RunPlan
-from chinchilla_ds.units import format_count, format_flops
+from chinchilla_ds.budget.layout_search import Candidate, LayoutSearch
+from chinchilla_ds.plan import MemoryBytes, Offload, ParallelLayout, Recompute, RunPlan
+from chinchilla_ds.units import format_bytes, format_count, format_duration, format_flops
 
 _LABEL_WIDTH = 14
 _WIDTH = 120
+_MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "margin")
 
 
-def format_plan(plan: RunPlan, /) -> str:
-    """Return the plan as text for a terminal, ending without a newline."""
-    rows = [*_model_rows(plan), *_training_rows(plan), ("layout", _layout(plan)), ("seed", str(plan.seed))]
-    lines = [f"{label:<{_LABEL_WIDTH}}{text}" for label, text in rows]
-    wrap = textwrap.TextWrapper(width=_WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
-    lines += ["why", *(wrap.fill(reason) for reason in plan.reasons)]
+def format_plan(plan: RunPlan, /, *, search: LayoutSearch | None = None) -> str:
+    """Return the plan as text for a terminal, ending without a newline.
+
+    Args:
+        plan: what is shown.
+        search: what its layout was chosen from; None where the layout was given.
+    """
+    rows = [*_model_rows(plan), *_training_rows(plan), *_layout_rows(plan, search), ("seed", str(plan.seed))]
+    lines = [_row(label, text) for label, text in rows]
+    if search is not None:
+        lines += _search_lines(search)
+    lines += ["why", *(_bullet(reason) for reason in plan.reasons)]
     return "\n".join(lines)
+
+
+def format_memory(plan: RunPlan, /, *, stages: Sequence[MemoryBytes]) -> str:
+    """Return the memory of one rank of each pipeline stage as a table; stages that need the same share a row."""
+    head = f"{'stage':<12}" + "".join(f"{part:>13}" for part in (*_MEMORY_PARTS, "total", "host", "NVMe"))
+    lines = [describe_layout(plan.layout), "", head]
+    for first, last, stage in _same_stages(stages):
+        name = str(first) if first == last else f"{first} to {last}"
+        values = [*(getattr(stage, part) for part in _MEMORY_PARTS), stage.total, stage.host, stage.nvme]
+        lines.append(f"{name:<12}" + "".join(f"{format_bytes(value):>13}" for value in values))
+    fullest = max(stages, key=lambda stage: stage.total)
+    lines += ["", f"The fullest rank is of stage {fullest.pipeline_stage}: {format_bytes(fullest.total)} per device."]
+    return "\n".join(lines)
+
+
+def describe_layout(layout: ParallelLayout, /) -> str:
+    """Return a layout in one line."""
+    sizes = f"TP {layout.tensor_model_parallel_size} x PP {layout.pipeline_model_parallel_size}"
+    if layout.virtual_pipeline_model_parallel_size > 1:
+        sizes += f" ({layout.virtual_pipeline_model_parallel_size} chunks per stage)"
+    extras = [f"ZeRO-{layout.zero_stage}"]
+    extras += ["sequence parallel"] if layout.sequence_parallel else []
+    extras += [f"recompute {layout.recompute}"] if layout.recompute is not Recompute.NONE else []
+    extras += [f"optimizer on {layout.offload_optimizer}"] if layout.offload_optimizer is not Offload.NONE else []
+    extras += [f"parameters on {layout.offload_param}"] if layout.offload_param is not Offload.NONE else []
+    ranks = "1 rank" if layout.world_size == 1 else f"{layout.world_size} ranks"
+    return f"{sizes} x DP {layout.data_parallel_size} = {ranks}, {', '.join(extras)}"
+
+
+def _row(label: str, text: str) -> str:
+    indent = " " * _LABEL_WIDTH
+    return textwrap.fill(
+        text,
+        width=_WIDTH,
+        initial_indent=f"{label:<{_LABEL_WIDTH}}",
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _bullet(text: str) -> str:
+    return textwrap.fill(text, width=_WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _model_rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
     shape, prediction = plan.shape, plan.prediction
+    interval = prediction.interval
     spent = plan.true_flops / plan.compute_budget_flops
     yield "budget", f"{format_flops(plan.compute_budget_flops)}; the run spends {spent:.2%} of it"
-    yield "N", f"{format_count(plan.num_params)} parameters (optimum {format_count(prediction.optimal_num_params)})"
-    yield "D", f"{format_count(plan.num_tokens)} tokens (optimum {format_count(prediction.optimal_num_tokens)})"
-    yield "D / N", f"{plan.tokens_per_param:.3g} tokens per parameter"
-    if prediction.loss is not None:
+    params = f"{format_count(plan.num_params)} parameters (optimum {format_count(prediction.optimal_num_params)}"
+    tokens = f"{format_count(plan.num_tokens)} tokens (optimum {format_count(prediction.optimal_num_tokens)}"
+    ratio = f"{plan.tokens_per_param:.3g} tokens per parameter"
+    if interval is None:
+        yield from (("N", f"{params})"), ("D", f"{tokens})"), ("D / N", ratio))
+    else:
+        level = f"{interval.level:.0%}"
+        yield "N", f"{params}, {level} interval {_counts(interval.num_params)})"
+        yield "D", f"{tokens}, {level} interval {_counts(interval.num_tokens)})"
+        low, high = interval.tokens_per_param
+        yield "D / N", f"{ratio} ({level} interval of the optimum {low:.3g} to {high:.3g})"
+    if plan.unique_tokens is not None:
         yield (
-            "predicted",
-            f"{prediction.loss:.3f} nats per token by {prediction.law}{_predicted_note(prediction.loss, plan)}",
+            "epochs",
+            f"{plan.num_tokens / plan.unique_tokens:.3g} over {format_count(plan.unique_tokens)} unique tokens",
         )
+    yield "predicted", _predicted(plan)
     groups = f"{shape.num_attention_heads} heads of {shape.kv_channels}, {shape.num_query_groups} query groups"
     yield "shape", f"{shape.num_layers} layers, hidden {shape.hidden_size}, FFN {shape.ffn_hidden_size}, {groups}"
     tied = "tied" if shape.tied_embeddings else "untied"
     yield "vocabulary", f"{shape.vocab_size} pieces in {shape.padded_vocab_size} rows, {tied}"
 
 
-def _predicted_note(loss: float, plan: RunPlan) -> str:
-    """Return a warning where the law says less than guessing would: it is then far outside its range."""
-    guess = math.log(plan.shape.vocab_size)
-    if loss < guess:
-        return ""
-    return f" (meaningless: guessing gives {guess:.3f}, the law is out of range)"
+def _counts(bounds: tuple[float, float]) -> str:
+    return f"{format_count(bounds[0])} to {format_count(bounds[1])}"
+
+
+def _predicted(plan: RunPlan) -> str:
+    """Return the predicted loss, with a warning where the law says less than guessing would."""
+    prediction, guess = plan.prediction, math.log(plan.shape.vocab_size)
+    if prediction.loss is None:
+        return f"no loss: {prediction.law} knows where the optimum lies, not how good it is"
+    text = f"{prediction.loss:.3f} nats per token by {prediction.law}"
+    if prediction.loss >= guess:
+        return f"{text} (meaningless: guessing gives {guess:.3f}, the law is out of range)"
+    if prediction.interval is not None:
+        low, high = prediction.interval.loss
+        text += f" ({prediction.interval.level:.0%} interval {low:.3f} to {high:.3f})"
+    return text
 
 
 def _training_rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
@@ -69,14 +141,60 @@ def _training_rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
     yield "precision", str(plan.precision)
 
 
-def _layout(plan: RunPlan) -> str:
-    layout = plan.layout
-    sizes = f"TP {layout.tensor_model_parallel_size} x PP {layout.pipeline_model_parallel_size}"
-    if layout.virtual_pipeline_model_parallel_size > 1:
-        sizes += f" ({layout.virtual_pipeline_model_parallel_size} chunks per stage)"
-    extras = [f"ZeRO-{layout.zero_stage}"]
-    extras += ["sequence parallel"] if layout.sequence_parallel else []
-    extras += [f"recompute {layout.recompute}"] if layout.recompute is not Recompute.NONE else []
-    extras += [f"optimizer on {layout.offload_optimizer}"] if layout.offload_optimizer is not Offload.NONE else []
-    extras += [f"parameters on {layout.offload_param}"] if layout.offload_param is not Offload.NONE else []
-    return f"{sizes} x DP {layout.data_parallel_size} = {layout.world_size} ranks, {', '.join(extras)}"
+def _layout_rows(plan: RunPlan, search: LayoutSearch | None) -> Iterator[tuple[str, str]]:
+    cluster, memory, step_time = plan.cluster, plan.memory_bytes, plan.step_time
+    if cluster is not None:
+        devices = f"{cluster.world_size} x {cluster.device}"
+        yield "cluster", f"{devices}, {cluster.devices_per_node} per node" if cluster.world_size > 1 else devices
+    yield "layout", describe_layout(plan.layout)
+    if memory is not None:
+        parts = ", ".join(f"{part} {format_bytes(getattr(memory, part))}" for part in _MEMORY_PARTS)
+        stage = f" (stage {memory.pipeline_stage})" if plan.layout.pipeline_model_parallel_size > 1 else ""
+        held = "" if cluster is None else f" of {format_bytes(cluster.device_memory_bytes)}"
+        away = [f"host {format_bytes(memory.host)}"] if memory.host else []
+        away += [f"NVMe {format_bytes(memory.nvme)}"] if memory.nvme else []
+        yield "memory", f"{format_bytes(memory.total)}{held} per device{stage}: {', '.join([parts, *away])}"
+    if step_time is not None and plan.wall_clock_s is not None:
+        rows = (
+            ("compute", step_time.compute_s),
+            ("TP", step_time.tensor_parallel_s),
+            ("PP", step_time.pipeline_s),
+            ("DP", step_time.data_parallel_s),
+            ("optimizer", step_time.optimizer_s),
+        )
+        parts = ", ".join(f"{name} {value / step_time.total_s:.0%}" for name, value in rows)
+        yield "step", f"{step_time.total_s:.3g} s: {parts}; MFU {step_time.mfu:.1%}, HFU {step_time.hfu:.1%}"
+        hours = plan.wall_clock_s * plan.layout.world_size / 3600
+        yield "time", f"{format_duration(plan.wall_clock_s)}, {hours:,.3g} GPU-hours"
+
+
+def _search_lines(search: LayoutSearch) -> Iterator[str]:
+    yield _row(
+        "considered",
+        f"{search.num_considered:,} layouts; {search.num_legal:,} can be built, {search.num_fitting:,} of them fit",
+    )
+    for label, candidate in zip(["next best", *[""] * 9], search.runners_up, strict=False):
+        yield _row(label, _runner_up(candidate, search.best))
+    for label, rejection in zip(["rejected", *[""] * 99], search.rejected, strict=False):
+        such_as = rejection.example if "memory" in rejection.reason else rejection.example.split(":")[0]
+        yield _row(label, f"{rejection.count:,} {rejection.reason} (such as {such_as})")
+
+
+def _runner_up(candidate: Candidate, best: Candidate) -> str:
+    text = f"{describe_layout(candidate.layout)}, micro-batch {candidate.batch.micro_batch_size}"
+    if candidate.step_time is not None and best.step_time is not None:
+        slower = candidate.step_time.total_s / best.step_time.total_s - 1
+        text += f": {slower:+.1%} time"
+    return f"{text}, {format_bytes(candidate.memory.total)}"
+
+
+def _same_stages(stages: Sequence[MemoryBytes]) -> Iterator[tuple[int, int, MemoryBytes]]:
+    """Yield runs of neighbouring stages with the same numbers: first, last, and the numbers."""
+    start = 0
+    for index in range(1, len(stages) + 1):
+        same = index < len(stages) and dataclasses.replace(stages[index], pipeline_stage=0) == dataclasses.replace(
+            stages[start], pipeline_stage=0
+        )
+        if not same:
+            yield start, index - 1, stages[start]
+            start = index

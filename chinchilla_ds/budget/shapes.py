@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from chinchilla_ds.budget.flops import decoder_flops_per_token
 from chinchilla_ds.budget.parameters import count_parameters, layer_matmul_params
 from chinchilla_ds.plan import ModelShape
 
@@ -13,6 +14,7 @@ MAX_LAYERS = 256
 MAX_RELATIVE_MISS = 1.25
 """A shape counts only within this factor of the wanted N."""
 
+_SEQ_LENGTH_BY_BUDGET = ((1e15, 256), (1e16, 512), (1e18, 1024), (math.inf, 2048))
 _VOCAB_BY_BUDGET = (
     (1e12, 512),
     (1e14, 1024),
@@ -22,7 +24,10 @@ _VOCAB_BY_BUDGET = (
     (1e19, 16384),
     (math.inf, 32000),
 )
-_GQA_MIN_PARAMS = 1e9
+GQA_MIN_PARAMS = 1e9
+"""From here up heads share keys and values in GQA_GROUPS groups."""
+GQA_GROUPS = 8
+"""Source: Dubey et al. 2024 (arXiv:2407.21783), table 3: 8 at every size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,13 @@ class ShapeRequest:
     vocab_size: int
     seq_length: int
     tied_embeddings: bool
+    flops_per_token: float | None = None
+    """Wanted model FLOPs per token; None: whatever the shape takes."""
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table."""
+        return pad_vocab(vocab_size=self.vocab_size)
 
 
 def choose_vocab_size(*, compute_budget_flops: float) -> int:
@@ -44,6 +56,14 @@ def choose_vocab_size(*, compute_budget_flops: float) -> int:
     2024 (arXiv:2407.13623), and 32000 is the vocabulary of Hoffmann et al. 2022.
     """
     return next(size for limit, size in _VOCAB_BY_BUDGET if compute_budget_flops < limit)
+
+
+def choose_seq_length(*, compute_budget_flops: float) -> int:
+    """Return the context for a budget in tokens: 2048 from 1e18 FLOPs, as in Hoffmann et al. 2022; less below (ours).
+
+    Short sequences keep attention a small part of a small model's FLOPs, and let few tokens make enough sequences.
+    """
+    return next(length for limit, length in _SEQ_LENGTH_BY_BUDGET if compute_budget_flops < limit)
 
 
 def pad_vocab(*, vocab_size: int) -> int:
@@ -61,12 +81,13 @@ def target_aspect_ratio(*, num_params: float) -> float:
 
 
 def search_shape(*, request: ShapeRequest) -> ModelShape | None:
-    """Return the shape nearest to the wanted N and aspect ratio, or None if none is within MAX_RELATIVE_MISS.
+    """Return the shape nearest to the request, or None if none is within MAX_RELATIVE_MISS of its N.
 
-    Ten per cent in N weighs as much as a factor of two in aspect ratio; ties go to the smaller model.
+    Ten per cent in N weighs as much as a factor of two in aspect ratio, or one per cent in FLOPs per token and
+    parameter; ties go to the smaller model.
     """
     fits = [
-        (_misfit(shape, num_params, request.num_params), num_params, shape)
+        (_misfit(shape, num_params, request), num_params, shape)
         for shape, num_params in _candidates(request)
         if abs(math.log(num_params / request.num_params)) <= math.log(MAX_RELATIVE_MISS)
     ]
@@ -78,11 +99,16 @@ def smallest_shape(*, request: ShapeRequest) -> ModelShape:
     return _make_shape(request, hidden_size=next(_hidden_sizes()), num_layers=2)
 
 
-def _misfit(shape: ModelShape, num_params: int, wanted: float) -> float:
+def _misfit(shape: ModelShape, num_params: int, request: ShapeRequest) -> float:
+    wanted = request.num_params
     aspect = shape.hidden_size / shape.num_layers
     size_miss = math.log(num_params / wanted) / math.log(1.1)
     aspect_miss = math.log(aspect / target_aspect_ratio(num_params=wanted)) / math.log(2)
-    return size_miss**2 + aspect_miss**2
+    if request.flops_per_token is None:
+        return size_miss**2 + aspect_miss**2
+    flops_per_param = decoder_flops_per_token(shape=shape) / num_params
+    flops_miss = math.log(flops_per_param * wanted / request.flops_per_token) / math.log(1.01)
+    return size_miss**2 + aspect_miss**2 + flops_miss**2
 
 
 def _candidates(request: ShapeRequest) -> Iterator[tuple[ModelShape, int]]:
@@ -123,7 +149,7 @@ def _hidden_sizes() -> Iterator[int]:
 
 
 def _make_shape(request: ShapeRequest, *, hidden_size: int, num_layers: int) -> ModelShape:
-    kv_channels = _kv_channels(hidden_size)
+    kv_channels = kv_channels_of(hidden_size)
     heads = hidden_size // kv_channels
     return ModelShape(
         num_layers=num_layers,
@@ -133,15 +159,22 @@ def _make_shape(request: ShapeRequest, *, hidden_size: int, num_layers: int) -> 
         num_query_groups=_query_groups(heads, request.num_params),
         kv_channels=kv_channels,
         vocab_size=request.vocab_size,
-        padded_vocab_size=pad_vocab(vocab_size=request.vocab_size),
+        padded_vocab_size=request.padded_vocab_size,
         seq_length=request.seq_length,
         tied_embeddings=request.tied_embeddings,
-        # small init: Nguyen and Salazar 2019 (arXiv:1910.05895), section 2.2
-        init_std=round(math.sqrt(2 / (5 * hidden_size)), 5),
+        init_std=initial_std(hidden_size=hidden_size),
     )
 
 
-def _kv_channels(hidden_size: int) -> int:
+def initial_std(*, hidden_size: int) -> float:
+    """Return the standard deviation of the initial weights, sqrt(2 / (5 h)).
+
+    Source: small init, Nguyen and Salazar 2019 (arXiv:1910.05895), section 2.2.
+    """
+    return round(math.sqrt(2 / (5 * hidden_size)), 5)
+
+
+def kv_channels_of(hidden_size: float) -> int:
     """Return the head width: 128 as in Hoffmann et al. and Llama for large models, less where heads would run out."""
     return next(width for limit, width in ((64, 16), (512, 32), (2048, 64), (math.inf, 128)) if hidden_size < limit)
 
@@ -156,7 +189,7 @@ def _ffn_hidden_size(hidden_size: int) -> int:
 
 
 def _query_groups(heads: int, num_params: float) -> int:
-    """Return 8 groups from 1e9 parameters (Llama 3, arXiv:2407.21783), 4 where 8 does not divide, else one per head."""
-    if num_params < _GQA_MIN_PARAMS:
+    """Return GQA_GROUPS from GQA_MIN_PARAMS up, half of them where they do not divide, else one per head."""
+    if num_params < GQA_MIN_PARAMS:
         return heads
-    return next((groups for groups in (8, 4) if heads % groups == 0), heads)
+    return next((groups for groups in (GQA_GROUPS, GQA_GROUPS // 2) if heads % groups == 0), heads)

@@ -1,4 +1,4 @@
-"""The flags of launchers/pretrain.py, and the RunConfig that they make."""
+"""The flags of launchers/pretrain.py and `chinchilla-ds plan`, and the RunConfig that they make."""
 
 import argparse
 import dataclasses
@@ -9,7 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from chinchilla_ds.config import DataConfig, LayoutConfig, RunConfig
+from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW
+from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, DataConfig, LayoutConfig, RunConfig
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plan import Decay, Precision, Recompute
 from chinchilla_ds.units import parse_quantity
@@ -35,7 +36,7 @@ class Arguments:
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
-class _Help(argparse.HelpFormatter):
+class Help(argparse.HelpFormatter):
     """Flags on the left, what they do on the right, as far as the screen allows."""
 
     def __init__(self, prog: str) -> None:
@@ -43,7 +44,7 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=_HELP_FLAG_COLUMNS if columns > 100 else 24, width=columns - 2)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises ConfigError where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
@@ -51,10 +52,10 @@ class _Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown == message:
             raise ConfigError(message.removeprefix("argument "))
-        known = [flag for action in self._actions for flag in action.option_strings]
+        known = [name for action in self._actions for name in action.option_strings]
         flags = [word.split("=")[0] for word in unknown.split() if word.startswith("--")]
         raise ConfigError(
-            [f"{flag} is not a flag{did_you_mean(flag, known) or '; --help lists them'}" for flag in flags]
+            [f"{name} is not a flag{did_you_mean(name, known) or '; --help lists them'}" for name in flags]
             or f"{unknown!r} belongs to no flag; --help lists them"
         )
 
@@ -65,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str] | None) -> Arguments:
-    """Read the command line.
+    """Read the command line of launchers/pretrain.py.
 
     Raises:
         ConfigError: an unknown flag or a value that is none.
@@ -77,20 +78,35 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     data = {name: values.pop(name) for name in list(values) if name in _DATA_FIELDS}
     if paths:
         data["paths"] = tuple(paths)
-    layout = {name: values.pop(name) for name in list(values) if name in _LAYOUT_FIELDS}
-    explicit = frozenset(values) | frozenset(layout)
-    config = RunConfig(**values, layout=LayoutConfig(**layout), data=DataConfig(**data))
+    config, explicit = run_config(values, data=DataConfig(**data))
     return Arguments(ds_config=ds_config, plan=plan, config=config, explicit=explicit)
 
 
-def _quantity(text: str) -> float:
-    try:
-        return parse_quantity(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def run_config(values: dict[str, Any], /, *, data: DataConfig | None = None) -> tuple[RunConfig, frozenset[str]]:
+    """Return the config of the flags that were given, by the names of its fields, and those names."""
+    layout = {name: values[name] for name in values if name in _LAYOUT_FIELDS}
+    rest = {name: values[name] for name in values if name not in _LAYOUT_FIELDS}
+    config = RunConfig(**rest, layout=LayoutConfig(**layout), data=data or DataConfig())
+    return config, frozenset(values)
 
 
-def _whole(text: str) -> int:
+def quantity(unit: str | None) -> Callable[[str], float]:
+    """Return a parser of positive numbers in `unit`, which may be written after the number."""
+
+    def read(text: str) -> float:
+        try:
+            return parse_quantity(text, unit=unit)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+_quantity = quantity(None)
+
+
+def whole(text: str) -> int:
+    """Return a positive whole number, such as 4, 2K or 1e9."""
     value = _quantity(text)
     if value != int(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
@@ -102,15 +118,17 @@ def _limit(text: str) -> float:
 
 
 def _seed(text: str) -> int:
-    return 0 if text.strip() == "0" else _whole(text)
+    return 0 if text.strip() == "0" else whole(text)
 
 
 def flag_of(field: str) -> str:
     """Return the flag that sets a config field."""
-    return "--flops" if field == "compute_budget_flops" else "--" + field.replace("_", "-")
+    named = {"compute_budget_flops": "--flops", "num_params": "--params", "num_tokens": "--tokens"}
+    return named.get(field, "--" + field.replace("_", "-"))
 
 
-def _path(text: str) -> Path:
+def path(text: str) -> Path:
+    """Return a path that is not empty."""
     if not text.strip():
         raise argparse.ArgumentTypeError("a path cannot be empty")
     return Path(text)
@@ -128,81 +146,88 @@ def _choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
     return read
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="pretrain.py",
         usage="deepspeed [--num_gpus RANKS] launchers/pretrain.py --ds_config FILE [flags]",
-        formatter_class=_Help,
+        formatter_class=Help,
         description="Plan a compute-optimal decoder for a budget, train it on DeepSpeed, compare it with the plan.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("--ds_config", "--ds-config", type=_path, required=True, metavar="FILE", help="DeepSpeed JSON")
-    parser.add_argument("--plan", type=_path, metavar="FILE", help="run this plan.json instead of making a plan")
+    parser.add_argument("--ds_config", "--ds-config", type=path, required=True, metavar="FILE", help="DeepSpeed JSON")
+    parser.add_argument("--plan", type=path, metavar="FILE", help="run this plan.json instead of making a plan")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    _budget_flags(parser.add_argument_group("budget and model"))
+    budget_flags(parser.add_argument_group(f"budget (default {DEFAULT_BUDGET_FLOPS:g} FLOPs)"))
+    model_flags(parser.add_argument_group("model and optimizer"))
     _data_flags(parser.add_argument_group("data and output"))
-    _layout_flags(parser.add_argument_group("parallel layout (the ds_config's `chinchilla_ds` section says the same)"))
+    layout_flags(parser.add_argument_group("parallel layout (the ds_config's `chinchilla_ds` section says the same)"))
     return parser
 
 
-_Group = Any  # argparse._ArgumentGroup
+Group = Any  # argparse._ArgumentGroup
 
 
-_METAVARS = {_whole: "N", _seed: "N", _quantity: "X", _limit: "X", str: "NAME"}
+_METAVARS = {whole: "N", _seed: "N", str: "NAME"}
 
 
-def _flag(group: _Group, name: str, kind: Callable[[str], Any], text: str, **more: Any) -> None:
-    group.add_argument(f"--{name}", type=kind, help=text, **({"metavar": _METAVARS.get(kind)} | more))
+def flag(group: Group, name: str, kind: Callable[[str], Any], text: str, **more: Any) -> None:
+    """Add a flag with its parser, its help and a placeholder that fits."""
+    group.add_argument(f"--{name}", type=kind, help=text, **({"metavar": _METAVARS.get(kind, "X")} | more))
 
 
 def _names(kind: type[StrEnum]) -> str:
     return "|".join(choice.value for choice in kind)
 
 
-def _budget_flags(group: _Group) -> None:
-    defaults = RunConfig()
-    _flag(
-        group,
-        "flops",
-        _quantity,
-        f"compute budget, model FLOPs forward and backward (default {defaults.compute_budget_flops:g})",
-        dest="compute_budget_flops",
-    )
-    _flag(group, "law", str, f"scaling law (default {defaults.law})")
-    _flag(group, "seq-length", _whole, f"tokens per training sequence (default {defaults.seq_length})")
-    _flag(group, "vocab-size", _whole, "tokenizer pieces (default: by budget)")
+def budget_flags(group: Group) -> None:
+    """Add the flags that say what to spend, or what to get for it."""
+    budget = "model FLOPs forward and backward"
+    flag(group, "flops", quantity("FLOPs"), f"compute budget, {budget}", dest="compute_budget_flops")
+    flag(group, "params", quantity("parameters"), "wanted model size, embeddings included", dest="num_params")
+    flag(group, "tokens", quantity("tokens"), "wanted training tokens", dest="num_tokens")
+    flag(group, "shape", str, "a published decoder, such as llama-3-8b or chinchilla-70b")
+    flag(group, "law", str, f"scaling law, or a file that `chinchilla-ds fit --out` wrote (default {DEFAULT_LAW})")
+    flag(group, "unique-tokens", quantity("tokens"), "distinct tokens there are: more are repetitions")
+    flag(group, "inference-tokens", quantity("tokens"), "tokens to be served: favours a smaller model, trained longer")
+
+
+def model_flags(group: Group) -> None:
+    """Add the flags of model, batch and optimizer."""
+    flag(group, "seq-length", whole, "tokens per training sequence (default: by budget)")
+    flag(group, "vocab-size", whole, "tokenizer pieces (default: by budget)")
     group.add_argument("--tied-embeddings", action=argparse.BooleanOptionalAction, help="share input and output tables")
-    _flag(group, "global-batch-size", _whole, "sequences per optimizer step (default: by budget)")
-    _flag(group, "micro-batch-size", _whole, "sequences per forward pass and rank (default: by device)")
-    _flag(group, "learning-rate", _quantity, "peak learning rate (default: by size and tokens)")
-    _flag(group, "gradient-clipping", _limit, "largest gradient norm, 0 for none (default 1.0)")
-    _flag(group, "decay", _choice(Decay), "learning-rate decay after warm-up (default cosine)", metavar=_names(Decay))
-    _flag(group, "precision", _choice(Precision), "default bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))
-    _flag(group, "seed", _seed, f"weights, data order, tokenizer sample (default {defaults.seed})")
+    flag(group, "global-batch-size", whole, "sequences per optimizer step (default: by budget)")
+    flag(group, "micro-batch-size", whole, "sequences per forward pass and rank (default: by device)")
+    flag(group, "learning-rate", _quantity, "peak learning rate (default: by size and tokens)")
+    flag(group, "gradient-clipping", _limit, "largest gradient norm, 0 for none (default 1.0)")
+    flag(group, "decay", _choice(Decay), "learning-rate decay after warm-up (default cosine)", metavar=_names(Decay))
+    flag(group, "precision", _choice(Precision), "default bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))
+    flag(group, "seed", _seed, f"weights, data order, tokenizer sample (default {RunConfig().seed})")
 
 
-def _data_flags(group: _Group) -> None:
+def _data_flags(group: Group) -> None:
     defaults = DataConfig()
     group.add_argument(
         "--data",
         nargs="+",
-        type=_path,
+        type=path,
         metavar="PATH",
         help="text, JSONL or Parquet files and folders of them (default: this Python's standard library source)",
     )
-    _flag(group, "text-field", str, f"column that holds the text (default {defaults.text_field})")
-    _flag(group, "held-out-fraction", _quantity, f"share kept out of training (default {defaults.held_out_fraction})")
-    _flag(group, "max-epochs", _quantity, f"how often the corpus may be read (default {defaults.max_epochs:g})")
-    _flag(group, "eval-interval-tokens", _whole, "trained tokens between evaluations (default: ten in a run)")
-    _flag(group, "output", _path, "folder for runs, prepared data and mlflow.db (default runs)", metavar="FOLDER")
+    flag(group, "text-field", str, f"column that holds the text (default {defaults.text_field})")
+    flag(group, "held-out-fraction", _quantity, f"share kept out of training (default {defaults.held_out_fraction})")
+    flag(group, "max-epochs", _quantity, f"how often the corpus may be read (default {defaults.max_epochs:g})")
+    flag(group, "eval-interval-tokens", whole, "trained tokens between evaluations (default: ten in a run)")
+    flag(group, "output", path, "folder for runs, prepared data and mlflow.db (default runs)", metavar="FOLDER")
 
 
-def _layout_flags(group: _Group) -> None:
-    _flag(group, "tensor-model-parallel-size", _whole, "ranks that share every matrix")
-    _flag(group, "pipeline-model-parallel-size", _whole, "ranks that share the layers")
-    _flag(group, "virtual-pipeline-model-parallel-size", _whole, "model chunks per pipeline stage")
+def layout_flags(group: Group) -> None:
+    """Add the flags of the parallel layout."""
+    flag(group, "tensor-model-parallel-size", whole, "ranks that share every matrix")
+    flag(group, "pipeline-model-parallel-size", whole, "ranks that share the layers")
+    flag(group, "virtual-pipeline-model-parallel-size", whole, "model chunks per pipeline stage")
     group.add_argument(
         "--sequence-parallel", action=argparse.BooleanOptionalAction, help="split norms over the tensor-parallel ranks"
     )
-    _flag(group, "recompute", _choice(Recompute), "activation checkpointing", metavar=_names(Recompute))
+    flag(group, "recompute", _choice(Recompute), "activation checkpointing", metavar=_names(Recompute))

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from chinchilla_ds.errors import OutputError, reason
@@ -41,6 +41,23 @@ def check_output(output: Path, *, num_params: int) -> None:
             f"--output {output} has {format_bytes(free)} free, and the checkpoint of {num_params} parameters takes at "
             f"least {format_bytes(needed)}; free some, or name another disk with --output"
         )
+
+
+def write_text(path: Path, /, *, text: str) -> None:
+    """Write a whole file or none: aside first, then renamed.
+
+    Raises:
+        OutputError: the folder is missing, cannot be written to, or the disk is full.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        near = "" if path.parent.is_dir() else f"; {path.parent} is no folder"
+        raise OutputError(f"--out {path} cannot be written: {reason(error)}{near}") from None
 
 
 @contextmanager

@@ -12,8 +12,12 @@ from chinchilla_ds.plan import RunPlan
 _MAY_BE_ZERO = {"seed", "zero_stage", "warmup_iters"}
 
 
-def read_plan(path: Path, *, world_size: int) -> RunPlan:
+def read_plan(path: Path, *, world_size: int | None = None) -> RunPlan:
     """Return the plan in a file.
+
+    Args:
+        path: what `chinchilla-ds plan --out` or a run wrote.
+        world_size: ranks that are there to run it; None where it is only looked at.
 
     Raises:
         ConfigError: no such file, no plan, or numbers that contradict one another.
@@ -25,17 +29,17 @@ def read_plan(path: Path, *, world_size: int) -> RunPlan:
         near = (
             did_you_mean(path.name, (file.name for file in path.parent.glob("*.json"))) if path.parent.is_dir() else ""
         )
-        raise ConfigError(f"--plan {path} cannot be read: {reason(error)}{near}") from None
+        raise ConfigError(f"plan {path} cannot be read: {reason(error)}{near}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"--plan {path} is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise ConfigError(f"plan {path} is not UTF-8: {error.reason} at byte {error.start}") from None
     except ConfigError as error:
-        raise ConfigError([f"--plan {path}: {problem}" for problem in error.problems]) from None
+        raise ConfigError([f"plan {path}: {problem}" for problem in error.problems]) from None
     problems = list(_size_problems(plan)) or list(_sum_problems(plan))
     if problems:
-        raise ConfigError([f"--plan {path}: {problem}" for problem in problems])
-    if plan.layout.world_size != world_size:
+        raise ConfigError([f"plan {path}: {problem}" for problem in problems])
+    if world_size is not None and plan.layout.world_size != world_size:
         raise LayoutError(
-            f"--plan {path} is for {plan.layout.world_size} ranks, and {world_size} were started; start it with "
+            f"plan {path} is for {plan.layout.world_size} ranks, and {world_size} were started; start it with "
             f"deepspeed --num_gpus {plan.layout.world_size}, or make a plan for {world_size}"
         )
     validate_layout(shape=plan.shape, layout=plan.layout, precision=plan.precision, batch=plan.batch)

@@ -40,7 +40,7 @@ def test_a_plan_that_was_edited(tmp_path: Path, edit: Callable[[dict[str, Any]],
     path = _edited(tmp_path / "plan.json", edit)
     with pytest.raises(ConfigError, match=message) as caught:
         read_plan(path, world_size=1)
-    assert str(caught.value).startswith(f"--plan {path}: ")
+    assert str(caught.value).startswith(f"plan {path}: ")
 
 
 def test_another_world(tmp_path: Path) -> None:
@@ -53,5 +53,5 @@ def test_another_world(tmp_path: Path) -> None:
 def test_no_plan_at_all(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "plan.json").write_bytes(content)
-    with pytest.raises(ChinchillaError, match=r"--plan .*plan.json"):
+    with pytest.raises(ChinchillaError, match=r"plan .*plan.json"):
         read_plan(tmp_path / "plan.json", world_size=1)

@@ -1,0 +1,121 @@
+"""The plan for a named cluster: the model first, then the fastest layout that fits, then the rest."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from chinchilla_ds.budget.batching import cluster_batch_size
+from chinchilla_ds.budget.checks import config_problems
+from chinchilla_ds.budget.hardware import Device
+from chinchilla_ds.budget.layout_search import LayoutRequest, LayoutSearch, search_layouts
+from chinchilla_ds.budget.model_choice import choose_model
+from chinchilla_ds.budget.planner import assemble, precision_of
+from chinchilla_ds.config import RunConfig
+from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.plan import Cluster, RunPlan
+
+HOURS_TOLERANCE = 0.005
+_MOST_ROUNDS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterRequest:
+    """The machines, and what the layout must keep to."""
+
+    device: Device
+    world_size: int
+    devices_per_node: int
+    fixed: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """Fields of ParallelLayout and micro_batch_size that are not to be searched, with their values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterPlan:
+    """A plan, and what its layout was chosen from."""
+
+    plan: RunPlan
+    search: LayoutSearch
+
+
+def device_kind(device: Device, /) -> str:
+    """Return "cpu" or "cuda", as plans distinguish them."""
+    return "cpu" if device.name == "CPU" else "cuda"
+
+
+def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPlan:
+    """Return the plan whose layout is the fastest that fits the cluster.
+
+    Raises:
+        ConfigError: values that mean nothing, an unknown law or shape.
+        LayoutError: no layout fits.
+        PlanError: no model for the budget.
+    """
+    kind = device_kind(request.device)
+    if problems := list(config_problems(config, world_size=request.world_size, device=kind)):
+        raise ConfigError(problems)
+    choice = choose_model(config)
+    seq_length = choice.shape.seq_length
+    batch_size = config.global_batch_size or cluster_batch_size(
+        wanted_tokens=choice.wanted_tokens, seq_length=seq_length, world_size=request.world_size
+    )
+    search = search_layouts(
+        LayoutRequest(
+            shape=choice.shape,
+            precision=precision_of(config, device=kind),
+            global_batch_size=batch_size,
+            device=request.device,
+            world_size=request.world_size,
+            devices_per_node=request.devices_per_node,
+            fixed=request.fixed,
+            train_iters=max(1, round(choice.wanted_tokens / (batch_size * seq_length))),
+        )
+    )
+    best = search.best
+    made = assemble(config, choice=choice, layout=best.layout, batch=best.batch, device=kind)
+    assert request.device.memory_bytes is not None, "search_layouts has refused devices without"
+    cluster = Cluster(
+        device=request.device.name,
+        world_size=request.world_size,
+        devices_per_node=request.devices_per_node,
+        device_memory_bytes=request.device.memory_bytes,
+    )
+    plan = dataclasses.replace(made, cluster=cluster, memory_bytes=best.memory, step_time=best.step_time)
+    return ClusterPlan(plan=plan, search=search)
+
+
+def plan_for_gpu_hours(config: RunConfig, *, request: ClusterRequest, gpu_hours: float) -> ClusterPlan:
+    """Return the plan whose expected GPU-hours are `gpu_hours`: its MFU is that of its own layout.
+
+    The budget is gpu_hours x 3600 x peak x MFU, and the MFU depends on the model that the budget buys: both are found
+    in turns.
+
+    Raises:
+        ConfigError: the device's rates are not known.
+    """
+    budget, mfu = 0.0, 0.4
+    for _ in range(_MOST_ROUNDS):
+        budget = gpu_hour_flops(request.device, config=config, gpu_hours=gpu_hours, mfu=mfu)
+        found = plan_on_cluster(dataclasses.replace(config, compute_budget_flops=budget), request=request)
+        wall_clock_s = found.plan.wall_clock_s
+        assert wall_clock_s is not None, "gpu_hour_flops has refused devices without rates"
+        expected = wall_clock_s * request.world_size / 3600
+        if abs(expected / gpu_hours - 1) <= HOURS_TOLERANCE:
+            break
+        mfu *= gpu_hours / expected
+    return found
+
+
+def gpu_hour_flops(device: Device, /, *, config: RunConfig, gpu_hours: float, mfu: float) -> float:
+    """Return the model FLOPs of `gpu_hours` at that share of the device's dense peak.
+
+    Raises:
+        ConfigError: the device has no peak.
+    """
+    precision = precision_of(config, device=device_kind(device))
+    peak = device.peak_flops_per_s(precision=precision)
+    if peak is None:
+        raise ConfigError(
+            f"--gpu-hours needs the peak {precision} rate of --gpu {device.name}, which is not known; give --flops, or "
+            "a device with its rates in --hardware FILE"
+        )
+    return gpu_hours * 3600 * peak * mfu

@@ -1,0 +1,262 @@
+"""N and D: from a budget, a size, a number of tokens, or two of them, to one discrete decoder and its tokens.
+
+Two of the three of C = F(N) D fix the third; one of them leaves the rest to the scaling law. F is the exact count of
+our decoder's FLOPs per token, not 6 N.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from chinchilla_ds.budget.family import FamilyOptimum, Member, best_member, member_where
+from chinchilla_ds.budget.flops import decoder_flops_per_token
+from chinchilla_ds.budget.inference_demand import InferenceOptimum, optimal_with_inference
+from chinchilla_ds.budget.law_forms import Law, SurfaceLaw
+from chinchilla_ds.budget.named_shapes import decoder_of, named_shape
+from chinchilla_ds.budget.parameters import count_parameters, params_in_convention
+from chinchilla_ds.budget.repetition import repeated_loss
+from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW, get_law
+from chinchilla_ds.budget.shapes import (
+    MAX_RELATIVE_MISS,
+    ShapeRequest,
+    choose_seq_length,
+    choose_vocab_size,
+    search_shape,
+    smallest_shape,
+    target_aspect_ratio,
+)
+from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, RunConfig
+from chinchilla_ds.errors import ConfigError, PlanError
+from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.units import format_count, format_flops
+
+REPETITION_LAW = "muennighoff2023"
+"""The one law of the registry that knows what repeated text is worth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """A decoder, its tokens, and the law that they are held against."""
+
+    shape: ModelShape
+    wanted_tokens: float
+    """D before it is cut into whole optimizer steps."""
+    compute_budget_flops: float
+    """What shape and tokens are to spend."""
+    law: Law
+    unique_tokens: float | None
+    """Distinct tokens, where there are fewer than wanted_tokens."""
+    best: Member
+    """The member of the continuous family that the shape was chosen for."""
+    optimum: FamilyOptimum | None
+    """The best member for the budget; None for a law that knows no loss."""
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wish:
+    """What was asked for, with the law that completes it."""
+
+    law: Law
+    unique_tokens: float | None
+    request: ShapeRequest
+    """Vocabulary and sequence length; its num_params is 1 until it is known."""
+    budget: float | None
+    params: float | None
+    """Wanted N, embeddings included."""
+    size: float | None
+    """Wanted N in the law's convention."""
+    tokens: float | None
+
+
+def choose_model(config: RunConfig, /) -> ModelChoice:
+    """Return the decoder and tokens for what `config` gives of budget, size and tokens.
+
+    Raises:
+        ConfigError: an unknown law or shape.
+        PlanError: no shape is near enough to the wanted N.
+    """
+    choice = _choose(config, law=get_law(config.law or DEFAULT_LAW), unique_tokens=None)
+    if config.unique_tokens is None or choice.wanted_tokens <= config.unique_tokens:
+        return choice
+    return _choose(config, law=get_law(REPETITION_LAW), unique_tokens=config.unique_tokens)
+
+
+def nominal_budget(config: RunConfig, /) -> float:
+    """Return the budget in FLOPs, by 6 N D, that vocabulary and sequence length are chosen for."""
+    law = get_law(config.law or DEFAULT_LAW)
+    params = _asked_params(config)
+    if config.compute_budget_flops is not None:
+        return config.compute_budget_flops
+    if params is not None and config.num_tokens is not None:
+        return 6 * params * config.num_tokens
+    if params is not None:
+        return law.budget_for_params(num_params=params)
+    if config.num_tokens is not None:
+        return law.budget_for_tokens(num_tokens=config.num_tokens)
+    return DEFAULT_BUDGET_FLOPS
+
+
+def loss_of(law: Law, /, *, unique_tokens: float | None) -> Callable[[float, float], float] | None:
+    """Return the law's loss of N, in its convention, and D in tokens; None for a law that knows none."""
+    if unique_tokens is not None:
+        return lambda size, tokens: repeated_loss(num_params=size, num_tokens=tokens, unique_tokens=unique_tokens)
+    if isinstance(law, SurfaceLaw):
+        return lambda size, tokens: law.loss(num_params=size, num_tokens=tokens)
+    return None
+
+
+def _asked_params(config: RunConfig) -> float | None:
+    if config.shape is None:
+        return config.num_params
+    return float(count_parameters(shape=_named(config, seq_length=1)).total)
+
+
+def _named(config: RunConfig, *, seq_length: int) -> ModelShape:
+    assert config.shape is not None
+    return decoder_of(
+        named_shape(config.shape),
+        seq_length=seq_length,
+        vocab_size=config.vocab_size,
+        tied_embeddings=config.tied_embeddings,
+    )
+
+
+def _choose(config: RunConfig, *, law: Law, unique_tokens: float | None) -> ModelChoice:
+    nominal = nominal_budget(config)
+    seq_length = config.seq_length or choose_seq_length(compute_budget_flops=nominal)
+    given = None if config.shape is None else _named(config, seq_length=seq_length)
+    request = ShapeRequest(
+        num_params=1.0,
+        vocab_size=given.vocab_size if given else config.vocab_size or choose_vocab_size(compute_budget_flops=nominal),
+        seq_length=seq_length,
+        tied_embeddings=config.tied_embeddings,
+    )
+    nothing = config.compute_budget_flops is None and config.num_tokens is None and _asked_params(config) is None
+    wish = _Wish(
+        law=law,
+        unique_tokens=unique_tokens,
+        request=request,
+        budget=DEFAULT_BUDGET_FLOPS if nothing else config.compute_budget_flops,
+        size=None,
+        params=_asked_params(config),
+        tokens=config.num_tokens,
+    )
+    served = None
+    if config.inference_tokens is not None:
+        served = _serve(wish, inference_tokens=config.inference_tokens)
+        wish = dataclasses.replace(wish, budget=None, size=served.num_params, tokens=served.num_tokens)
+    best = _best(wish)
+    shape = given or _discrete(wish, best)
+    tokens = _tokens(wish, shape)
+    budget = wish.budget or decoder_flops_per_token(shape=shape) * tokens
+    optimum = _optimum(wish, budget)
+    return ModelChoice(
+        shape=shape,
+        wanted_tokens=tokens,
+        compute_budget_flops=budget,
+        law=law,
+        unique_tokens=unique_tokens,
+        best=best,
+        optimum=optimum,
+        reasons=(*_reasons(config, wish, shape=shape, best=best), *_serving_reasons(served, nominal=nominal)),
+    )
+
+
+def _serve(wish: _Wish, *, inference_tokens: float) -> InferenceOptimum:
+    """Return N and D that reach the loss of the budget's optimum with the least training and serving FLOPs."""
+    if not isinstance(wish.law, SurfaceLaw):
+        raise ConfigError(
+            f"inference_tokens needs a law that predicts loss, and {wish.law.name!r} says only where the optimum lies; "
+            f"nearest: law {DEFAULT_LAW!r}"
+        )
+    assert wish.budget is not None, "config_problems lets inference_tokens stand beside a budget only"
+    optimum = wish.law.optimal(compute_budget_flops=wish.budget)
+    loss = wish.law.loss(num_params=optimum.num_params, num_tokens=optimum.num_tokens)
+    return optimal_with_inference(law=wish.law, loss=loss, inference_tokens=inference_tokens)
+
+
+def _serving_reasons(served: InferenceOptimum | None, *, nominal: float) -> Iterator[str]:
+    if served is not None:
+        yield (
+            f"To serve {format_count(served.inference_tokens)} tokens: the loss of the best model for "
+            f"{format_flops(nominal)}, by a smaller model trained longer. Training takes "
+            f"{served.train_flops / nominal:.3g} times as many FLOPs, and training and serving together save "
+            f"{format_flops(served.saved_flops)} (Sardana et al. 2023, arXiv:2401.00448)."
+        )
+
+
+def _best(wish: _Wish) -> Member:
+    """Return the member of the family to build: as asked for, or the best for the budget."""
+    convention = wish.law.params_convention
+
+    def where(quantity: Callable[[Member], float], wanted: float) -> Member:
+        return member_where(quantity, wanted, request=wish.request, convention=convention)
+
+    if wish.params is not None:
+        return where(lambda one: one.num_params, wish.params)
+    if wish.size is not None:
+        return where(lambda one: one.size, wish.size)
+    if wish.budget is not None and wish.tokens is not None:
+        return where(lambda one: one.flops_per_token, wish.budget / wish.tokens)
+    if wish.tokens is not None:
+        size = wish.law.optimal(compute_budget_flops=wish.law.budget_for_tokens(num_tokens=wish.tokens)).num_params
+        return where(lambda one: one.size, size)
+    assert wish.budget is not None
+    optimum = _optimum(wish, wish.budget)
+    if optimum is not None:
+        return optimum.member
+    return where(lambda one: one.size, wish.law.optimal(compute_budget_flops=wish.budget).num_params)
+
+
+def _optimum(wish: _Wish, budget: float) -> FamilyOptimum | None:
+    loss = loss_of(wish.law, unique_tokens=wish.unique_tokens)
+    if loss is None:
+        return None
+    convention = wish.law.params_convention
+    return best_member(request=wish.request, convention=convention, compute_budget_flops=budget, loss=loss)
+
+
+def _tokens(wish: _Wish, shape: ModelShape) -> float:
+    if wish.tokens is not None:
+        return wish.tokens
+    if wish.budget is not None:
+        return wish.budget / decoder_flops_per_token(shape=shape)
+    size = params_in_convention(shape=shape, convention=wish.law.params_convention)
+    return wish.law.optimal(compute_budget_flops=wish.law.budget_for_params(num_params=size)).num_tokens
+
+
+def _discrete(wish: _Wish, best: Member) -> ModelShape:
+    request = dataclasses.replace(wish.request, num_params=best.num_params, flops_per_token=best.flops_per_token)
+    shape = search_shape(request=request)
+    if shape is not None:
+        return shape
+    smallest = count_parameters(shape=smallest_shape(request=request)).total
+    budget = "" if wish.budget is None else f"compute_budget_flops ({format_flops(wish.budget)}): "
+    wanted = f"{budget}the law {wish.law.name!r} asks for N = {format_count(best.num_params)} parameters"
+    if wish.params is not None:
+        wanted = f"num_params ({format_count(wish.params)} parameters) has no shape"
+    if smallest > best.num_params:
+        raise PlanError(
+            f"{wanted}, and the smallest model with a vocabulary of {request.vocab_size} pieces has "
+            f"{format_count(smallest)}"
+        )
+    raise PlanError(f"{wanted}, and no shape of the search lies within a factor {MAX_RELATIVE_MISS:g} of it")
+
+
+def _reasons(config: RunConfig, wish: _Wish, *, shape: ModelShape, best: Member) -> Iterator[str]:
+    if config.shape is not None:
+        yield f"Shape {config.shape.lower()}: {named_shape(config.shape).source}."
+    else:
+        target = target_aspect_ratio(num_params=best.num_params)
+        yield (
+            f"{shape.num_layers} layers of {shape.hidden_size}: nearest to N = {format_count(best.num_params)} and to "
+            f"{target:.0f} hidden channels per layer; the layout has no say."
+        )
+    if config.vocab_size is None and config.shape is None:
+        yield f"Vocabulary {shape.vocab_size}: by budget, so that a small model is not mostly embedding tables."
+    if wish.unique_tokens is not None:
+        yield (
+            f"{format_count(wish.unique_tokens)} unique tokens are fewer than the budget asks for: N, D and the loss "
+            "are those of Muennighoff et al. 2023 (arXiv:2305.16264), in which repetitions are worth less and less."
+        )

@@ -1,0 +1,50 @@
+"""What the law expects of the chosen model, and how sure its own fit is of where the optimum lies."""
+
+from chinchilla_ds.budget.law_forms import SurfaceLaw
+from chinchilla_ds.budget.model_choice import ModelChoice, loss_of
+from chinchilla_ds.budget.parameters import params_in_convention
+from chinchilla_ds.plan import Interval, Prediction
+
+LEVEL = 0.8
+"""The 10th to the 90th percentile, as in table 2 of Hoffmann et al. 2022."""
+
+
+def predict(choice: ModelChoice, /, *, num_tokens: float) -> Prediction:
+    """Return the law's loss for the chosen shape on `num_tokens`, the continuous optimum, and the interval."""
+    law, optimum = choice.law, choice.optimum
+    loss = loss_of(law, unique_tokens=choice.unique_tokens)
+    size = params_in_convention(shape=choice.shape, convention=law.params_convention)
+    best, tokens = choice.best, choice.compute_budget_flops / choice.best.flops_per_token
+    return Prediction(
+        law=law.name,
+        loss=None if loss is None else loss(size, num_tokens),
+        optimal_num_params=best.num_params if optimum is None else optimum.member.num_params,
+        optimal_num_tokens=tokens if optimum is None else optimum.num_tokens,
+        optimal_loss=None if optimum is None else optimum.loss,
+        interval=_interval(choice, size=size, num_tokens=num_tokens),
+    )
+
+
+def _interval(choice: ModelChoice, *, size: float, num_tokens: float) -> Interval | None:
+    """Return the law's interval of N* and D*, scaled to the optimum of our decoder's FLOPs, and of the loss."""
+    law, optimum = choice.law, choice.optimum
+    if not isinstance(law, SurfaceLaw) or optimum is None or choice.unique_tokens is not None:
+        return None
+    bounds = law.optimal_interval(compute_budget_flops=choice.compute_budget_flops, level=LEVEL)
+    loss = law.loss_interval(num_params=size, num_tokens=num_tokens, level=LEVEL)
+    if bounds is None or loss is None:
+        return None
+    law_optimum = law.optimal(compute_budget_flops=choice.compute_budget_flops)
+    by_params = optimum.member.num_params / law_optimum.num_params
+    by_tokens = optimum.num_tokens / law_optimum.num_tokens
+    return Interval(
+        level=LEVEL,
+        num_params=_scaled(bounds.num_params, by_params),
+        num_tokens=_scaled(bounds.num_tokens, by_tokens),
+        tokens_per_param=_scaled(bounds.tokens_per_param, by_tokens / by_params),
+        loss=loss,
+    )
+
+
+def _scaled(bounds: tuple[float, float], factor: float) -> tuple[float, float]:
+    return bounds[0] * factor, bounds[1] * factor

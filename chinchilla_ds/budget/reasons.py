@@ -1,0 +1,53 @@
+"""Why the plan is as it is: one sentence per choice, with its source."""
+
+import math
+from collections.abc import Iterator
+
+from chinchilla_ds.budget import hyperparameters
+from chinchilla_ds.budget.batching import BATCH_MULTIPLE
+from chinchilla_ds.budget.model_choice import ModelChoice
+from chinchilla_ds.config import RunConfig
+from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.units import format_count
+
+
+def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_reason: str) -> Iterator[str]:
+    """Yield one sentence per choice."""
+    yield from _law_reasons(choice, made)
+    yield from choice.reasons
+    spent = made.true_flops / made.compute_budget_flops
+    yield (
+        f"D {format_count(made.num_tokens)}: the tokens that spend {spent:.2%} of the budget by this decoder's exact "
+        "FLOPs, attention counted over the full context."
+    )
+    if config.global_batch_size is None:
+        wanted = hyperparameters.step_law_batch_tokens(num_tokens=made.num_tokens)
+        yield (
+            f"Batch {format_count(made.tokens_per_iter)} tokens: Step Law (arXiv:2503.04715) gives "
+            f"{format_count(wanted)}; whole sequences that 1 to {BATCH_MULTIPLE} ranks can share, and at least "
+            f"{hyperparameters.MIN_TRAIN_ITERS} steps where the budget allows."
+        )
+    if made.batch.gradient_accumulation_steps < made.layout.pipeline_model_parallel_size:
+        yield "Fewer micro-batches than pipeline stages: some stages are always idle."
+    yield rate_reason
+    yield "Weight decay 0.1, betas 0.9 and 0.95: as in the runs that Step Law was fitted on."
+    yield (
+        f"Warm-up {made.schedule.warmup_iters} steps: as many tokens as parameters (arXiv:2406.19146), at most a tenth "
+        f"of the run and {hyperparameters.MAX_WARMUP_ITERS} steps."
+    )
+
+
+def _law_reasons(choice: ModelChoice, made: RunPlan) -> Iterator[str]:
+    law, prediction = choice.law, made.prediction
+    yield (
+        f"The optimum for {made.compute_budget_flops:.3g} FLOPs is N {format_count(prediction.optimal_num_params)} and "
+        f"D {format_count(prediction.optimal_num_tokens)}, by {law.source}, with the FLOPs that this decoder takes."
+    )
+    if (warning := law.extrapolation_warning(compute_budget_flops=made.compute_budget_flops)) is not None:
+        yield warning
+    guess = math.log(made.shape.vocab_size)
+    if prediction.loss is not None and prediction.loss >= guess:
+        yield (
+            f"The predicted loss of {prediction.loss:.2f} nats per token is no prediction: guessing among "
+            f"{made.shape.vocab_size} pieces gives {guess:.2f}."
+        )

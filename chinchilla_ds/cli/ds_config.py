@@ -1,0 +1,24 @@
+"""`chinchilla-ds ds-config`: the DeepSpeed JSON of a plan."""
+
+import argparse
+
+from chinchilla_ds.budget import ds_config
+from chinchilla_ds.cli.arguments import flag, path
+from chinchilla_ds.cli.output import write_text
+from chinchilla_ds.cli.plan_file import read_plan
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.add_argument("plan", type=path, metavar="PLAN", help="plan.json that `chinchilla-ds plan --out` wrote")
+    flag(parser, "out", path, "write the JSON to a file instead of printing it", metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="print the JSON too where it is written to a file")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Return the JSON, or where it was written."""
+    text = ds_config.to_json(ds_config.emit_for_pretrain(read_plan(arguments.plan)))
+    if arguments.out is None:
+        return text
+    write_text(arguments.out, text=text)
+    return text if arguments.json else f"wrote {arguments.out}"

@@ -1,0 +1,72 @@
+"""The `chinchilla-ds` command: one module per subcommand, imported when it is called."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from chinchilla_ds.cli.arguments import Help, Parser
+from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError, did_you_mean
+
+
+class Command(NamedTuple):
+    """A subcommand: its module has `add_flags(parser)` and `run(arguments)`, which returns the text to print."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "plan": Command("chinchilla_ds.cli.plan", "turn FLOPs or GPU-hours into a model, a batch and a layout that fits"),
+    "fit": Command("chinchilla_ds.cli.fit", "fit a scaling law to a table of runs"),
+    "laws": Command("chinchilla_ds.cli.laws", "compare what published laws say of a budget"),
+    "ds-config": Command("chinchilla_ds.cli.ds_config", "write the DeepSpeed JSON of a plan"),
+    "memory": Command("chinchilla_ds.cli.memory", "show what a plan needs per device, stage by stage"),
+}
+_SIGINT_EXIT_CODE = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return the exit code: 0, 2 for a user's error, 130 for Ctrl-C; a bug keeps its traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        print(_run(words), flush=True)
+    except ChinchillaError as error:
+        sys.stderr.write("".join(f"error: {problem}\n" for problem in error.problems))
+        return EXIT_CODE_USER_ERROR
+    except KeyboardInterrupt:
+        return _SIGINT_EXIT_CODE
+    except BrokenPipeError:  # `chinchilla-ds plan | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _run(words: Sequence[str]) -> str:
+    if not words or words[0] in ("-h", "--help"):
+        return _overview()
+    name = words[0]
+    if name not in COMMANDS:
+        raise ConfigError(f"{name!r} is none of {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}")
+    module = importlib.import_module(COMMANDS[name].module)
+    parser = Parser(
+        prog=f"chinchilla-ds {name}",
+        description=COMMANDS[name].summary.capitalize() + ".",
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+    module.add_flags(parser)
+    arguments: argparse.Namespace = parser.parse_args(words[1:])
+    text: str = module.run(arguments)
+    return text.rstrip("\n")
+
+
+def _overview() -> str:
+    rows = [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    lines = ["usage: chinchilla-ds COMMAND [flags]", "", *rows, "", "chinchilla-ds COMMAND --help lists the flags."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""`chinchilla-ds plan`: from FLOPs, GPU-hours, a size or tokens to a plan on a screen, as JSON, or in a file."""
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from chinchilla_ds.budget.checks import config_problems
+from chinchilla_ds.budget.cluster_plan import (
+    ClusterPlan,
+    ClusterRequest,
+    device_kind,
+    gpu_hour_flops,
+    plan_for_gpu_hours,
+    plan_on_cluster,
+)
+from chinchilla_ds.budget.hardware import get_device
+from chinchilla_ds.budget.planner import plan as plan_layout_given
+from chinchilla_ds.budget.report import format_plan
+from chinchilla_ds.cli.arguments import budget_flags, flag, layout_flags, model_flags, path, quantity, run_config, whole
+from chinchilla_ds.cli.output import write_text
+from chinchilla_ds.config import RunConfig
+from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.plan import REPORT, Offload, RunPlan
+
+_OWN = ("gpu_hours", "mfu", "gpus", "gpu", "gpus_per_node", "hardware", "json", "out")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.argument_default = argparse.SUPPRESS
+    budget = parser.add_argument_group("what to spend, or what to get for it")
+    budget_flags(budget)
+    flag(budget, "gpu-hours", quantity("GPU-hours"), "budget as time: devices x hours of --gpu")
+    flag(budget, "mfu", quantity(None), "share of the peak that --gpu-hours are counted at (default: as planned)")
+    cluster = parser.add_argument_group("cluster")
+    flag(cluster, "gpus", whole, "devices (default 1)")
+    flag(cluster, "gpu", str, "device: a100, h100, h200, b200, gb200, l40s, mi300x, ... or a name in --hardware")
+    flag(cluster, "gpus-per-node", whole, "devices joined by the fast link (default: by device)")
+    flag(cluster, "hardware", path, "JSON file of devices to add", metavar="FILE")
+    model_flags(parser.add_argument_group("model and optimizer"))
+    layout = parser.add_argument_group("parallel layout (default: the fastest that fits; a flag holds its part fixed)")
+    layout_flags(layout)
+    flag(layout, "zero-stage", int, "ZeRO stage", choices=(0, 1, 2, 3), metavar="0|1|2|3")
+    for name in ("offload-optimizer", "offload-param"):
+        flag(layout, name, Offload, "where it lives when not in use", choices=list(Offload), metavar="none|cpu|nvme")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the plan as JSON")
+    flag(output, "out", path, "write the plan's JSON to a file", metavar="FILE")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Make the plan; return the text to print."""
+    values = vars(arguments)
+    own = {name: values.pop(name) for name in _OWN if name in values}
+    config, explicit = run_config(values)
+    if problems := _combination_problems(own, config):
+        raise ConfigError(problems)
+    made = _plan(config, own, explicit=explicit)
+    found = made.plan if isinstance(made, ClusterPlan) else made
+    text = _json(found, made)
+    if "out" in own:
+        write_text(own["out"], text=text)
+    return text if "json" in own else format_plan(found, search=made.search if isinstance(made, ClusterPlan) else None)
+
+
+def _combination_problems(own: dict[str, Any], config: RunConfig) -> list[str]:
+    problems = []
+    if "gpu_hours" in own and config.compute_budget_flops is not None:
+        problems.append("--flops and --gpu-hours are both budgets: give one of them")
+    if "gpu_hours" in own and "gpu" not in own:
+        problems.append("--gpu-hours needs --gpu: hours of what? For example: --gpu h100")
+    if "mfu" in own and "gpu_hours" not in own:
+        problems.append("--mfu turns --gpu-hours into FLOPs and has no effect without them: drop it, or give both")
+    if not 0 < own.get("mfu", 1) <= 1:
+        problems.append(f"--mfu ({own['mfu']:g}) is a share of the peak: above 0 and at most 1; nearest: 1")
+    if "gpus_per_node" in own and "gpu" not in own:
+        problems.append("--gpus-per-node has no effect without --gpu: name the device too, or drop it")
+    return problems
+
+
+def _plan(config: RunConfig, own: dict[str, Any], *, explicit: frozenset[str]) -> ClusterPlan | RunPlan:
+    world_size = own.get("gpus", 1)
+    if "gpu" not in own:
+        return plan_layout_given(config, world_size=world_size, device="cuda")
+    device = get_device(own["gpu"], hardware=own.get("hardware"))
+    if device.memory_bytes is None:  # nothing to fit: the layout is as given
+        return plan_layout_given(config, world_size=world_size, device=device_kind(device))
+    fixed = {name: getattr(config.layout, name) for name in explicit if hasattr(config.layout, name)}
+    if config.micro_batch_size is not None:
+        fixed["micro_batch_size"] = config.micro_batch_size
+    request = ClusterRequest(
+        device=device,
+        world_size=world_size,
+        devices_per_node=min(world_size, own.get("gpus_per_node", device.devices_per_node)),
+        fixed=fixed,
+    )
+    if "gpu_hours" not in own:
+        return plan_on_cluster(config, request=request)
+    if problems := list(config_problems(config, world_size=world_size, device=device_kind(device))):
+        raise ConfigError(problems)
+    if "mfu" not in own:
+        return plan_for_gpu_hours(config, request=request, gpu_hours=own["gpu_hours"])
+    budget = gpu_hour_flops(device, config=config, gpu_hours=own["gpu_hours"], mfu=own["mfu"])
+    return plan_on_cluster(dataclasses.replace(config, compute_budget_flops=budget), request=request)
+
+
+def _json(plan: RunPlan, made: ClusterPlan | RunPlan) -> str:
+    """Return the plan's JSON; it feeds `launchers/pretrain.py --plan`, which skips the report."""
+    data = json.loads(plan.to_json())
+    if isinstance(made, ClusterPlan):
+        search = made.search
+        data[REPORT] = {
+            "layouts_considered": search.num_considered,
+            "layouts_legal": search.num_legal,
+            "layouts_fitting": search.num_fitting,
+            "runners_up": [dataclasses.asdict(one) for one in search.runners_up],
+            "rejected": [dataclasses.asdict(one) for one in search.rejected],
+        }
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
