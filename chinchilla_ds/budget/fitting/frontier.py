@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from chinchilla_ds.budget.fitting.bootstrap import percentiles
 from chinchilla_ds.budget.fitting.runs import Floats, RunTable
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.units import format_flops
@@ -76,24 +77,17 @@ class FrontierFit:
     draws: Floats
     """log G, a, log H, b of every bootstrap draw that gave a power law, [draw, 4]."""
 
-    def exponent_intervals(self, *, level: float) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Return the intervals of a and of b; `level` is a probability such as 0.8."""
-        return central(self.draws[:, 1], level=level), central(self.draws[:, 3], level=level)
+    def exponent_intervals(self, *, level: float) -> dict[str, tuple[float, float]]:
+        """Return the intervals of a and b; `level` is a probability such as 0.8."""
+        return {"a": percentiles(self.draws[:, 1], level=level), "b": percentiles(self.draws[:, 3], level=level)}
 
-    def intervals_at(
-        self, *, compute_budget_flops: float, level: float
-    ) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Return the intervals of N* and of D* at a budget."""
+    def intervals_at(self, *, compute_budget_flops: float, level: float) -> dict[str, tuple[float, float]]:
+        """Return the intervals of N*, D* and D* / N* at a budget."""
         log_flops = np.log(compute_budget_flops)
         params = np.exp(self.draws[:, 0] + self.draws[:, 1] * log_flops)
         tokens = np.exp(self.draws[:, 2] + self.draws[:, 3] * log_flops)
-        return central(params, level=level), central(tokens, level=level)
-
-
-def central(values: Floats, *, level: float) -> tuple[float, float]:
-    """Return the percentiles between which the middle `level` of the values lies."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        values = {"num_params": params, "num_tokens": tokens, "tokens_per_param": tokens / params}
+        return {name: percentiles(value, level=level) for name, value in values.items()}
 
 
 def find_levels(table: RunTable) -> tuple[Level, ...]:

@@ -47,10 +47,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadRuns:
-    """A checked table and what was left aside."""
+    """A checked table."""
 
     table: RunTable
-    ignored_columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was left aside."""
 
 
 def read_runs(path: Path, *, min_rows: int) -> ReadRuns:
@@ -80,7 +81,8 @@ def read_runs(path: Path, *, min_rows: int) -> ReadRuns:
     if not problems and not rows:
         problems = ["has a header and no rows"]
     table = _checked(rows, problems=problems, source=str(path), min_rows=min_rows, check_flops=True)
-    return ReadRuns(table=table, ignored_columns=ignored)
+    notes = (f"columns that mean nothing here: {', '.join(ignored)}",) if ignored else ()
+    return ReadRuns(table=table, notes=notes)
 
 
 def table_of(rows: Sequence[Row], *, source: str, min_rows: int) -> RunTable:
@@ -196,7 +198,7 @@ def _checked(rows: Sequence[Row], *, problems: list[str], source: str, min_rows:
         num_tokens=[row.num_tokens for row in rows],
         loss=[row.loss for row in rows],
         flops=[row.flops or 6 * row.num_params * row.num_tokens for row in rows],
-        labels=[row.run or row.where for row in rows] if any(row.run for row in rows) else [],
+        labels=[row.run or row.where for row in rows],
     )
 
 

@@ -54,7 +54,7 @@ def test_approach_2_is_exact_on_a_parabola() -> None:
     assert fit.params_law.exponent == pytest.approx(0.5, rel=1e-10)
     assert fit.tokens_law.at(compute_budget_flops=6e20) == pytest.approx(1e20 / (0.1 * math.sqrt(6e20)), rel=1e-9)
     assert [point.loss for point in fit.points] == pytest.approx([3.0] * 4)
-    low, high = fit.intervals_at(compute_budget_flops=1e22, level=0.8)[0]
+    low, high = fit.intervals_at(compute_budget_flops=1e22, level=0.8)["num_params"]
     assert (low, high) == pytest.approx((1e10, 1e10), rel=1e-6)  # no noise, no width
 
 
@@ -153,8 +153,8 @@ def test_intervals_cover_the_truth_and_come_from_the_seed() -> None:
     noise = np.random.default_rng(0).normal(0, 0.003, len(runs))
     noisy = run_table(num_params=runs.num_params, num_tokens=runs.num_tokens, loss=runs.loss * np.exp(noise))
     fits = [fit_isoflop(noisy, num_draws=200, seed=seed) for seed in (1, 1, 2)]
-    intervals = [fit.exponent_intervals(level=0.8)[0] for fit in fits]
+    intervals = [fit.exponent_intervals(level=0.8)["a"] for fit in fits]
     assert intervals[0] == intervals[1] != intervals[2]
-    low, high = fits[0].exponent_intervals(level=0.99)[0]
+    low, high = fits[0].exponent_intervals(level=0.99)["a"]
     assert low < 0.5 < high
     assert 0 < high - low < 0.1

@@ -29,8 +29,8 @@ def test_a_plain_table(tmp_path: Path) -> None:
     assert runs.table.num_tokens.tolist() == [2e9, 2e9, 4e9, 8e9, 1e10]
     assert runs.table.loss.tolist() == [3.5, 3.3, 3.0, 2.8, 2.7]
     assert runs.table.flops.tolist() == pytest.approx([1.2e18, 2.4e18, 7.2e18, 1.92e19, 3e19])
-    assert runs.table.labels == ()
-    assert runs.ignored_columns == ()
+    assert runs.table.labels == ("row 2", "row 3", "row 4", "row 5", "row 6")
+    assert runs.notes == ()
 
 
 def test_short_names_suffixes_labels_flops_blank_lines_and_other_columns(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_short_names_suffixes_labels_flops_blank_lines_and_other_columns(tmp_pat
     assert runs.table.num_tokens.tolist() == [2e9, 2e9]
     assert runs.table.flops.tolist() == pytest.approx([1.3e18, 2.4e18])
     assert runs.table.labels == ("a", "row 4")
-    assert runs.ignored_columns == ("seed",)
+    assert runs.notes == ("columns that mean nothing here: seed",)
 
 
 def test_no_such_file_names_the_nearest(tmp_path: Path) -> None:

@@ -1,0 +1,193 @@
+"""`chinchilla-ds fit`: a scaling law from a table of runs, as a screen, JSON, a picture, and a law to plan with."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chinchilla_ds.cli.arguments import flag, path, quantity, whole
+from chinchilla_ds.cli.output import write_text
+from chinchilla_ds.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from chinchilla_ds.budget.fitting.read import ReadRuns
+    from chinchilla_ds.budget.fitting.result import FitReport
+
+MLFLOW_PREFIX = "mlflow:"
+DEFAULT_DRAWS = 1000
+DEFAULT_SEED = 42
+DEFAULT_DATABASE = Path("runs/mlflow.db")
+"""Where training keeps its runs unless told otherwise."""
+_OWN_OF_SURFACE = ("form", "objective", "delta", "out")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.argument_default = argparse.SUPPRESS
+    parser.add_argument(
+        "runs",
+        metavar="RUNS",
+        help="CSV with the columns num_params (or N), num_tokens (or D), loss, [flops (or C)], [run]; or "
+        "mlflow:EXPERIMENT",
+    )
+    flag(parser, "tracking-uri", str, "MLflow's place (default: MLFLOW_TRACKING_URI, or runs/mlflow.db)", metavar="URI")
+    how = parser.add_argument_group("how to fit")
+    choices = {"approach": ("1", "2", "3", "all"), "outliers": ("keep", "drop")}
+    flag(
+        how,
+        "approach",
+        str,
+        "1 best runs, 2 IsoFLOP parabolas, 3 loss surface (default 3)",
+        **_named(choices["approach"]),
+    )
+    flag(how, "form", str, "k = 1, k fitted, or chosen by hold-out (default additive)", **_named(_FORMS))
+    flag(how, "objective", str, "on log loss (default huber)", **_named(_OBJECTIVES))
+    flag(how, "delta", quantity(None), "where Huber's loss turns linear, in log loss (default 1e-3)")
+    flag(
+        how, "outliers", str, "whether to leave out runs that lie far off (default keep)", **_named(choices["outliers"])
+    )
+    flag(how, "bootstrap", _count, f"draws for intervals, 0 for none (default {DEFAULT_DRAWS})", metavar="N")
+    flag(how, "seed", _count, f"of the draws (default {DEFAULT_SEED})", metavar="N")
+    output = parser.add_argument_group("output")
+    flag(output, "flops", quantity("FLOPs"), "budget to give the best N and D for")
+    flag(output, "picture", path, "write IsoFLOP profiles and the frontier (.png, .svg or .pdf)", metavar="FILE")
+    flag(output, "out", path, "write the law, for chinchilla-ds plan --law FILE", metavar="FILE")
+    flag(output, "params-convention", str, "what N counts, for --out (default total)", **_named(_CONVENTIONS))
+    output.add_argument("--json", action="store_true", default=False, help="print the result as JSON")
+
+
+_FORMS = ("additive", "skaling", "auto")
+_OBJECTIVES = ("huber", "lad", "squared")
+_CONVENTIONS = ("total", "non_embedding")
+
+
+def _named(choices: tuple[str, ...]) -> dict[str, object]:
+    return {"choices": choices, "metavar": "|".join(choices)}
+
+
+def _count(text: str) -> int:
+    return 0 if text.strip() == "0" else whole(text)
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Fit; return the text to print.
+
+    Raises:
+        ConfigError: flags that contradict one another.
+        DataError: no table, or one that nothing can be fitted to.
+        OutputError: a file cannot be written.
+    """
+    values = vars(arguments)
+    if problems := _flag_problems(values):
+        raise ConfigError(problems)
+    from chinchilla_ds.budget.fitting.picture import check_picture_name, write_picture
+    from chinchilla_ds.budget.fitting.result import fit_data, law_data
+    from chinchilla_ds.budget.fitting.text import fit_text
+    from chinchilla_ds.budget.scaling_laws import ParamsConvention
+
+    if "picture" in values:
+        check_picture_name(values["picture"])
+    report = _report(values)
+    if "out" in values:
+        convention = ParamsConvention(values.get("params_convention", "total"))
+        law = law_data(report, name=values["out"].stem, params_convention=convention)
+        write_text(values["out"], text=json.dumps(law, indent=2, allow_nan=False) + "\n")
+    if "picture" in values:
+        write_picture(report, values["picture"])
+    return json.dumps(fit_data(report), indent=2, allow_nan=False) if values.get("json") else fit_text(report)
+
+
+def _report(values: Mapping[str, Any]) -> "FitReport":
+    """Read the runs and fit them."""
+    from chinchilla_ds.budget.fitting.analysis import ALL_APPROACHES, FitRequest, analyse
+    from chinchilla_ds.budget.fitting.surface import DEFAULT_DELTA, Form, Objective
+
+    approach = values.get("approach", "3")
+    request = FitRequest(
+        approaches=ALL_APPROACHES if approach == "all" else (int(approach),),
+        form=Form(values.get("form", "additive")),
+        objective=Objective(values.get("objective", "huber")),
+        delta=values.get("delta", DEFAULT_DELTA),
+        leave_out_outliers=values.get("outliers") == "drop",
+        num_draws=values.get("bootstrap", DEFAULT_DRAWS),
+        seed=values.get("seed", DEFAULT_SEED),
+        compute_budget_flops=values.get("flops"),
+    )
+    source = str(values["runs"])
+    if source.startswith(MLFLOW_PREFIX):
+        runs = _mlflow_runs(source, tracking_uri=values.get("tracking_uri"), min_rows=request.min_rows)
+    else:
+        from chinchilla_ds.budget.fitting.read import read_runs
+
+        runs = read_runs(Path(source), min_rows=request.min_rows)
+        source = Path(source).name
+    with _status(f"fitting, with {request.num_draws} draws"):
+        report = analyse(runs.table, source=source, request=request)
+    if report.law is None and "out" in values:
+        raise DataError(f"{source}: --out needs the surface of approach 3, which these runs do not identify")
+    return dataclasses.replace(report, warnings=(*runs.notes, *report.warnings))
+
+
+def _mlflow_runs(source: str, *, tracking_uri: str | None, min_rows: int) -> "ReadRuns":
+    """Return the finished runs of an MLflow experiment that have logged their size, tokens and held-out loss."""
+    from chinchilla_ds.budget.fitting.read import ReadRuns, Row, table_of
+    from chinchilla_ds.tracking.mlflow import DEFAULT_EXPERIMENT, finished_runs
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        if not DEFAULT_DATABASE.is_file():
+            raise ConfigError(f"{source}: set MLFLOW_TRACKING_URI or --tracking-uri; there is no {DEFAULT_DATABASE}")
+        uri = f"sqlite:///{DEFAULT_DATABASE.resolve()}"
+    found = finished_runs(tracking_uri=uri, experiment=source.removeprefix(MLFLOW_PREFIX) or DEFAULT_EXPERIMENT)
+    rows = [
+        Row(
+            where=f"run {run.name}",
+            num_params=run.num_params,
+            num_tokens=run.num_tokens,
+            loss=run.held_out_loss,
+            flops=run.flops,
+            run=run.name,
+        )
+        for run in found
+        if run.num_params is not None and run.num_tokens is not None and run.held_out_loss is not None
+    ]
+    without = len(found) - len(rows)
+    notes = (
+        (f"{without} of {len(found)} finished runs have no num_params, num_tokens or held_out/loss",) if without else ()
+    )
+    return ReadRuns(table=table_of(rows, source=source, min_rows=min_rows), notes=notes)
+
+
+def _status(text: str) -> "contextlib.AbstractContextManager[object]":
+    """Return what shows on a terminal that work is going on; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
+
+
+def _flag_problems(values: Mapping[str, Any]) -> list[str]:
+    """Return the flags that have no effect beside the others."""
+    problems = []
+    approach = values.get("approach", "3")
+    if approach in ("1", "2"):
+        problems += [
+            f"--{name} belongs to approach 3 and has no effect on --approach {approach}: drop it"
+            for name in _OWN_OF_SURFACE
+            if name in values
+        ]
+    if "delta" in values and values.get("objective", "huber") != "huber":
+        problems.append(f"--delta belongs to huber and has no effect on --objective {values['objective']}: drop it")
+    if "seed" in values and values.get("bootstrap") == 0:
+        problems.append("--seed has no effect with --bootstrap 0: drop it")
+    if "params_convention" in values and "out" not in values:
+        problems.append("--params-convention has no effect without --out: drop it")
+    if "tracking_uri" in values and not str(values["runs"]).startswith(MLFLOW_PREFIX):
+        problems.append(f"--tracking-uri has no effect on a file: drop it, or give {MLFLOW_PREFIX}EXPERIMENT")
+    return problems
