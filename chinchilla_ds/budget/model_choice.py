@@ -32,6 +32,8 @@ from chinchilla_ds.units import format_count, format_flops
 
 REPETITION_LAW = "muennighoff2023"
 """The one law of the registry that knows what repeated text is worth."""
+MAX_OVERSIZE = 4.0
+"""The smallest decoder is taken where the law asks for a smaller one, down to a quarter of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,15 +233,18 @@ def _discrete(wish: _Wish, best: Member) -> ModelShape:
     shape = search_shape(request=request)
     if shape is not None:
         return shape
-    smallest = count_parameters(shape=smallest_shape(request=request)).total
+    smallest = smallest_shape(request=request)
+    least = count_parameters(shape=smallest).total
+    if 1 < least / best.num_params <= MAX_OVERSIZE and wish.params is None:
+        return smallest
     budget = "" if wish.budget is None else f"compute_budget_flops ({format_flops(wish.budget)}): "
     wanted = f"{budget}the law {wish.law.name!r} asks for N = {format_count(best.num_params)} parameters"
     if wish.params is not None:
         wanted = f"num_params ({format_count(wish.params)} parameters) has no shape"
-    if smallest > best.num_params:
+    if least > best.num_params:
         raise PlanError(
             f"{wanted}, and the smallest model with a vocabulary of {request.vocab_size} pieces has "
-            f"{format_count(smallest)}"
+            f"{format_count(least)}"
         )
     raise PlanError(f"{wanted}, and no shape of the search lies within a factor {MAX_RELATIVE_MISS:g} of it")
 
@@ -249,6 +254,8 @@ def _reasons(config: RunConfig, wish: _Wish, *, shape: ModelShape, best: Member)
         yield f"Shape {config.shape.lower()}: {named_shape(config.shape).source}."
     else:
         target = target_aspect_ratio(num_params=best.num_params)
+        if count_parameters(shape=shape).total > MAX_RELATIVE_MISS * best.num_params:
+            yield f"The smallest decoder with {shape.vocab_size} pieces: the law asks for a smaller one."
         yield (
             f"{shape.num_layers} layers of {shape.hidden_size}: nearest to N = {format_count(best.num_params)} and to "
             f"{target:.0f} hidden channels per layer; the layout has no say."

@@ -37,7 +37,8 @@ NAMED_SHAPES: Mapping[str, NamedShape] = {
         num_query_groups=64,
         kv_channels=128,
         vocab_size=32000,
-        source="Hoffmann et al. 2022 (arXiv:2203.15556), table 4; FFN of 4 h GELU as SwiGLU of the same weights",
+        source="Hoffmann et al. 2022 (arXiv:2203.15556), table 4, without the 5.4B parameters of its relative "
+        "positions; FFN of 4 h GELU as SwiGLU of the same weights",
     ),
     "gpt-3-175b": NamedShape(
         num_layers=96,

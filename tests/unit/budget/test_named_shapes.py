@@ -1,0 +1,48 @@
+import pytest
+
+from chinchilla_ds.budget.named_shapes import NAMED_SHAPES, decoder_of, named_shape
+from chinchilla_ds.budget.parameters import count_parameters
+from chinchilla_ds.errors import ConfigError
+
+# Parameters of the released checkpoints (LlamaForCausalLM.num_parameters of their config.json), and of the papers.
+PUBLISHED = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+}
+
+
+@pytest.mark.parametrize(("name", "num_params"), PUBLISHED.items())
+def test_parameters_are_those_of_the_released_models(name: str, num_params: int) -> None:
+    shape = decoder_of(named_shape(name), seq_length=2048, vocab_size=None, tied_embeddings=False)
+    assert count_parameters(shape=shape).total == num_params
+
+
+@pytest.mark.parametrize(("name", "billions"), [("gpt-3-175b", 175), ("llama-3-405b", 405)])
+def test_others_are_as_large_as_their_names(name: str, billions: int) -> None:
+    shape = decoder_of(named_shape(name), seq_length=2048, vocab_size=None, tied_embeddings=True)
+    assert count_parameters(shape=shape).total == pytest.approx(billions * 1e9, rel=0.01)
+
+
+def test_chinchilla_without_its_relative_positions() -> None:
+    # Table A9's formula gives 70.065e9, of which 80 layers x 8192 x 8192 project relative positions, and 32000 x 8192
+    # is the one, tied table.
+    shape = decoder_of(named_shape("chinchilla-70b"), seq_length=2048, vocab_size=None, tied_embeddings=True)
+    assert count_parameters(shape=shape).total == pytest.approx(70.065e9 - 80 * 8192**2, rel=0.005)
+
+
+def test_a_vocabulary_of_one_s_own() -> None:
+    shape = decoder_of(named_shape("LLAMA-3-8B"), seq_length=512, vocab_size=1000, tied_embeddings=False)
+    assert (shape.vocab_size, shape.padded_vocab_size, shape.seq_length) == (1000, 1024, 512)
+
+
+def test_an_unknown_shape_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'llama-3-8b'"):
+        named_shape("lama-3-8b")
+
+
+def test_heads_fit_the_hidden_size() -> None:
+    for one in NAMED_SHAPES.values():
+        assert one.num_attention_heads * one.kv_channels == one.hidden_size
+        assert one.num_attention_heads % one.num_query_groups == 0
