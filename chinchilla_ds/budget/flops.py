@@ -1,12 +1,13 @@
 """FLOP counts: 6ND, the two countings of the Chinchilla paper, and the exact count of our decoder.
 
-All are model FLOPs: a multiply-add is two, and recomputation of activations is not counted.
+A multiply-add is two. All but `hardware_flops_per_token` are model FLOPs: what the mathematics needs, whatever the
+backward pass computes again. docs/flops.md compares them.
 """
 
 from enum import StrEnum
 
 from chinchilla_ds.budget.parameters import PaperShape, layer_matmul_params
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.plan import ModelShape, Recompute
 
 BACKWARD_OVER_FORWARD = 2
 """The backward pass multiplies twice per forward matmul: for the gradient of the input and of the weight."""
@@ -25,7 +26,7 @@ class AttentionCount(StrEnum):
     """How many of the S x S attention scores count."""
 
     FULL = "full"
-    """All of them: what torch.utils.flop_counter gives for scaled_dot_product_attention, and Appendix F."""
+    """All of them, masked ones too: Appendix F, and torch.utils.flop_counter."""
     CAUSAL = "causal"
     """(S + 1) / 2 per token: what a kernel that skips the masked half has to compute."""
 
@@ -65,17 +66,44 @@ def decoder_flops_per_token(*, shape: ModelShape, attention: AttentionCount = At
     Counts every matmul: QKV with grouped-query attention, scores and values, attention output, SwiGLU's three
     projections, and the output logits over the padded vocabulary. The input embedding is a lookup and free.
 
-    Leaves out norms, softmax, rotary positions and the activation (under 1 % beyond the smallest models), and the
-    scores that a fused attention backward computes again, which are hardware FLOPs: where such a kernel runs, torch's
-    flop counter reports 7/6 of this attention term.
+    Leaves out norms, softmax, rotary positions, the activation and the loss, which are no matmuls; and recomputation,
+    which `hardware_flops_per_token` adds.
 
     Source: matmul of [m, k] and [k, n] is 2 m k n FLOPs; the backward pass is twice the forward pass.
     """
     return (1 + BACKWARD_OVER_FORWARD) * forward_flops_per_token(shape=shape, attention=attention)
 
 
+def hardware_flops_per_token(
+    *, shape: ModelShape, recompute: Recompute, attention: AttentionCount = AttentionCount.FULL
+) -> float:
+    """Return the FLOPs per token that the devices execute: the model FLOPs, and the forward pass that is run again.
+
+    SELECTIVE runs scores and values of every layer again, FULL every layer from its input to its output. The output
+    logits and the input embedding lie outside the layers and are never run again.
+
+    Leaves out, besides what `decoder_flops_per_token` leaves out, the scores that a fused attention kernel computes
+    again in its backward pass: 7/6 of the attention term where torch's flop counter sees such a kernel.
+
+    Source: model and hardware FLOPs as Korthikanti et al. 2022 (arXiv:2205.05198), section 6.3 and appendix A, tell
+    them apart.
+    """
+    model = decoder_flops_per_token(shape=shape, attention=attention)
+    if recompute is Recompute.NONE:
+        return model
+    if recompute is Recompute.SELECTIVE:
+        return model + shape.num_layers * _core_attention(shape, attention)
+    return model + shape.num_layers * _layer(shape, attention)
+
+
 def forward_flops_per_token(*, shape: ModelShape, attention: AttentionCount = AttentionCount.FULL) -> float:
     """Return the forward FLOPs per token of our decoder; conventions as in `decoder_flops_per_token`."""
+    logits = 2 * shape.hidden_size * shape.padded_vocab_size
+    return float(shape.num_layers * _layer(shape, attention) + logits)
+
+
+def _layer(shape: ModelShape, attention: AttentionCount) -> float:
+    """Return the forward FLOPs per token of one layer."""
     weights = layer_matmul_params(
         hidden_size=shape.hidden_size,
         ffn_hidden_size=shape.ffn_hidden_size,
@@ -83,7 +111,10 @@ def forward_flops_per_token(*, shape: ModelShape, attention: AttentionCount = At
         num_query_groups=shape.num_query_groups,
         kv_channels=shape.kv_channels,
     )
+    return 2 * weights + _core_attention(shape, attention)
+
+
+def _core_attention(shape: ModelShape, attention: AttentionCount) -> float:
+    """Return the forward FLOPs per token of one layer's scores and weighted values."""
     keys = shape.seq_length if attention is AttentionCount.FULL else (shape.seq_length + 1) / 2
-    scores_and_values = 2 * 2 * keys * shape.num_attention_heads * shape.kv_channels
-    logits = 2 * shape.hidden_size * shape.padded_vocab_size
-    return float(shape.num_layers * (2 * weights + scores_and_values) + logits)
+    return 2 * 2 * keys * shape.num_attention_heads * shape.kv_channels
