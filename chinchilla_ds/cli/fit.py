@@ -37,20 +37,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     flag(parser, "tracking-uri", str, "MLflow's place (default: MLFLOW_TRACKING_URI, or runs/mlflow.db)", metavar="URI")
     how = parser.add_argument_group("how to fit")
-    choices = {"approach": ("1", "2", "3", "all"), "outliers": ("keep", "drop")}
     flag(
         how,
         "approach",
         str,
         "1 best runs, 2 IsoFLOP parabolas, 3 loss surface (default 3)",
-        **_named(choices["approach"]),
+        **_named(_APPROACHES),
     )
     flag(how, "form", str, "k = 1, k fitted, or chosen by hold-out (default additive)", **_named(_FORMS))
     flag(how, "objective", str, "on log loss (default huber)", **_named(_OBJECTIVES))
     flag(how, "delta", quantity(None), "where Huber's loss turns linear, in log loss (default 1e-3)")
-    flag(
-        how, "outliers", str, "whether to leave out runs that lie far off (default keep)", **_named(choices["outliers"])
-    )
+    flag(how, "outliers", str, "runs that lie far off (default keep)", **_named(_OUTLIERS))
     flag(how, "bootstrap", _count, f"draws for intervals, 0 for none (default {DEFAULT_DRAWS})", metavar="N")
     flag(how, "seed", _count, f"of the draws (default {DEFAULT_SEED})", metavar="N")
     output = parser.add_argument_group("output")
@@ -61,6 +58,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--json", action="store_true", default=False, help="print the result as JSON")
 
 
+_APPROACHES = ("1", "2", "3", "all")
+_OUTLIERS = ("keep", "drop")
 _FORMS = ("additive", "skaling", "auto")
 _OBJECTIVES = ("huber", "lad", "squared")
 _CONVENTIONS = ("total", "non_embedding")
@@ -157,10 +156,8 @@ def _mlflow_runs(source: str, *, tracking_uri: str | None, min_rows: int) -> "Re
         if run.num_params is not None and run.num_tokens is not None and run.held_out_loss is not None
     ]
     without = len(found) - len(rows)
-    notes = (
-        (f"{without} of {len(found)} finished runs have no num_params, num_tokens or held_out/loss",) if without else ()
-    )
-    return ReadRuns(table=table_of(rows, source=source, min_rows=min_rows), notes=notes)
+    note = f"{without} of {len(found)} finished runs have not logged num_params, num_tokens and held_out/loss: left out"
+    return ReadRuns(table=table_of(rows, source=source, min_rows=min_rows), notes=(note,) if without else ())
 
 
 def _status(text: str) -> "contextlib.AbstractContextManager[object]":

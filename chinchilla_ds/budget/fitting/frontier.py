@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_ds.budget.fitting.bootstrap import percentiles
+from chinchilla_ds.budget.fitting.intervals import percentile_interval
 from chinchilla_ds.budget.fitting.runs import Floats, RunTable
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.units import format_flops
@@ -79,7 +79,10 @@ class FrontierFit:
 
     def exponent_intervals(self, *, level: float) -> dict[str, tuple[float, float]]:
         """Return the intervals of a and b; `level` is a probability such as 0.8."""
-        return {"a": percentiles(self.draws[:, 1], level=level), "b": percentiles(self.draws[:, 3], level=level)}
+        return {
+            "a": percentile_interval(self.draws[:, 1], level=level),
+            "b": percentile_interval(self.draws[:, 3], level=level),
+        }
 
     def intervals_at(self, *, compute_budget_flops: float, level: float) -> dict[str, tuple[float, float]]:
         """Return the intervals of N*, D* and D* / N* at a budget."""
@@ -87,7 +90,7 @@ class FrontierFit:
         params = np.exp(self.draws[:, 0] + self.draws[:, 1] * log_flops)
         tokens = np.exp(self.draws[:, 2] + self.draws[:, 3] * log_flops)
         values = {"num_params": params, "num_tokens": tokens, "tokens_per_param": tokens / params}
-        return {name: percentiles(value, level=level) for name, value in values.items()}
+        return {name: percentile_interval(value, level=level) for name, value in values.items()}
 
 
 def find_levels(table: RunTable) -> tuple[Level, ...]:

@@ -24,6 +24,7 @@ COMPARED_LAWS = ("besiroglu2024", "hoffmann2022")
 FORMATS = (".png", ".svg", ".pdf")
 _LINE_POINTS = 200
 _FRONTIER_COLOUR = "#c2410c"
+_PARABOLA_COLOUR = "#15803d"
 _GREY = "#6b7280"
 
 _Colour = Callable[[float], Any]
@@ -77,7 +78,7 @@ def _title(report: FitReport) -> str:
     return head + ":  " + "   ".join(f"{_SYMBOLS.get(name, name)} = {value:.4g}" for name, value in named.items())
 
 
-_SYMBOLS = {"alpha": "α", "beta": "β"}
+_SYMBOLS = {"alpha": r"$\alpha$", "beta": r"$\beta$"}
 
 
 def drawn_levels(report: FitReport) -> list[Level]:
@@ -95,15 +96,7 @@ def _draw_profiles(axes: "Axes", report: FitReport, colour: _Colour) -> None:
         sizes, losses = _profile(report, level)
         label = f"{level.flops:.1e}"
         axes.plot(sizes, losses, color=shade[0], lw=1.3, label=label, zorder=2)
-        if report.law is not None:
-            best = report.law.optimal(compute_budget_flops=level.flops)
-            axes.plot(
-                best.num_params, best.loss, marker="*", color=_FRONTIER_COLOUR, ms=9, mec="white", mew=0.5, zorder=4
-            )
-    if report.isoflop is not None:
-        shown = [point for point in report.isoflop.points if any(_same(point.flops, level.flops) for level in levels)]
-        minima = [point.num_params for point in shown], [point.loss for point in shown]
-        axes.plot(*minima, "D", color="white", mec="black", ms=4.5, zorder=5)
+    _draw_minima(axes, report, levels)
     if not levels:
         axes.scatter(runs.num_params, runs.loss, s=14, c=[colour(flops) for flops in runs.flops])
         axes.text(0.5, 0.95, "no compute level has four sizes", ha="center", transform=axes.transAxes, color=_GREY)
@@ -114,8 +107,19 @@ def _draw_profiles(axes: "Axes", report: FitReport, colour: _Colour) -> None:
         axes.legend(title="FLOPs", fontsize=7.5, title_fontsize=8, reverse=True, loc="upper right")
 
 
-def _same(flops: float, other: float) -> bool:
-    return abs(np.log(flops / other)) < 1e-6
+def _draw_minima(axes: "Axes", report: FitReport, levels: list[Level]) -> None:
+    """Mark the best N of each level: approach 2's parabola, and above it approach 3's surface."""
+    budgets = [level.flops for level in levels]
+    if report.isoflop is not None:
+        shown = [point for point in report.isoflop.points if np.isclose(point.flops, budgets, rtol=1e-6).any()]
+        minima = [point.num_params for point in shown], [point.loss for point in shown]
+        axes.plot(*minima, "D", color="white", mec=_PARABOLA_COLOUR, ms=5, zorder=4, label="minimum, approach 2")
+    if report.law is not None and budgets:
+        optima = [report.law.optimal(compute_budget_flops=budget) for budget in budgets]
+        minima = [best.num_params for best in optima], [best.loss or 0.0 for best in optima]
+        axes.plot(
+            *minima, "*", color=_FRONTIER_COLOUR, ms=9, mec="white", mew=0.5, zorder=5, label="minimum, approach 3"
+        )
 
 
 def _profile(report: FitReport, level: Level) -> tuple[Floats, Floats]:
@@ -151,7 +155,7 @@ def _draw_frontier(axes: "Axes", report: FitReport, colour: _Colour) -> None:
         axes.plot(flops, optima, style, color=_GREY, lw=1, label=name, zorder=1)
     if report.law is not None:
         _draw_surface_frontier(axes, report, report.law, flops)
-    for fit, marker, shade in ((report.envelope, "^", "#0369a1"), (report.isoflop, "D", "#15803d")):
+    for fit, marker, shade in ((report.envelope, "^", "#0369a1"), (report.isoflop, "D", _PARABOLA_COLOUR)):
         if fit is not None:
             _draw_points(axes, fit, flops, marker=marker, shade=shade, band=report.law is None)
     if budget is not None:
@@ -164,10 +168,14 @@ def _draw_frontier(axes: "Axes", report: FitReport, colour: _Colour) -> None:
     axes.legend(fontsize=7.5, loc="upper left")
 
 
+def _law_label(approach: int, exponent: float) -> str:
+    return rf"approach {approach}, $N^* \propto C^{{{exponent:.3f}}}$"
+
+
 def _draw_surface_frontier(axes: "Axes", report: FitReport, surface: Surface, flops: Floats) -> None:
     optima = [surface.optimal(compute_budget_flops=value).num_params for value in flops.tolist()]
     exponent = surface.beta / (surface.alpha + surface.beta)
-    axes.plot(flops, optima, color=_FRONTIER_COLOUR, lw=2, label=f"approach 3, N* ∝ C^{exponent:.3f}", zorder=4)
+    axes.plot(flops, optima, color=_FRONTIER_COLOUR, lw=2, label=_law_label(3, exponent), zorder=4)
     if report.bootstrap is None:
         return
     found = [
@@ -175,16 +183,16 @@ def _draw_surface_frontier(axes: "Axes", report: FitReport, surface: Surface, fl
         for value in flops.tolist()
     ]
     low, high = np.array(found).T
-    axes.fill_between(flops, low, high, color=_FRONTIER_COLOUR, alpha=0.2, lw=0, label=f"{INTERVAL_LEVEL:.0%} interval")
+    axes.fill_between(
+        flops, low, high, color=_FRONTIER_COLOUR, alpha=0.2, lw=0, label=f"{INTERVAL_LEVEL:.0%} interval of approach 3"
+    )
 
 
 def _draw_points(axes: "Axes", fit: FrontierFit, flops: Floats, *, marker: str, shade: str, band: bool) -> None:
     points = fit.points[:: max(1, len(fit.points) // 40)]
-    label = f"approach {fit.approach}, N* ∝ C^{fit.params_law.exponent:.3f}"
+    optima = [fit.params_law.at(compute_budget_flops=value) for value in flops.tolist()]
+    axes.plot(flops, optima, color=shade, lw=1.2, label=_law_label(fit.approach, fit.params_law.exponent))
     axes.plot([point.flops for point in points], [point.num_params for point in points], marker, color=shade, ms=4)
-    axes.plot(
-        flops, [fit.params_law.at(compute_budget_flops=value) for value in flops], color=shade, lw=1.2, label=label
-    )
     if band and len(fit.draws):
         log_params = fit.draws[:, :1] + fit.draws[:, 1:2] * np.log(flops)
         low, high = np.exp(np.quantile(log_params, [(1 - INTERVAL_LEVEL) / 2, (1 + INTERVAL_LEVEL) / 2], axis=0))

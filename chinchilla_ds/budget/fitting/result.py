@@ -3,8 +3,15 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from chinchilla_ds.budget.fitting.bootstrap import SurfaceBootstrap
 from chinchilla_ds.budget.fitting.frontier import FrontierFit
+from chinchilla_ds.budget.fitting.intervals import (
+    FEWEST_RUNS_FOR_PERCENTILES,
+    bias_corrected_interval,
+    percentile_interval,
+)
 from chinchilla_ds.budget.fitting.isoflop import ParabolaBias
 from chinchilla_ds.budget.fitting.runs import RunTable
 from chinchilla_ds.budget.fitting.surface import Objective, Surface, SurfaceFit
@@ -68,6 +75,32 @@ def constants(surface: Surface) -> dict[str, float]:
     return dict(zip(CONSTANTS, values, strict=True))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExponentSpread:
+    """How sure the a and b of N* ~ C^a and D* ~ C^b are."""
+
+    standard_errors: dict[str, float]
+    interval: dict[str, tuple[float, float]]
+    """Of INTERVAL_LEVEL."""
+
+
+def exponent_spread(report: FitReport) -> ExponentSpread | None:
+    """Return the spread of a = beta / (alpha + beta) and b = 1 - a of approach 3; None without draws."""
+    if report.bootstrap is None or report.law is None:
+        return None
+    alpha, beta = report.bootstrap.constants["alpha"], report.bootstrap.constants["beta"]
+    best = report.law.beta / (report.law.alpha + report.law.beta)
+    draws = beta / (alpha + beta)
+    if report.bootstrap.num_points >= FEWEST_RUNS_FOR_PERCENTILES:
+        interval = percentile_interval(draws, level=INTERVAL_LEVEL)
+    else:
+        interval = bias_corrected_interval(draws, estimate=best, level=INTERVAL_LEVEL)
+    error = float(np.std(draws))
+    return ExponentSpread(
+        standard_errors={"a": error, "b": error}, interval={"a": interval, "b": (1 - interval[1], 1 - interval[0])}
+    )
+
+
 def fit_data(report: FitReport) -> dict[str, Any]:
     """Return the report as plain data; what is not known is None."""
     fit = report.surface
@@ -76,14 +109,16 @@ def fit_data(report: FitReport) -> dict[str, Any]:
         "approach": [number for number, part in _parts(report).items() if part is not None],
         "form": None if fit is None else fit.form.value,
         **(dict.fromkeys(CONSTANTS) if report.law is None else constants(report.law)),
+        "a": None if report.law is None else report.law.beta / (report.law.alpha + report.law.beta),
+        "b": None if report.law is None else report.law.alpha / (report.law.alpha + report.law.beta),
         "objective": None if fit is None else fit.objective_value,
         "objective_name": None if fit is None else fit.objective.value,
         "delta": None if fit is None or fit.objective is not Objective.HUBER else fit.delta,
         "gradient_norm": None if fit is None else fit.gradient_norm,
         "num_points": len(report.runs),
         "dropped": list(report.dropped),
-        "standard_errors": None if report.bootstrap is None else report.bootstrap.standard_errors,
-        "interval": _constant_intervals(report.bootstrap),
+        "standard_errors": _standard_errors(report),
+        "interval": _constant_intervals(report),
         "hold_out": None if fit is None or fit.hold_out is None else asdict(fit.hold_out),
         "optimal": _optimal(report),
         "approach_1": _frontier_data(report.envelope, report),
@@ -120,8 +155,18 @@ def _parts(report: FitReport) -> dict[int, object]:
     return {1: report.envelope, 2: report.isoflop, 3: report.surface}
 
 
-def _constant_intervals(bootstrap: SurfaceBootstrap | None) -> dict[str, Any] | None:
-    return None if bootstrap is None else {"level": INTERVAL_LEVEL, **bootstrap.interval(level=INTERVAL_LEVEL)}
+def _standard_errors(report: FitReport) -> dict[str, float] | None:
+    spread = exponent_spread(report)
+    if report.bootstrap is None or spread is None:
+        return None
+    return report.bootstrap.standard_errors | spread.standard_errors
+
+
+def _constant_intervals(report: FitReport) -> dict[str, Any] | None:
+    spread = exponent_spread(report)
+    if report.bootstrap is None or spread is None:
+        return None
+    return {"level": INTERVAL_LEVEL, **report.bootstrap.interval(level=INTERVAL_LEVEL), **spread.interval}
 
 
 def _optimal(report: FitReport) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from itertools import chain
 from textwrap import wrap
 
 from chinchilla_ds.budget.fitting.frontier import FrontierFit
-from chinchilla_ds.budget.fitting.result import INTERVAL_LEVEL, FitReport, constants
+from chinchilla_ds.budget.fitting.result import INTERVAL_LEVEL, FitReport, constants, exponent_spread
 from chinchilla_ds.budget.fitting.surface import Form, Objective, SurfaceFit
 from chinchilla_ds.units import format_count
 
@@ -87,8 +87,13 @@ def _constant_rows(report: FitReport) -> Iterator[_Row]:
         elif name != "k":
             yield f"  {name}", f"{value:.6g}"
     a = report.law.beta / (report.law.alpha + report.law.beta)
-    yield "  N* ~ C^a", f"a = {a:.4f}", "", "a = beta / (alpha + beta)"
-    yield "  D* ~ C^b", f"b = {1 - a:.4f}", "", "b = 1 - a"
+    yield "  a of N* ~ C^a", f"{a:.6g}", *_exponent_spread(report, "a")
+    yield "  b of D* ~ C^b", f"{1 - a:.6g}", *_exponent_spread(report, "b")
+
+
+def _exponent_spread(report: FitReport, name: str) -> _Row:
+    spread = exponent_spread(report)
+    return () if spread is None else (f"{spread.standard_errors[name]:.4g}", _between(spread.interval[name], _four))
 
 
 def _frontiers(report: FitReport) -> Iterator[str]:
@@ -124,19 +129,14 @@ def _optimum(report: FitReport) -> Iterator[str]:
         rows.append(_optimum_row(3, best.num_params, best.num_tokens, loss=best.loss))
         if report.bootstrap is not None:
             found = report.bootstrap.optimal_interval(compute_budget_flops=budget, level=INTERVAL_LEVEL)
-            spans = (
-                (found.num_params, format_count),
-                (found.num_tokens, format_count),
-                (found.tokens_per_param, _three),
-            )
-            rows.append((_SPAN, *(_between(span, write) for span, write in spans), _between(found.loss, _loss)))
+            spans = (found.num_params, found.num_tokens, found.tokens_per_param)
+            rows.append((_SPAN, *map(_between, spans, _COUNTS), _between(found.loss, _loss)))
     for fit in report.frontiers:
         params = fit.params_law.at(compute_budget_flops=budget)
         rows.append(_optimum_row(fit.approach, params, fit.tokens_law.at(compute_budget_flops=budget)))
         if len(fit.draws):
             at = fit.intervals_at(compute_budget_flops=budget, level=INTERVAL_LEVEL)
-            writers = (format_count, format_count, _three)
-            rows.append((_SPAN, *(_between(span, write) for span, write in zip(at.values(), writers, strict=True)), ""))
+            rows.append((_SPAN, *map(_between, at.values(), _COUNTS), ""))
     yield from _table(rows)
 
 
@@ -156,10 +156,7 @@ def _table(rows: Sequence[_Row]) -> Iterator[str]:
     """Yield rows with their columns aligned."""
     count = max(map(len, rows))
     full = [(*row, *[""] * (count - len(row))) for row in rows]
-    widths = [
-        max(_NAME, *(len(row[0]) for row in full)),
-        *(max(len(row[i]) for row in full) + 3 for i in range(1, count)),
-    ]
+    widths = [_NAME, *(max(len(row[column]) for row in full) + 3 for column in range(1, count))]
     for row in full:
         yield "".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
@@ -182,3 +179,7 @@ def _three(value: float) -> str:
 
 def _four(value: float) -> str:
     return f"{value:.4g}"
+
+
+_COUNTS = (format_count, format_count, _three)
+"""How N, D and D / N are written."""
