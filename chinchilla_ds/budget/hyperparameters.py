@@ -1,11 +1,12 @@
 """Learning rate, batch size, weight decay and warm-up: what published laws say, what is taken, and why."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from chinchilla_ds.budget.law_forms import ParamsConvention
 from chinchilla_ds.budget.parameters import count_parameters, params_in_convention
 from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.units import format_count
 
 MAX_LEARNING_RATE = 2.0**-7
 """Largest learning rate of the sweep that Step Law was fitted on, 2^-10.5 to 2^-7; above, its power law is no guide."""
@@ -219,10 +220,10 @@ def weight_decays(
     )
 
 
-def spread(suggestions: Sequence[Suggestion]) -> str:
+def spread(suggestions: Sequence[Suggestion], /, *, show: Callable[[float], str] = "{:.2g}".format) -> str:
     """Return the suggestions in one line: `Step Law 0.00031; DeepSeek 0.00022 (outside its range)`."""
     return "; ".join(
-        f"{one.name} {one.value:.2g}{'' if one.in_range else ' (outside its range)'}" for one in suggestions
+        f"{one.name} {show(one.value)}{'' if one.in_range else ' (outside its range)'}" for one in suggestions
     )
 
 

@@ -97,10 +97,7 @@ def test_approach_3_surface_stays_near_its_own_table(row: str) -> None:
 
 def test_exponents_of_the_three_approaches() -> None:
     """a = 0.50, 0.49 and 0.46 (Hoffmann et al. 2022, Table 2)."""
-    exponents = [
-        get_law(f"hoffmann2022_approach{approach}").params_exponent  # type: ignore[attr-defined]
-        for approach in (1, 2, 3)
-    ]
+    exponents = [get_law(f"hoffmann2022_approach{approach}").params_exponent for approach in (1, 2, 3)]
     assert [round(exponent, 2) for exponent in exponents] == [0.50, 0.49, 0.46]
 
 
