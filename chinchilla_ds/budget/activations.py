@@ -1,11 +1,38 @@
 """Activations of our decoder: what autograd keeps for the backward pass, in bytes of one rank.
 
-T tokens of a micro-batch (s x b); h hidden, n heads, g query groups, d kv_channels, f ffn, v padded vocabulary.
+Derived tensor by tensor from `model.decoder` and megatron-core's layers in docs/memory.md, after the manner of
+Korthikanti et al. 2022 (arXiv:2205.05198), section 4, whose GPT block (GELU, biases, dropout, unfused attention:
+34 sbh + 5 a s^2 b bytes) is not ours. Leaves out token ids, labels and masks (some 30 bytes per token).
+
+T tokens of a micro-batch (b x s); h hidden, n heads, g query groups, d kv_channels, f ffn, v padded vocabulary.
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 from chinchilla_ds.plan import ModelShape, Precision, Recompute
+
+FP32_BYTES = 4
+
+
+class ActivationBytes(NamedTuple):
+    """What one rank holds of all micro-batches in flight, at the two moments that can be the fullest."""
+
+    kept: int
+    """Saved by the layers of this stage, of every micro-batch in flight."""
+    head: int
+    """Saved by the final norm and the output projection; the last stage's, until the loss is differentiated."""
+    logits: int
+    """Logits and the loss's copies of them, at that time."""
+    recomputed: int
+    """What recomputing one layer adds, in its backward pass."""
+    working: int
+    """Gradients of activations and of one weight, in the backward pass of one layer."""
+
+
+def compute_bytes(precision: Precision, /) -> int:
+    """Return the bytes of one weight or activation in compute precision."""
+    return FP32_BYTES if precision is Precision.FP32 else 2
 
 
 @lru_cache(maxsize=65536)
@@ -22,62 +49,117 @@ def activation_bytes(
     precision: Precision,
     on_cpu: bool,
     stage: int,
-) -> tuple[int, int]:
-    """Return the peak bytes of saved activations, and those of the logits, of a rank of `stage`."""
-    width = 4 if precision is Precision.FP32 else 2
-    tokens = micro_batch_size * shape.seq_length
-    layer = layer_bytes(
+) -> ActivationBytes:
+    """Return the activations of a rank of pipeline stage `stage`, whatever the ZeRO stage and the offload.
+
+    Args:
+        shape: The decoder.
+        tensor: tensor_model_parallel_size.
+        pipeline: pipeline_model_parallel_size.
+        virtual: virtual_pipeline_model_parallel_size.
+        sequence_parallel: Whether norms and residuals are split over the tensor-parallel group.
+        recompute: What the backward pass computes again.
+        micro_batch_size: Sequences.
+        gradient_accumulation_steps: Micro-batches per step and data-parallel rank.
+        precision: Of the activations.
+        on_cpu: Whether torch's CPU kernels run, which keep more (see `_norm_bytes` and `_attention_bytes`).
+        stage: Index of the pipeline stage.
+    """
+    width, tokens = compute_bytes(precision), micro_batch_size * shape.seq_length
+    split = tensor if sequence_parallel else 1
+    hidden = width * tokens * shape.hidden_size // split
+    whole = _layer_bytes(
         shape=shape,
         tensor=tensor,
-        sequence_parallel=sequence_parallel,
-        recompute=recompute,
+        split=split,
+        recompute=Recompute.NONE if recompute is Recompute.FULL else recompute,
         tokens=tokens,
         width=width,
         on_cpu=on_cpu,
     )
-    layers_per_chunk = shape.num_layers // (pipeline * virtual)
+    layer, recomputed, working = whole, 0, _working_bytes(shape, tokens, tensor, split, width)
+    if recompute is Recompute.FULL:
+        shares_input = width == FP32_BYTES or not on_cpu
+        layer, recomputed, working = hidden, whole - (hidden if shares_input else 0), working + hidden
     in_flight = chunks_in_flight(
         pipeline=pipeline, virtual=virtual, micro_batches=gradient_accumulation_steps, stage=stage
     )
-    total = in_flight * layers_per_chunk * layer
-    logits = 0
-    if stage == pipeline - 1:
-        split = tensor if sequence_parallel else 1
-        total += 2 * width * tokens * shape.hidden_size // split
-        logits = (width + 4 + 4) * tokens * shape.padded_vocab_size // tensor
-    return total, logits
+    is_last = stage == pipeline - 1
+    return ActivationBytes(
+        kept=in_flight * (shape.num_layers // (pipeline * virtual)) * layer,
+        head=_norm_bytes(shape, tokens, split, width, on_cpu) if is_last else 0,
+        logits=_logits_bytes(shape, tokens, tensor, width) if is_last else 0,
+        recomputed=recomputed,
+        working=working,
+    )
 
 
 def chunks_in_flight(*, pipeline: int, virtual: int, micro_batches: int, stage: int) -> int:
-    """Return how many forward passes of one model chunk wait for their backward pass at the peak.
+    """Return how many forward passes of a model chunk wait for their backward pass at the fullest moment of 1F1B.
 
-    Source: megatron-core 0.16, schedules.get_pp_rank_microbatches; Narayanan et al. 2021 (arXiv:2104.04473), section 2.
+    Source: megatron-core 0.16, pipeline_parallel/schedules.py, get_pp_rank_microbatches: its warm-up, and one more.
     """
     if pipeline == 1:
         return 1
-    warm_up = pipeline - stage - 1 if virtual == 1 else 2 * (pipeline - stage - 1) + (virtual - 1) * pipeline
+    later = pipeline - stage - 1
+    warm_up = later if virtual == 1 else 2 * later + (virtual - 1) * pipeline
     return min(warm_up + 1, micro_batches * virtual)
 
 
-def layer_bytes(
-    *,
-    shape: ModelShape,
-    tensor: int,
-    sequence_parallel: bool,
-    recompute: Recompute,
-    tokens: int,
-    width: int,
-    on_cpu: bool,
+def _layer_bytes(
+    *, shape: ModelShape, tensor: int, split: int, recompute: Recompute, tokens: int, width: int, on_cpu: bool
 ) -> int:
-    """Return what one transformer layer keeps of one micro-batch."""
-    split = tensor if sequence_parallel else 1
-    hidden = width * tokens * shape.hidden_size // split
-    if recompute is Recompute.FULL:
-        return hidden
-    query = width * tokens * shape.num_attention_heads * shape.kv_channels // tensor
-    key = width * tokens * shape.num_query_groups * shape.kv_channels // tensor
-    attention = query + 2 * key + query
-    if recompute is Recompute.NONE:
-        attention += query + 4 * tokens * shape.num_attention_heads // tensor
-    feed_forward = 4 * width * tokens * shape.ffn_hidden_size // tensor
-    return 4 * hidden + attention + feed_forward
+    """Return what one layer keeps of one micro-batch, its input included."""
+    norms = 2 * _norm_bytes(shape, tokens, split, width, on_cpu)
+    attention = _attention_bytes(shape, tokens, tensor, recompute, width, on_cpu)
+    feed_forward = 5 * width * tokens * shape.ffn_hidden_size // tensor  # [gate; up], up + 0, silu(gate), their product
+    return norms + attention + feed_forward
+
+
+def _norm_bytes(shape: ModelShape, tokens: int, split: int, width: int, on_cpu: bool) -> int:
+    """Return what an RMSNorm and the projection behind it keep: the norm's input, 1 / rms in fp32, its output.
+
+    On the CPU torch composes the norm of simpler operations, which keep input and normalised input in fp32.
+    """
+    inside = 2 * FP32_BYTES if on_cpu else width
+    return tokens * (shape.hidden_size * (inside + width) + FP32_BYTES) // split
+
+
+def _attention_bytes(
+    shape: ModelShape, tokens: int, tensor: int, recompute: Recompute, width: int, on_cpu: bool
+) -> int:
+    """Return what attention keeps: rotated query and key, value, output, log-sum-exp, and both rotations' cos and sin.
+
+    The value is a view of the projection's [q, k, v], which therefore stays whole. On the CPU keys and values of
+    grouped queries are repeated, and the projection is let go.
+    """
+    heads, groups = shape.num_attention_heads, shape.num_query_groups
+    channels = 2 * heads + groups + (heads + 2 * groups)
+    if recompute is Recompute.NONE and on_cpu and groups != heads:
+        channels = 4 * heads
+    log_sum_exp = FP32_BYTES * tokens * heads // tensor if recompute is Recompute.NONE else 0
+    rotations = 4 * width * shape.seq_length * shape.kv_channels
+    return width * tokens * channels * shape.kv_channels // tensor + log_sum_exp + rotations
+
+
+def _working_bytes(shape: ModelShape, tokens: int, tensor: int, split: int, width: int) -> int:
+    """Return the gradients in the backward pass of one feed-forward, the fullest part of a layer's.
+
+    The gradient of the output, gathered along a split sequence, is there throughout. The down projection makes those of
+    its input and its weight; then, its input let go, there are three of the size of one half of [gate; up].
+    """
+    hidden, ffn = shape.hidden_size, shape.ffn_hidden_size // tensor
+    incoming = tokens * hidden // split
+    projection = (tokens * hidden if split > 1 else 0) + (tokens + hidden) * ffn
+    return width * (incoming + max(projection, 2 * tokens * ffn))
+
+
+def _logits_bytes(shape: ModelShape, tokens: int, tensor: int, width: int) -> int:
+    """Return the logits and the loss's copies at their fullest moment.
+
+    One tensor-parallel rank: torch's cross entropy keeps fp32 log-probabilities, and its backward pass makes two fp32
+    gradients of that size. Several: megatron-core's vocab_parallel_cross_entropy works in place on an fp32 copy, which
+    in fp32 is the logits themselves. Then the output projection makes the gradient of its weight beside the logits'.
+    """
+    copies = 3 * FP32_BYTES if tensor == 1 else FP32_BYTES + (width if width < FP32_BYTES else 0)
+    return max(copies * tokens, width * (tokens + shape.hidden_size)) * shape.padded_vocab_size // tensor

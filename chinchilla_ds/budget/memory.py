@@ -1,189 +1,110 @@
-"""Memory of one rank: what the engine holds between steps, and what one step adds. Pure integers, no framework.
+"""Memory of one rank at the fullest moment of a step. Pure integers, no framework.
 
-`estimate_memory` joins two parts that are cached on their own, so that a search over layouts pays for each once:
-`state_bytes` (weights, gradients, optimizer, buckets: TP, PP, DP, ZeRO, offload) and `budget.activations`
-(activations and logits: TP, PP, virtual stages, sequence parallelism, recomputation, micro-batch). The formulas are
-derived in docs/memory.md and checked there against the live engine's tensors.
+`estimate_memory` joins two parts, each cached on its own so that a search over layouts pays for it once:
+`model_states.state_bytes` (TP, PP, DP, ZeRO, offload) and `activations.activation_bytes` (TP, PP, virtual stages,
+sequence parallelism, recomputation, micro-batch). `peak_bytes` is the sum of theirs that such a search compares.
+docs/memory.md derives the formulas and holds them against the tensors of the live engine.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
-from chinchilla_ds.budget.activations import activation_bytes
-from chinchilla_ds.budget.ds_fields import MIN_BUCKET_ELEMENTS
-from chinchilla_ds.budget.parameters import layer_matmul_params
-from chinchilla_ds.plan import BatchPlan, MemoryBytes, ModelShape, Offload, ParallelLayout, Precision
+from chinchilla_ds.budget.activations import ActivationBytes, activation_bytes, chunks_in_flight, compute_bytes
+from chinchilla_ds.budget.model_states import StateBytes, stage_params, state_bytes
+from chinchilla_ds.plan import BatchPlan, MemoryBytes, ModelShape, ParallelLayout, Precision
 
-FP32_BYTES = 4
-CONTEXT_BYTES = 2 * 2**30
-"""CUDA context, cuBLAS workspaces and NCCL's channels of a few communicators."""
-FRAGMENTATION_SHARE = 0.05
-"""Of what the allocator hands out: blocks that are reserved and cannot be used."""
+__all__ = [
+    "CPU",
+    "compute_bytes",
+    "estimate_memory",
+    "estimate_stages",
+    "gradients_before",
+    "margin_bytes",
+    "peak_bytes",
+    "stage_params",
+]
+
 CPU = "cpu"
+CONTEXT_BYTES = 2 * 2**30
+"""CUDA context, cuBLAS and NCCL: a rule of thumb, not measured here. A context takes 0.3 to 0.6 GiB, cuBLAS's workspace
+32 MiB on Hopper, NCCL some hundred MiB for each of the communicators of TP, PP and DP."""
+FRAGMENTATION_SHARE = 0.05
+"""Of the tensors' bytes, reserved by the allocator and unusable: a rule of thumb, not measured here."""
 
 
-class StateBytes(NamedTuple):
-    """What one rank holds beside activations, in bytes."""
+class Moment(NamedTuple):
+    """What one rank holds at one moment of a step, beside weights and optimizer states, in bytes."""
 
-    weights: int
     gradients: int
-    optimizer: int
-    backward_buffers: int
-    """Buckets and gathered parameters of the forward and backward passes."""
-    step_buffers: int
-    """Copies that the optimizer step makes when the activations are gone."""
-    host: int
-    nvme: int
+    activations: int
+    logits: int
+    buffers: int
 
 
-@lru_cache(maxsize=4096)
-def stage_params(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) -> tuple[int, int]:
-    """Return this rank's parameters: all of them, and its norms' (which tensor parallelism does not split)."""
-    layers = shape.num_layers // pipeline
-    matmul = layer_matmul_params(
-        hidden_size=shape.hidden_size,
-        ffn_hidden_size=shape.ffn_hidden_size,
-        num_attention_heads=shape.num_attention_heads,
-        num_query_groups=shape.num_query_groups,
-        kv_channels=shape.kv_channels,
-    )
-    is_last = stage == pipeline - 1
-    table = shape.padded_vocab_size * shape.hidden_size // tensor
-    tables = (stage == 0) + (is_last and not (shape.tied_embeddings and pipeline == 1))
-    norms = (2 * layers + is_last) * shape.hidden_size
-    return layers * matmul // tensor + tables * table + norms, norms
-
-
-@lru_cache(maxsize=65536)
-def state_bytes(
-    *,
-    shape: ModelShape,
-    tensor: int,
-    pipeline: int,
-    data: int,
-    zero_stage: int,
-    offload_optimizer: Offload,
-    offload_param: Offload,
-    precision: Precision,
-    accumulates: bool,
-    stage: int,
-) -> StateBytes:
-    """Return what a rank of `stage` holds beside activations.
+def moments(*, state: StateBytes, activations: ActivationBytes, gradients_before: int) -> tuple[Moment, ...]:
+    """Return the moments of a step of which one is the fullest.
 
     Args:
-        shape: The decoder.
-        tensor: tensor_model_parallel_size.
-        pipeline: pipeline_model_parallel_size.
-        data: data_parallel_size.
-        zero_stage: 0 to 3.
-        offload_optimizer: Where optimizer states live.
-        offload_param: Where ZeRO-3's partitions live.
-        precision: Of the weights.
-        accumulates: Whether a step has more than one backward pass.
-        stage: Index of the pipeline stage.
+        state: Of the rank.
+        activations: Of the rank.
+        gradients_before: Bytes of gradients that are there when the most micro-batches are in flight.
+
+    Returns:
+        The loss, the first backward pass of a layer, the end of the backward passes, the optimizer's step.
     """
-    params, _ = stage_params(shape=shape, tensor=tensor, pipeline=pipeline, stage=stage)
-    width = compute_bytes(precision)
-    shard = -(-params // data)
-    bucket = max(shape.hidden_size**2, MIN_BUCKET_ELEMENTS)
-    if zero_stage == 0:
-        half = width < FP32_BYTES
-        return StateBytes(
-            weights=width * params,
-            gradients=width * params,
-            optimizer=(12 if half else 8) * params,
-            backward_buffers=0,
-            step_buffers=FP32_BYTES * params if half else 0,
-            host=0,
-            nvme=0,
-        )
-    optimizer = 12 * shard
-    largest = max(shape.padded_vocab_size, 2 * shape.ffn_hidden_size) * shape.hidden_size // tensor
-    gradients = width * (params if zero_stage == 1 else shard)
-    weights = width * (shard if zero_stage == 3 else params)
-    buffers = width * max(bucket, largest)
+    buckets = state.backward_buffers
+    return (
+        Moment(gradients_before, activations.kept + activations.head, activations.logits, buckets),
+        Moment(gradients_before, activations.kept + activations.recomputed, 0, buckets + activations.working),
+        Moment(state.gradients, 0, 0, buckets),
+        Moment(0, 0, 0, state.step_buffers),
+    )
+
+
+def peak_bytes(*, state: StateBytes, activations: ActivationBytes, gradients_before: int) -> int:
+    """Return the bytes of all tensors at the fullest of `moments`, whose arguments these are."""
+    backward = (
+        gradients_before
+        + activations.kept
+        + max(activations.head + activations.logits, activations.recomputed + activations.working)
+    )
+    passes = max(backward, state.gradients) + state.backward_buffers
+    return state.weights + state.optimizer + max(passes, state.step_buffers)
+
+
+def gradients_before(
+    gradients: int, *, zero_stage: int, pipeline: int, virtual: int, micro_batches: int, stage: int
+) -> int:
+    """Return how much of `gradients` is there when the most micro-batches are in flight, in bytes.
+
+    An interleaved stage's backward passes go through its chunks in groups of `pipeline` micro-batches. ZeRO-3 allocates
+    its partition once.
+    """
     if zero_stage == 3:
-        buffers += width * (largest + min(params, int(0.9 * bucket)))
-    step = FP32_BYTES * shard
-    host = nvme = 0
-    if offload_optimizer is not Offload.NONE:
-        host, nvme = (optimizer + FP32_BYTES * shard, 0) if offload_optimizer is Offload.CPU else (0, optimizer)
-        optimizer = step = 0
-    if offload_param is not Offload.NONE:
-        host, nvme = (host + weights, nvme) if offload_param is Offload.CPU else (host, nvme + weights)
-        weights = 0
-    return StateBytes(weights, gradients, optimizer, buffers, step, host, nvme)
+        return gradients
+    in_flight = chunks_in_flight(pipeline=pipeline, virtual=virtual, micro_batches=micro_batches, stage=stage)
+    backwards = micro_batches * virtual - in_flight
+    chunks = -(-backwards // pipeline) if virtual > 1 else backwards
+    return gradients * min(chunks, virtual) // virtual
 
 
-def compute_bytes(precision: Precision, /) -> int:
-    """Return the bytes of one weight or activation in compute precision."""
-    return FP32_BYTES if precision is Precision.FP32 else 2
-
-
-def margin_bytes(used: int, *, device: str) -> int:
-    """Return what allocator and context take beyond `used` bytes of tensors; 0 on "cpu"."""
-    return 0 if device == CPU else CONTEXT_BYTES + int(FRAGMENTATION_SHARE * used)
-
-
-def _stage_memory(
-    stage: int, *, shape: ModelShape, layout: ParallelLayout, batch: BatchPlan, precision: Precision, device: str
-) -> MemoryBytes:
-    tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
-    state = state_bytes(
-        shape=shape,
-        tensor=tensor,
-        pipeline=pipeline,
-        data=layout.data_parallel_size,
-        zero_stage=layout.zero_stage,
-        offload_optimizer=layout.offload_optimizer,
-        offload_param=layout.offload_param,
-        precision=precision,
-        accumulates=batch.gradient_accumulation_steps > 1,
-        stage=stage,
-    )
-    activations, logits = activation_bytes(
-        shape=shape,
-        tensor=tensor,
-        pipeline=pipeline,
-        virtual=layout.virtual_pipeline_model_parallel_size,
-        sequence_parallel=layout.sequence_parallel,
-        recompute=layout.recompute,
-        micro_batch_size=batch.micro_batch_size,
-        gradient_accumulation_steps=batch.gradient_accumulation_steps,
-        precision=precision,
-        on_cpu=device == CPU,
-        stage=stage,
-    )
-    backward = activations + logits + state.backward_buffers
-    buffers = max(backward, state.step_buffers) - activations - logits
-    used = state.weights + state.gradients + state.optimizer + activations + logits + buffers
-    margin = margin_bytes(used, device=device)
-    return MemoryBytes(
-        weights=state.weights,
-        gradients=state.gradients,
-        optimizer=state.optimizer,
-        activations=activations,
-        logits=logits,
-        buffers=buffers,
-        margin=margin,
-        total=used + margin,
-        host=state.host,
-        nvme=state.nvme,
-        pipeline_stage=stage,
-    )
+def margin_bytes(tensors: int, *, device: str) -> int:
+    """Return what allocator, context and libraries take beside `tensors` bytes; 0 on "cpu"."""
+    return 0 if device == CPU else CONTEXT_BYTES + int(FRAGMENTATION_SHARE * tensors)
 
 
 def estimate_stages(
     *, shape: ModelShape, layout: ParallelLayout, batch: BatchPlan, precision: Precision, device: str
 ) -> tuple[MemoryBytes, ...]:
-    """Return the expected peak of a rank of every pipeline stage, first to last.
+    """Return the expected peak of a rank of every pipeline stage, first to last, in bytes.
+
+    Components are those of the fullest moment: a step whose fullest moment is the optimizer's has no activations.
 
     Args:
         shape: The decoder.
         layout: A layout that `budget.layout.validate_layout` accepts for it.
         batch: Micro-batch size and gradient accumulation steps.
-        precision: Of weights and activations.
-        device: "cpu" for exact tensor bytes; anything else adds the margin of a CUDA device.
+        precision: Of weights, gradients and activations.
+        device: "cpu" for torch's CPU kernels and no margin; any other name for CUDA's.
     """
     return tuple(
         _stage_memory(stage, shape=shape, layout=layout, batch=batch, precision=precision, device=device)
@@ -199,9 +120,65 @@ def estimate_memory(
     The fullest stage is the first or the last: one in between holds no table, no logits, and no more micro-batches in
     flight than the first.
     """
-    last = layout.pipeline_model_parallel_size - 1
     ends = (
         _stage_memory(stage, shape=shape, layout=layout, batch=batch, precision=precision, device=device)
-        for stage in sorted({0, last})
+        for stage in sorted({0, layout.pipeline_model_parallel_size - 1})
     )
     return max(ends, key=lambda memory: memory.total)
+
+
+def _stage_memory(
+    stage: int, *, shape: ModelShape, layout: ParallelLayout, batch: BatchPlan, precision: Precision, device: str
+) -> MemoryBytes:
+    tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+    virtual, micro_batches = layout.virtual_pipeline_model_parallel_size, batch.gradient_accumulation_steps
+    state = state_bytes(
+        shape=shape,
+        tensor=tensor,
+        pipeline=pipeline,
+        data=layout.data_parallel_size,
+        zero_stage=layout.zero_stage,
+        offload_optimizer=layout.offload_optimizer,
+        offload_param=layout.offload_param,
+        precision=precision,
+        stage=stage,
+    )
+    activations = activation_bytes(
+        shape=shape,
+        tensor=tensor,
+        pipeline=pipeline,
+        virtual=virtual,
+        sequence_parallel=layout.sequence_parallel,
+        recompute=layout.recompute,
+        micro_batch_size=batch.micro_batch_size,
+        gradient_accumulation_steps=micro_batches,
+        precision=precision,
+        on_cpu=device == CPU,
+        stage=stage,
+    )
+    before = gradients_before(
+        state.gradients,
+        zero_stage=layout.zero_stage,
+        pipeline=pipeline,
+        virtual=virtual,
+        micro_batches=micro_batches,
+        stage=stage,
+    )
+    return _join(
+        state, max(moments(state=state, activations=activations, gradients_before=before), key=sum), stage, device
+    )
+
+
+def _join(state: StateBytes, fullest: Moment, stage: int, device: str) -> MemoryBytes:
+    tensors = state.weights + state.optimizer + sum(fullest)
+    margin = margin_bytes(tensors, device=device)
+    return MemoryBytes(
+        weights=state.weights,
+        optimizer=state.optimizer,
+        margin=margin,
+        total=tensors + margin,
+        host=state.host,
+        nvme=state.nvme,
+        pipeline_stage=stage,
+        **fullest._asdict(),
+    )
