@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,16 +252,17 @@ def peak_flops_per_s(*, device_name: str, precision: Precision, allow_tf32: bool
     return None if device is None else device.peak_flops_per_s(precision=precision, allow_tf32=allow_tf32)
 
 
-def get_device(name: str, /, *, devices: Iterable[Device] = DEVICES) -> Device:
+def get_device(name: str, /, *, hardware: Path | str | None = None) -> Device:
     """Return the device that a person names: h100, H100-SXM, a100-40gb, "NVIDIA H100 80GB HBM3".
 
     Args:
         name: the device.
-        devices: to choose from; `load_hardware` adds those of a file.
+        hardware: JSON file of further devices, as `load_hardware` reads it.
 
     Raises:
-        ConfigError: no such device; the message lists them all.
+        ConfigError: no such device (the message lists them all), or a hardware file with problems.
     """
+    devices = DEVICES if hardware is None else load_hardware(hardware)
     known = {_spelling(text): device for device in devices for text in (device.name, *device.aliases)}
     if device := known.get(_spelling(name)):
         return device

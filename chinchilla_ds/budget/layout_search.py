@@ -6,11 +6,11 @@ activations, which can only add to it.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from chinchilla_ds.budget.activations import activation_bytes
+from chinchilla_ds.budget.activations import ActivationBytes, activation_bytes
 from chinchilla_ds.budget.hardware import DEVICES, Device
 from chinchilla_ds.budget.layout_space import (
     Block,
@@ -22,7 +22,8 @@ from chinchilla_ds.budget.layout_space import (
     label,
     make_batch,
 )
-from chinchilla_ds.budget.memory import CPU, StateBytes, estimate_memory, margin_bytes, state_bytes
+from chinchilla_ds.budget.memory import CPU, estimate_memory, gradients_before, margin_bytes, peak_bytes
+from chinchilla_ds.budget.model_states import StateBytes, state_bytes
 from chinchilla_ds.budget.step_time import (
     DataParallelTime,
     Machine,
@@ -173,25 +174,26 @@ class _Walk:
         self.num_legal = 0
         self._collectives: dict[tuple[int, int, int], DataParallelTime] = {}
         self._optimizers: dict[tuple[int, int, States], OptimizerTime] = {}
-        self._states: dict[tuple[int, int, States, bool], tuple[StateBytes, ...]] = {}
+        self._states: dict[tuple[int, int, States], tuple[StateBytes, ...]] = {}
         self._micro: dict[tuple[int, int, bool, Recompute, int], MicroBatchTime] = {}
 
     def fits(self, block: Block) -> Iterator[_Fit]:
         """Yield the block's layouts that fit."""
         self.num_legal += len(block.states) * len(block.recomputes) * len(block.micro_batch_sizes)
+        nothing = (_NO_ACTIVATIONS,) * len(_ends(block))
         for size in block.micro_batch_sizes:
             micro_batches = self.request.global_batch_size // block.data // size
             kept = []
             for states in block.states:
-                held = self._state_bytes(block, states, micro_batches > 1)
-                if (least := max(_used(stage, (0, 0)) for stage in held)) > self.capacity:
+                held = self._held(block, states, micro_batches)
+                if (least := self._total(held, nothing)) > self.capacity:
                     self._refuse(block, states, block.recomputes[0], size, least, count=len(block.recomputes))
                 else:
                     kept.append((states, held))
             for recompute in block.recomputes if kept else ():
                 saved = self._activation_bytes(block, recompute, size, micro_batches)
                 for states, held in kept:
-                    total = _total(held, saved, device=self.request.device.kind)
+                    total = self._total(held, saved)
                     if total > self.capacity:
                         self._refuse(block, states, recompute, size, total)
                     else:
@@ -204,9 +206,16 @@ class _Walk:
             for recompute in block.recomputes:
                 saved = self._activation_bytes(block, recompute, size, micro_batches)
                 for states in block.states:
-                    held = self._state_bytes(block, states, micro_batches > 1)
-                    total = _total(held, saved, device=self.request.device.kind)
+                    total = self._total(self._held(block, states, micro_batches), saved)
                     yield total, label(block.layout(states, recompute), micro_batch_size=size)
+
+    def _total(self, held: Sequence[tuple[StateBytes, int]], saved: Sequence[ActivationBytes]) -> int:
+        """Return the peak of the fullest rank, from what the ranks of both ends hold."""
+        tensors = max(
+            peak_bytes(state=state, activations=activations, gradients_before=before)
+            for (state, before), activations in zip(held, saved, strict=True)
+        )
+        return tensors + margin_bytes(tensors, device=self.request.device.kind)
 
     def _refuse(
         self, block: Block, states: States, recompute: Recompute, size: int, total: float, *, count: int = 1
@@ -241,8 +250,25 @@ class _Walk:
         )
         return _Fit(simplicity, parts.total_s if parts else 0.0, block, states, recompute, size, parts)
 
-    def _state_bytes(self, block: Block, states: States, accumulates: bool) -> tuple[StateBytes, ...]:
-        key = block.tensor, block.pipeline, states, accumulates
+    def _held(self, block: Block, states: States, micro_batches: int) -> list[tuple[StateBytes, int]]:
+        """Return what a rank of each end keeps of training state, and the gradients it has at the fullest moment."""
+        return [
+            (
+                state,
+                gradients_before(
+                    state.gradients,
+                    zero_stage=states.zero_stage,
+                    pipeline=block.pipeline,
+                    virtual=block.virtual,
+                    micro_batches=micro_batches,
+                    stage=stage,
+                ),
+            )
+            for stage, state in zip(_ends(block), self._state_bytes(block, states), strict=True)
+        ]
+
+    def _state_bytes(self, block: Block, states: States) -> tuple[StateBytes, ...]:
+        key = block.tensor, block.pipeline, states
         if key not in self._states:
             self._states[key] = tuple(
                 state_bytes(
@@ -251,7 +277,6 @@ class _Walk:
                     pipeline=block.pipeline,
                     data=block.data,
                     precision=self.request.precision,
-                    accumulates=accumulates,
                     stage=stage,
                     **states._asdict(),
                 )
@@ -261,7 +286,7 @@ class _Walk:
 
     def _activation_bytes(
         self, block: Block, recompute: Recompute, size: int, micro_batches: int
-    ) -> tuple[tuple[int, int], ...]:
+    ) -> tuple[ActivationBytes, ...]:
         return tuple(
             activation_bytes(
                 shape=self.request.shape,
@@ -324,24 +349,13 @@ class _Walk:
         return self._optimizers[key]
 
 
+_NO_ACTIVATIONS = ActivationBytes(0, 0, 0, 0, 0)
 _RECOMPUTE_ORDER = {recompute: order for order, recompute in enumerate(Recompute)}
 
 
 def _ends(block: Block) -> tuple[int, ...]:
     """Return the stages of which one is the fullest, as `budget.memory.estimate_memory` has it."""
     return tuple(sorted({0, block.pipeline - 1}))
-
-
-def _total(held: tuple[StateBytes, ...], saved: tuple[tuple[int, int], ...], *, device: str) -> int:
-    used = max(_used(*stage) for stage in zip(held, saved, strict=True))
-    return used + margin_bytes(used, device=device)
-
-
-def _used(held: StateBytes, saved: tuple[int, int]) -> int:
-    """Return the peak of a rank without the margin, as `budget.memory` joins it."""
-    activations, logits = saved
-    peak = max(activations + logits + held.backward_buffers, held.step_buffers)
-    return held.weights + held.gradients + held.optimizer + peak
 
 
 def _nothing_legal(request: LayoutRequest, tally: Tally) -> list[str]:

@@ -14,10 +14,11 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from chinchilla_ds.budget.activations import compute_bytes
 from chinchilla_ds.budget.ds_fields import MIN_BUCKET_ELEMENTS
 from chinchilla_ds.budget.flops import decoder_flops_per_token, forward_flops_per_token
 from chinchilla_ds.budget.hardware import Device
-from chinchilla_ds.budget.memory import compute_bytes, stage_params
+from chinchilla_ds.budget.model_states import stage_weights
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute, StepTime
 
@@ -474,4 +475,5 @@ def optimizer_time(
 
 def _fullest_stage_params(shape: ModelShape, tensor: int, pipeline: int) -> int:
     """Return the parameters of a rank of the last stage, which holds the output table and the final norm."""
-    return stage_params(shape=shape, tensor=tensor, pipeline=pipeline, stage=pipeline - 1)[0]
+    weights = stage_weights(shape=shape, tensor=tensor, pipeline=pipeline, stage=pipeline - 1)
+    return sum(elements * count for elements, count in weights)
