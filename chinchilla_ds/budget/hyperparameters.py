@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from chinchilla_ds.budget.law_forms import ParamsConvention
 from chinchilla_ds.budget.parameters import count_parameters, params_in_convention
 from chinchilla_ds.plan import ModelShape
-from chinchilla_ds.units import format_count
 
 MAX_LEARNING_RATE = 2.0**-7
 """Largest learning rate of the sweep that Step Law was fitted on, 2^-10.5 to 2^-7; above, its power law is no guide."""

@@ -122,7 +122,7 @@ def test_spread_says_what_lies_outside() -> None:
         Suggestion(name="DeepSeek", value=2.2e-4, source="", in_range=False),
     )
     assert spread(suggestions) == "Step Law 0.00031; DeepSeek 0.00022 (outside its range)"
-    assert spread((Suggestion(name="Step Law", value=1.34e6, source="", in_range=True),)) == "Step Law 1.34M"
+    assert spread(suggestions[:1], show="{:.1e}".format) == "Step Law 3.1e-04"
 
 
 @pytest.mark.parametrize(
