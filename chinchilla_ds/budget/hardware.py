@@ -282,8 +282,8 @@ _UNITS = {
     "memory_bytes": "bytes",
     "bytes_per_s": "bytes/s",
     "devices_per_node": "devices",
-    "efficiency": "share of the peak",
 }
+_WHOLE = ("memory_bytes", "devices_per_node")
 
 
 def load_hardware(path: Path | str, /) -> tuple[Device, ...]:
@@ -320,7 +320,7 @@ def _device(entry: Mapping[str, Any], listed: Device | None, path: Path | str) -
     values = {"source": str(path), **entry}
     if "aliases" in entry:
         values["aliases"] = tuple(entry["aliases"])
-    for name in ("memory_bytes", "devices_per_node"):
+    for name in _WHOLE:
         if values.get(name) is not None:
             values[name] = int(values[name])
     return Device(**values) if listed is None else dataclasses.replace(listed, **(values | {"name": listed.name}))
@@ -348,10 +348,14 @@ def _entry_problems(entry: Any, index: int) -> Iterator[str]:
             if not isinstance(value, str):
                 yield f"{where}: source is {value!r}; it must be text"
         elif key != "name" and not _fits(key, value):
-            unit = next(text for ending, text in _UNITS.items() if key.endswith(ending))
-            whole = "whole " if key in ("memory_bytes", "devices_per_node") else ""
-            most = ", at most 1" if key.endswith("efficiency") else ""
-            yield f"{where}: {key} is {value!r}; it must be a positive {whole}number of {unit}{most}"
+            yield f"{where}: {key} is {value!r}; it must be {_wanted(key)}"
+
+
+def _wanted(key: str) -> str:
+    if key.endswith("efficiency"):
+        return "a share of the peak, above 0 and at most 1"
+    unit = next(text for ending, text in _UNITS.items() if key.endswith(ending))
+    return f"a positive {'whole ' if key in _WHOLE else ''}number of {unit}"
 
 
 def _fits(key: str, value: Any) -> bool:
@@ -359,6 +363,6 @@ def _fits(key: str, value: Any) -> bool:
         return not key.endswith("efficiency") and key != "devices_per_node"
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
         return False
-    if key in ("memory_bytes", "devices_per_node"):
+    if key in _WHOLE:
         return value == int(value)
     return not key.endswith("efficiency") or value <= 1

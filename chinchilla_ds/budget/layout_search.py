@@ -211,10 +211,9 @@ class _Walk:
 
     def _total(self, held: Sequence[tuple[StateBytes, int]], saved: Sequence[ActivationBytes]) -> int:
         """Return the peak of the fullest rank, from what the ranks of both ends hold."""
-        tensors = max(
-            peak_bytes(state=state, activations=activations, gradients_before=before)
-            for (state, before), activations in zip(held, saved, strict=True)
-        )
+        tensors = 0
+        for (state, before), activations in zip(held, saved, strict=True):
+            tensors = max(tensors, peak_bytes(state=state, activations=activations, gradients_before=before))
         return tensors + margin_bytes(tensors, device=self.request.device.kind)
 
     def _refuse(

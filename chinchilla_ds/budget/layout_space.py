@@ -5,6 +5,7 @@ stage and offload (`states`), recomputation, and the micro-batch. The rules are 
 all that they depend on, so that a refused block is counted without being walked.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +105,7 @@ class Tally:
         return tuple(sorted(grouped, key=lambda rejection: -rejection.count))
 
 
+@functools.lru_cache(maxsize=4096)
 def _rule(problem: str) -> str:
     """Return a problem's text without its values: what it says before the reason and the advice."""
     text = re.split(r"; |: ", re.sub(r" \([^)]*\)", "", problem))[0]

@@ -42,6 +42,11 @@ ZERO3_HIDDEN_SHARE = 0.7
 """Of the computation, how much ZeRO-3's traffic can hide behind. DeepSpeed overlaps by default at stage 3 alone. Ours:
 the first gathers and the last scatters of a pass have nothing to hide behind. Under a pipeline nothing hides: the
 prefetch trace is invalid wherever forward and backward passes alternate."""
+HIDDEN_COST_SHARE = 0.15
+"""What hidden traffic still costs, of its own time: NCCL's kernels take processors and memory bandwidth from matmuls.
+
+Source: Calculon (Isaev et al. 2023), systems/a100_80g.json, processor_usage of NVLink.
+"""
 FUSED_BACKWARD_ATTENTION = 2.5
 """Matmuls of a fused attention's backward pass per forward one: five for two, the scores being computed again.
 
@@ -246,7 +251,8 @@ def combine(
     compute, tensor_parallel = micro_batches * micro.compute_s, micro_batches * micro.tensor_parallel_s
     sends = (micro_batches * virtual + pipeline - 1) * micro.send_s
     bubble = micro.other_stages_s / virtual + sends
-    exposed = max(0.0, collectives.per_micro_batch_s - collectives.hidden_share * micro.compute_s)
+    hidden = min(collectives.per_micro_batch_s, collectives.hidden_share * micro.compute_s)
+    exposed = collectives.per_micro_batch_s - (1 - HIDDEN_COST_SHARE) * hidden
     data = collectives.per_step_s + micro_batches * exposed
     if pipeline > 1:  # stages that wait for their collectives make the others wait
         data += exposed * (pipeline - 1) / virtual

@@ -1,6 +1,11 @@
+import dataclasses
+import json
+from pathlib import Path
+
 import pytest
 
-from chinchilla_ds.budget.hardware import DEVICES, find_device, peak_flops_per_s
+from chinchilla_ds.budget.hardware import DEVICES, find_device, get_device, load_hardware, peak_flops_per_s
+from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.plan import Precision
 
 
@@ -38,3 +43,127 @@ def test_fp32_depends_on_tf32() -> None:
 
 def test_every_name_finds_its_own_entry() -> None:
     assert [find_device(f"NVIDIA {device.name}") for device in DEVICES] == list(DEVICES)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("h100", "H100"),
+        ("H100-SXM", "H100"),
+        ("h100-80gb", "H100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("h100_pcie", "H100 PCIe"),
+        ("h100 nvl", "H100 NVL"),
+        ("a100", "A100"),
+        ("a100-80gb", "A100"),
+        ("A100-SXM4-40GB", "A100 40GB"),
+        ("gb200-nvl72", "GB200"),
+        ("instinct mi300x", "MI300X"),
+        ("cpu", "CPU"),
+    ],
+)
+def test_names_that_people_type(name: str, found: str) -> None:
+    assert get_device(name).name == found
+
+
+@pytest.mark.parametrize("name", ["h10", "h100-120gb", "v100", "", "a1000"])
+def test_unknown_names_list_what_there_is(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"must be one of GB200, B200, .*MI300X, CPU, or be described in a --hardware"
+    ):
+        get_device(name)
+
+
+def test_near_names_are_suggested() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'H100'"):
+        get_device("h10")
+
+
+def test_memory_and_links_by_data_sheet() -> None:
+    """Gigabytes as sold; NVLink's bidirectional 600, 900 and 1800 GB/s, halved; network cards of 200 and 400 Gb/s."""
+    sold = {"A100": 80, "A100 40GB": 40, "H100": 80, "H200": 141, "B200": 180, "GB200": 186, "L40S": 48, "MI300X": 192}
+    for name, gigabytes in sold.items():
+        device = get_device(name)
+        assert 0.93 * gigabytes * 2**30 < device.memory_bytes <= gigabytes * 2**30
+    links = {"A100": 300e9, "H100": 450e9, "H200": 450e9, "B200": 900e9, "GB200": 900e9, "MI300X": 448e9}
+    assert {name: get_device(name).intra_node_bytes_per_s for name in links} == links
+    assert get_device("a100").inter_node_bytes_per_s == 25e9
+    assert get_device("h100").inter_node_bytes_per_s == 50e9
+    bandwidths = {"A100": 2.039e12, "A100 40GB": 1.555e12, "H100": 3.35e12, "H200": 4.8e12, "B200": 8e12, "L40S": 864e9}
+    assert {name: get_device(name).memory_bytes_per_s for name in bandwidths} == bandwidths
+
+
+def test_fp8_doubles_bf16_where_there_is_any() -> None:
+    assert get_device("a100").fp8_flops_per_s is None
+    for device in DEVICES:
+        if device.fp8_flops_per_s is not None:
+            assert device.fp8_flops_per_s == pytest.approx(2 * device.bf16_flops_per_s, rel=0.02)
+
+
+def test_a_cpu_has_no_rates() -> None:
+    cpu = get_device("cpu")
+    assert cpu.kind == "cpu"
+    assert all(cpu.peak_flops_per_s(precision=precision) is None for precision in Precision)
+    assert cpu.memory_bytes is None
+    assert peak_flops_per_s(device_name="cpu", precision=Precision.FP32) is None
+
+
+def write(folder: Path, data: object) -> Path:
+    path = folder / "hardware.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
+
+
+def test_a_file_adds_a_device(tmp_path: Path) -> None:
+    rates = {"name": "B300", "bf16_flops_per_s": 2.25e15, "memory_bytes": 288e9, "memory_bytes_per_s": 8e12}
+    path = write(tmp_path, {**rates, "devices_per_node": 8, "aliases": ["Blackwell Ultra"]})
+    device = get_device("blackwell-ultra", hardware=path)
+    assert (device.name, device.bf16_flops_per_s, device.memory_bytes) == ("B300", 2.25e15, 288 * 10**9)
+    assert (device.intra_node_bytes_per_s, device.fp16_flops_per_s) == (None, None)
+    assert device.source == str(path)
+    assert get_device("h100", hardware=path) == get_device("h100")
+
+
+def test_a_file_overrides_what_it_names(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"name": "h100", "inter_node_bytes_per_s": 100e9}, {"name": "cpu", "memory_bytes": 2**36}])
+    device = get_device("H100", hardware=path)
+    assert device == dataclasses.replace(get_device("H100"), inter_node_bytes_per_s=100e9, source=str(path))
+    assert get_device("cpu", hardware=path).memory_bytes == 2**36
+    assert len(load_hardware(path)) == len(DEVICES)
+
+
+def test_every_problem_of_a_file(tmp_path: Path) -> None:
+    entries = [
+        {"name": "X", "bf16_flops_per_s": -1, "memory_byte": 1, "devices_per_node": 2.5, "matmul_efficiency": 1.5},
+        {"memory_bytes": "80 GB", "memory_bytes_per_s": True, "kind": "tpu", "aliases": "x", "source": 1},
+        "H100",
+        {"name": "  ", "fp32_flops_per_s": float("nan")},
+    ]
+    with pytest.raises(ConfigError) as caught:
+        load_hardware(write(tmp_path, entries))
+    problems = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 13
+    assert "'X': memory_byte is not a field; did you mean 'memory_bytes'?" in problems
+    assert "'X': bf16_flops_per_s is -1; it must be a positive number of FLOP/s" in problems
+    assert "'X': devices_per_node is 2.5; it must be a positive whole number of devices" in problems
+    assert "'X': matmul_efficiency is 1.5; it must be a share of the peak, above 0 and at most 1" in problems
+    assert "entry 1: memory_bytes is '80 GB'; it must be a positive whole number of bytes" in problems
+    assert "entry 1: memory_bytes_per_s is True; it must be a positive number of bytes/s" in problems
+    assert "entry 1: kind is 'tpu'; it must be one of cuda, cpu" in problems
+    assert "entry 2 is 'H100'; it must be a JSON object with a name" in problems
+    assert all(str(tmp_path) in problem for problem in caught.value.problems)
+
+
+def test_a_device_described_twice(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="described more than once"):
+        load_hardware(write(tmp_path, [{"name": "X1"}, {"name": "x1"}]))
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "the list is empty")])
+def test_files_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "hardware.json"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_hardware(path)
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_hardware(path)

@@ -272,6 +272,20 @@ def test_zero_volumes():
     assert reduced(1, data=1) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(("traffic", "costs"), [(2.0, 2 * 0.15), (10.0, 10 - 7 * 0.85)])
+def test_hidden_traffic_costs_a_little(traffic, costs):
+    """Ten seconds of computation hide seven; what is hidden costs 15 % (Calculon's processor_usage)."""
+    parts = combine(
+        micro=MicroBatchTime(compute_s=10.0, tensor_parallel_s=0.0, other_stages_s=0.0, send_s=0.0),
+        collectives=DataParallelTime(per_step_s=1.0, per_micro_batch_s=traffic, hidden_share=0.7),
+        optimizer=OptimizerTime(0.0, 0.0),
+        virtual=1,
+        pipeline=1,
+        micro_batches=3,
+    )
+    assert parts.data_parallel_s == pytest.approx(1 + 3 * costs, rel=1e-12)
+
+
 def test_zero3_hides_nothing_under_a_pipeline():
     assert reduced(3, pipeline=2, data=4).hidden_share == 0
 
