@@ -64,7 +64,7 @@ def analyse(runs: RunTable, /, *, source: str, request: FitRequest) -> FitReport
     Raises:
         DataError: no approach gives a result; says why for each.
     """
-    dropped: tuple[str, ...] = ()
+    dropped: tuple[str, ...] | None = None
     if request.leave_out_outliers:
         decision = drop_outliers(runs)
         runs, dropped = runs.select(decision.kept), decision.reasons

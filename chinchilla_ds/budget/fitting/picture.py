@@ -1,5 +1,6 @@
 """The picture of a fit: the loss against N at each compute level, and the best N against compute."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from chinchilla_ds.budget.fitting.frontier import MIN_SIZES, FrontierFit, Level, find_levels
 from chinchilla_ds.budget.fitting.result import INTERVAL_LEVEL, FitReport, constants
-from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.budget.fitting.runs import Floats, RunTable
 from chinchilla_ds.budget.fitting.surface import Surface
 from chinchilla_ds.budget.scaling_laws import LAWS
 from chinchilla_ds.errors import ConfigError, OutputError, reason
@@ -56,8 +57,10 @@ def write_picture(report: FitReport, path: Path, /) -> None:
     _draw_profiles(profiles, report, colour)
     _draw_frontier(frontier, report, colour)
     figure.suptitle(_title(report), fontsize=11)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix("."))
     try:
-        figure.savefig(path)
+        path.write_bytes(picture.getvalue())
     except OSError as error:
         raise OutputError(f"--picture {path} cannot be written: {reason(error)}") from None
 
@@ -94,7 +97,7 @@ def _draw_profiles(axes: "Axes", report: FitReport, colour: _Colour) -> None:
         shade = [colour(level.flops)]
         axes.scatter(runs.num_params[level.rows], runs.loss[level.rows], s=14, c=shade, zorder=3)
         sizes, losses = _profile(report, level)
-        label = f"{level.flops:.1e}"
+        label = f"{level.flops:.1e} FLOPs"
         axes.plot(sizes, losses, color=shade[0], lw=1.3, label=label, zorder=2)
     _draw_minima(axes, report, levels)
     if not levels:
@@ -104,18 +107,18 @@ def _draw_profiles(axes: "Axes", report: FitReport, colour: _Colour) -> None:
     axes.set(xscale="log", xlabel="parameters N", ylabel="loss (nats per token)", title="IsoFLOP profiles")
     axes.grid(alpha=0.25)
     if levels:
-        axes.legend(title="FLOPs", fontsize=7.5, title_fontsize=8, reverse=True, loc="upper right")
+        axes.legend(fontsize=7.5, reverse=True)
 
 
 def _draw_minima(axes: "Axes", report: FitReport, levels: list[Level]) -> None:
     """Mark the best N of each level: approach 2's parabola, and above it approach 3's surface."""
-    budgets = [level.flops for level in levels]
+    runs, budgets = report.runs, [level.flops for level in levels]
     if report.isoflop is not None:
         shown = [point for point in report.isoflop.points if np.isclose(point.flops, budgets, rtol=1e-6).any()]
         minima = [point.num_params for point in shown], [point.loss for point in shown]
         axes.plot(*minima, "D", color="white", mec=_PARABOLA_COLOUR, ms=5, zorder=4, label="minimum, approach 2")
     if report.law is not None and budgets:
-        optima = [report.law.optimal(compute_budget_flops=budget) for budget in budgets]
+        optima = [report.law.optimal(compute_budget_flops=_law_budget(runs, level)) for level in levels]
         minima = [best.num_params for best in optima], [best.loss or 0.0 for best in optima]
         axes.plot(
             *minima, "*", color=_FRONTIER_COLOUR, ms=9, mec="white", mew=0.5, zorder=5, label="minimum, approach 3"
@@ -128,11 +131,16 @@ def _profile(report: FitReport, level: Level) -> tuple[Floats, Floats]:
     params = runs.num_params[level.rows]
     if report.law is not None:
         sizes = np.geomspace(params.min() / 1.4, params.max() * 1.4, _LINE_POINTS)
-        return sizes, _surface_losses(report.law, sizes, level.flops)
+        return sizes, _surface_losses(report.law, sizes, _law_budget(runs, level))
     sizes = np.geomspace(params.min(), params.max(), _LINE_POINTS)
     centre = np.log(params).mean()
     parabola = np.polyfit(np.log(params) - centre, runs.loss[level.rows], 2)
     return sizes, np.polyval(parabola, np.log(sizes) - centre)
+
+
+def _law_budget(runs: RunTable, level: Level) -> float:
+    """Return 6 N D of a level, which the law counts by; the runs' own FLOPs may differ."""
+    return float(6 * np.exp(np.log(runs.num_params[level.rows] * runs.num_tokens[level.rows]).mean()))
 
 
 def _surface_losses(surface: Surface, sizes: Floats, flops: float) -> Floats:
@@ -147,8 +155,8 @@ def _limit_losses(axes: "Axes", losses: Floats) -> None:
 
 def _draw_frontier(axes: "Axes", report: FitReport, colour: _Colour) -> None:
     runs, budget = report.runs, report.compute_budget_flops
-    ends = [runs.flops.min() / 2, max(runs.flops.max(), budget or 0) * 2]
-    flops = np.geomspace(*ends, _LINE_POINTS)
+    low, high = float(runs.flops.min()) / 2, max(float(runs.flops.max()), budget or 0.0) * 2
+    flops = np.geomspace(low, high, _LINE_POINTS)
     axes.scatter(runs.flops, runs.num_params, s=9, c=[colour(value) for value in runs.flops], alpha=0.55, label="runs")
     for name, style in zip(COMPARED_LAWS, (":", "--"), strict=True):
         optima = [LAWS[name].optimal(compute_budget_flops=value).num_params for value in flops.tolist()]
@@ -163,7 +171,7 @@ def _draw_frontier(axes: "Axes", report: FitReport, colour: _Colour) -> None:
         axes.annotate(f" {budget:.3g} FLOPs", (budget, 0.02), xycoords=axes.get_xaxis_transform(), fontsize=7.5,
                       rotation=90, ha="right", color=_GREY)  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="training compute C (FLOPs)", ylabel="parameters N")
-    axes.set(title="compute-optimal frontier", xlim=ends)
+    axes.set(title="compute-optimal frontier", xlim=(low, high))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7.5, loc="upper left")
 

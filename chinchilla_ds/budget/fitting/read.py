@@ -258,5 +258,6 @@ def _fits_swapped(row: Row, name: str) -> bool:
     """Return whether `flops` and another column make sense with their places exchanged."""
     assert row.flops is not None
     other = row.num_tokens if name == "num_params" else row.num_params
-    ratio = getattr(row, name) / (6 * row.flops * other)
+    value: float = getattr(row, name)
+    ratio = value / (6 * row.flops * other)
     return 1 / FLOPS_FACTOR <= ratio <= FLOPS_FACTOR

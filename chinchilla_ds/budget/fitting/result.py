@@ -30,8 +30,8 @@ class FitReport:
     """File name, or `mlflow:experiment`."""
     runs: RunTable
     """Those that were fitted."""
-    dropped: tuple[str, ...] = ()
-    """Runs that the outlier rule left out."""
+    dropped: tuple[str, ...] | None = None
+    """Runs that the outlier rule left out, each with the reason; None where the rule was not asked for."""
     surface: SurfaceFit | None = None
     """Approach 3; None where it was not asked for."""
     bootstrap: SurfaceBootstrap | None = None
@@ -116,7 +116,7 @@ def fit_data(report: FitReport) -> dict[str, Any]:
         "delta": None if fit is None or fit.objective is not Objective.HUBER else fit.delta,
         "gradient_norm": None if fit is None else fit.gradient_norm,
         "num_points": len(report.runs),
-        "dropped": list(report.dropped),
+        "dropped": list(report.dropped or ()),
         "standard_errors": _standard_errors(report),
         "interval": _constant_intervals(report),
         "hold_out": None if fit is None or fit.hold_out is None else asdict(fit.hold_out),

@@ -38,8 +38,9 @@ def _read(report: FitReport) -> Iterator[str]:
         ("  loss", runs.loss, _loss),
     ):
         yield f"{name:<{_NAME}}{write(float(values.min()))} to {write(float(values.max()))}{_UNITS[name.strip()]}"
-    if report.dropped:
-        yield from _line("  left out", f"{len(report.dropped)} by the outlier rule: {', '.join(report.dropped)}")
+    if report.dropped is not None:
+        yield f"{'  left out':<{_NAME}}{len(report.dropped) or 'none'} by the outlier rule"
+        yield from chain.from_iterable(_line("", text) for text in report.dropped)
 
 
 _UNITS = {"N": " parameters", "D": " tokens", "C": " FLOPs", "loss": " nats per token"}
