@@ -85,8 +85,8 @@ def hardware_flops_per_token(
     Leaves out, besides what `decoder_flops_per_token` leaves out, the scores that a fused attention kernel computes
     again in its backward pass: 7/6 of the attention term where torch's flop counter sees such a kernel.
 
-    Source: model and hardware FLOPs as Korthikanti et al. 2022 (arXiv:2205.05198), section 6.3 and appendix A, tell
-    them apart.
+    Source: FULL is Narayanan et al. 2021 (arXiv:2104.04473), appendix; that model and hardware FLOPs are told apart,
+    Korthikanti et al. 2022 (arXiv:2205.05198), appendix A.
     """
     model = decoder_flops_per_token(shape=shape, attention=attention)
     if recompute is Recompute.NONE:
