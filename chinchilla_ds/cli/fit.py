@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,7 @@ def _mlflow_runs(source: str, *, tracking_uri: str | None, min_rows: int) -> "Re
             raise ConfigError(f"{source}: set MLFLOW_TRACKING_URI or --tracking-uri; there is no {DEFAULT_DATABASE}")
         uri = f"sqlite:///{DEFAULT_DATABASE.resolve()}"
     found = finished_runs(tracking_uri=uri, experiment=source.removeprefix(MLFLOW_PREFIX) or DEFAULT_EXPERIMENT)
+    names = Counter(run.name for run in found)
     rows = [
         Row(
             where=f"run {run.name}",
@@ -150,7 +152,7 @@ def _mlflow_runs(source: str, *, tracking_uri: str | None, min_rows: int) -> "Re
             num_tokens=run.num_tokens,
             loss=run.held_out_loss,
             flops=run.flops,
-            run=run.name,
+            run=f"{run.name} {run.run_id}" if names[run.name] > 1 else run.name,
         )
         for run in found
         if run.num_params is not None and run.num_tokens is not None and run.held_out_loss is not None

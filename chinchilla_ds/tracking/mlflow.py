@@ -147,6 +147,7 @@ def mlflow_tracker(*, destination: MlflowDestination, close_timeout_s: float = 6
 class LoggedRun:
     """What a finished run has logged of itself; None where it has not."""
 
+    run_id: str
     name: str
     num_params: float | None
     num_tokens: float | None
@@ -183,7 +184,9 @@ def finished_runs(*, tracking_uri: str, experiment: str) -> tuple[LoggedRun, ...
             )
         return tuple(_logged_run(run) for run in _search(client, experiment_id=found.experiment_id))
     except MlflowException as error:
-        raise DataError(f"MLflow at {where} cannot be read: {_PASSWORD.sub('//***@', str(error)).splitlines()[0]}") from None
+        raise DataError(
+            f"MLflow at {where} cannot be read: {_PASSWORD.sub('//***@', str(error)).splitlines()[0]}"
+        ) from None
 
 
 def _search(client: "MlflowClient", *, experiment_id: str) -> "Iterator[Run]":
@@ -205,6 +208,7 @@ def _search(client: "MlflowClient", *, experiment_id: str) -> "Iterator[Run]":
 def _logged_run(run: "Run") -> LoggedRun:
     params, metrics = run.data.params, run.data.metrics
     return LoggedRun(
+        run_id=run.info.run_id,
         name=run.info.run_name or run.info.run_id,
         num_params=_number(params.get("num_params")),
         num_tokens=_number(params.get("num_tokens")),

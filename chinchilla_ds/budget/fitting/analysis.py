@@ -1,5 +1,6 @@
 """What one `chinchilla-ds fit` does with a table: outliers, approaches 1 to 3, intervals, and what to be wary of."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -66,7 +67,10 @@ def analyse(runs: RunTable, /, *, source: str, request: FitRequest) -> FitReport
     """
     dropped: tuple[str, ...] | None = None
     if request.leave_out_outliers:
-        decision = drop_outliers(runs)
+        try:
+            decision = drop_outliers(runs)
+        except DataError as error:
+            raise DataError([f"{source}: {problem}" for problem in error.problems]) from None
         runs, dropped = runs.select(decision.kept), decision.reasons
     fits, problems = _fits(runs, request)
     surface = fits.surface
@@ -85,6 +89,7 @@ def analyse(runs: RunTable, /, *, source: str, request: FitRequest) -> FitReport
         *_draw_warnings(fits, bootstrap, num_draws=request.num_draws),
         *_refused_levels(fits),
         *_bias_warnings(bias),
+        *_curve_warnings(runs, request),
         *_flops_warnings(runs, request),
     ]
     return FitReport(
@@ -176,6 +181,16 @@ def _bias_warnings(bias: ParabolaBias | None) -> Iterator[str]:
         yield (
             f"approach 2 is biased: on the surface of approach 3 without any noise, these sizes and levels put N* at "
             f"{bias.compute_budget_flops:.3g} FLOPs {bias.num_params:+.1%} and D* {bias.num_tokens:+.1%} off"
+        )
+
+
+def _curve_warnings(runs: RunTable, request: FitRequest) -> Iterator[str]:
+    sizes = Counter(zip(runs.labels, runs.num_params.tolist(), strict=True)) if runs.labels else Counter()
+    count = sum(rows for rows in sizes.values() if rows > 1)
+    if count and request.approaches != (1,):
+        yield (
+            f"{count} rows share a run's name and N: approach 1 takes them for training curves, approaches 2 and 3 for "
+            "final losses, which points within a curve are not: their learning rate has not decayed yet"
         )
 
 

@@ -26,6 +26,8 @@ FLOPS_FACTOR = 3.0
 """How far `flops` may lie from 6 N D: attention over long contexts and untied tables stay well within it."""
 SMALLEST_COUNT = 1e3
 """Parameters or tokens below this are taken for millions or billions."""
+LARGEST_COUNT = 1e18
+"""Parameters or tokens above this are in another unit, or multiplied twice."""
 LARGEST_LOSS = 50.0
 """Nats per token; a uniform guess among 10^21 pieces."""
 SMALLEST_LOSS = 0.01
@@ -228,6 +230,9 @@ def _unit_problems(rows: Sequence[Row]) -> Iterator[str]:
                     f"{row.where}: {name} is {getattr(row, name):g}, and other rows have up to {max(values):.3g}; is "
                     "it in millions or billions? Give plain numbers (7e9) or a suffix (7B)"
                 )
+        for row in rows:
+            if getattr(row, name) > LARGEST_COUNT:
+                yield f"{row.where}: {name} is {getattr(row, name):.3g}; it must be at most {LARGEST_COUNT:.0e}"
     for row in rows:
         if row.loss > LARGEST_LOSS:
             yield f"{row.where}: loss is {row.loss:g}; it must be in nats per token, at most {LARGEST_LOSS:g}"

@@ -280,6 +280,23 @@ def test_flags_that_make_no_sense(exact: Path, words: tuple[str, ...], problem: 
     assert refused(ConfigError, exact, *words)[0].startswith(problem)
 
 
+def test_points_within_training_curves_are_noticed(tmp_path: Path) -> None:
+    """Rows of one name and size are a curve: approach 1 follows it, and the surface is warned of it."""
+    lines = ["run,N,D,loss"]
+    for n in np.geomspace(1e7, 3e9, 15).tolist():
+        for d in np.geomspace(1e9, 3e11, 20).tolist():
+            lines.append(f"{n:.3g},{n!r},{d!r},{TRUTH.loss(num_params=n, num_tokens=d)!r}")
+    path = tmp_path / "curves.csv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    data = run_json(path, "--approach", "1", "--bootstrap", "0")
+    assert data["a"] is None
+    assert data["approach_1"]["a"] == pytest.approx(0.32 / 0.67, abs=0.02)
+    assert data["approach_1"]["num_points"] > 500
+    assert data["warnings"] == []
+    (warning,) = run_json(path, "--bootstrap", "0")["warnings"]
+    assert warning.startswith("300 rows share a run's name and N")
+
+
 def test_one_draw_is_none(exact: Path) -> None:
     assert "at least 2 draws" in refused(DataError, exact, "--bootstrap", "1")[0]
 
@@ -305,7 +322,7 @@ def test_an_mlflow_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for index, (params, tokens, loss) in enumerate(sweep(sizes=4)):
         log_run(
             uri,
-            name=f"run-{index}",
+            name="tiny",  # names need not be unique
             params={"num_params": params, "num_tokens": tokens},
             metrics={"held_out/loss": loss, "flops": 7 * params * tokens},
             finished=True,
@@ -317,6 +334,7 @@ def test_an_mlflow_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert data["num_points"] == 20
     assert (data["source"], data["alpha"]) == ("mlflow:sweep", pytest.approx(0.35, rel=1e-6))
     assert data["warnings"][0].startswith("1 of 21 finished runs have not logged num_params")
+    assert len(data["warnings"]) == 2
     assert data["warnings"][1].startswith("the runs' FLOPs are 1.17 times 6 N D on average")
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

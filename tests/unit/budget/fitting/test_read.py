@@ -105,6 +105,7 @@ def test_rows_of_another_length(tmp_path: Path) -> None:
         ("1e8,2e9,low", "row 7: loss 'low' is not a number"),
         ("1e8,,3", "row 7: num_tokens is empty"),
         ("1e8,2e9,3300", "row 7: loss is 3300; it must be in nats per token, at most 50"),
+        ("1e8,2e21,3", "row 7: num_tokens is 2e+21; it must be at most 1e+18"),
         ("0.1,2e9,3", "row 7: num_params is 0.1, and other rows have up to 5e+08; is it in millions or billions?"),
     ],
 )
