@@ -27,7 +27,7 @@ FLOPS_FACTOR = 3.0
 SMALLEST_COUNT = 1e3
 """Parameters or tokens below this are taken for millions or billions."""
 LARGEST_COUNT = 1e18
-"""Parameters or tokens above this are in another unit, or multiplied twice."""
+"""Parameters or tokens above this are in another unit, or another column; where FLOPs are given, those tell."""
 LARGEST_LOSS = 50.0
 """Nats per token; a uniform guess among 10^21 pieces."""
 SMALLEST_LOSS = 0.01
@@ -231,7 +231,7 @@ def _unit_problems(rows: Sequence[Row]) -> Iterator[str]:
                     "it in millions or billions? Give plain numbers (7e9) or a suffix (7B)"
                 )
         for row in rows:
-            if getattr(row, name) > LARGEST_COUNT:
+            if row.flops is None and getattr(row, name) > LARGEST_COUNT:
                 yield f"{row.where}: {name} is {getattr(row, name):.3g}; it must be at most {LARGEST_COUNT:.0e}"
     for row in rows:
         if row.loss > LARGEST_LOSS:

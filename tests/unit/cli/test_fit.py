@@ -319,7 +319,7 @@ def log_run(uri: str, *, name: str, params: dict[str, object], metrics: dict[str
 @pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs
 def test_an_mlflow_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    for index, (params, tokens, loss) in enumerate(sweep(sizes=4)):
+    for params, tokens, loss in sweep(sizes=4):
         log_run(
             uri,
             name="tiny",  # names need not be unique
