@@ -6,6 +6,11 @@ from functools import cached_property
 
 import numpy as np
 
+from chinchilla_ds.budget.fitting.intervals import (
+    FEWEST_RUNS_FOR_PERCENTILES,
+    bias_corrected_interval,
+    percentile_interval,
+)
 from chinchilla_ds.budget.fitting.newton import minimise
 from chinchilla_ds.budget.fitting.objective import ALPHA, BETA, LOG_A, LOG_B, LOG_E, LOG_K, Points, center
 from chinchilla_ds.budget.fitting.runs import Floats, RunTable
@@ -13,8 +18,6 @@ from chinchilla_ds.budget.fitting.solve import VERTEX_DELTA, solve
 from chinchilla_ds.budget.fitting.surface import Objective, SurfaceFit, theta_of
 from chinchilla_ds.errors import DataError
 
-PARAMETERS = ("log_A", "log_B", "log_E", "alpha", "beta", "log_k")
-"""Columns of `SurfaceBootstrap.draws`; the last only where k is free."""
 CHUNK_DRAWS = 128
 """Draws per batch: 240 runs of them fit a core's cache."""
 DEFAULT_LEVEL = 0.8
@@ -35,25 +38,24 @@ class OptimumInterval:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SurfaceBootstrap:
-    """The surfaces that resampled runs give, one row each."""
+    """The surfaces that resampled runs give, one row each.
+
+    Intervals are percentiles of the draws for 200 runs or more, and bias-corrected percentiles below: see `intervals`.
+    """
 
     draws: Floats
     """(log A, log B, log E, alpha, beta[, log k]) in units of parameters, tokens and nats, [draw, parameter]."""
+    estimate: Floats
+    """The same of the full fit, [parameter]."""
+    num_points: int
+    """Runs in the table."""
     num_not_converged: int
     """Draws whose gradient is not zero even after a second start; they are counted like the others."""
 
     @cached_property
     def constants(self) -> dict[str, Floats]:
         """The constants E, A, B, alpha, beta (and k, where it is free) of every draw, [draw] each."""
-        theta = self.draws
-        out = {
-            "E": np.exp(theta[:, LOG_E]),
-            "A": np.exp(theta[:, LOG_A]),
-            "B": np.exp(theta[:, LOG_B]),
-            "alpha": theta[:, ALPHA],
-            "beta": theta[:, BETA],
-        }
-        return {**out, "k": np.exp(theta[:, LOG_K])} if theta.shape[1] > LOG_K else out
+        return _constants(self.draws)
 
     @property
     def standard_errors(self) -> dict[str, float]:
@@ -63,27 +65,28 @@ class SurfaceBootstrap:
     @property
     def covariance(self) -> Floats:
         """Covariance over the draws of (log A, log B, log E, alpha, beta[, log k]), [parameter, parameter]."""
-        return np.cov(self.draws, rowvar=False, bias=True)
+        out: Floats = np.cov(self.draws, rowvar=False, bias=True)
+        return out
 
     def interval(self, *, level: float = DEFAULT_LEVEL) -> dict[str, tuple[float, float]]:
-        """Return the percentile interval of every constant."""
-        return {name: percentiles(values, level=level) for name, values in self.constants.items()}
+        """Return the interval of every constant."""
+        estimates = _constants(self.estimate[None])
+        return {name: self._interval(values, estimates[name], level=level) for name, values in self.constants.items()}
 
     def optimal_interval(self, *, compute_budget_flops: float, level: float = DEFAULT_LEVEL) -> OptimumInterval:
-        """Return the percentile intervals of the optimum N, D, D / N and loss on 6 N D = C.
+        """Return the intervals of the optimum N, D, D / N and loss on 6 N D = C.
 
         Source: Hoffmann et al. 2022 (arXiv:2203.15556), equation 4, at every draw.
         """
-        log_params = optimal_log_params(self.draws, compute_budget_flops=compute_budget_flops)
-        log_tokens = math.log(compute_budget_flops / 6) - log_params
-        return OptimumInterval(
-            compute_budget_flops=compute_budget_flops,
-            level=level,
-            num_params=percentiles(np.exp(log_params), level=level),
-            num_tokens=percentiles(np.exp(log_tokens), level=level),
-            tokens_per_param=percentiles(np.exp(log_tokens - log_params), level=level),
-            loss=percentiles(losses(self.draws, log_params=log_params, log_tokens=log_tokens), level=level),
-        )
+        draws = _optima(self.draws, compute_budget_flops=compute_budget_flops)
+        estimates = _optima(self.estimate[None], compute_budget_flops=compute_budget_flops)
+        intervals = {name: self._interval(draws[name], estimates[name], level=level) for name in draws}
+        return OptimumInterval(compute_budget_flops=compute_budget_flops, level=level, **intervals)
+
+    def _interval(self, values: Floats, estimate: Floats, *, level: float) -> tuple[float, float]:
+        if self.num_points >= FEWEST_RUNS_FOR_PERCENTILES:
+            return percentile_interval(values, level=level)
+        return bias_corrected_interval(values, estimate=float(estimate[0]), level=level)
 
 
 def bootstrap_surface(runs: RunTable, /, *, fit: SurfaceFit, num_draws: int, seed: int) -> SurfaceBootstrap:
@@ -120,7 +123,12 @@ def bootstrap_surface(runs: RunTable, /, *, fit: SurfaceFit, num_draws: int, see
         theta, num_failed = _fit_draws(points, start=start, weights=weights[first : first + CHUNK_DRAWS], delta=delta)
         draws.append(points.to_units(theta))
         failed += num_failed
-    return SurfaceBootstrap(draws=np.concatenate(draws), num_not_converged=failed)
+    return SurfaceBootstrap(
+        draws=np.concatenate(draws),
+        estimate=theta_of(fit.surface, form=fit.form),
+        num_points=len(runs),
+        num_not_converged=failed,
+    )
 
 
 def resampling_weights(*, num_runs: int, num_draws: int, seed: int) -> Floats:
@@ -155,24 +163,30 @@ def _stages(delta: float) -> list[float]:
     return stages
 
 
-def optimal_log_params(draws: Floats, /, *, compute_budget_flops: float) -> Floats:
-    """Return log N of least loss on 6 N D = C for every draw, [draw]."""
-    ratio = np.log(draws[:, ALPHA]) + draws[:, LOG_A] - np.log(draws[:, BETA]) - draws[:, LOG_B]
-    out: Floats = (ratio + draws[:, BETA] * math.log(compute_budget_flops / 6)) / (draws[:, ALPHA] + draws[:, BETA])
-    return out
+def _constants(theta: Floats) -> dict[str, Floats]:
+    out = {
+        "E": np.exp(theta[:, LOG_E]),
+        "A": np.exp(theta[:, LOG_A]),
+        "B": np.exp(theta[:, LOG_B]),
+        "alpha": theta[:, ALPHA],
+        "beta": theta[:, BETA],
+    }
+    return {**out, "k": np.exp(theta[:, LOG_K])} if theta.shape[1] > LOG_K else out
 
 
-def losses(draws: Floats, /, *, log_params: Floats, log_tokens: Floats) -> Floats:
-    """Return the predicted loss of every draw at its own N and D, [draw], nats per token."""
-    inside = np.exp(draws[:, LOG_A] - draws[:, ALPHA] * log_params)
-    inside += np.exp(draws[:, LOG_B] - draws[:, BETA] * log_tokens)
-    if draws.shape[1] > LOG_K:
-        inside **= np.exp(draws[:, LOG_K])
-    return np.exp(draws[:, LOG_E]) + inside
-
-
-def percentiles(values: Floats, /, *, level: float) -> tuple[float, float]:
-    """Return the percentiles between which the middle `level` of the values lies."""
-    tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+def _optima(theta: Floats, *, compute_budget_flops: float) -> dict[str, Floats]:
+    """Return N, D, D / N and the loss at the optimum of every surface, [draw] each."""
+    ratio = np.log(theta[:, ALPHA]) + theta[:, LOG_A] - np.log(theta[:, BETA]) - theta[:, LOG_B]
+    log_nd = math.log(compute_budget_flops / 6)
+    log_params = (ratio + theta[:, BETA] * log_nd) / (theta[:, ALPHA] + theta[:, BETA])
+    log_tokens = log_nd - log_params
+    inside = np.exp(theta[:, LOG_A] - theta[:, ALPHA] * log_params)
+    inside += np.exp(theta[:, LOG_B] - theta[:, BETA] * log_tokens)
+    if theta.shape[1] > LOG_K:
+        inside **= np.exp(theta[:, LOG_K])
+    return {
+        "num_params": np.exp(log_params),
+        "num_tokens": np.exp(log_tokens),
+        "tokens_per_param": np.exp(log_tokens - log_params),
+        "loss": np.exp(theta[:, LOG_E]) + inside,
+    }

@@ -101,8 +101,8 @@ def residuals(points: Points, theta: Floats, /) -> Floats:
 def linearise(points: Points, theta: Floats, /) -> Linearised:
     """Return the residuals and their exact first derivatives.
 
-    Source: Hoffmann et al. 2022 (arXiv:2203.15556), equation 3: log L = log-sum-exp(a - alpha log N, b - beta log D, e).
-    Its derivatives are the shares of the three terms. The outer exponent k is an extension.
+    Source: Hoffmann et al. 2022 (arXiv:2203.15556), equation 3: log L is the log-sum-exp of a - alpha log N,
+        b - beta log D and e, and its derivatives are the shares of the three. The outer exponent k is not in the paper.
     """
     params_term = np.exp(theta[:, LOG_A, None] - theta[:, ALPHA, None] * points.log_params)
     tokens_term = np.exp(theta[:, LOG_B, None] - theta[:, BETA, None] * points.log_tokens)
@@ -140,10 +140,11 @@ def gram(jacobian: Floats, weights: Floats, /) -> Floats:
 
 
 def hessian(points: Points, at: Linearised, /, *, first: Floats, second: Floats) -> Floats:
-    """Return the sum over runs of first x g g' + second x r'', [m, p, p], g and r'' being the residual's derivatives.
+    """Return the sum over runs of first g g^T + second r'', [m, p, p], g and r'' being the residual's derivatives.
 
     The residual is log-sum-exp of z (the log of the reducible loss) and log E, and z = k log-sum-exp of two functions
-    that are linear in theta. With s the share of the reducible loss, r'' = s (z' z'^T + z'') + (1 - s) e_E e_E^T - g g'.
+    that are linear in theta. With s the share of the reducible loss and e the unit vector of log E,
+    r'' = s (z' z'^T + z'') + (1 - s) e e^T - g g^T.
 
     Args:
         points: the runs, n of them.

@@ -84,7 +84,7 @@ def run_table(
     problems = [
         f"{table.name(row)}: {name} is {column[row]:g}; it must be finite and above zero"
         for name, column in columns.items()
-        for row in np.flatnonzero(~(np.isfinite(column) & (column > 0)))
+        for row in np.flatnonzero(~(np.isfinite(column) & (column > 0))).tolist()
     ]
     if problems:
         raise DataError(problems)

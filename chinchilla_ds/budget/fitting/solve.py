@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from chinchilla_ds.budget.fitting.newton import Minimum, minimise
-from chinchilla_ds.budget.fitting.objective import ALPHA, BETA, LOG_A, LOG_B, Points, hessian, linearise
-from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.budget.fitting.objective import ALPHA, BETA, LOG_A, LOG_B, Linearised, Points, hessian, linearise
+from chinchilla_ds.budget.fitting.runs import Floats, Mask
 from chinchilla_ds.budget.fitting.start import projected_starts
 
 NUM_STARTS = 4
@@ -18,6 +18,11 @@ LARGEST_FIRST_DELTA = 1e-3
 """A smaller delta is approached from this one in steps of ten: the objective is then nearly smooth at first."""
 VERTEX_DELTA = 1e-6
 """Least absolute deviations: residuals below this are zero at the optimum, unless the vertex says otherwise."""
+VERTEX_ITERATIONS = 6
+LARGEST_VERTEX_STEP = 0.1
+"""In any centred parameter; the Huber optimum at 1e-6 is far closer than this to the vertex."""
+VERTEX_TOLERANCE = 1e-6
+"""Of the subgradient's norm, out of as many units as there are runs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,30 +86,37 @@ def _vertex(points: Points, end: Minimum) -> Solution:
 
     There, some residuals r_S are zero, and multipliers lambda between -1 and 1 balance the signs of the others:
     sum_i sign(r_i) g_i + sum_S lambda_i g_i = 0. Newton's method solves both conditions together. The gradient norm is
-    that of this sum with lambda cut to [-1, 1]: it is zero only where 0 is a subgradient.
+    that of this sum with lambda cut to [-1, 1]: it is zero only where 0 is a subgradient. Where Newton's method leads
+    away, as it does from runs that cannot tell the constants apart, the Huber optimum stands.
 
     Source: Clarke 1983, Optimization and Nonsmooth Analysis, proposition 2.3.2 (0 in the subdifferential at a minimum).
     """
     theta = end.theta
     at = linearise(points, theta)
     zero = np.abs(at.residual[0]) <= VERTEX_DELTA
-    size, count = theta.shape[1], int(zero.sum())
-    signs = np.where(zero, np.clip(at.residual[0] / VERTEX_DELTA, -1, 1), np.sign(at.residual[0]))
-    for _ in range(6):
-        system = np.zeros((size + count, size + count))
-        system[:size, :size] = hessian(points, at, first=np.zeros_like(at.residual), second=signs[None])[0]
-        system[:size, size:] = at.jacobian[0][:, zero]
-        system[size:, :size] = at.jacobian[0][:, zero].T
-        right = -np.concatenate([at.jacobian[0] @ np.where(zero, 0, signs), at.residual[0, zero]])
-        solution = np.linalg.lstsq(system, right, rcond=1e-13)[0]
-        theta = theta + solution[:size]
-        signs[zero] = solution[size:]
+    signs = np.clip(at.residual[0] / VERTEX_DELTA, -1, 1)
+    before = np.abs(at.residual).sum()
+    for _ in range(VERTEX_ITERATIONS):
+        step, multipliers = _vertex_step(points, at, zero, signs)
+        if np.max(np.abs(step)) > LARGEST_VERTEX_STEP:
+            break
+        theta, signs[zero] = theta + step, multipliers
         at = linearise(points, theta)
-    subgradient = at.jacobian[0] @ np.clip(signs, -1, 1)
-    norm = float(np.linalg.norm(subgradient))
-    kept = np.abs(at.residual).sum() <= np.abs(linearise(points, end.theta).residual).sum() and norm < 1e-6
-    if kept:
+    norm = float(np.linalg.norm(at.jacobian[0] @ np.clip(signs, -1, 1)))
+    if norm < VERTEX_TOLERANCE and np.abs(at.residual).sum() <= before:
         return Solution(theta=theta[0], gradient_norm=norm, converged=True)
     return Solution(
         theta=end.theta[0], gradient_norm=float(end.gradient_norm[0]) / VERTEX_DELTA, converged=bool(end.converged[0])
     )
+
+
+def _vertex_step(points: Points, at: Linearised, zero: Mask, signs: Floats) -> tuple[Floats, Floats]:
+    """Return one Newton step of theta, [p], and the multipliers of the zero residuals."""
+    size, count = at.jacobian.shape[1], int(zero.sum())
+    system = np.zeros((size + count, size + count))
+    system[:size, :size] = hessian(points, at, first=np.zeros_like(at.residual), second=signs[None])[0]
+    system[:size, size:] = at.jacobian[0][:, zero]
+    system[size:, :size] = at.jacobian[0][:, zero].T
+    right = -np.concatenate([at.jacobian[0] @ np.where(zero, 0, signs), at.residual[0, zero]])
+    solution = np.linalg.lstsq(system, right, rcond=1e-13)[0]
+    return solution[:size], solution[size:]

@@ -1,6 +1,7 @@
-"""Where to start: a grid over alpha and beta, with the best non-negative E, A and B at every node (variable projection).
+"""Where to start: a grid over alpha and beta, with the best non-negative E, A and B at each node.
 
-For given alpha and beta the surface is linear in E, A and B, so that only two dimensions are left to search.
+This is variable projection: for given alpha and beta the surface is linear in E, A and B, so that only two dimensions
+are left to search.
 """
 
 import itertools
@@ -39,14 +40,14 @@ def projected_starts(points: Points, /, *, weights: Floats, delta: float, count:
     size = np.abs(residual)
     inner = np.minimum(size, delta)
     value = (inner * (size - 0.5 * inner)) @ weights
-    complete = (coefficients > SMALLEST_SHARE).all(axis=-1)
+    complete = np.all(coefficients > SMALLEST_SHARE, axis=-1)
     first, second = _best_nodes(value, complete, count)
     floor = np.maximum(coefficients[first, second], SMALLEST_SHARE)
     return np.column_stack([np.log(floor), exponents[first], exponents[second]])
 
 
 def _normal_equations(params: Floats, tokens: Floats, scale: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Return the matrix, [alpha, beta, 3, 3], and right side, [alpha, beta, 3], for (A, B, E) against relative loss 1."""
+    """Return the matrix, [alpha, beta, 3, 3], and right side, [alpha, beta, 3], of A, B and E against loss / loss."""
     nodes = len(params)
     matrix = np.empty((nodes, nodes, 3, 3))
     matrix[..., 0, 0] = (params**2 @ weights)[:, None]

@@ -134,7 +134,7 @@ def fit_surface(
     if not (math.isfinite(delta) and delta > 0):
         raise DataError(f"delta is {delta:g}; it must be a finite log loss above zero (the paper's is {DEFAULT_DELTA})")
     check_enough(runs, num_parameters=6 if form is Form.SKALING else 5)
-    bound = HUBER_DELTA[objective] if objective in HUBER_DELTA else delta
+    bound = HUBER_DELTA.get(objective, delta)
     trial = hold_out(runs, delta=bound) if form is Form.AUTO else None
     if form is Form.AUTO:
         form = Form.SKALING if trial is not None and trial.prefers_outer_exponent else Form.ADDITIVE
