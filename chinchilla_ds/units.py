@@ -61,7 +61,7 @@ def _suffix(rest: str) -> tuple[float | None, str | None]:
 def format_count(value: float) -> str:
     """Return a count of tokens or parameters with three digits and a decimal suffix: 6.34B, 472K, 12."""
     for suffix, size in _COUNT_SUFFIXES:
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:  # 999.6 million are 1B, not 1e+03M
             return f"{value / size:.3g}{suffix}"
     return f"{value:.3g}"
 

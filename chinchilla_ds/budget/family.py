@@ -18,6 +18,7 @@ from chinchilla_ds.plan import ModelShape
 
 MOST_PARAMS = 1e16
 """Largest member that is looked at."""
+AROUND = 16.0
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -65,6 +66,7 @@ def best_member(
     convention: ParamsConvention,
     compute_budget_flops: float,
     loss: Callable[[float, float], float],
+    near: float,
 ) -> FamilyOptimum:
     """Return the member and tokens of least loss whose FLOPs are the budget; `request.num_params` has no say.
 
@@ -73,6 +75,7 @@ def best_member(
         convention: what the law calls N.
         compute_budget_flops: member.flops_per_token x tokens.
         loss: of N in that convention and tokens; one minimum in N along the budget.
+        near: the law's own optimal N; the decoder's FLOPs move it, but not by a factor of AROUND.
     """
 
     def at(log_params: float) -> FamilyOptimum:
@@ -81,9 +84,9 @@ def best_member(
         tokens = compute_budget_flops / found.flops_per_token
         return FamilyOptimum(member=found, num_tokens=tokens, loss=loss(found.size, tokens))
 
-    narrowest = _shape(1.0, request)[1]
-    best = minimise(lambda log_params: at(log_params).loss, low=math.log(narrowest * 1.001), high=math.log(MOST_PARAMS))
-    return at(best)
+    low = max(_shape(1.0, request)[1] * 1.001, near / AROUND)
+    high = max(2 * low, near * AROUND)
+    return at(minimise(lambda log_params: at(log_params).loss, low=math.log(low), high=math.log(high)))
 
 
 def member_where(

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from chinchilla_ds.budget.family import FamilyOptimum, Member, best_member, member_where
 from chinchilla_ds.budget.flops import decoder_flops_per_token
 from chinchilla_ds.budget.inference_demand import InferenceOptimum, optimal_with_inference
-from chinchilla_ds.budget.law_forms import Law, SurfaceLaw
+from chinchilla_ds.budget.law_forms import MAX_EXTRAPOLATION, Law, SurfaceLaw
 from chinchilla_ds.budget.named_shapes import decoder_of, named_shape
 from chinchilla_ds.budget.parameters import count_parameters, params_in_convention
-from chinchilla_ds.budget.repetition import repeated_loss
+from chinchilla_ds.budget.repetition import optimal_with_repetition, repeated_loss
 from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW, get_law
 from chinchilla_ds.budget.shapes import (
     MAX_RELATIVE_MISS,
@@ -24,6 +24,7 @@ from chinchilla_ds.budget.shapes import (
     search_shape,
     smallest_shape,
     target_aspect_ratio,
+    with_flops,
 )
 from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, RunConfig
 from chinchilla_ds.errors import ConfigError, PlanError
@@ -149,7 +150,7 @@ def _choose(config: RunConfig, *, law: Law, unique_tokens: float | None) -> Mode
         served = _serve(wish, inference_tokens=config.inference_tokens)
         wish = dataclasses.replace(wish, budget=None, size=served.num_params, tokens=served.num_tokens)
     best = _best(wish)
-    shape = given or _discrete(wish, best)
+    shape = given or _discrete(wish, best, nominal=nominal)
     tokens = _tokens(wish, shape)
     budget = wish.budget or decoder_flops_per_token(shape=shape) * tokens
     optimum = _optimum(wish, budget)
@@ -173,9 +174,9 @@ def _serve(wish: _Wish, *, inference_tokens: float) -> InferenceOptimum:
             f"nearest: law {DEFAULT_LAW!r}"
         )
     assert wish.budget is not None, "config_problems lets inference_tokens stand beside a budget only"
-    optimum = wish.law.optimal(compute_budget_flops=wish.budget)
-    loss = wish.law.loss(num_params=optimum.num_params, num_tokens=optimum.num_tokens)
-    return optimal_with_inference(law=wish.law, loss=loss, inference_tokens=inference_tokens)
+    optimum = _optimum(wish, wish.budget)
+    assert optimum is not None
+    return optimal_with_inference(law=wish.law, loss=optimum.loss, inference_tokens=inference_tokens)
 
 
 def _serving_reasons(served: InferenceOptimum | None, *, nominal: float) -> Iterator[str]:
@@ -215,8 +216,14 @@ def _optimum(wish: _Wish, budget: float) -> FamilyOptimum | None:
     loss = loss_of(wish.law, unique_tokens=wish.unique_tokens)
     if loss is None:
         return None
-    convention = wish.law.params_convention
-    return best_member(request=wish.request, convention=convention, compute_budget_flops=budget, loss=loss)
+    law = wish.law
+    if wish.unique_tokens is None:
+        near = law.optimal(compute_budget_flops=budget).num_params
+    else:
+        near = optimal_with_repetition(compute_budget_flops=budget, unique_tokens=wish.unique_tokens).num_params
+    return best_member(
+        request=wish.request, convention=law.params_convention, compute_budget_flops=budget, loss=loss, near=near
+    )
 
 
 def _tokens(wish: _Wish, shape: ModelShape) -> float:
@@ -228,9 +235,15 @@ def _tokens(wish: _Wish, shape: ModelShape) -> float:
     return wish.law.optimal(compute_budget_flops=wish.law.budget_for_params(num_params=size)).num_tokens
 
 
-def _discrete(wish: _Wish, best: Member) -> ModelShape:
-    request = dataclasses.replace(wish.request, num_params=best.num_params, flops_per_token=best.flops_per_token)
+def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
+    # where the law's loss is no guide, nothing is gained by holding a shape to it
+    trusted = wish.law.extrapolation(compute_budget_flops=nominal) <= MAX_EXTRAPOLATION
+    request = dataclasses.replace(
+        wish.request, num_params=best.num_params, flops_per_token=best.flops_per_token if trusted else None
+    )
     shape = search_shape(request=request)
+    if shape is not None and wish.budget is not None and wish.tokens is not None:
+        return with_flops(shape, flops_per_token=wish.budget / wish.tokens)
     if shape is not None:
         return shape
     smallest = smallest_shape(request=request)

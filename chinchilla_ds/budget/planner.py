@@ -93,7 +93,10 @@ def precision_of(config: RunConfig, *, device: str) -> Precision:
 
 
 def smallest_budget(config: RunConfig, *, world_size: int, device: str) -> float | None:
-    """Return a budget in FLOPs, at most a tenth above the smallest, for which `config` has a plan; None if none has."""
+    """Return about the smallest budget in FLOPs for which `config` has a plan; None if none has.
+
+    About: shapes come in steps, so that some smaller budgets between those tried may have a plan again.
+    """
 
     def works_from(budget: float, factor: float) -> float | None:
         while budget < LARGEST_BUDGET_TRIED:

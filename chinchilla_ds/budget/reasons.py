@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 
 from chinchilla_ds.budget import hyperparameters
-from chinchilla_ds.budget.batching import BATCH_MULTIPLE
 from chinchilla_ds.budget.model_choice import ModelChoice
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.plan import RunPlan
@@ -21,16 +20,23 @@ def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_
         "FLOPs, attention counted over the full context."
     )
     if config.global_batch_size is None:
-        wanted = hyperparameters.step_law_batch_tokens(num_tokens=made.num_tokens)
+        laws = hyperparameters.batch_sizes_tokens(shape=made.shape, num_tokens=made.num_tokens)
         yield (
-            f"Batch {format_count(made.tokens_per_iter)} tokens: Step Law (arXiv:2503.04715) gives "
-            f"{format_count(wanted)}; whole sequences that 1 to {BATCH_MULTIPLE} ranks can share, and at least "
-            f"{hyperparameters.MIN_TRAIN_ITERS} steps where the budget allows."
+            f"Batch {format_count(made.tokens_per_iter)} tokens: Step Law's {format_count(laws[0].value)} "
+            f"(arXiv:2503.04715) in whole sequences that many data-parallel sizes can share, and at least "
+            f"{hyperparameters.MIN_TRAIN_ITERS} steps where the budget allows. Others: "
+            f"{hyperparameters.spread(laws[1:], show=format_count)}."
         )
     if made.batch.gradient_accumulation_steps < made.layout.pipeline_model_parallel_size:
         yield "Fewer micro-batches than pipeline stages: some stages are always idle."
-    yield rate_reason
-    yield "Weight decay 0.1, betas 0.9 and 0.95: as in the runs that Step Law was fitted on."
+    rates = hyperparameters.learning_rates(shape=made.shape, num_tokens=made.num_tokens)
+    yield f"{rate_reason} Others: {hyperparameters.spread(rates[1:])}."
+    yield hyperparameters.choose_weight_decay(
+        num_params=made.num_params,
+        num_tokens=made.num_tokens,
+        batch_tokens=made.tokens_per_iter,
+        learning_rate=made.optimizer.learning_rate,
+    ).reason
     yield (
         f"Warm-up {made.schedule.warmup_iters} steps: as many tokens as parameters (arXiv:2406.19146), at most a tenth "
         f"of the run and {hyperparameters.MAX_WARMUP_ITERS} steps."

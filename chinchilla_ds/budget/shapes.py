@@ -1,5 +1,6 @@
 """From a parameter count to a discrete decoder shape. The layout has no say: every layout trains the same model."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from chinchilla_ds.plan import ModelShape
 VOCAB_ALIGNMENT = 128
 """padded_vocab_size is a multiple of this, for every layout."""
 MAX_LAYERS = 256
+FFN_ALIGNMENT = 64
 MAX_RELATIVE_MISS = 1.25
 """A shape counts only within this factor of the wanted N."""
 
@@ -83,7 +85,7 @@ def target_aspect_ratio(*, num_params: float) -> float:
 def search_shape(*, request: ShapeRequest) -> ModelShape | None:
     """Return the shape nearest to the request, or None if none is within MAX_RELATIVE_MISS of its N.
 
-    Ten per cent in N weighs as much as a factor of two in aspect ratio, or one per cent in FLOPs per token and
+    Ten per cent in N weighs as much as a factor of two in aspect ratio, or half a per cent in FLOPs per token and
     parameter; ties go to the smaller model.
     """
     fits = [
@@ -92,6 +94,18 @@ def search_shape(*, request: ShapeRequest) -> ModelShape | None:
         if abs(math.log(num_params / request.num_params)) <= math.log(MAX_RELATIVE_MISS)
     ]
     return min(fits, key=lambda fit: fit[:2])[2] if fits else None
+
+
+def with_flops(shape: ModelShape, /, *, flops_per_token: float) -> ModelShape:
+    """Return the shape with the FFN width, to a multiple of 64, whose FLOPs per token are nearest to those wanted.
+
+    For a budget and a number of tokens that are both given: no step of layers or hidden size would meet them.
+    """
+    per_channel = decoder_flops_per_token(shape=dataclasses.replace(shape, ffn_hidden_size=shape.ffn_hidden_size + 1))
+    per_channel -= decoder_flops_per_token(shape=shape)
+    missing = (flops_per_token - decoder_flops_per_token(shape=shape)) / per_channel
+    width = round((shape.ffn_hidden_size + missing) / FFN_ALIGNMENT) * FFN_ALIGNMENT
+    return dataclasses.replace(shape, ffn_hidden_size=max(FFN_ALIGNMENT, width))
 
 
 def smallest_shape(*, request: ShapeRequest) -> ModelShape:
@@ -107,7 +121,7 @@ def _misfit(shape: ModelShape, num_params: int, request: ShapeRequest) -> float:
     if request.flops_per_token is None:
         return size_miss**2 + aspect_miss**2
     flops_per_param = decoder_flops_per_token(shape=shape) / num_params
-    flops_miss = math.log(flops_per_param * wanted / request.flops_per_token) / math.log(1.01)
+    flops_miss = math.log(flops_per_param * wanted / request.flops_per_token) / math.log(1.005)
     return size_miss**2 + aspect_miss**2 + flops_miss**2
 
 
@@ -143,7 +157,7 @@ def _hidden_sizes() -> Iterator[int]:
     yield 32
     yield from range(64, 512, 64)
     yield from range(512, 1024, 128)
-    yield from range(1024, 2048, 256)
+    yield from range(1024, 2048, 128)
     yield from range(2048, 4096, 512)
     yield from range(4096, 65536 + 1, 1024)
 

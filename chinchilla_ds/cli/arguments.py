@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +17,7 @@ from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plan import Decay, Precision, Recompute
 from chinchilla_ds.units import parse_quantity
 
+_NEGATIVE = re.compile(r"-[0-9.]")
 _HELP_COLUMNS = 120
 _HELP_FLAG_COLUMNS = 48
 _LAYOUT_FIELDS = {field.name for field in dataclasses.fields(LayoutConfig)}
@@ -46,6 +49,16 @@ class Help(argparse.HelpFormatter):
 
 class Parser(argparse.ArgumentParser):
     """Raises ConfigError where argparse would print its usage and exit."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with `--flops -1e21` read as a value, which argparse takes for a flag."""
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            if _NEGATIVE.match(word) and words and words[-1].startswith("--") and "=" not in words[-1]:
+                words[-1] += f"={word}"
+            else:
+                words.append(word)
+        return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise, with the flag that was probably meant in place of an unknown one."""

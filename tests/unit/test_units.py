@@ -49,6 +49,6 @@ def test_another_unit(text: str, unit: str | None, message: str) -> None:
 
 
 def test_formats() -> None:
-    assert [format_count(n) for n in (6.34e9, 472e3, 12)] == ["6.34B", "472K", "12"]
+    assert [format_count(n) for n in (6.34e9, 472e3, 12, 999.6e9, 999.4e9)] == ["6.34B", "472K", "12", "1T", "999B"]
     assert [format_bytes(n) for n in (1.5 * 2**30, 512)] == ["1.50 GiB", "512 B"]
     assert [format_duration(n) for n in (4.2, 185, 7800, 273600)] == ["4.2 s", "3 min 05 s", "2 h 10 min", "3 d 4 h"]

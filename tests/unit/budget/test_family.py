@@ -58,7 +58,8 @@ def test_the_best_member_is_better_than_its_neighbours(budget: float) -> None:
     def loss(size: float, tokens: float) -> float:
         return law.loss(num_params=size, num_tokens=tokens)
 
-    best = best_member(request=REQUEST, convention=TOTAL, compute_budget_flops=budget, loss=loss)
+    near = law.optimal(compute_budget_flops=budget).num_params
+    best = best_member(request=REQUEST, convention=TOTAL, compute_budget_flops=budget, loss=loss, near=near)
     assert best.member.flops_per_token * best.num_tokens == pytest.approx(budget, rel=1e-12)
     for factor in (0.5, 0.9, 1.1, 2.0):
         other = member(request=of(best.member.num_params * factor), convention=TOTAL)
@@ -74,6 +75,7 @@ def test_with_6nd_for_flops_the_best_member_is_the_law_s_own() -> None:
         convention=TOTAL,
         compute_budget_flops=1e22,
         loss=lambda size, tokens: law.loss(num_params=size, num_tokens=tokens),
+        near=1e9,
     )
     closed_form = law.optimal(compute_budget_flops=1e22)
     assert best.member.size == pytest.approx(closed_form.num_params, rel=5e-3)

@@ -10,7 +10,7 @@ from chinchilla_ds.budget.flops import decoder_flops_per_token
 from chinchilla_ds.budget.parameters import count_parameters
 from chinchilla_ds.budget.planner import plan, smallest_budget
 from chinchilla_ds.budget.report import format_plan
-from chinchilla_ds.config import DataConfig, LayoutConfig, RunConfig
+from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, DataConfig, LayoutConfig, RunConfig
 from chinchilla_ds.errors import ChinchillaError, ConfigError, LayoutError, PlanError
 from chinchilla_ds.plan import Decay, Offload, ParallelLayout, Precision, Recompute, RunPlan
 
@@ -18,7 +18,9 @@ BUDGETS = [mantissa * 10.0**exponent for exponent in range(11, 26) for mantissa 
 
 
 def make(world_size: int = 1, device: str = "cpu", layout: dict | None = None, **fields) -> RunPlan:
-    config = RunConfig(layout=LayoutConfig(**(layout or {})), **{"compute_budget_flops": 1e13, **fields})
+    # the law is named so that the shapes below stay what they are when the default law changes: 6 layers, 2 heads
+    fields = {"compute_budget_flops": 7e12, "law": "hoffmann2022", "vocab_size": 1024, **fields}
+    config = RunConfig(layout=LayoutConfig(**(layout or {})), **fields)
     return plan(config, world_size=world_size, device=device)
 
 
@@ -31,9 +33,10 @@ def problems_of(kind: type[ChinchillaError], **arguments) -> str:
 
 def test_default_run_is_small_and_real() -> None:
     made = plan(RunConfig(), world_size=1, device="cpu")
-    assert 0.3e6 < made.num_params < 0.4e6
-    assert 1.5e6 < made.num_tokens < 2.5e6
-    assert 200 <= made.batch.train_iters <= 1000
+    assert made.compute_budget_flops == DEFAULT_BUDGET_FLOPS
+    assert 0.1e6 < made.num_params < 0.5e6
+    assert 1e6 < made.num_tokens < 1e7
+    assert 200 <= made.batch.train_iters <= 2000
     assert made.precision is Precision.FP32
 
 
@@ -42,13 +45,13 @@ def test_default_run_is_small_and_real() -> None:
 def test_every_budget_is_spent_and_consistent(budget: float, seq_length: int) -> None:
     if budget < 1e13 and seq_length == 2048:
         pytest.skip("too few sequences for a run")
-    made = make(compute_budget_flops=budget, seq_length=seq_length)
+    made = plan(RunConfig(compute_budget_flops=budget, seq_length=seq_length), world_size=1, device="cpu")
     shape, batch = made.shape, made.batch
     assert 0.99 <= made.true_flops / budget <= 1.01
     assert made.true_flops == decoder_flops_per_token(shape=shape) * made.num_tokens
     assert made.num_tokens == batch.train_iters * batch.global_batch_size * seq_length
     assert made.num_params == count_parameters(shape=shape).total
-    assert abs(math.log(made.num_params / made.prediction.optimal_num_params)) < math.log(1.25)
+    assert 1 / 1.25 < made.num_params / made.prediction.optimal_num_params < 4
     assert shape.num_layers % 2 == shape.num_attention_heads % 2 == 0
     assert shape.num_attention_heads % shape.num_query_groups == 0
     assert shape.hidden_size == shape.num_attention_heads * shape.kv_channels
@@ -57,11 +60,29 @@ def test_every_budget_is_spent_and_consistent(budget: float, seq_length: int) ->
     assert made.schedule.warmup_iters + made.schedule.decay_iters == batch.train_iters
 
 
-@pytest.mark.parametrize("budget", [budget for budget in BUDGETS if budget >= 1e18])
-def test_large_plans_are_close_to_the_optimum(budget: float) -> None:
-    made = make(compute_budget_flops=budget, seq_length=2048)
-    assert made.num_params == pytest.approx(made.prediction.optimal_num_params, rel=0.07)
-    assert 32 <= made.shape.hidden_size / made.shape.num_layers <= 256
+LARGE_BUDGETS = [10 ** (18 + step / 8) for step in range(57)]
+
+
+@pytest.mark.parametrize("law", ["besiroglu2024", "hoffmann2022", "muennighoff2023"])
+@pytest.mark.parametrize("budget", LARGE_BUDGETS)
+def test_large_plans_are_as_good_as_the_continuous_optimum(budget: float, law: str) -> None:
+    made = plan(RunConfig(compute_budget_flops=budget, law=law), world_size=1, device="cuda")
+    assert made.predicted_loss is not None
+    assert made.prediction.optimal_loss is not None
+    assert made.predicted_loss <= 1.001 * made.prediction.optimal_loss
+    # A discrete shape may spend fewer FLOPs on attention than the family's rule gives it, and then beat it.
+    assert made.predicted_loss >= 0.998 * made.prediction.optimal_loss
+    assert 0.99 <= made.true_flops / budget <= 1.01
+    wanted = budget / made.flops_per_token
+    assert abs(made.num_tokens / wanted - 1) <= 0.001
+    shape = made.shape
+    assert 32 <= shape.hidden_size / shape.num_layers <= 256
+    for tensor in (1, 2, 4, 8):
+        heads = 2 if shape.hidden_size < 2048 else 4 if shape.hidden_size < 4096 else 8
+        if tensor <= heads:
+            assert shape.num_attention_heads % tensor == shape.padded_vocab_size % tensor == 0
+            assert shape.ffn_hidden_size % tensor == 0
+    assert shape.num_layers % (4 if shape.num_layers > 16 else 2) == 0
 
 
 LAYOUTS = [
@@ -90,7 +111,7 @@ def test_every_layout_trains_the_same_model(world_size: int, layout: dict) -> No
     assert batch.gradient_accumulation_steps >= made.layout.pipeline_model_parallel_size
     if world_size != 6:  # interleaved over 3 stages: no multiple of 16 sequences would do
         assert batch.global_batch_size == alone.batch.global_batch_size
-        assert replace(made, layout=alone.layout, batch=alone.batch) == alone
+        assert replace(made, layout=alone.layout, batch=alone.batch, memory_bytes=alone.memory_bytes) == alone
 
 
 def test_interleaved_accumulation_is_a_multiple_of_the_stages() -> None:
@@ -138,7 +159,7 @@ def test_cuda_defaults_to_bf16() -> None:
 
 def test_report_names_what_matters() -> None:
     text = format_plan(make(world_size=4, layout={"tensor_model_parallel_size": 2, "zero_stage": 3}))
-    for part in ("1e+13 FLOPs", "tokens per parameter", "hoffmann2022", "TP 2 x PP 1 x DP 2 = 4 ranks, ZeRO-3", "2^-7"):
+    for part in ("7e+12 FLOPs", "tokens per parameter", "hoffmann2022", "TP 2 x PP 1 x DP 2 = 4 ranks, ZeRO-3", "2^-7"):
         assert part in text
     assert "guessing gives 6.931" in text
     assert max(map(len, text.splitlines())) <= 120
@@ -256,15 +277,15 @@ def test_all_layout_problems_are_reported_at_once() -> None:
     assert problems_of(LayoutError, world_size=3, layout=layout).count("\n") == 3
 
 
-@pytest.mark.parametrize("fields", [{"compute_budget_flops": 1e9}, {"vocab_size": 32000}, {"seq_length": 16384}])
+@pytest.mark.parametrize("fields", [{"compute_budget_flops": 1e9}, {"vocab_size": 128000}, {"seq_length": 16384}])
 def test_too_small_a_budget_names_the_smallest_that_works(fields: dict) -> None:
     text = problems_of(PlanError, **fields)
     named = float(text.rsplit("is about ", 1)[1].split()[0])
-    config = replace(RunConfig(**fields), compute_budget_flops=named)
+    config = RunConfig(**{"law": "hoffmann2022", "vocab_size": 1024, **fields, "compute_budget_flops": named})
     assert plan(config, world_size=1, device="cpu").true_flops == pytest.approx(named, rel=0.01)
-    assert smallest_budget(RunConfig(**fields), world_size=1, device="cpu") == named
+    assert smallest_budget(config, world_size=1, device="cpu") == named
     with pytest.raises(ChinchillaError):
-        plan(replace(config, compute_budget_flops=named / 1.25), world_size=1, device="cpu")
+        plan(replace(config, compute_budget_flops=named / 2), world_size=1, device="cpu")
 
 
 def test_too_large_a_budget() -> None:
