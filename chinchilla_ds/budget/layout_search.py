@@ -22,17 +22,16 @@ from chinchilla_ds.budget.layout_space import (
     label,
     make_batch,
 )
+from chinchilla_ds.budget.machine import Machine, make_machine
 from chinchilla_ds.budget.memory import CPU, estimate_memory, gradients_before, margin_bytes, peak_bytes
 from chinchilla_ds.budget.model_states import StateBytes, state_bytes
 from chinchilla_ds.budget.step_time import (
     DataParallelTime,
-    Machine,
     MicroBatchTime,
     OptimizerTime,
     Parts,
     combine,
     data_parallel_time,
-    make_machine,
     micro_batch_time,
     optimizer_time,
     to_step_time,
@@ -109,12 +108,7 @@ def search_layouts(request: LayoutRequest, /) -> LayoutSearch:
             f"the memory of device {request.device.name} is not known, so no layout can be chosen for it; give "
             "memory_bytes in a --hardware file, or name the layout"
         )
-    machine = make_machine(
-        device=request.device,
-        precision=request.precision,
-        world_size=request.world_size,
-        devices_per_node=request.devices_per_node,
-    )
+    machine = _machine(request)
     tally = Tally()
     walk = _Walk(request, capacity=capacity, machine=machine, tally=tally)
     fits = [fit for block in blocks(request, tally) for fit in walk.fits(block)]
@@ -131,6 +125,19 @@ def search_layouts(request: LayoutRequest, /) -> LayoutSearch:
         num_legal=walk.num_legal,
         num_fitting=len(fits),
     )
+
+
+def _machine(request: LayoutRequest) -> Machine | None:
+    """Return the machine, or None where its rates are not known."""
+    try:
+        return make_machine(
+            device=request.device,
+            precision=request.precision,
+            world_size=request.world_size,
+            devices_per_node=request.devices_per_node,
+        )
+    except ConfigError:
+        return None
 
 
 def _best(fits: list[_Fit]) -> _Fit:

@@ -5,39 +5,21 @@ of parts, so that a search over layouts pays for each once: `micro_batch_time` (
 recomputation, micro-batch), `data_parallel_time` (TP, PP, DP, ZeRO) and `optimizer_time` (the same with offload), which
 `combine` joins.
 
-Ranks stand in megatron-core's order, tp-cp-ep-dp-pp: tensor-parallel neighbours first, data-parallel groups strided by
-TP, pipeline stages outermost. T tokens of a micro-batch (s x b); h hidden, a heads, g query groups, d kv_channels,
-f ffn, v padded vocabulary, t tensor-parallel size.
+T tokens of a micro-batch (s x b); h hidden, a heads, g query groups, d kv_channels, f ffn, p stages, m micro-batches,
+v chunks per stage.
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from chinchilla_ds.budget.activations import compute_bytes
 from chinchilla_ds.budget.ds_fields import MIN_BUCKET_ELEMENTS
 from chinchilla_ds.budget.flops import decoder_flops_per_token, forward_flops_per_token
 from chinchilla_ds.budget.hardware import Device
+from chinchilla_ds.budget.machine import Machine, make_machine
 from chinchilla_ds.budget.model_states import stage_weights
-from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute, StepTime
 
-RUN_EFFICIENCY = 0.88
-"""Of what kernels reach alone, what they reach in a run: gaps between kernels, clocks under a power limit, stragglers.
-
-Ours: fitted by eye to the published runs of docs/step-time.md, the one constant that was.
-"""
-LINK_EFFICIENCY = 0.8
-"""Share of a link that large collectives reach.
-
-Source: nccl-tests' bus bandwidth on 8 GPUs of a node, about 235 of 300 GB/s (A100) and 360 of 450 GB/s (H100).
-"""
-MEMORY_EFFICIENCY = 0.8
-"""Share of the memory bandwidth that elementwise kernels reach. Ours: the usual result of STREAM on these devices."""
-COLLECTIVE_LATENCY_S = 10e-6
-"""Start of one collective inside a node. Source: Calculon (Isaev et al. 2023), systems/a100_80g.json."""
-HOP_LATENCY_S = 5e-6
-"""What each further node of a ring adds. Ours: half of what a message between two nodes takes with its protocol."""
 ZERO3_HIDDEN_SHARE = 0.7
 """Of the computation, how much ZeRO-3's traffic can hide behind. DeepSpeed overlaps by default at stage 3 alone. Ours:
 the first gathers and the last scatters of a pass have nothing to hide behind. Under a pipeline nothing hides: the
@@ -62,25 +44,6 @@ _LOSS_BYTES_PER_LOGIT = 28
 _BYTES_PER_PARAM_ADAM = 40
 """Weight, two moments, gradient, its FP32 copy and the weight in compute precision, read and written."""
 _BYTES_PER_PARAM_CPU_ADAM = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """A device with all its rates, as the estimate needs them."""
-
-    device: Device
-    devices_per_node: int
-    peak_flops_per_s: float
-    matmul_flops_per_s: float
-    """What large matmuls reach."""
-    attention_flops_per_s: float
-    memory_bytes_per_s: float
-    """What elementwise kernels reach."""
-    node_bytes_per_s: float
-    """What a collective reaches inside a node."""
-    network_bytes_per_s: float
-    """The same between nodes, of one device's network card."""
-    host_bytes_per_s: float
 
 
 class MicroBatchTime(NamedTuple):
@@ -123,37 +86,6 @@ class Parts(NamedTuple):
     optimizer_s: float
 
 
-def make_machine(
-    *, device: Device, precision: Precision, world_size: int, devices_per_node: int | None = None
-) -> Machine | None:
-    """Return the machine, or None where a rate that the estimate needs is not known.
-
-    Args:
-        device: The accelerator.
-        precision: Of matmuls; FP32 does not use TF32, as torch by default.
-        world_size: All devices.
-        devices_per_node: Devices that the fast link joins; None takes the device's own. As many of them are used as
-            make all nodes alike: of a rack of 72, 64 for 1024 devices.
-    """
-    most = devices_per_node or device.devices_per_node
-    per_node = next(count for count in range(min(most, world_size), 0, -1) if world_size % count == 0)
-    peak, memory = device.peak_flops_per_s(precision=precision), device.memory_bytes_per_s
-    node, network = device.intra_node_bytes_per_s, device.inter_node_bytes_per_s
-    if peak is None or memory is None or (per_node > 1 and node is None) or (per_node < world_size and network is None):
-        return None
-    return Machine(
-        device=device,
-        devices_per_node=per_node,
-        peak_flops_per_s=peak,
-        matmul_flops_per_s=peak * device.matmul_efficiency * RUN_EFFICIENCY,
-        attention_flops_per_s=peak * device.attention_efficiency * RUN_EFFICIENCY,
-        memory_bytes_per_s=memory * MEMORY_EFFICIENCY * RUN_EFFICIENCY,
-        node_bytes_per_s=(node or math.inf) * LINK_EFFICIENCY,
-        network_bytes_per_s=(network or math.inf) * LINK_EFFICIENCY,
-        host_bytes_per_s=(device.host_bytes_per_s or math.inf) * LINK_EFFICIENCY,
-    )
-
-
 def estimate_step_time(
     *,
     shape: ModelShape,
@@ -183,11 +115,6 @@ def estimate_step_time(
     machine = make_machine(
         device=device, precision=precision, world_size=layout.world_size, devices_per_node=devices_per_node
     )
-    if machine is None:
-        raise ConfigError(
-            f"device {device.name} has no peak rate for {precision}, or no memory or link bandwidth: a step's time "
-            "cannot be estimated; give them in a --hardware file"
-        )
     tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
     data, zero_stage = layout.data_parallel_size, layout.zero_stage
     micro = micro_batch_time(
@@ -318,9 +245,9 @@ def micro_batch_time(
         layer += forward + attention
         collectives += 2
     message = width * tokens * shape.hidden_size
-    all_reduce = _all_reduce_s(message, tensor, 1, machine)
+    all_reduce = machine.all_reduce_s(message, size=tensor, stride=1)
     split = tensor if sequence_parallel else 1
-    send = 2 * _send_s(message / split, tensor * data, machine) if pipeline > 1 else 0.0
+    send = 2 * machine.send_s(message / split, size=pipeline, stride=tensor * data) if pipeline > 1 else 0.0
     return MicroBatchTime(
         compute_s=layers * layer + _head_s(shape, tokens, tensor, width, machine),
         tensor_parallel_s=(layers * collectives + 2) * all_reduce,
@@ -341,10 +268,10 @@ def _layer_forward_s(
     heads, groups, width_of_head = shape.num_attention_heads, shape.num_query_groups, shape.kv_channels
     q, qkv = heads * width_of_head / tensor, (heads + 2 * groups) * width_of_head / tensor
     matmuls = (
-        _matmul_s(tokens, h, qkv, width, machine)
-        + _matmul_s(tokens, q, h, width, machine)
-        + _matmul_s(tokens, h, 2 * f / tensor, width, machine)
-        + _matmul_s(tokens, f / tensor, h, width, machine)
+        machine.matmul_s(m=tokens, k=h, n=qkv, width=width)
+        + machine.matmul_s(m=tokens, k=q, n=h, width=width)
+        + machine.matmul_s(m=tokens, k=h, n=2 * f / tensor, width=width)
+        + machine.matmul_s(m=tokens, k=f / tensor, n=h, width=width)
     )
     split = tensor if sequence_parallel else 1
     elements = 10 * h / split + 8 * qkv + 5 * f / tensor
@@ -357,50 +284,7 @@ def _head_s(shape: ModelShape, tokens: int, tensor: int, width: int, machine: Ma
     """Return the forward and backward time of the logits and the loss."""
     rows = shape.padded_vocab_size / tensor
     loss = _LOSS_BYTES_PER_LOGIT * tokens * rows / machine.memory_bytes_per_s
-    return 3 * _matmul_s(tokens, shape.hidden_size, rows, width, machine) + loss
-
-
-def _matmul_s(m: float, k: float, n: float, width: int, machine: Machine) -> float:
-    """Return the time of [m, k] x [k, n]: its FLOPs at the rate of large matmuls, then its operands through memory.
-
-    The sum, and not the larger, of the two makes efficiency fall smoothly for small matrices: on H100 0.72 of the peak
-    for 8192 cubed, 0.66 for 4096, 0.56 for 2048, before RUN_EFFICIENCY.
-    """
-    operands = width * (m * k + k * n + m * n)
-    return 2 * m * k * n / machine.matmul_flops_per_s + operands / machine.memory_bytes_per_s
-
-
-def _group_link(size: int, stride: int, machine: Machine) -> tuple[float, float]:
-    """Return bytes per second and device, and the latency, of a collective over `size` ranks `stride` apart.
-
-    A ring that leaves the node does so through the network cards of all its members in the node.
-    """
-    span = size * stride
-    per_node = machine.devices_per_node
-    if per_node % span == 0:
-        return machine.node_bytes_per_s, COLLECTIVE_LATENCY_S
-    members = max(1, math.gcd(per_node, span) // stride)
-    rate = min(machine.node_bytes_per_s, members * machine.network_bytes_per_s)
-    return rate, COLLECTIVE_LATENCY_S + HOP_LATENCY_S * (math.ceil(size / members) - 1)
-
-
-def _all_gather_s(total_bytes: float, size: int, stride: int, machine: Machine, messages: float = 1) -> float:
-    """Return the time of a ring all-gather, or reduce-scatter, of `total_bytes`: (n - 1) / n of them pass each link."""
-    if size == 1:
-        return 0.0
-    rate, latency = _group_link(size, stride, machine)
-    return (size - 1) / size * total_bytes / rate + messages * latency
-
-
-def _all_reduce_s(total_bytes: float, size: int, stride: int, machine: Machine, messages: float = 1) -> float:
-    return 2 * _all_gather_s(total_bytes, size, stride, machine, messages)
-
-
-def _send_s(message_bytes: float, stride: int, machine: Machine) -> float:
-    """Return the time of one message to the next stage, `stride` ranks away."""
-    inside = machine.devices_per_node % (2 * stride) == 0
-    rate = machine.node_bytes_per_s if inside else machine.network_bytes_per_s
-    return message_bytes / rate + COLLECTIVE_LATENCY_S
+    return 3 * machine.matmul_s(m=tokens, k=shape.hidden_size, n=rows, width=width) + loss
 
 
 def data_parallel_time(
@@ -427,11 +311,11 @@ def data_parallel_time(
     params = _fullest_stage_params(shape, tensor, pipeline)
     total_bytes = compute_bytes(precision) * params
     buckets = math.ceil(params / max(shape.hidden_size**2, MIN_BUCKET_ELEMENTS))
-    gather = _all_gather_s(total_bytes, data, tensor, machine)
-    reduce = _all_reduce_s(total_bytes, data, tensor, machine, buckets)
+    gather = machine.all_gather_s(total_bytes, size=data, stride=tensor)
+    reduce = machine.all_reduce_s(total_bytes, size=data, stride=tensor, messages=buckets)
     if zero_stage == 3:
         modules = max(buckets, shape.num_layers / pipeline)
-        moved = 3 * _all_gather_s(total_bytes, data, tensor, machine, modules)
+        moved = 3 * machine.all_gather_s(total_bytes, size=data, stride=tensor, messages=modules)
         return DataParallelTime(0.0, moved, ZERO3_HIDDEN_SHARE if pipeline == 1 else 0.0)
     if zero_stage == 2:
         return DataParallelTime(gather, reduce, 0.0)

@@ -117,7 +117,7 @@ def random_request(seed: int) -> LayoutRequest:
     )
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(30))
 def test_search_equals_brute_force(seed):
     request = random_request(seed)
     legal = [(layout, batch, *judge(request, layout, batch)) for layout, batch in every_layout(request)]
@@ -145,7 +145,7 @@ def test_search_equals_brute_force(seed):
 def test_random_requests_have_every_outcome():
     """The property test would say little if every request fitted, or none did."""
     outcomes = Counter()
-    for seed in range(40):
+    for seed in range(30):
         try:
             search_layouts(random_request(seed))
             outcomes["fits"] += 1

@@ -5,6 +5,7 @@ import pytest
 
 from chinchilla_ds.budget.flops import decoder_flops_per_token
 from chinchilla_ds.budget.hardware import Device, get_device
+from chinchilla_ds.budget.machine import make_machine
 from chinchilla_ds.budget.step_time import (
     DataParallelTime,
     MicroBatchTime,
@@ -12,7 +13,6 @@ from chinchilla_ds.budget.step_time import (
     combine,
     data_parallel_time,
     estimate_step_time,
-    make_machine,
     micro_batch_time,
     optimizer_time,
 )
@@ -113,6 +113,43 @@ def test_llama_3_405b_on_h100(data, mfu):
     assert time.mfu == pytest.approx(mfu / 100, rel=0.1)
 
 
+# Narayanan et al. 2021 (arXiv:2104.04473), table 2: TFLOP/s per A100, recomputation counted. TP 8; no chunks named.
+NARAYANAN = [
+    (96, 12288, 96, 12, 4, 1536, 153),
+    (96, 12288, 96, 12, 8, 1536, 149),
+    (96, 12288, 96, 12, 16, 1536, 141),
+    (105, 20480, 128, 35, 2, 2240, 171),
+    (105, 20480, 128, 35, 4, 2240, 167),
+    (105, 20480, 128, 35, 8, 2240, 159),
+]
+
+
+@pytest.mark.parametrize(("layers", "hidden", "heads", "pipeline", "data", "batch", "tera"), NARAYANAN)
+def test_megatron_with_full_recomputation(layers, hidden, heads, pipeline, data, batch, tera):
+    time = step(
+        gpt(layers, hidden, heads, vocab=51200, seq_length=2048),
+        get_device("a100"),
+        micro=1,
+        batch=batch,
+        data=data,
+        tensor=8,
+        pipeline=pipeline,
+        recompute=Recompute.FULL,
+    )
+    assert time.hfu == pytest.approx(tera / 312, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "recompute", "mfu"), [("8b", Recompute.SELECTIVE, 58.2), ("70b", Recompute.FULL, 51.7)]
+)
+def test_torchtitan_on_64_a100(size, recompute, mfu):
+    # torchtitan, docs/performance.md: Llama 3 under FSDP2, one sequence of 8192 per device
+    layers, hidden, heads, ffn = {"8b": (32, 4096, 32, 14336), "70b": (80, 8192, 64, 28672)}[size]
+    shape = gpt(layers, hidden, heads, vocab=128256, seq_length=8192, ffn_hidden_size=ffn, num_query_groups=8)
+    time = step(shape, get_device("a100"), micro=1, batch=64, data=64, zero=3, recompute=recompute)
+    assert time.mfu == pytest.approx(mfu / 100, rel=0.15)
+
+
 MPT = {"1b": (24, 2048, 16), "3b": (32, 2560, 20), "7b": (32, 4096, 32), "13b": (40, 5120, 40)}
 MPT |= {"30b": (48, 7168, 56), "70b": (80, 8192, 64)}
 # llm-foundry, scripts/train/benchmarking/README.md: FSDP full sharding, which moves what ZeRO-3 moves.
@@ -157,9 +194,7 @@ SMALL = gpt(8, 1024, 8, vocab=1024, seq_length=1024)
 
 
 def machine(world_size: int, per_node: int = 8, device: Device = GIGA):
-    made = make_machine(device=device, precision=Precision.BF16, world_size=world_size, devices_per_node=per_node)
-    assert made is not None
-    return made
+    return make_machine(device=device, precision=Precision.BF16, world_size=world_size, devices_per_node=per_node)
 
 
 def test_terms_add_up_and_utilisations_follow():
@@ -313,6 +348,14 @@ def test_all_nodes_hold_as_many():
     assert machine(4).devices_per_node == 4
 
 
+def test_a_pipeline_that_leaves_the_node_sends_through_the_network():
+    """Sixteen ranks, eight to a node: with four stages of four the second sends to the third over the network."""
+    message = 2 * 4096 * 1024
+    for data, pipeline, rate in ((4, 2, 1e9), (4, 4, 1e8)):
+        time = micro_time(pipeline=pipeline, data=data, machine=machine(16))
+        assert time.send_s == pytest.approx(2 * message / (rate * LINK), rel=0.01)
+
+
 def adam(zero: int, **offload: Offload) -> OptimizerTime:
     values = {"offload_optimizer": Offload.NONE, "offload_param": Offload.NONE, **offload}
     return optimizer_time(
@@ -344,11 +387,18 @@ def test_fp32_runs_at_its_own_rate_and_moves_twice_the_bytes():
 
 
 @pytest.mark.parametrize(
-    "missing", ["bf16_flops_per_s", "memory_bytes_per_s", "intra_node_bytes_per_s", "inter_node_bytes_per_s"]
+    "missing",
+    [
+        "bf16_flops_per_s",
+        "memory_bytes_per_s",
+        "intra_node_bytes_per_s",
+        "inter_node_bytes_per_s",
+        "host_bytes_per_s",
+    ],
 )
 def test_a_rate_that_is_not_known_is_not_guessed(missing):
     device = dataclasses.replace(GIGA, **{missing: None})
-    with pytest.raises(ConfigError, match=r"Giga .* cannot be estimated"):
+    with pytest.raises(ConfigError, match=f"device Giga has no {missing}: a step's time cannot be estimated"):
         step(SMALL, device, micro=1, batch=16, data=16)
 
 
