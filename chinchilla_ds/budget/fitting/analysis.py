@@ -10,6 +10,7 @@ import numpy as np
 from chinchilla_ds.budget.fitting.bootstrap import SurfaceBootstrap, bootstrap_surface
 from chinchilla_ds.budget.fitting.envelope import fit_envelope
 from chinchilla_ds.budget.fitting.frontier import FrontierFit
+from chinchilla_ds.budget.fitting.hold_out import FEWEST_RUNS
 from chinchilla_ds.budget.fitting.isoflop import ParabolaBias, fit_isoflop, parabola_bias
 from chinchilla_ds.budget.fitting.outliers import drop_outliers
 from chinchilla_ds.budget.fitting.result import FitReport
@@ -86,6 +87,7 @@ def analyse(runs: RunTable, /, *, source: str, request: FitRequest) -> FitReport
     warnings = [
         *problems,
         *(() if law is None else law.warnings),
+        *_form_warnings(surface, request),
         *_draw_warnings(fits, bootstrap, num_draws=request.num_draws),
         *_refused_levels(fits),
         *_bias_warnings(bias),
@@ -156,6 +158,12 @@ def _bias(
         return None
     budget = request.compute_budget_flops or float(runs.flops.max())
     return parabola_bias(runs, fit=isoflop, surface=law.surface, compute_budget_flops=budget)
+
+
+def _form_warnings(surface: SurfaceFit | None, request: FitRequest) -> Iterator[str]:
+    if surface is not None and request.form is Form.AUTO and surface.hold_out is None:
+        count = surface.num_points
+        yield f"{count} runs are too few to hold some out, so that k stays 1; it takes {FEWEST_RUNS} or more"
 
 
 def _draw_warnings(fits: _Fits, bootstrap: SurfaceBootstrap | None, *, num_draws: int) -> Iterator[str]:

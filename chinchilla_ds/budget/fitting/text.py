@@ -5,6 +5,7 @@ from itertools import chain
 from textwrap import wrap
 
 from chinchilla_ds.budget.fitting.frontier import FrontierFit
+from chinchilla_ds.budget.fitting.hold_out import HoldOut
 from chinchilla_ds.budget.fitting.result import INTERVAL_LEVEL, FitReport, constants, exponent_spread
 from chinchilla_ds.budget.fitting.surface import Form, Objective, SurfaceFit
 from chinchilla_ds.units import format_count
@@ -53,18 +54,21 @@ def _surface(report: FitReport) -> Iterator[str]:
     yield from _line("approach 3", f"{_FORMULAS[fit.form]}, {_objective(fit)}")
     yield f"{'  objective':<{_NAME}}{fit.objective_value:.10g}, gradient norm {fit.gradient_norm:.1e}"
     if fit.hold_out is not None:
-        held = fit.hold_out
-        yield from _line(
-            "  hold-out",
-            f"fitted to the cheaper runs, the {held.num_held_out} dearest are missed by {held.additive_error:.3%} with "
-            f"k = 1 and by {held.skaling_error:.3%} with k free (mean absolute log residual): k "
-            f"{'is free' if fit.form is Form.SKALING else 'stays 1'}",
-        )
+        yield from _line("  hold-out", _hold_out(fit.hold_out, fit.form))
     if report.law is None:
         yield f"{'  constants':<{_NAME}}not identified: see below"
         return
     yield ""
     yield from _table(list(_constant_rows(report)))
+
+
+def _hold_out(held: HoldOut, form: Form) -> str:
+    gain = held.additive_error - held.skaling_error
+    verdict = "is free" if form is Form.SKALING else "stays 1"
+    return (
+        f"runs held out in turn are missed by {held.additive_error:.3%} with k = 1, by {held.skaling_error:.3%} with "
+        f"k free (mean absolute log residual; gain {gain:.3%}, standard error {held.standard_error:.3%}): k {verdict}"
+    )
 
 
 def _objective(fit: SurfaceFit) -> str:
@@ -85,7 +89,7 @@ def _constant_rows(report: FitReport) -> Iterator[_Row]:
     for name, value in constants(report.law).items():
         if name in errors:
             yield f"  {name}", f"{value:.6g}", f"{errors[name]:.4g}", _between(intervals[name], _four)
-        elif name != "k":
+        elif bootstrap is None and (name != "k" or value != 1):
             yield f"  {name}", f"{value:.6g}"
     a = report.law.beta / (report.law.alpha + report.law.beta)
     yield "  a of N* ~ C^a", f"{a:.6g}", *_exponent_spread(report, "a")

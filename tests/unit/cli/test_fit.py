@@ -141,6 +141,11 @@ def test_the_outer_exponent_is_chosen_by_hold_out(tmp_path: Path) -> None:
     text = run(path, "--form", "auto", "--bootstrap", "0")
     assert "L = E + (A / N^alpha + B / D^beta)^k" in text
     assert "k is free" in " ".join(text.split())
+    assert "\n  k                   1.4" in text or "\n  k                   1.5" in text
+    few = write(tmp_path / "few.csv", sweep(sizes=4)[::2])
+    data = run_json(few, "--form", "auto", "--bootstrap", "0")
+    assert (data["form"], data["hold_out"]) == ("additive", None)
+    assert data["warnings"] == ["10 runs are too few to hold some out, so that k stays 1; it takes 12 or more"]
 
 
 def test_outliers_are_named(tmp_path: Path) -> None:
