@@ -1,6 +1,7 @@
 """The plan for a named cluster: the model first, then the fastest layout that fits, then the rest."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -87,22 +88,27 @@ def plan_for_gpu_hours(config: RunConfig, *, request: ClusterRequest, gpu_hours:
     """Return the plan whose expected GPU-hours are `gpu_hours`: its MFU is that of its own layout.
 
     The budget is gpu_hours x 3600 x peak x MFU, and the MFU depends on the model that the budget buys: both are found
-    in turns.
+    in turns. Where the layout changes at just this budget, the nearest plan may miss the hours by some per cent.
 
     Raises:
         ConfigError: the device's rates are not known.
     """
-    budget, mfu = 0.0, 0.4
+    low, high, budget = 0.0, math.inf, gpu_hour_flops(request.device, config=config, gpu_hours=gpu_hours, mfu=0.4)
+    nearest: tuple[float, ClusterPlan] | None = None
     for _ in range(_MOST_ROUNDS):
-        budget = gpu_hour_flops(request.device, config=config, gpu_hours=gpu_hours, mfu=mfu)
         found = plan_on_cluster(dataclasses.replace(config, compute_budget_flops=budget), request=request)
-        wall_clock_s = found.plan.wall_clock_s
-        assert wall_clock_s is not None, "gpu_hour_flops has refused devices without rates"
-        expected = wall_clock_s * request.world_size / 3600
-        if abs(expected / gpu_hours - 1) <= HOURS_TOLERANCE:
+        assert found.plan.wall_clock_s is not None, "gpu_hour_flops has refused devices without rates"
+        factor = gpu_hours * 3600 / (found.plan.wall_clock_s * request.world_size)
+        if nearest is None or abs(math.log(factor)) < nearest[0]:
+            nearest = abs(math.log(factor)), found
+        if nearest[0] <= HOURS_TOLERANCE:
             break
-        mfu *= gpu_hours / expected
-    return found
+        low, high = (max(low, budget), high) if factor > 1 else (low, min(high, budget))
+        budget *= factor
+        if not low < budget < high:  # another layout with another speed: between the nearest on either side
+            budget = math.sqrt(low * high)
+    assert nearest is not None
+    return nearest[1]
 
 
 def gpu_hour_flops(device: Device, /, *, config: RunConfig, gpu_hours: float, mfu: float) -> float:

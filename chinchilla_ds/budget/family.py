@@ -52,7 +52,7 @@ def member(*, request: ShapeRequest, convention: ParamsConvention) -> Member:
     least, most = 1.0, 1e7
     if _shape(least, request)[1] > request.num_params:
         raise ValueError(f"no decoder has {request.num_params:g} parameters")
-    for _ in range(100):
+    while most / least > 1 + 1e-11:
         middle = math.sqrt(least * most)
         least, most = (middle, most) if _shape(middle, request)[1] < request.num_params else (least, middle)
     shape, num_params = _shape(math.sqrt(least * most), request)

@@ -165,6 +165,12 @@ class SurfaceLaw(Law):
         """Return the budget in FLOPs whose optimum trains on `num_tokens` tokens."""
         return 6 * math.exp((math.log(num_tokens) + self._log_scale) / (1 - self.params_exponent))
 
+    def tokens_for_loss(self, *, num_params: float, loss: float) -> float | None:
+        """Return the tokens with which `num_params` parameters reach `loss`; None where no number of tokens does."""
+        params_term, _ = self._terms(num_params=num_params, num_tokens=1.0)
+        left = math.pow(loss - self.irreducible_loss, 1 / self.outer_exponent) - params_term
+        return math.pow(self.tokens_coefficient / left, 1 / self.beta) if left > 0 else None
+
     def loss_interval(self, *, num_params: float, num_tokens: float, level: float = 0.8) -> tuple[float, float] | None:
         """Return where the loss lies with probability `level`, by the delta method; normal in the logarithm.
 

@@ -70,6 +70,8 @@ class _Wish:
     size: float | None
     """Wanted N in the law's convention."""
     tokens: float | None
+    loss: float | None = None
+    """What the tokens must reach, where the model is to be served."""
 
 
 def choose_model(config: RunConfig, /) -> ModelChoice:
@@ -148,7 +150,7 @@ def _choose(config: RunConfig, *, law: Law, unique_tokens: float | None) -> Mode
     served = None
     if config.inference_tokens is not None:
         served = _serve(wish, inference_tokens=config.inference_tokens)
-        wish = dataclasses.replace(wish, budget=None, size=served.num_params, tokens=served.num_tokens)
+        wish = dataclasses.replace(wish, budget=None, size=served.num_params, loss=served.loss)
     best = _best(wish)
     shape = given or _discrete(wish, best, nominal=nominal)
     tokens = _tokens(wish, shape)
@@ -227,21 +229,36 @@ def _optimum(wish: _Wish, budget: float) -> FamilyOptimum | None:
 
 
 def _tokens(wish: _Wish, shape: ModelShape) -> float:
+    size = params_in_convention(shape=shape, convention=wish.law.params_convention)
+    if wish.loss is not None and isinstance(wish.law, SurfaceLaw):
+        return wish.law.tokens_for_loss(num_params=size, loss=wish.loss) or wish.tokens or 0.0
     if wish.tokens is not None:
         return wish.tokens
     if wish.budget is not None:
         return wish.budget / decoder_flops_per_token(shape=shape)
-    size = params_in_convention(shape=shape, convention=wish.law.params_convention)
     return wish.law.optimal(compute_budget_flops=wish.law.budget_for_params(num_params=size)).num_tokens
 
 
+def _loss_excess(wish: _Wish) -> Callable[[ModelShape], float] | None:
+    """Return how much worse than the continuous optimum a shape is for the budget, as a share of its loss."""
+    loss, budget = loss_of(wish.law, unique_tokens=wish.unique_tokens), wish.budget
+    optimum = None if budget is None else _optimum(wish, budget)
+    if loss is None or budget is None or optimum is None:
+        return None
+
+    def excess(shape: ModelShape) -> float:
+        size = params_in_convention(shape=shape, convention=wish.law.params_convention)
+        return loss(size, budget / decoder_flops_per_token(shape=shape)) / optimum.loss - 1
+
+    return excess
+
+
 def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
+    request = dataclasses.replace(wish.request, num_params=best.num_params)
     # where the law's loss is no guide, nothing is gained by holding a shape to it
     trusted = wish.law.extrapolation(compute_budget_flops=nominal) <= MAX_EXTRAPOLATION
-    request = dataclasses.replace(
-        wish.request, num_params=best.num_params, flops_per_token=best.flops_per_token if trusted else None
-    )
-    shape = search_shape(request=request)
+    free = wish.params is None and wish.size is None and wish.tokens is None
+    shape = search_shape(request=request, loss_excess=_loss_excess(wish) if trusted and free else None)
     if shape is not None and wish.budget is not None and wish.tokens is not None:
         return with_flops(shape, flops_per_token=wish.budget / wish.tokens)
     if shape is not None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chinchilla_ds.budget.flops import decoder_flops_per_token
@@ -13,6 +13,8 @@ VOCAB_ALIGNMENT = 128
 """padded_vocab_size is a multiple of this, for every layout."""
 MAX_LAYERS = 256
 FFN_ALIGNMENT = 64
+COARSE_BELOW = 2048
+"""Hidden size below which a layer more or less is much of the model."""
 MAX_RELATIVE_MISS = 1.25
 """A shape counts only within this factor of the wanted N."""
 
@@ -41,8 +43,6 @@ class ShapeRequest:
     vocab_size: int
     seq_length: int
     tied_embeddings: bool
-    flops_per_token: float | None = None
-    """Wanted model FLOPs per token; None: whatever the shape takes."""
 
     @property
     def padded_vocab_size(self) -> int:
@@ -82,15 +82,24 @@ def target_aspect_ratio(*, num_params: float) -> float:
     return float(max(8.0, min(128.0, 128.0 * (num_params / 7e9) ** 0.2)))
 
 
-def search_shape(*, request: ShapeRequest) -> ModelShape | None:
+def search_shape(
+    *, request: ShapeRequest, loss_excess: Callable[[ModelShape], float] | None = None
+) -> ModelShape | None:
     """Return the shape nearest to the request, or None if none is within MAX_RELATIVE_MISS of its N.
 
-    Ten per cent in N weighs as much as a factor of two in aspect ratio, or half a per cent in FLOPs per token and
-    parameter; ties go to the smaller model.
+    Ten per cent in N weighs as much as a factor of two in aspect ratio, ten per cent in FFN width, or 0.02 % in loss
+    either way; ties go to the smaller model.
+
+    Args:
+        request: what is wanted.
+        loss_excess: predicted loss of a shape over that of the continuous optimum, less 1; None: loss has no say.
     """
+    shapes = list(_candidates(request))
+    if loss_excess is not None:
+        shapes = [varied for shape in shapes for varied in _with_ffn_widths(shape)]
     fits = [
-        (_misfit(shape, num_params, request), num_params, shape)
-        for shape, num_params in _candidates(request)
+        (_misfit(shape, num_params, request) + _loss_misfit(shape, loss_excess), num_params, shape)
+        for shape, num_params in ((shape, count_parameters(shape=shape).total) for shape in shapes)
         if abs(math.log(num_params / request.num_params)) <= math.log(MAX_RELATIVE_MISS)
     ]
     return min(fits, key=lambda fit: fit[:2])[2] if fits else None
@@ -118,14 +127,23 @@ def _misfit(shape: ModelShape, num_params: int, request: ShapeRequest) -> float:
     aspect = shape.hidden_size / shape.num_layers
     size_miss = math.log(num_params / wanted) / math.log(1.1)
     aspect_miss = math.log(aspect / target_aspect_ratio(num_params=wanted)) / math.log(2)
-    if request.flops_per_token is None:
-        return size_miss**2 + aspect_miss**2
-    flops_per_param = decoder_flops_per_token(shape=shape) / num_params
-    flops_miss = math.log(flops_per_param * wanted / request.flops_per_token) / math.log(1.005)
-    return size_miss**2 + aspect_miss**2 + flops_miss**2
+    ffn_miss = math.log(shape.ffn_hidden_size / _ffn_hidden_size(shape.hidden_size)) / math.log(1.1)
+    return size_miss**2 + aspect_miss**2 + ffn_miss**2
 
 
-def _candidates(request: ShapeRequest) -> Iterator[tuple[ModelShape, int]]:
+def _loss_misfit(shape: ModelShape, loss_excess: Callable[[ModelShape], float] | None) -> float:
+    return 0.0 if loss_excess is None else float((loss_excess(shape) / 0.0002) ** 2)
+
+
+def _with_ffn_widths(shape: ModelShape) -> Iterator[ModelShape]:
+    """Yield the shape and its neighbours in FFN width, where steps of layers and hidden size are coarse."""
+    yield shape
+    if COARSE_BELOW > shape.hidden_size >= 512:
+        for steps in (-3, -2, -1, 1, 2, 3):
+            yield dataclasses.replace(shape, ffn_hidden_size=shape.ffn_hidden_size + steps * FFN_ALIGNMENT)
+
+
+def _candidates(request: ShapeRequest) -> Iterator[ModelShape]:
     """Yield, per hidden size, the layer counts on either side of the wanted N."""
     for hidden_size in _hidden_sizes():
         probe = _make_shape(request, hidden_size=hidden_size, num_layers=2)
@@ -136,8 +154,7 @@ def _candidates(request: ShapeRequest) -> Iterator[tuple[ModelShape, int]]:
         step = 2 if layers <= 16 else 4
         below = max(2, int(layers // step) * step)
         for num_layers in (below, below + step):
-            shape = _make_shape(request, hidden_size=hidden_size, num_layers=num_layers)
-            yield shape, count_parameters(shape=shape).total
+            yield _make_shape(request, hidden_size=hidden_size, num_layers=num_layers)
         if room < 0:
             return
 

@@ -70,8 +70,8 @@ def test_large_plans_are_as_good_as_the_continuous_optimum(budget: float, law: s
     assert made.predicted_loss is not None
     assert made.prediction.optimal_loss is not None
     assert made.predicted_loss <= 1.001 * made.prediction.optimal_loss
-    # A discrete shape may spend fewer FLOPs on attention than the family's rule gives it, and then beat it.
-    assert made.predicted_loss >= 0.998 * made.prediction.optimal_loss
+    # below it, where a discrete shape spends less on attention than the family's rule of aspect
+    assert made.predicted_loss >= 0.999 * made.prediction.optimal_loss
     assert 0.99 <= made.true_flops / budget <= 1.01
     wanted = budget / made.flops_per_token
     assert abs(made.num_tokens / wanted - 1) <= 0.001
