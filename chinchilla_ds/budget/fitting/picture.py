@@ -37,7 +37,7 @@ def check_picture_name(path: Path, /) -> None:
     Raises:
         ConfigError: another suffix than FORMATS.
     """
-    if path.suffix not in FORMATS:
+    if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"--picture {path} must end in one of {', '.join(FORMATS)}")
 
 
@@ -58,7 +58,7 @@ def write_picture(report: FitReport, path: Path, /) -> None:
     _draw_frontier(frontier, report, colour)
     figure.suptitle(_title(report), fontsize=11)
     picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix.removeprefix("."))
+    figure.savefig(picture, format=path.suffix.lower().removeprefix("."))
     try:
         path.write_bytes(picture.getvalue())
     except OSError as error:

@@ -2,8 +2,10 @@
 
 import argparse
 import csv
+import io
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from chinchilla_ds.budget.fitting.surface import Surface
 from chinchilla_ds.budget.scaling_laws import load_law
 from chinchilla_ds.cli import fit
 from chinchilla_ds.cli.arguments import Parser
+from chinchilla_ds.cli.main import main
 from chinchilla_ds.errors import ChinchillaError, ConfigError, DataError, OutputError
 from chinchilla_ds.tracking.mlflow import MlflowBackend, MlflowDestination
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
@@ -30,13 +33,20 @@ needs_points = pytest.mark.skipif(not POINTS.is_file(), reason=f"{POINTS.name} i
 Rows = list[tuple[float, float, float]]
 
 
-def sweep(surface: Surface = TRUTH, *, noise: float = 0.0, sizes: int = 7) -> Rows:
-    """Return (N, D, loss) on IsoFLOP levels from N*/4 to 4 N*."""
+def sweep(
+    surface: Surface = TRUTH,
+    *,
+    noise: float = 0.0,
+    sizes: int = 7,
+    reach: float = 4.0,
+    budgets: tuple[float, ...] = BUDGETS,
+) -> Rows:
+    """Return (N, D, loss) on IsoFLOP levels from N*/reach to reach N*."""
     draws = np.random.default_rng(3)
     rows = []
-    for budget in BUDGETS:
+    for budget in budgets:
         best = surface.optimal(compute_budget_flops=budget).num_params
-        for params in (best * np.geomspace(0.25, 4.0, sizes)).tolist():
+        for params in (best * np.geomspace(1 / reach, reach, sizes)).tolist():
             loss = surface.loss(num_params=params, num_tokens=budget / 6 / params)
             rows.append((params, budget / 6 / params, loss * math.exp(draws.normal(0, noise))))
     return rows
@@ -159,6 +169,48 @@ def test_outliers_are_named(tmp_path: Path) -> None:
     assert "left out            1 by the outlier rule" in run(path, "--outliers", "drop", "--bootstrap", "0")
     clean = write(tmp_path / "clean.csv", sweep(noise=0.003))
     assert "left out            none by the outlier rule" in run(clean, "--outliers", "drop", "--bootstrap", "0")
+
+
+def test_a_notable_bias_of_approach_2_is_a_warning(tmp_path: Path) -> None:
+    wide = write(tmp_path / "wide.csv", sweep(reach=8.0))
+    (warning,) = run_json(wide, "--approach", "2", "--bootstrap", "0", "--flops", "1e22")["warnings"]
+    assert warning.startswith("approach 2 is biased: on the surface of approach 3 without any noise")
+    narrow = write(tmp_path / "narrow.csv", sweep(reach=2.0))
+    assert run_json(narrow, "--approach", "2", "--bootstrap", "0")["warnings"] == []
+    assert "bias of approach 2" in run(narrow, "--approach", "2", "--bootstrap", "0")
+
+
+def test_few_sizes_make_intervals_that_are_not_to_be_believed(tmp_path: Path) -> None:
+    """Four sizes drawn four times are fewer than three different ones in a third of the draws."""
+    few = write(tmp_path / "few.csv", sweep(sizes=4, budgets=BUDGETS[:3]))
+    warnings = run_json(few, "--approach", "2", "--bootstrap", "200")["warnings"]
+    assert any("approach 2 gives no power law in 1" in warning for warning in warnings)
+
+
+def test_a_far_budget_is_a_warning(exact: Path) -> None:
+    near, far = (run_json(exact, "--bootstrap", "0", "--flops", flops)["warnings"] for flops in ("2e22", "5e22"))
+    assert near == []
+    assert far[0].startswith("5e+22 FLOPs lie 500 times above all runs, beyond 300 times")
+
+
+def test_a_terminal_sees_that_work_goes_on(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    run(exact, "--bootstrap", "10")
+    assert "fitting, with 10 draws" in stream.getvalue()
+
+
+def test_the_command_says_error_and_returns_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "few.csv", sweep()[:3])
+    assert main(["fit", str(path), "--json"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"error: {path}: has 3 runs, and the fit has 5 constants: at least 5 runs are needed\n"
 
 
 def test_the_screen(noisy: Path) -> None:

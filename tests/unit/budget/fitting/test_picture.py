@@ -43,7 +43,7 @@ def labels(axes) -> list[str]:
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+@pytest.mark.parametrize(("suffix", "start"), [(".PNG", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_the_suffix_names_the_format(tmp_path: Path, suffix: str, start: bytes) -> None:
     path = tmp_path / f"fit{suffix}"
     picture.write_picture(report(approaches=(2,)), path)
