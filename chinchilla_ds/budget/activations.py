@@ -25,9 +25,15 @@ class ActivationBytes(NamedTuple):
     logits: int
     """Logits and the loss's copies of them, at that time."""
     recomputed: int
-    """What recomputing one layer adds, in its backward pass."""
+    """What recomputing one layer adds, in its backward pass, less what that has let go; below 0 without recomputation."""
     working: int
-    """Gradients of activations and of one weight, in the backward pass of one layer."""
+    """Gradients of activations and of a weight, in the backward pass of one layer."""
+    logits_gradient: int = 0
+    """In the backward pass of the output projection, while `head` is still there."""
+    output_gradient: int = 0
+    """The gradient of the output projection's weight, at the same moment."""
+    gathered: int = 0
+    """Megatron-core's buffer for activations that are gathered along a split sequence; allocated once."""
 
 
 def compute_bytes(precision: Precision, /) -> int:
@@ -77,20 +83,25 @@ def activation_bytes(
         width=width,
         on_cpu=on_cpu,
     )
-    layer, recomputed, working = whole, 0, _working_bytes(shape, tokens, tensor, split, width)
+    working, released = _working_bytes(shape, tokens, tensor, split, width)
+    layer, recomputed = whole, -released
     if recompute is Recompute.FULL:
         shares_input = width == FP32_BYTES or not on_cpu
-        layer, recomputed, working = hidden, whole - (hidden if shares_input else 0), working + hidden
+        layer, recomputed, working = hidden, recomputed + whole - shares_input * hidden, working + hidden
     in_flight = chunks_in_flight(
         pipeline=pipeline, virtual=virtual, micro_batches=gradient_accumulation_steps, stage=stage
     )
     is_last = stage == pipeline - 1
+    vocabulary = shape.padded_vocab_size // tensor * is_last
     return ActivationBytes(
         kept=in_flight * (shape.num_layers // (pipeline * virtual)) * layer,
-        head=_norm_bytes(shape, tokens, split, width, on_cpu) if is_last else 0,
-        logits=_logits_bytes(shape, tokens, tensor, width) if is_last else 0,
+        head=_norm_bytes(shape, tokens, split, width, on_cpu) * is_last,
+        logits=_loss_copies(tensor, width) * tokens * vocabulary,
         recomputed=recomputed,
         working=working,
+        logits_gradient=width * tokens * vocabulary,
+        output_gradient=width * shape.hidden_size * vocabulary,
+        gathered=hidden * split if split > 1 else 0,
     )
 
 
@@ -142,24 +153,29 @@ def _attention_bytes(
     return width * tokens * channels * shape.kv_channels // tensor + log_sum_exp + rotations
 
 
-def _working_bytes(shape: ModelShape, tokens: int, tensor: int, split: int, width: int) -> int:
-    """Return the gradients in the backward pass of one feed-forward, the fullest part of a layer's.
+def _working_bytes(shape: ModelShape, tokens: int, tensor: int, split: int, width: int) -> tuple[int, int]:
+    """Return the gradients in the backward pass of one feed-forward, a layer's fullest part, and what it has let go.
 
-    The gradient of the output, gathered along a split sequence, is there throughout. The down projection makes those of
-    its input and its weight; then, its input let go, there are three of the size of one half of [gate; up].
+    The gradient of the output is there throughout. Either the down projection makes the gradients of its input and its
+    weight from that of its output, gathered along a split sequence; or, its input let go, there are three gradients of
+    the size of one half of [gate; up].
     """
-    hidden, ffn = shape.hidden_size, shape.ffn_hidden_size // tensor
-    incoming = tokens * hidden // split
-    projection = (tokens * hidden if split > 1 else 0) + (tokens + hidden) * ffn
-    return width * (incoming + max(projection, 2 * tokens * ffn))
+    ffn = shape.ffn_hidden_size // tensor
+    outgoing = tokens * shape.hidden_size // split
+    gathered = tokens * shape.hidden_size if split > 1 else 0
+    projection = gathered + (tokens + shape.hidden_size) * ffn
+    if projection > 2 * tokens * ffn:
+        return width * (outgoing + projection), 0
+    return width * (outgoing + 3 * tokens * ffn), width * tokens * ffn
 
 
-def _logits_bytes(shape: ModelShape, tokens: int, tensor: int, width: int) -> int:
-    """Return the logits and the loss's copies at their fullest moment.
+def _loss_copies(tensor: int, width: int) -> int:
+    """Return the bytes per logit of the logits and the loss's copies at their fullest moment.
 
     One tensor-parallel rank: torch's cross entropy keeps fp32 log-probabilities, and its backward pass makes two fp32
     gradients of that size. Several: megatron-core's vocab_parallel_cross_entropy works in place on an fp32 copy, which
-    in fp32 is the logits themselves. Then the output projection makes the gradient of its weight beside the logits'.
+    in fp32 is the logits themselves.
     """
-    copies = 3 * FP32_BYTES if tensor == 1 else FP32_BYTES + (width if width < FP32_BYTES else 0)
-    return max(copies * tokens, width * (tokens + shape.hidden_size)) * shape.padded_vocab_size // tensor
+    if tensor == 1:
+        return 3 * FP32_BYTES
+    return FP32_BYTES + (width if width < FP32_BYTES else 0)

@@ -49,26 +49,34 @@ def moments(*, state: StateBytes, activations: ActivationBytes, gradients_before
         gradients_before: Bytes of gradients that are there when the most micro-batches are in flight.
 
     Returns:
-        The loss, the first backward pass of a layer, the end of the backward passes, the optimizer's step.
+        The loss, the output projection's backward pass, a layer's, the end of them all, the optimizer's step.
     """
-    buckets = state.backward_buffers
+    gathered = activations.gathered
+    early, late = state.loss_buffers + gathered, state.backward_buffers + gathered
+    kept, with_head = activations.kept, activations.kept + activations.head
     return (
-        Moment(gradients_before, activations.kept + activations.head, activations.logits, buckets),
-        Moment(gradients_before, activations.kept + activations.recomputed, 0, buckets + activations.working),
-        Moment(state.gradients, 0, 0, buckets),
-        Moment(0, 0, 0, state.step_buffers),
+        Moment(gradients_before, with_head, activations.logits, early),
+        Moment(gradients_before, with_head, activations.logits_gradient, early + activations.output_gradient),
+        Moment(gradients_before, kept + activations.recomputed, 0, late + activations.working),
+        Moment(state.gradients, 0, 0, late),
+        Moment(0, 0, 0, state.step_buffers + gathered),
     )
 
 
 def peak_bytes(*, state: StateBytes, activations: ActivationBytes, gradients_before: int) -> int:
     """Return the bytes of all tensors at the fullest of `moments`, whose arguments these are."""
-    backward = (
+    output = max(activations.logits, activations.logits_gradient + activations.output_gradient)
+    fullest = max(
         gradients_before
         + activations.kept
-        + max(activations.head + activations.logits, activations.recomputed + activations.working)
+        + max(
+            activations.head + output + state.loss_buffers,
+            activations.recomputed + activations.working + state.backward_buffers,
+        ),
+        state.gradients + state.backward_buffers,
+        state.step_buffers,
     )
-    passes = max(backward, state.gradients) + state.backward_buffers
-    return state.weights + state.optimizer + max(passes, state.step_buffers)
+    return state.weights + state.optimizer + fullest + activations.gathered
 
 
 def gradients_before(

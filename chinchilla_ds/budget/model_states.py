@@ -43,8 +43,10 @@ class StateBytes(NamedTuple):
     gradients: int
     """While micro-batches accumulate."""
     optimizer: int
+    loss_buffers: int
+    """Buckets and gathered parameters when the loss is differentiated."""
     backward_buffers: int
-    """Buckets and gathered parameters of the forward and backward passes."""
+    """The same when the first gradients have come."""
     step_buffers: int
     """Gradients, their copies and buckets during the optimizer's step."""
     host: int = 0
@@ -114,7 +116,8 @@ def state_bytes(
     bucket = width * max(shape.hidden_size**2, MIN_BUCKET_ELEMENTS)
     if zero_stage == 3:
         gathers = data > 1 or offload_param is not Offload.NONE
-        state, partition = _zero3(weights, data=data, width=width, bucket=bucket, gathers=gathers)
+        traced = stage == pipeline - 1
+        state, partition = _zero3(weights, data=data, width=width, bucket=bucket, gathers=gathers, traced=traced)
     else:
         state, partition = _zero12(params, zero_stage=zero_stage, data=data, width=width, bucket=bucket), 0
     if offload_optimizer is not Offload.NONE:
@@ -130,6 +133,7 @@ def _without_zero(params: int, width: int) -> StateBytes:
         weights=width * params,
         gradients=width * params,
         optimizer=masters + 2 * FP32_BYTES * params,
+        loss_buffers=0,
         backward_buffers=0,
         step_buffers=width * params + masters,
     )
@@ -138,33 +142,43 @@ def _without_zero(params: int, width: int) -> StateBytes:
 def _zero12(params: int, *, zero_stage: int, data: int, width: int, bucket: int) -> StateBytes:
     """Return the share of ZeRO-1 and 2: masters and moments partitioned; fp32 weights have fp32 masters beside them.
 
-    Gradients accumulate in compute precision: whole in ZeRO-1, this rank's partition in ZeRO-2. The step holds the
-    partition, and a copy of it in fp32.
+    Gradients accumulate in compute precision: whole in ZeRO-1, this rank's partition in ZeRO-2. The first gradient of a
+    step brings ZeRO-1's bucket, that of every micro-batch ZeRO-2's. The step holds the partition, and a copy in fp32.
     """
     shard = -(-params // data)
     return StateBytes(
         weights=width * params,
         gradients=width * (params if zero_stage == 1 else shard),
         optimizer=OPTIMIZER_BYTES * shard,
+        loss_buffers=bucket if zero_stage == 1 else 0,
         backward_buffers=bucket,
         step_buffers=(width + FP32_BYTES) * shard,
     )
 
 
-def _zero3(weights: Weights, *, data: int, width: int, bucket: int, gathers: bool) -> tuple[StateBytes, int]:
+def _zero3(
+    weights: Weights, *, data: int, width: int, bucket: int, gathers: bool, traced: bool
+) -> tuple[StateBytes, int]:
     """Return ZeRO-3's share, and its partition of the weights alone.
 
     Everything is partitioned; small weights stay whole besides, others while they are used. Gradient partition and
-    bucket are allocated once.
+    bucket are allocated once. `traced`: forward and backward passes alternate, so DeepSpeed knows which weight comes
+    next, and keeps and prefetches; elsewhere, in earlier stages of a pipeline, one module's weight is whole at a time.
     """
     shard = sum(-(-size // data) * count for size, count in weights)
-    persistent = sum(size * count for size, count in weights if size <= PERSISTENT_ELEMENTS) if gathers else 0
-    passing = sum(size * count for size, count in weights if size > PERSISTENT_ELEMENTS) if gathers else 0
+    persistent = sum(size * count for size, count in weights if size <= PERSISTENT_ELEMENTS)
+    passing = [size * count for size, count in weights if size > PERSISTENT_ELEMENTS]
+    if traced:
+        gathered = min(sum(passing), REUSED_ELEMENTS + 2 * PREFETCHED_ELEMENTS)
+    else:
+        gathered = max((size for size, count in weights if count and size > PERSISTENT_ELEMENTS), default=0)
+    buffers = bucket + width * gathered * gathers
     state = StateBytes(
-        weights=width * (shard + persistent),
+        weights=width * (shard + persistent * gathers),
         gradients=width * shard,
         optimizer=OPTIMIZER_BYTES * shard,
-        backward_buffers=bucket + width * min(passing, REUSED_ELEMENTS + PREFETCHED_ELEMENTS),
+        loss_buffers=buffers,
+        backward_buffers=buffers,
         step_buffers=width * shard + bucket + FP32_BYTES * min(shard, SUB_GROUP_ELEMENTS),
     )
     return state, width * shard
@@ -185,6 +199,7 @@ def _offload_optimizer(
     return state._replace(
         gradients=gradients,
         optimizer=0,
+        loss_buffers=state.loss_buffers + largest,
         backward_buffers=state.backward_buffers + largest,
         step_buffers=largest if zero_stage < 3 else bucket,
         host=held
