@@ -34,8 +34,13 @@ FUSED_BACKWARD_ATTENTION = 2.5
 
 Source: FlashAttention-2 (arXiv:2307.08691), section 3.1.2.
 """
-HOST_MEMORY_BYTES_PER_S = 50e9
-"""CPU memory bandwidth per device. Ours: two sockets of eight DDR4-3200 channels for eight devices."""
+CPU_ADAM_PARAMS_PER_S = 4e9
+"""Parameters that the CPUs of one machine step per second.
+
+Source: ZeRO-Offload (Ren et al. 2021, arXiv:2101.06840), table 4: 4 billion in 1.03 s on two Xeon 8168.
+"""
+DEVICES_PER_MACHINE = 8
+"""Devices that share those CPUs, at most: a rack joined by NVLink has many machines."""
 NVME_BYTES_PER_S = 3e9
 """NVMe bandwidth per device. Ours: one PCIe 4 drive for two devices."""
 
@@ -43,7 +48,6 @@ _LOSS_BYTES_PER_LOGIT = 28
 """Casts to FP32 and back, log-softmax, and their backward passes, from and to memory."""
 _BYTES_PER_PARAM_ADAM = 40
 """Weight, two moments, gradient, its FP32 copy and the weight in compute precision, read and written."""
-_BYTES_PER_PARAM_CPU_ADAM = 32
 
 
 class MicroBatchTime(NamedTuple):
@@ -336,8 +340,8 @@ def optimizer_time(
 ) -> OptimizerTime:
     """Return AdamW's step, bound by memory, and the transfers of offloaded states; nothing hides them.
 
-    Offloaded optimizer states: gradients go to the CPU (on every backward pass under ZeRO-2), its Adam reads and writes
-    CPU memory, new parameters come back; on NVMe the states are read and written each step as well. Offloaded
+    Offloaded optimizer states: gradients go to the CPU (on every backward pass under ZeRO-2), whose Adam the devices of
+    a machine share, new parameters come back; on NVMe the states are read and written each step as well. Offloaded
     parameters: this rank's partition comes from the CPU for every gather, from NVMe first where it lies there.
 
     Source: ZeRO-Offload (arXiv:2101.06840), section 4; ZeRO-Infinity (arXiv:2104.07857), section 4.
@@ -350,7 +354,8 @@ def optimizer_time(
     if offload_optimizer is Offload.NONE:
         per_step = _BYTES_PER_PARAM_ADAM * shard / machine.memory_bytes_per_s
     else:
-        per_step = transfer + _BYTES_PER_PARAM_CPU_ADAM * shard / HOST_MEMORY_BYTES_PER_S
+        sharing = min(machine.devices_per_node, DEVICES_PER_MACHINE)
+        per_step = transfer + shard * sharing / CPU_ADAM_PARAMS_PER_S
         if offload_optimizer is Offload.NVME:
             per_step += 2 * 12 * shard / NVME_BYTES_PER_S
         if zero_stage == 2:

@@ -108,8 +108,8 @@ def random_request(seed: int) -> LayoutRequest:
     return LayoutRequest(
         shape=shape,
         precision=pick.choice(tuple(Precision)),
-        global_batch_size=world * pick.choice((1, 2, 4, 6)),
-        device=small_device(int(2 * GIB + pick.uniform(0.05, 1.5) * GIB)),
+        global_batch_size=world * pick.choice((1, 2, 3, 4)),
+        device=small_device(int(2 * GIB + pick.uniform(0.02, 1.0) * GIB)),
         world_size=world,
         devices_per_node=pick.choice((None, 2, 4)),
         fixed=chosen,
@@ -143,16 +143,15 @@ def test_search_equals_brute_force(seed):
 
 
 def test_random_requests_have_every_outcome():
-    """The property test would say little if every request fitted, or none did."""
+    """The property test would say little if every layout fitted, or none did."""
     outcomes = Counter()
     for seed in range(30):
         try:
-            search_layouts(random_request(seed))
-            outcomes["fits"] += 1
+            found = search_layouts(random_request(seed))
+            outcomes["all fit" if found.num_fitting == found.num_legal else "some fit"] += 1
         except LayoutError as error:
-            outcomes[str(error)[:16]] += 1
-    assert outcomes["fits"] >= 20
-    assert outcomes["no layout fits 1"] + outcomes["no layout fits 2"] + outcomes["no layout fits 8"] >= 2
+            outcomes[str(error)[: len("no layout fits")]] += 1
+    assert min(outcomes[kind] for kind in ("all fit", "some fit", "no layout fits")) >= 3, outcomes
 
 
 def seventy(**changes) -> LayoutRequest:

@@ -150,6 +150,30 @@ def test_torchtitan_on_64_a100(size, recompute, mfu):
     assert time.mfu == pytest.approx(mfu / 100, rel=0.15)
 
 
+# Bekman, ml-engineering, insights/when-to-upgrade-gpus: DeepSpeed 0.19.2 and torch 2.13, Llama 3.1 8B, 8 devices, one
+# sequence each; TFLOP/s by 6 N + 6 s h per layer and token, attention by FlashAttention-3 (447 TFLOP/s of the forward
+# and backward passes, 7/6 of that with the scores computed again) or 4 (834). ZeRO-3: full recomputation, CPU Adam.
+DEEPSPEED = [
+    ("h200", 8192, 2, 461),
+    ("h200", 8192, 3, 141),
+    ("h200", 32768, 3, 324),
+    ("b200", 8192, 2, 778),
+    ("b200", 8192, 3, 167),
+    ("b200", 32768, 3, 524),
+]
+
+
+@pytest.mark.parametrize(("name", "length", "zero", "tera"), DEEPSPEED)
+def test_deepspeed_on_one_node(name, length, zero, tera):
+    shape = gpt(32, 4096, 32, vocab=128256, seq_length=length, ffn_hidden_size=14336, num_query_groups=8)
+    measured_s = length * (6 * 8.03e9 + 6 * length * 4096 * 32) / (tera * 1e12)
+    attention = {"h200": 447e12 / 989e12, "b200": 834e12 / 2250e12}[name] * 7 / 6
+    device = dataclasses.replace(get_device(name), attention_efficiency=attention)
+    offload = {"recompute": Recompute.FULL, "offload_optimizer": Offload.CPU} if zero == 3 else {}
+    time = step(shape, device, micro=1, batch=8, data=8, zero=zero, **offload)
+    assert time.total_s == pytest.approx(measured_s, rel=0.2)
+
+
 MPT = {"1b": (24, 2048, 16), "3b": (32, 2560, 20), "7b": (32, 4096, 32), "13b": (40, 5120, 40)}
 MPT |= {"30b": (48, 7168, 56), "70b": (80, 8192, 64)}
 # llm-foundry, scripts/train/benchmarking/README.md: FSDP full sharding, which moves what ZeRO-3 moves.
@@ -376,6 +400,13 @@ def test_optimizer_step_is_partitioned_and_offload_costs():
     assert adam(3).per_step_s < cpu.per_step_s < nvme.per_step_s
     gathered = adam(3, offload_param=Offload.CPU)
     assert gathered.per_micro_batch_s == pytest.approx(2 * 2 * PARAMS / 8 / (2e9 * LINK), rel=1e-9)
+
+
+def test_cpu_adam_is_shared_by_the_devices_of_a_machine():
+    """ZeRO-Offload (arXiv:2101.06840), table 4: 4 billion parameters in 1.03 s."""
+    offloaded = adam(1, offload_optimizer=Offload.CPU)
+    transfers = 2 * 2 * PARAMS / 8 / (2e9 * LINK)
+    assert offloaded.per_step_s - transfers == pytest.approx(PARAMS / 4e9 * 1.03, rel=0.05)
 
 
 def test_fp32_runs_at_its_own_rate_and_moves_twice_the_bytes():
