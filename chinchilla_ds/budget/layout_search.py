@@ -382,7 +382,11 @@ def _nothing_fits(request: LayoutRequest, capacity: int) -> str:
     return (
         f"no layout fits {request.world_size} x {request.device.name}: the least that any needs is "
         f"{format_bytes(need)} per device ({name}), and the device has {format_bytes(capacity)}; "
-        + (f"smallest that would fit: {' or '.join(works)}" if works else "no larger cluster or listed device would do")
+        + (
+            f"smallest that would fit: {' or '.join(works)}"
+            if works
+            else "no doubling of it and no listed device would do"
+        )
     )
 
 

@@ -292,6 +292,23 @@ def test_without_memory_nothing_is_chosen():
         search_layouts(seventy(device=get_device("cpu")))
 
 
+def test_a_cpu_that_a_file_describes():
+    rates = {"fp32_flops_per_s": 1e12, "memory_bytes_per_s": 100e9, "host_bytes_per_s": 100e9}
+    device = dataclasses.replace(get_device("cpu"), memory_bytes=16 * GIB, **rates)
+    request = LayoutRequest(
+        shape=tiny_shape(), precision=Precision.FP32, global_batch_size=4, device=device, world_size=1
+    )
+    best = search_layouts(request).best
+    assert best.memory.margin == 0
+    assert judge(request, best.layout, best.batch) == (best.memory.total, pytest.approx(best.step_time.total_s))
+
+
+def test_nothing_would_do():
+    request = seventy(world_size=1, global_batch_size=1, fixed={"zero_stage": 0, "pipeline_model_parallel_size": 1})
+    with pytest.raises(LayoutError, match="no doubling of it and no listed device would do"):
+        search_layouts(request)
+
+
 def test_nvme_only_where_it_is_allowed():
     places = {Offload.NONE, Offload.CPU}
     found = search_layouts(seventy(world_size=8, global_batch_size=64))
