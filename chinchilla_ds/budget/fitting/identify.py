@@ -19,6 +19,8 @@ The 240 points have 33 (with k free 1.5e3); a fixed D/N has 1e7 and more, all N 
 """
 LARGEST_RELATIVE_ERROR = 0.5
 """Of alpha and beta: a standard error above half the value leaves the split of a budget open."""
+STEEPEST_EXPONENT = 5.0
+"""Of alpha and beta: a term that steep is over within the smallest runs, and says nothing of the others."""
 SMALLEST_IRREDUCIBLE_SHARE = 1e-4
 """Of the mean loss: an E below it is E = 0, at the edge of what the form allows."""
 
@@ -41,9 +43,9 @@ def check_enough(runs: RunTable, /, *, num_parameters: int) -> None:
 def problems(points: Points, theta: Floats, /) -> list[str]:
     """Return why these runs cannot tell the constants apart; empty where they can.
 
-    Three tests, none of which depends on the units of N, D or loss: the runs must not lie on a line in (log N, log D);
-    the Jacobian's condition number must stay below 1e5; and alpha and beta must have a standard error below half their
-    value, by the Gauss-Newton covariance with the residuals' mean size as the noise.
+    Four tests, none of which depends on the units of N, D or loss: the runs must not lie on a line in (log N, log D);
+    alpha and beta must lie below 5; the Jacobian's condition number must stay below 1e5; and alpha and beta must have a
+    standard error below half their value, by the Gauss-Newton covariance with the residuals' mean size as the noise.
 
     Args:
         points: the runs, n of them.
@@ -52,6 +54,13 @@ def problems(points: Points, theta: Floats, /) -> list[str]:
     line = _line(points)
     if line is not None:
         return [line]
+    steep = [
+        f"{name} came out at {theta[column]:.3g}, above {STEEPEST_EXPONENT:g}: these losses do not fall as a power law"
+        for name, column in (("alpha", ALPHA), ("beta", BETA))
+        if theta[column] > STEEPEST_EXPONENT
+    ]
+    if steep:
+        return steep
     at = linearise(points, theta[None])
     jacobian = at.jacobian[0]
     lengths = np.maximum(np.linalg.norm(jacobian, axis=1), 1e-300)

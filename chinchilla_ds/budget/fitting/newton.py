@@ -4,10 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chinchilla_ds.budget.fitting.objective import ALPHA, BETA, Points, gram, hessian, linearise
+from chinchilla_ds.budget.fitting.objective import Points, gram, hessian, linearise
 from chinchilla_ds.budget.fitting.runs import Floats, Integers, Mask
 
-MAX_ITERATIONS = 200
+MAX_ITERATIONS = 100
+LARGEST_EXPONENT = 8.0
+"""Of alpha and beta; beyond, A and B would overflow, and no sweep has shown one above 1.5."""
+LARGEST_LOG_OUTER_EXPONENT = 3.0
+LONGEST_STEP = 3.0
+"""In any centred parameter."""
 RELATIVE_TOLERANCE = 1e-12
 """Of the gradient's norm over the sum of |weight x slope of the loss|: below it the search stops."""
 ABSOLUTE_TOLERANCE = 1e-15
@@ -136,12 +141,13 @@ def _step(state: _State, damping: Floats) -> tuple[Floats, Floats]:
 
 
 def _room(theta: Floats, step: Floats) -> Floats:
-    """Return the share of the step that keeps alpha and beta positive and moves no parameter by more than 3."""
-    exponents = theta[:, [ALPHA, BETA]]
+    """Return the share of the step, [m], that stays clear of the bounds and is not too long."""
+    lower = np.array([-np.inf, -np.inf, -np.inf, 0, 0, -LARGEST_LOG_OUTER_EXPONENT])[: theta.shape[1]]
+    upper = np.array([np.inf, np.inf, np.inf, LARGEST_EXPONENT, LARGEST_EXPONENT, LARGEST_LOG_OUTER_EXPONENT])
+    distance = np.where(step < 0, theta - lower, upper[: theta.shape[1]] - theta)
     with np.errstate(divide="ignore"):
-        falling = np.where(step[:, [ALPHA, BETA]] < 0, 0.8 * exponents / np.abs(step[:, [ALPHA, BETA]]), np.inf)
-        longest = 3 / np.abs(step)
-    out: Floats = np.minimum(falling.min(axis=1), longest.min(axis=1))
+        shares = np.minimum(0.8 * distance, LONGEST_STEP) / np.abs(step)
+    out: Floats = shares.min(axis=1)
     return out
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chinchilla_ds.budget.fitting.newton import Minimum, minimise
+from chinchilla_ds.budget.fitting.newton import LARGEST_EXPONENT, Minimum, minimise
 from chinchilla_ds.budget.fitting.objective import ALPHA, BETA, LOG_A, LOG_B, Linearised, Points, hessian, linearise
 from chinchilla_ds.budget.fitting.runs import Floats, Mask
 from chinchilla_ds.budget.fitting.start import projected_starts
@@ -12,6 +12,8 @@ from chinchilla_ds.budget.fitting.start import projected_starts
 NUM_STARTS = 4
 FIRST_ITERATIONS = 12
 """Newton steps for every start; the best one then goes on alone."""
+STAGE_ITERATIONS = 40
+"""Newton steps for every delta on the way to a small one."""
 OUTER_EXPONENTS: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0, 1.4, 2.0)
 """Starts for k."""
 LARGEST_FIRST_DELTA = 1e-3
@@ -54,7 +56,9 @@ def solve(points: Points, /, *, delta: float, free_outer_exponent: bool, weights
         theta = _best(points, _outer_starts(theta), weights, first)
     final = delta or VERTEX_DELTA
     while first > final:
-        theta = minimise(points, start=theta[None], weights=weights[None], delta=first).theta[0]
+        theta = minimise(
+            points, start=theta[None], weights=weights[None], delta=first, max_iterations=STAGE_ITERATIONS
+        ).theta[0]
         first = max(first / 10, final)
     end = minimise(points, start=theta[None], weights=weights[None], delta=final)
     return _vertex(points, end) if delta == 0 else _solution(end)
@@ -78,7 +82,8 @@ def _outer_starts(theta: Floats) -> Floats:
     starts = np.column_stack([np.repeat(theta[None], len(exponents), axis=0), np.log(exponents)])
     for column in (LOG_A, LOG_B, ALPHA, BETA):
         starts[:, column] /= exponents
-    return starts
+    inside = np.all(starts[:, [ALPHA, BETA]] < LARGEST_EXPONENT, axis=1)
+    return starts[inside]
 
 
 def _vertex(points: Points, end: Minimum) -> Solution:
