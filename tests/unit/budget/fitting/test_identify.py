@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from chinchilla_ds.budget.fitting.bootstrap import bootstrap_surface
 from chinchilla_ds.budget.fitting.runs import run_table
 from chinchilla_ds.budget.fitting.surface import Form, Objective, fit_surface
 from tests.unit.budget.fitting.synthetic import (
@@ -108,3 +109,16 @@ def test_as_many_runs_as_constants() -> None:
 def test_no_irreducible_loss_is_said() -> None:
     fit = fit_surface(sweep(surface_of((1e-9, *STEEP[0][1:]))))
     assert [warning.partition(":")[0] for warning in fit.warnings] == ["the fit has E = 0"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_losses_that_are_no_law_at_all(seed: int) -> None:
+    """Every number stays finite, in the draws as well; NumPy's warnings are errors here."""
+    rng = np.random.default_rng(seed)
+    runs = run_table(
+        num_params=10 ** rng.uniform(7, 10, 25), num_tokens=10 ** rng.uniform(8, 12, 25), loss=rng.uniform(1, 5, 25)
+    )
+    fit = fit_surface(runs)
+    assert not fit.identifiable
+    bootstrap = bootstrap_surface(runs, fit=fit, num_draws=20, seed=seed)
+    assert np.isfinite([*bootstrap.standard_errors.values()]).all()
