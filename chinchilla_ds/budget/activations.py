@@ -25,15 +25,17 @@ class ActivationBytes(NamedTuple):
     logits: int
     """Logits and the loss's copies of them, at that time."""
     recomputed: int
-    """What recomputing one layer adds, in its backward pass, less what that has let go; below 0 without recomputation."""
+    """What recomputing one layer adds, in its backward pass, less what that pass has let go; can be below 0."""
     working: int
     """Gradients of activations and of a weight, in the backward pass of one layer."""
+    flowing: int = 0
+    """Of `working`, what is there when the first gradients of weights are reduced."""
     logits_gradient: int = 0
     """In the backward pass of the output projection, while `head` is still there."""
     output_gradient: int = 0
-    """The gradient of the output projection's weight, at the same moment."""
-    gathered: int = 0
-    """Megatron-core's buffer for activations that are gathered along a split sequence; allocated once."""
+    """The gradients of the output projection's weight and input, at the same moment."""
+    standing: int = 0
+    """Megatron-core's buffer for activations gathered along a split sequence, and what stages have passed on."""
 
 
 def compute_bytes(precision: Precision, /) -> int:
@@ -93,15 +95,17 @@ def activation_bytes(
     )
     is_last = stage == pipeline - 1
     vocabulary = shape.padded_vocab_size // tensor * is_last
+    received = in_flight if on_cpu and width < FP32_BYTES and stage > 0 else 0  # the norm keeps an fp32 copy of it
     return ActivationBytes(
         kept=in_flight * (shape.num_layers // (pipeline * virtual)) * layer,
         head=_norm_bytes(shape, tokens, split, width, on_cpu) * is_last,
         logits=_loss_copies(tensor, width) * tokens * vocabulary,
         recomputed=recomputed,
         working=working,
+        flowing=hidden + width * tokens * shape.ffn_hidden_size // tensor,
         logits_gradient=width * tokens * vocabulary,
-        output_gradient=width * shape.hidden_size * vocabulary,
-        gathered=hidden * split if split > 1 else 0,
+        output_gradient=width * shape.hidden_size * (vocabulary + tokens * is_last),
+        standing=(hidden * split if split > 1 else 0) + (hidden * (1 + received) if pipeline > 1 else 0),
     )
 
 

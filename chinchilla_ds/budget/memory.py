@@ -49,17 +49,19 @@ def moments(*, state: StateBytes, activations: ActivationBytes, gradients_before
         gradients_before: Bytes of gradients that are there when the most micro-batches are in flight.
 
     Returns:
-        The loss, the output projection's backward pass, a layer's, the end of them all, the optimizer's step.
+        The loss, the output projection's backward pass, a layer's, the reduction of that layer's gradients, the end of
+        the backward passes, the optimizer's step.
     """
-    gathered = activations.gathered
-    early, late = state.loss_buffers + gathered, state.backward_buffers + gathered
+    standing = activations.standing
+    early, late = state.loss_buffers + standing, state.backward_buffers + standing
     kept, with_head = activations.kept, activations.kept + activations.head
     return (
         Moment(gradients_before, with_head, activations.logits, early),
         Moment(gradients_before, with_head, activations.logits_gradient, early + activations.output_gradient),
         Moment(gradients_before, kept + activations.recomputed, 0, late + activations.working),
+        Moment(gradients_before, kept + activations.recomputed, 0, late + activations.flowing + state.reduced),
         Moment(state.gradients, 0, 0, late),
-        Moment(0, 0, 0, state.step_buffers + gathered),
+        Moment(0, 0, 0, state.step_buffers + standing),
     )
 
 
@@ -71,12 +73,14 @@ def peak_bytes(*, state: StateBytes, activations: ActivationBytes, gradients_bef
         + activations.kept
         + max(
             activations.head + output + state.loss_buffers,
-            activations.recomputed + activations.working + state.backward_buffers,
+            activations.recomputed
+            + state.backward_buffers
+            + max(activations.working, activations.flowing + state.reduced),
         ),
         state.gradients + state.backward_buffers,
         state.step_buffers,
     )
-    return state.weights + state.optimizer + fullest + activations.gathered
+    return state.weights + state.optimizer + fullest + activations.standing
 
 
 def gradients_before(

@@ -49,6 +49,8 @@ class StateBytes(NamedTuple):
     """The same when the first gradients have come."""
     step_buffers: int
     """Gradients, their copies and buckets during the optimizer's step."""
+    reduced: int = 0
+    """Copy of a full bucket that ZeRO-3's reduce-scatter makes."""
     host: int = 0
     nvme: int = 0
 
@@ -180,6 +182,7 @@ def _zero3(
         loss_buffers=buffers,
         backward_buffers=buffers,
         step_buffers=width * shard + bucket + FP32_BYTES * min(shard, SUB_GROUP_ELEMENTS),
+        reduced=min(width * sum(size * count for size, count in weights), bucket) if data > 1 else 0,
     )
     return state, width * shard
 

@@ -1,0 +1,61 @@
+"""The memory model against the tensors of the live engine, on every rank.
+
+The truth is `memory_accounting`: distinct storages by role, and what autograd has saved, at the fullest moment of a
+real train step on CPU. Over 20 layouts; a component that is more than 5 % of the total, and the total, must be
+within 5 %.
+"""
+
+from typing import Any
+
+import pytest
+
+from chinchilla_ds.plan import Recompute
+from tests.distributed.memory_cases import QUICK, SLOW, TOLERANCE, measured, misses, plan_of, predicted
+
+
+@pytest.mark.parametrize("values", QUICK.values(), ids=QUICK.keys())
+def test_every_rank_holds_what_is_expected(values: dict[str, Any]) -> None:
+    _compare(values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", SLOW.values(), ids=SLOW.keys())
+def test_every_rank_holds_what_is_expected_in_more_layouts(values: dict[str, Any]) -> None:
+    _compare(values)
+
+
+def _compare(values: dict[str, Any]) -> None:
+    plan = plan_of(values)
+    stages, ranks = predicted(plan), measured(plan)
+    assert {held.stage for held in ranks} == set(range(len(stages)))
+    assert [problem for held in ranks for problem in misses(stages[held.stage], held)] == []
+
+
+def test_the_allocator_of_torch_hands_out_what_is_expected() -> None:
+    plan = plan_of({"recompute": Recompute.SELECTIVE})
+    (held,), (stage,) = measured(plan, allocator=True), predicted(plan)
+    assert held.allocated is not None
+    assert held.allocated == pytest.approx(stage.total, rel=TOLERANCE)
+
+
+def test_estimates_of_other_layouts_miss() -> None:
+    truth = {"zero_stage": 2, "data_parallel_size": 2}
+    (held, _) = measured(plan_of(truth))
+    assert misses(predicted(plan_of(truth))[0], held) == []
+    for wrong in (
+        {"zero_stage": 1},
+        {"zero_stage": 3},
+        {"data_parallel_size": 1},
+        {"recompute": Recompute.FULL},
+        {"micro_batch_size": 1},
+        {"tensor_model_parallel_size": 2},
+    ):
+        (first, *_) = predicted(plan_of({**truth, **wrong}))
+        assert misses(first, held), f"the estimate for {wrong} fits a run without it"
+
+
+def test_no_single_component_carries_the_total() -> None:
+    (stage,) = predicted(plan_of({"zero_stage": 1}))
+    parts = (stage.weights, stage.gradients, stage.optimizer, stage.activations, stage.logits, stage.buffers)
+    assert max(parts) < 0.5 * stage.total
+    assert min(parts) > 0.04 * stage.total
