@@ -165,15 +165,16 @@ def _zero3(
 
     Everything is partitioned; small weights stay whole besides, others while they are used. Gradient partition and
     bucket are allocated once. `traced`: forward and backward passes alternate, so DeepSpeed knows which weight comes
-    next, and keeps and prefetches; elsewhere, in earlier stages of a pipeline, one module's weight is whole at a time.
+    next, and keeps and prefetches; elsewhere, in earlier stages of a pipeline, one module's weight is whole at a time,
+    at the fullest moment the down projection's.
     """
     shard = sum(-(-size // data) * count for size, count in weights)
     persistent = sum(size * count for size, count in weights if size <= PERSISTENT_ELEMENTS)
     passing = [size * count for size, count in weights if size > PERSISTENT_ELEMENTS]
+    down_projection, _ = weights[3]
+    gathered = down_projection * (down_projection > PERSISTENT_ELEMENTS)
     if traced:
         gathered = min(sum(passing), REUSED_ELEMENTS + 2 * PREFETCHED_ELEMENTS)
-    else:
-        gathered = max((size for size, count in weights if count and size > PERSISTENT_ELEMENTS), default=0)
     buffers = bucket + width * gathered * gathers
     state = StateBytes(
         weights=width * (shard + persistent * gathers),
