@@ -160,14 +160,15 @@ class Prediction:
     """What the scaling law says this run will reach."""
 
     law: str
-    """Name in budget.scaling_laws.LAWS, or of a fitted law."""
-    loss: float | None
-    """Predicted final loss of the discrete shape and token count, nats per token of the law's own tokenizer; None for a
-    law that says where the optimum lies but not how good it is."""
+    """What chose N and D: a name in budget.scaling_laws.LAWS, or of a fitted law."""
+    loss_law: str
+    """What predicts the loss: the same law, or the default one where that says only where the optimum lies."""
+    loss: float
+    """Predicted final loss of the discrete shape and token count, nats per token of loss_law's own tokenizer."""
     optimal_num_params: float
     """N of the continuous optimum: the shape varied without steps, FLOPs counted as those of our decoder."""
     optimal_num_tokens: float
-    optimal_loss: float | None
+    optimal_loss: float
     interval: Interval | None = None
     """None where the law's authors give no uncertainty that can be used."""
 
@@ -280,7 +281,7 @@ class RunPlan:
         return self.batch.global_batch_size * self.shape.seq_length
 
     @property
-    def predicted_loss(self) -> float | None:
+    def predicted_loss(self) -> float:
         """Nats per token of the law's own tokenizer."""
         return self.prediction.loss
 

@@ -8,13 +8,14 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from chinchilla_ds.budget.family import FamilyOptimum, Member, best_member, member_where
+from chinchilla_ds.budget.family import FamilyOptimum, Member, best_member, member, member_where
 from chinchilla_ds.budget.flops import decoder_flops_per_token
 from chinchilla_ds.budget.inference_demand import InferenceOptimum, optimal_with_inference
-from chinchilla_ds.budget.law_forms import MAX_EXTRAPOLATION, Law, SurfaceLaw
+from chinchilla_ds.budget.law_choice import Laws, choose_laws, repetition_laws
+from chinchilla_ds.budget.law_forms import MAX_EXTRAPOLATION
 from chinchilla_ds.budget.named_shapes import decoder_of, named_shape
 from chinchilla_ds.budget.parameters import count_parameters, params_in_convention
-from chinchilla_ds.budget.repetition import optimal_with_repetition, repeated_loss
+from chinchilla_ds.budget.repetition import optimal_with_repetition
 from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW, get_law
 from chinchilla_ds.budget.shapes import (
     MAX_RELATIVE_MISS,
@@ -31,8 +32,6 @@ from chinchilla_ds.errors import ConfigError, PlanError
 from chinchilla_ds.plan import ModelShape
 from chinchilla_ds.units import format_count, format_flops
 
-REPETITION_LAW = "muennighoff2023"
-"""The one law of the registry that knows what repeated text is worth."""
 MAX_OVERSIZE = 4.0
 """The smallest decoder is taken where the law asks for a smaller one, down to a quarter of it."""
 
@@ -46,13 +45,9 @@ class ModelChoice:
     """D before it is cut into whole optimizer steps."""
     compute_budget_flops: float
     """What shape and tokens are to spend."""
-    law: Law
-    unique_tokens: float | None
-    """Distinct tokens, where there are fewer than wanted_tokens."""
-    best: Member
-    """The member of the continuous family that the shape was chosen for."""
-    optimum: FamilyOptimum | None
-    """The best member for the budget; None for a law that knows no loss."""
+    laws: Laws
+    optimum: FamilyOptimum
+    """The best member of the continuous family for the budget, by the law of N and D; its loss is the loss law's."""
     reasons: tuple[str, ...]
 
 
@@ -60,8 +55,7 @@ class ModelChoice:
 class _Wish:
     """What was asked for, with the law that completes it."""
 
-    law: Law
-    unique_tokens: float | None
+    laws: Laws
     request: ShapeRequest
     """Vocabulary and sequence length; its num_params is 1 until it is known."""
     budget: float | None
@@ -81,10 +75,10 @@ def choose_model(config: RunConfig, /) -> ModelChoice:
         ConfigError: an unknown law or shape.
         PlanError: no shape is near enough to the wanted N.
     """
-    choice = _choose(config, law=get_law(config.law or DEFAULT_LAW), unique_tokens=None)
+    choice = _choose(config, laws=choose_laws(config.law, nominal_budget_flops=nominal_budget(config)))
     if config.unique_tokens is None or choice.wanted_tokens <= config.unique_tokens:
         return choice
-    return _choose(config, law=get_law(REPETITION_LAW), unique_tokens=config.unique_tokens)
+    return _choose(config, laws=repetition_laws(unique_tokens=config.unique_tokens))
 
 
 def nominal_budget(config: RunConfig, /) -> float:
@@ -100,15 +94,6 @@ def nominal_budget(config: RunConfig, /) -> float:
     if config.num_tokens is not None:
         return law.budget_for_tokens(num_tokens=config.num_tokens)
     return DEFAULT_BUDGET_FLOPS
-
-
-def loss_of(law: Law, /, *, unique_tokens: float | None) -> Callable[[float, float], float] | None:
-    """Return the law's loss of N, in its convention, and D in tokens; None for a law that knows none."""
-    if unique_tokens is not None:
-        return lambda size, tokens: repeated_loss(num_params=size, num_tokens=tokens, unique_tokens=unique_tokens)
-    if isinstance(law, SurfaceLaw):
-        return lambda size, tokens: law.loss(num_params=size, num_tokens=tokens)
-    return None
 
 
 def _asked_params(config: RunConfig) -> float | None:
@@ -127,7 +112,7 @@ def _named(config: RunConfig, *, seq_length: int) -> ModelShape:
     )
 
 
-def _choose(config: RunConfig, *, law: Law, unique_tokens: float | None) -> ModelChoice:
+def _choose(config: RunConfig, *, laws: Laws) -> ModelChoice:
     nominal = nominal_budget(config)
     seq_length = config.seq_length or choose_seq_length(compute_budget_flops=nominal)
     given = None if config.shape is None else _named(config, seq_length=seq_length)
@@ -139,8 +124,7 @@ def _choose(config: RunConfig, *, law: Law, unique_tokens: float | None) -> Mode
     )
     nothing = config.compute_budget_flops is None and config.num_tokens is None and _asked_params(config) is None
     wish = _Wish(
-        law=law,
-        unique_tokens=unique_tokens,
+        laws=laws,
         request=request,
         budget=DEFAULT_BUDGET_FLOPS if nothing else config.compute_budget_flops,
         size=None,
@@ -155,30 +139,26 @@ def _choose(config: RunConfig, *, law: Law, unique_tokens: float | None) -> Mode
     shape = given or _discrete(wish, best, nominal=nominal)
     tokens = _tokens(wish, shape)
     budget = wish.budget or decoder_flops_per_token(shape=shape) * tokens
-    optimum = _optimum(wish, budget)
     return ModelChoice(
         shape=shape,
         wanted_tokens=tokens,
         compute_budget_flops=budget,
-        law=law,
-        unique_tokens=unique_tokens,
-        best=best,
-        optimum=optimum,
+        laws=laws,
+        optimum=_optimum(wish, budget),
         reasons=(*_reasons(config, wish, shape=shape, best=best), *_serving_reasons(served, nominal=nominal)),
     )
 
 
 def _serve(wish: _Wish, *, inference_tokens: float) -> InferenceOptimum:
     """Return N and D that reach the loss of the budget's optimum with the least training and serving FLOPs."""
-    if not isinstance(wish.law, SurfaceLaw):
+    if not wish.laws.is_one:
         raise ConfigError(
-            f"inference_tokens needs a law that predicts loss, and {wish.law.name!r} says only where the optimum lies; "
-            f"nearest: law {DEFAULT_LAW!r}"
+            f"inference_tokens needs a law that predicts loss, and {wish.laws.law.name!r} says only where the optimum "
+            f"lies; nearest: law {DEFAULT_LAW!r}"
         )
     assert wish.budget is not None, "config_problems lets inference_tokens stand beside a budget only"
-    optimum = _optimum(wish, wish.budget)
-    assert optimum is not None
-    return optimal_with_inference(law=wish.law, loss=optimum.loss, inference_tokens=inference_tokens)
+    loss = _optimum(wish, wish.budget).loss
+    return optimal_with_inference(law=wish.laws.losses.law, loss=loss, inference_tokens=inference_tokens)
 
 
 def _serving_reasons(served: InferenceOptimum | None, *, nominal: float) -> Iterator[str]:
@@ -193,62 +173,63 @@ def _serving_reasons(served: InferenceOptimum | None, *, nominal: float) -> Iter
 
 def _best(wish: _Wish) -> Member:
     """Return the member of the family to build: as asked for, or the best for the budget."""
-    convention = wish.law.params_convention
-
-    def where(quantity: Callable[[Member], float], wanted: float) -> Member:
-        return member_where(quantity, wanted, request=wish.request, convention=convention)
-
+    law = wish.laws.law
     if wish.params is not None:
-        return where(lambda one: one.num_params, wish.params)
+        return _where(wish, lambda one: one.num_params, wish.params)
     if wish.size is not None:
-        return where(lambda one: one.size, wish.size)
+        return _where(wish, lambda one: one.size, wish.size)
     if wish.budget is not None and wish.tokens is not None:
-        return where(lambda one: one.flops_per_token, wish.budget / wish.tokens)
+        return _where(wish, lambda one: one.flops_per_token, wish.budget / wish.tokens)
     if wish.tokens is not None:
-        size = wish.law.optimal(compute_budget_flops=wish.law.budget_for_tokens(num_tokens=wish.tokens)).num_params
-        return where(lambda one: one.size, size)
+        size = law.optimal(compute_budget_flops=law.budget_for_tokens(num_tokens=wish.tokens)).num_params
+        return _where(wish, lambda one: one.size, size)
     assert wish.budget is not None
-    optimum = _optimum(wish, wish.budget)
-    if optimum is not None:
-        return optimum.member
-    return where(lambda one: one.size, wish.law.optimal(compute_budget_flops=wish.budget).num_params)
+    return _optimum(wish, wish.budget).member
 
 
-def _optimum(wish: _Wish, budget: float) -> FamilyOptimum | None:
-    loss = loss_of(wish.law, unique_tokens=wish.unique_tokens)
-    if loss is None:
-        return None
-    law = wish.law
-    if wish.unique_tokens is None:
-        near = law.optimal(compute_budget_flops=budget).num_params
-    else:
-        near = optimal_with_repetition(compute_budget_flops=budget, unique_tokens=wish.unique_tokens).num_params
-    return best_member(
-        request=wish.request, convention=law.params_convention, compute_budget_flops=budget, loss=loss, near=near
-    )
+def _where(wish: _Wish, quantity: Callable[[Member], float], wanted: float) -> Member:
+    return member_where(quantity, wanted, request=wish.request, convention=wish.laws.law.params_convention)
+
+
+def _optimum(wish: _Wish, budget: float) -> FamilyOptimum:
+    """Return the best member for a budget: of least loss, or of the size that a law without a loss names."""
+    laws, losses = wish.laws, wish.laws.losses
+    size = laws.law.optimal(compute_budget_flops=budget).num_params
+    if laws.is_one:
+        if losses.unique_tokens is not None:
+            size = optimal_with_repetition(compute_budget_flops=budget, unique_tokens=losses.unique_tokens).num_params
+        convention = laws.law.params_convention
+        return best_member(
+            request=wish.request, convention=convention, compute_budget_flops=budget, loss=losses, near=size
+        )
+    best = _where(wish, lambda one: one.size, size)
+    tokens = budget / best.flops_per_token
+    request = dataclasses.replace(wish.request, num_params=best.num_params)
+    counted = member(request=request, convention=losses.law.params_convention)
+    return FamilyOptimum(member=best, num_tokens=tokens, loss=losses(counted.size, tokens))
 
 
 def _tokens(wish: _Wish, shape: ModelShape) -> float:
-    size = params_in_convention(shape=shape, convention=wish.law.params_convention)
-    if wish.loss is not None and isinstance(wish.law, SurfaceLaw):
-        return wish.law.tokens_for_loss(num_params=size, loss=wish.loss) or wish.tokens or 0.0
+    law = wish.laws.law
+    size = params_in_convention(shape=shape, convention=law.params_convention)
+    if wish.loss is not None:
+        tokens = wish.laws.losses.law.tokens_for_loss(num_params=size, loss=wish.loss)
+        assert tokens is not None, "the shape is within a quarter of a size that reaches the loss"
+        return tokens
     if wish.tokens is not None:
         return wish.tokens
     if wish.budget is not None:
         return wish.budget / decoder_flops_per_token(shape=shape)
-    return wish.law.optimal(compute_budget_flops=wish.law.budget_for_params(num_params=size)).num_tokens
+    return law.optimal(compute_budget_flops=law.budget_for_params(num_params=size)).num_tokens
 
 
-def _loss_excess(wish: _Wish) -> Callable[[ModelShape], float] | None:
+def _loss_excess(wish: _Wish, budget: float) -> Callable[[ModelShape], float]:
     """Return how much worse than the continuous optimum a shape is for the budget, as a share of its loss."""
-    loss, budget = loss_of(wish.law, unique_tokens=wish.unique_tokens), wish.budget
-    optimum = None if budget is None else _optimum(wish, budget)
-    if loss is None or budget is None or optimum is None:
-        return None
+    losses, optimum = wish.laws.losses, _optimum(wish, budget)
 
     def excess(shape: ModelShape) -> float:
-        size = params_in_convention(shape=shape, convention=wish.law.params_convention)
-        return loss(size, budget / decoder_flops_per_token(shape=shape)) / optimum.loss - 1
+        size = params_in_convention(shape=shape, convention=losses.law.params_convention)
+        return losses(size, budget / decoder_flops_per_token(shape=shape)) / optimum.loss - 1
 
     return excess
 
@@ -256,9 +237,10 @@ def _loss_excess(wish: _Wish) -> Callable[[ModelShape], float] | None:
 def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
     request = dataclasses.replace(wish.request, num_params=best.num_params)
     # where the law's loss is no guide, nothing is gained by holding a shape to it
-    trusted = wish.law.extrapolation(compute_budget_flops=nominal) <= MAX_EXTRAPOLATION
+    trusted = wish.laws.is_one and wish.laws.law.extrapolation(compute_budget_flops=nominal) <= MAX_EXTRAPOLATION
     free = wish.params is None and wish.size is None and wish.tokens is None
-    shape = search_shape(request=request, loss_excess=_loss_excess(wish) if trusted and free else None)
+    excess = _loss_excess(wish, wish.budget) if trusted and free and wish.budget is not None else None
+    shape = search_shape(request=request, loss_excess=excess)
     if shape is not None and wish.budget is not None and wish.tokens is not None:
         return with_flops(shape, flops_per_token=wish.budget / wish.tokens)
     if shape is not None:
@@ -268,7 +250,7 @@ def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
     if 1 < least / best.num_params <= MAX_OVERSIZE and wish.params is None:
         return smallest
     budget = "" if wish.budget is None else f"compute_budget_flops ({format_flops(wish.budget)}): "
-    wanted = f"{budget}the law {wish.law.name!r} asks for N = {format_count(best.num_params)} parameters"
+    wanted = f"{budget}the law {wish.laws.law.name!r} asks for N = {format_count(best.num_params)} parameters"
     if wish.params is not None:
         wanted = f"num_params ({format_count(wish.params)} parameters) has no shape"
     if least > best.num_params:
@@ -292,8 +274,9 @@ def _reasons(config: RunConfig, wish: _Wish, *, shape: ModelShape, best: Member)
         )
     if config.vocab_size is None and config.shape is None:
         yield f"Vocabulary {shape.vocab_size}: by budget, so that a small model is not mostly embedding tables."
-    if wish.unique_tokens is not None:
+    unique_tokens = wish.laws.losses.unique_tokens
+    if unique_tokens is not None:
         yield (
-            f"{format_count(wish.unique_tokens)} unique tokens are fewer than the budget asks for: N, D and the loss "
+            f"{format_count(unique_tokens)} unique tokens are fewer than the budget asks for: N, D and the loss "
             "are those of Muennighoff et al. 2023 (arXiv:2305.16264), in which repetitions are worth less and less."
         )

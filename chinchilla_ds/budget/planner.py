@@ -65,6 +65,7 @@ def assemble(
     num_tokens = batch.train_iters * batch.global_batch_size * shape.seq_length
     optimizer, rate_reason = _optimizer(config, shape=shape, num_tokens=num_tokens)
     precision = precision_of(config, device=device)
+    unique_tokens = choice.laws.losses.unique_tokens
     made = RunPlan(
         compute_budget_flops=float(choice.compute_budget_flops),
         num_params=num_params,
@@ -80,7 +81,7 @@ def assemble(
         prediction=predict(choice, num_tokens=num_tokens),
         seed=config.seed,
         eval_interval_iters=_eval_interval_iters(config, batch=batch, seq_length=shape.seq_length),
-        unique_tokens=None if choice.unique_tokens is None else int(choice.unique_tokens),
+        unique_tokens=None if unique_tokens is None else int(unique_tokens),
         memory_bytes=estimate_memory(shape=shape, layout=layout, batch=batch, precision=precision, device=device),
     )
     reasons = plan_reasons(config, choice=choice, made=made, rate_reason=rate_reason)

@@ -1,7 +1,7 @@
 """What the law expects of the chosen model, and how sure its own fit is of where the optimum lies."""
 
 from chinchilla_ds.budget.law_forms import SurfaceLaw
-from chinchilla_ds.budget.model_choice import ModelChoice, loss_of
+from chinchilla_ds.budget.model_choice import ModelChoice
 from chinchilla_ds.budget.parameters import params_in_convention
 from chinchilla_ds.plan import Interval, Prediction
 
@@ -10,25 +10,24 @@ LEVEL = 0.8
 
 
 def predict(choice: ModelChoice, /, *, num_tokens: float) -> Prediction:
-    """Return the law's loss for the chosen shape on `num_tokens`, the continuous optimum, and the interval."""
-    law, optimum = choice.law, choice.optimum
-    loss = loss_of(law, unique_tokens=choice.unique_tokens)
-    size = params_in_convention(shape=choice.shape, convention=law.params_convention)
-    best, tokens = choice.best, choice.compute_budget_flops / choice.best.flops_per_token
+    """Return the loss of the chosen shape on `num_tokens`, the continuous optimum, and the interval."""
+    loss = choice.laws.losses
+    size = params_in_convention(shape=choice.shape, convention=loss.law.params_convention)
     return Prediction(
-        law=law.name,
-        loss=None if loss is None else loss(size, num_tokens),
-        optimal_num_params=best.num_params if optimum is None else optimum.member.num_params,
-        optimal_num_tokens=tokens if optimum is None else optimum.num_tokens,
-        optimal_loss=None if optimum is None else optimum.loss,
+        law=choice.laws.law.name,
+        loss_law=loss.law.name,
+        loss=loss(size, num_tokens),
+        optimal_num_params=choice.optimum.member.num_params,
+        optimal_num_tokens=choice.optimum.num_tokens,
+        optimal_loss=choice.optimum.loss,
         interval=_interval(choice, size=size, num_tokens=num_tokens),
     )
 
 
 def _interval(choice: ModelChoice, *, size: float, num_tokens: float) -> Interval | None:
     """Return the law's interval of N* and D*, scaled to the optimum of our decoder's FLOPs, and of the loss."""
-    law, optimum = choice.law, choice.optimum
-    if not isinstance(law, SurfaceLaw) or optimum is None or choice.unique_tokens is not None:
+    law, optimum = choice.laws.law, choice.optimum
+    if not isinstance(law, SurfaceLaw) or choice.laws.losses.unique_tokens is not None:
         return None
     bounds = law.optimal_interval(compute_budget_flops=choice.compute_budget_flops, level=LEVEL)
     loss = law.loss_interval(num_params=size, num_tokens=num_tokens, level=LEVEL)

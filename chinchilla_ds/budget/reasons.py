@@ -44,15 +44,17 @@ def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_
 
 
 def _law_reasons(choice: ModelChoice, made: RunPlan) -> Iterator[str]:
-    law, prediction = choice.law, made.prediction
+    law, prediction = choice.laws.law, made.prediction
     yield (
         f"The optimum for {made.compute_budget_flops:.3g} FLOPs is N {format_count(prediction.optimal_num_params)} and "
         f"D {format_count(prediction.optimal_num_tokens)}, by {law.source}, with the FLOPs that this decoder takes."
     )
+    if not choice.laws.is_one:
+        yield f"{law.name} says where the optimum lies, not how good it is: the loss is {prediction.loss_law}'s."
     if (warning := law.extrapolation_warning(compute_budget_flops=made.compute_budget_flops)) is not None:
         yield warning
     guess = math.log(made.shape.vocab_size)
-    if prediction.loss is not None and prediction.loss >= guess:
+    if prediction.loss >= guess:
         yield (
             f"The predicted loss of {prediction.loss:.2f} nats per token is no prediction: guessing among "
             f"{made.shape.vocab_size} pieces gives {guess:.2f}."

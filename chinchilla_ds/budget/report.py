@@ -107,9 +107,7 @@ def _counts(bounds: tuple[float, float]) -> str:
 def _predicted(plan: RunPlan) -> str:
     """Return the predicted loss, with a warning where the law says less than guessing would."""
     prediction, guess = plan.prediction, math.log(plan.shape.vocab_size)
-    if prediction.loss is None:
-        return f"no loss: {prediction.law} knows where the optimum lies, not how good it is"
-    text = f"{prediction.loss:.3f} nats per token by {prediction.law}"
+    text = f"{prediction.loss:.3f} nats per token by {prediction.loss_law}"
     if prediction.loss >= guess:
         return f"{text} (meaningless: guessing gives {guess:.3f}, the law is out of range)"
     if prediction.interval is not None:

@@ -96,8 +96,7 @@ def loss_rows(
         return Loss(nats_per_token=nats, bits_per_byte=None if bits_per_nat is None else nats * bits_per_nat)
 
     prediction = state.plan.prediction
-    predicted = "none" if prediction.loss is None else f"{prediction.loss:.4f} nats/token"
-    rows = [("predicted loss *", f"{predicted} by {prediction.law}")]
+    rows = [("predicted loss *", f"{prediction.loss:.4f} nats/token by {prediction.loss_law}")]
     if train_losses:
         count = len(train_losses)
         rows.append(("train loss", f"{loss(sum(train_losses) / count)} (mean of the last {count} steps)"))
@@ -114,7 +113,7 @@ def footnote(state: TrainingState) -> str:
     Source: the 32k-piece tokenizer is that of Hoffmann et al. 2022 (arXiv:2203.15556), appendix A.
     """
     text = "* nats per token of the law's own tokenizer and text (Hoffmann et al.: 32k pieces, MassiveText)"
-    law = LAWS.get(state.plan.prediction.law)
+    law = LAWS.get(state.plan.prediction.loss_law)
     factor = 1.0 if law is None else law.extrapolation(compute_budget_flops=state.plan.compute_budget_flops)
     if law is not None and factor > 1.0:
         text += (

@@ -88,6 +88,7 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
         return skipped
     metrics = {
         "train/loss": step.loss,
+        "predicted_loss": state.plan.predicted_loss,
         "learning_rate": step.learning_rate,
         "grad_norm": step.grad_norm,
         "tokens": float(state.consumed_tokens),
@@ -95,8 +96,9 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
         "tokens_per_s": state.tokens_per_s,
         "memory_bytes": float(read_memory()),
     }
-    optional = {"mfu": state.mfu, "predicted_loss": state.plan.predicted_loss}
-    return metrics | {name: value for name, value in optional.items() if value is not None} | skipped
+    if state.mfu is not None:
+        metrics["mfu"] = state.mfu
+    return metrics | skipped
 
 
 def plan_params(plan: RunPlan) -> dict[str, object]:

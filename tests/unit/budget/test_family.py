@@ -67,7 +67,7 @@ def test_the_best_member_is_better_than_its_neighbours(budget: float) -> None:
 
 
 def test_with_6nd_for_flops_the_best_member_is_the_law_s_own() -> None:
-    # At 1 token of context attention vanishes, and the decoder's FLOPs are 6 times its matmul weights: 6 N but for norms.
+    # With 1 token of context attention vanishes: the decoder's FLOPs are 6 N but for norms.
     request = dataclasses.replace(REQUEST, seq_length=1)
     law = LAWS["besiroglu2024"]
     best = best_member(

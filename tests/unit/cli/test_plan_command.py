@@ -137,12 +137,20 @@ def test_serving_makes_the_model_smaller(capsys: pytest.CaptureFixture[str]) -> 
     assert any("Sardana" in reason for reason in served["reasons"])
 
 
-def test_a_law_without_a_loss(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_law_without_a_loss_borrows_the_default_s(capsys: pytest.CaptureFixture[str]) -> None:
     data = planned(capsys, "--flops", "1e21", "--law", "porian2024")
-    assert data["predicted_loss"] is None
+    assert (data["prediction"]["law"], data["prediction"]["loss_law"]) == ("porian2024", "besiroglu2024")
     assert data["interval"] is None
-    assert main(["plan", "--flops", "1e21", "--law", "porian2024"]) == 0
-    assert "knows where the optimum lies" in capsys.readouterr().out
+    size = data["num_params"] - data["shape"]["padded_vocab_size"] * data["shape"]["hidden_size"]
+    expected = LAWS["besiroglu2024"].loss(num_params=size, num_tokens=data["num_tokens"])
+    assert data["predicted_loss"] == pytest.approx(expected)
+    assert any("not how good it is" in reason for reason in data["reasons"])
+
+
+def test_a_toy_budget_is_split_by_the_law_that_is_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert planned(capsys, "--flops", "1e16")["prediction"]["law"] == "porian2024"
+    assert planned(capsys, "--flops", "1e17")["prediction"]["law"] == "besiroglu2024"
+    assert planned(capsys, "--flops", "1e16", "--law", "hoffmann2022")["prediction"]["law"] == "hoffmann2022"
 
 
 def test_a_fixed_part_of_the_layout_is_kept(capsys: pytest.CaptureFixture[str]) -> None:

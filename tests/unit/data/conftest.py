@@ -88,7 +88,14 @@ def _make_plan(
         precision=Precision.FP32,
         optimizer=OptimizerPlan(learning_rate=1e-3),
         schedule=Schedule(warmup_iters=1, decay_iters=1, min_learning_rate=0.0),
-        prediction=Prediction(law="none", loss=1.0, optimal_num_params=1.0, optimal_num_tokens=1.0, optimal_loss=1.0),
+        prediction=Prediction(
+            law="none",
+            loss_law="none",
+            loss=1.0,
+            optimal_num_params=1.0,
+            optimal_num_tokens=1.0,
+            optimal_loss=1.0,
+        ),
         seed=seed,
         eval_interval_iters=1,
     )

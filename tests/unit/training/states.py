@@ -47,7 +47,12 @@ def make_plan(*, train_iters: int = 100) -> RunPlan:
         optimizer=OptimizerPlan(learning_rate=1e-3),
         schedule=Schedule(warmup_iters=10, decay_iters=train_iters - 10, min_learning_rate=1e-4),
         prediction=Prediction(
-            law="hoffmann2022", loss=7.125, optimal_num_params=1e6, optimal_num_tokens=1e6, optimal_loss=7.1
+            law="hoffmann2022",
+            loss_law="hoffmann2022",
+            loss=7.125,
+            optimal_num_params=1e6,
+            optimal_num_tokens=1e6,
+            optimal_loss=7.1,
         ),
         seed=1,
         eval_interval_iters=50,
