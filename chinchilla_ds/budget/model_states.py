@@ -176,13 +176,15 @@ def _zero3(
     if traced:
         gathered = min(sum(passing), REUSED_ELEMENTS + 2 * PREFETCHED_ELEMENTS)
     buffers = bucket + width * gathered * gathers
+    small = width * persistent * gathers
+    step = width * shard + bucket + FP32_BYTES * min(shard, SUB_GROUP_ELEMENTS)
     state = StateBytes(
-        weights=width * (shard + persistent * gathers),
+        weights=width * shard + small,
         gradients=width * shard,
         optimizer=OPTIMIZER_BYTES * shard,
         loss_buffers=buffers,
         backward_buffers=buffers,
-        step_buffers=width * shard + bucket + FP32_BYTES * min(shard, SUB_GROUP_ELEMENTS),
+        step_buffers=max(step - small, 0),  # small weights are given back before the step
         reduced=min(width * sum(size * count for size, count in weights), bucket) if data > 1 else 0,
     )
     return state, width * shard

@@ -5,8 +5,10 @@ import logging
 from typing import Any
 
 from chinchilla_ds.budget import ds_config
+from chinchilla_ds.budget.activations import activation_bytes
 from chinchilla_ds.budget.layout import validate_layout
 from chinchilla_ds.budget.memory import estimate_stages
+from chinchilla_ds.budget.model_states import state_bytes
 from chinchilla_ds.plan import MemoryBytes, ModelShape, Offload, Precision, Recompute, RunPlan
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
 from tests.distributed.memory_accounting import RankMemory, measure, watch_allocator
@@ -110,6 +112,35 @@ def _deepspeed_json(plan: RunPlan) -> dict[str, Any]:
         if section in ds["zero_optimization"]:
             ds["zero_optimization"][section]["pin_memory"] = False
     return ds
+
+
+def expected_in_step(plan: RunPlan, stage: int) -> int:
+    """Return the bytes that a rank of `stage` should hold when an optimizer on the device steps."""
+    layout = plan.layout
+    sizes: dict[str, Any] = {
+        "shape": plan.shape,
+        "tensor": layout.tensor_model_parallel_size,
+        "pipeline": layout.pipeline_model_parallel_size,
+        "precision": plan.precision,
+        "stage": stage,
+    }
+    state = state_bytes(
+        data=layout.data_parallel_size,
+        zero_stage=layout.zero_stage,
+        offload_optimizer=layout.offload_optimizer,
+        offload_param=layout.offload_param,
+        **sizes,
+    )
+    activations = activation_bytes(
+        virtual=layout.virtual_pipeline_model_parallel_size,
+        sequence_parallel=layout.sequence_parallel,
+        recompute=layout.recompute,
+        micro_batch_size=plan.batch.micro_batch_size,
+        gradient_accumulation_steps=plan.batch.gradient_accumulation_steps,
+        on_cpu=True,
+        **sizes,
+    )
+    return state.weights + state.optimizer + state.step_buffers + activations.standing
 
 
 def misses(expected: MemoryBytes, held: RankMemory) -> list[str]:

@@ -9,8 +9,17 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.plan import Recompute
-from tests.distributed.memory_cases import QUICK, SLOW, TOLERANCE, measured, misses, plan_of, predicted
+from chinchilla_ds.plan import Offload, Recompute
+from tests.distributed.memory_cases import (
+    QUICK,
+    SLOW,
+    TOLERANCE,
+    expected_in_step,
+    measured,
+    misses,
+    plan_of,
+    predicted,
+)
 
 
 @pytest.mark.parametrize("values", QUICK.values(), ids=QUICK.keys())
@@ -29,6 +38,8 @@ def _compare(values: dict[str, Any]) -> None:
     stages, ranks = predicted(plan), measured(plan)
     assert {held.stage for held in ranks} == set(range(len(stages)))
     assert [problem for held in ranks for problem in misses(stages[held.stage], held)] == []
+    for held in ranks if plan.layout.offload_optimizer is Offload.NONE else ():
+        assert held.step.total == pytest.approx(expected_in_step(plan, held.stage), rel=TOLERANCE)
 
 
 def test_the_allocator_of_torch_hands_out_what_is_expected() -> None:
