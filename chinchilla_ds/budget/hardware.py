@@ -20,7 +20,7 @@ from chinchilla_ds.errors import ConfigError, did_you_mean, reason
 from chinchilla_ds.plan import Precision
 
 KINDS = ("cuda", "cpu")
-_MIB = 2**20
+_MIB, _GIB = 2**20, 2**30
 _GBIT = 1e9 / 8
 _PCIE4, _PCIE5 = 32e9, 64e9
 """Bytes per second and direction of 16 lanes."""
@@ -63,6 +63,8 @@ class Device:
     """Network, per device."""
     host_bytes_per_s: float | None = None
     """To CPU memory: PCIe, or NVLink-C2C."""
+    host_memory_bytes: int | None = None
+    """CPU memory of the node over its devices, for offloaded states; None: not known, and not checked."""
     source: str
 
     def peak_flops_per_s(self, *, precision: Precision, allow_tf32: bool = False) -> float | None:
@@ -85,6 +87,7 @@ _A100: dict[str, Any] = {
     "intra_node_bytes_per_s": 300e9,
     "inter_node_bytes_per_s": 200 * _GBIT,
     "host_bytes_per_s": _PCIE4,
+    "host_memory_bytes": 256 * _GIB,  # DGX A100 640GB user guide: 2 TB for 8 GPUs
 }
 _HOPPER: dict[str, Any] = {
     **_tensor_cores(bf16=989.4, fp8=1978.9, tf32=494.7, fp32=66.9),
@@ -92,6 +95,7 @@ _HOPPER: dict[str, Any] = {
     "intra_node_bytes_per_s": 450e9,
     "inter_node_bytes_per_s": 400 * _GBIT,
     "host_bytes_per_s": _PCIE5,
+    "host_memory_bytes": 256 * _GIB,  # DGX H100 and H200 user guide: 2 TB for 8 GPUs
 }
 _NVL: dict[str, Any] = {
     **_tensor_cores(bf16=835.5, fp8=1671, tf32=417.5, fp32=60),
@@ -112,7 +116,9 @@ DEVICES: tuple[Device, ...] = (
         devices_per_node=72,
         inter_node_bytes_per_s=400 * _GBIT,
         host_bytes_per_s=225e9,
-        source="NVIDIA GB200 NVL72 data sheet, per GPU: half of the sparse rates; 186 GB; two GPUs share the C2C",
+        host_memory_bytes=240 * _GIB,
+        source="NVIDIA GB200 NVL72 data sheet, per GPU: half of the sparse rates; 186 GB; two GPUs share the C2C "
+        "and 480 GB of LPDDR5X",
     ),
     Device(
         name="B200",
@@ -124,6 +130,7 @@ DEVICES: tuple[Device, ...] = (
         intra_node_bytes_per_s=900e9,
         inter_node_bytes_per_s=400 * _GBIT,
         host_bytes_per_s=_PCIE5,
+        host_memory_bytes=256 * _GIB,
         source="NVIDIA HGX B200 and DGX B200 data sheets (18 PF dense BF16, 1,440 GB and 64 TB/s for 8 GPUs)",
     ),
     Device(
@@ -138,7 +145,7 @@ DEVICES: tuple[Device, ...] = (
     Device(
         name="GH200",
         aliases=("GH200 96GB", "GH200 480GB"),
-        **_HOPPER | {"host_bytes_per_s": 450e9, "matmul_efficiency": 0.836},
+        **_HOPPER | {"host_bytes_per_s": 450e9, "host_memory_bytes": 480 * _GIB, "matmul_efficiency": 0.836},
         memory_bytes=97871 * _MIB,
         memory_bytes_per_s=4e12,
         devices_per_node=1,
@@ -182,10 +189,10 @@ DEVICES: tuple[Device, ...] = (
     ),
     Device(
         name="A100 40GB",
-        **_A100,
+        **_A100 | {"host_memory_bytes": 128 * _GIB},
         memory_bytes=40960 * _MIB,
         memory_bytes_per_s=1.555e12,
-        source="NVIDIA A100 data sheet, SXM 40 GB",
+        source="NVIDIA A100 data sheet, SXM 40 GB; DGX A100 320GB: 1 TB for 8 GPUs",
     ),
     Device(
         name="A100",
@@ -283,7 +290,7 @@ _UNITS = {
     "bytes_per_s": "bytes/s",
     "devices_per_node": "devices",
 }
-_WHOLE = ("memory_bytes", "devices_per_node")
+_WHOLE = ("memory_bytes", "host_memory_bytes", "devices_per_node")
 
 
 def load_hardware(path: Path | str, /) -> tuple[Device, ...]:

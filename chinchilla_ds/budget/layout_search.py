@@ -48,6 +48,7 @@ MAX_RUNNERS_UP = 4
 MAX_DOUBLINGS = 10
 """How far a search for a cluster that would do goes: 1024 times the one that was asked for."""
 _MEMORY_RULE = "memory of the device is exceeded"
+_HOST_RULE = "memory of the host is exceeded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +194,9 @@ class _Walk:
             kept = []
             for states in block.states:
                 held = self._held(block, states, micro_batches)
-                if (least := self._total(held, nothing)) > self.capacity:
+                if self._exceeds_host(held):
+                    self._refuse_host(block, states, size, held)
+                elif (least := self._total(held, nothing)) > self.capacity:
                     self._refuse(block, states, block.recomputes[0], size, least, count=len(block.recomputes))
                 else:
                     kept.append((states, held))
@@ -213,8 +216,10 @@ class _Walk:
             for recompute in block.recomputes:
                 saved = self._activation_bytes(block, recompute, size, micro_batches)
                 for states in block.states:
-                    total = self._total(self._held(block, states, micro_batches), saved)
-                    yield total, label(block.layout(states, recompute), micro_batch_size=size)
+                    held = self._held(block, states, micro_batches)
+                    if not self._exceeds_host(held):
+                        name = label(block.layout(states, recompute), micro_batch_size=size)
+                        yield self._total(held, saved), name
 
     def _total(self, held: Sequence[tuple[StateBytes, int]], saved: Sequence[ActivationBytes]) -> int:
         """Return the peak of the fullest rank, from what the ranks of both ends hold."""
@@ -222,6 +227,18 @@ class _Walk:
         for (state, before), activations in zip(held, saved, strict=True):
             tensors = max(tensors, peak_bytes(state=state, activations=activations, gradients_before=before))
         return tensors + margin_bytes(tensors, device=self.request.device.kind)
+
+    def _exceeds_host(self, held: Sequence[tuple[StateBytes, int]]) -> bool:
+        room = self.request.device.host_memory_bytes
+        return room is not None and _host_bytes(held) > room
+
+    def _refuse_host(self, block: Block, states: States, size: int, held: Sequence[tuple[StateBytes, int]]) -> None:
+        def example() -> str:
+            name = label(block.layout(states, block.recomputes[0]), micro_batch_size=size)
+            room = format_bytes(self.request.device.host_memory_bytes or 0)
+            return f"{name}: offloads {format_bytes(_host_bytes(held))} per device of {room}"
+
+        self.tally.refuse_by(rule=_HOST_RULE, count=len(block.recomputes), example=example)
 
     def _refuse(
         self, block: Block, states: States, recompute: Recompute, size: int, total: float, *, count: int = 1
@@ -359,6 +376,11 @@ _NO_ACTIVATIONS = ActivationBytes(0, 0, 0, 0, 0)
 _RECOMPUTE_ORDER = {recompute: order for order, recompute in enumerate(Recompute)}
 
 
+def _host_bytes(held: Sequence[tuple[StateBytes, int]]) -> int:
+    """Return the CPU memory that a rank's offloaded states take, of the fuller end."""
+    return max(state.host for state, _ in held)
+
+
 def _ends(block: Block) -> tuple[int, ...]:
     """Return the stages of which one is the fullest, as `budget.memory.estimate_memory` has it."""
     return tuple(sorted({0, block.pipeline - 1}))
@@ -373,7 +395,14 @@ def _nothing_legal(request: LayoutRequest, tally: Tally) -> list[str]:
 
 def _nothing_fits(request: LayoutRequest, capacity: int) -> str:
     """Say how far the nearest layout is from fitting, and what would do."""
-    need, name = _least_need(request)
+    least = _least_need(request)
+    if least is None:
+        room = format_bytes(request.device.host_memory_bytes or 0)
+        return (
+            f"no layout fits {request.world_size} x {request.device.name}: what is to be offloaded exceeds the {room} "
+            "of host memory per device; nearest: offload less, or more devices"
+        )
+    need, name = least
     works = []
     if more := _smallest_world_size(request, capacity):
         works.append(f"{more} x {request.device.name}")
@@ -390,9 +419,9 @@ def _nothing_fits(request: LayoutRequest, capacity: int) -> str:
     )
 
 
-def _least_need(request: LayoutRequest) -> tuple[int, str]:
+def _least_need(request: LayoutRequest) -> tuple[int, str] | None:
     walk = _Walk(request, capacity=0, machine=None, tally=Tally())
-    return min(need for block in blocks(request, Tally()) for need in walk.needs(block))
+    return min((need for block in blocks(request, Tally()) for need in walk.needs(block)), default=None)
 
 
 def _smallest_world_size(request: LayoutRequest, capacity: int) -> int | None:

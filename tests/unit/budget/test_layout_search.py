@@ -71,8 +71,8 @@ def every_layout(request: LayoutRequest):
             yield layout, batch
 
 
-def judge(request: LayoutRequest, layout: ParallelLayout, batch: BatchPlan) -> tuple[int, float]:
-    """Return the bytes and seconds of one layout, by the whole models."""
+def judge(request: LayoutRequest, layout: ParallelLayout, batch: BatchPlan) -> tuple[int, int, float]:
+    """Return the bytes on device and host, and the seconds, of one layout, by the whole models."""
     memory = estimate_memory(
         shape=request.shape, layout=layout, batch=batch, precision=request.precision, device=request.device.kind
     )
@@ -84,7 +84,7 @@ def judge(request: LayoutRequest, layout: ParallelLayout, batch: BatchPlan) -> t
         device=request.device,
         devices_per_node=request.devices_per_node,
     )
-    return memory.total, time.total_s
+    return memory.total, memory.host, time.total_s
 
 
 def random_request(seed: int) -> LayoutRequest:
@@ -109,7 +109,10 @@ def random_request(seed: int) -> LayoutRequest:
         shape=shape,
         precision=pick.choice(tuple(Precision)),
         global_batch_size=world * pick.choice((1, 2, 3, 4)),
-        device=small_device(int(2 * GIB + pick.uniform(0.02, 1.0) * GIB)),
+        device=dataclasses.replace(
+            small_device(int(2 * GIB + pick.uniform(0.02, 1.0) * GIB)),
+            host_memory_bytes=int(pick.uniform(0.01, 0.4) * GIB) if pick.random() < 0.5 else None,
+        ),
         world_size=world,
         devices_per_node=pick.choice((None, 2, 4)),
         fixed=chosen,
@@ -121,7 +124,8 @@ def random_request(seed: int) -> LayoutRequest:
 def test_search_equals_brute_force(seed):
     request = random_request(seed)
     legal = [(layout, batch, *judge(request, layout, batch)) for layout, batch in every_layout(request)]
-    fitting = [entry for entry in legal if entry[2] <= request.device.memory_bytes]
+    room, host_room = request.device.memory_bytes, request.device.host_memory_bytes
+    fitting = [entry for entry in legal if entry[2] <= room and (host_room is None or entry[3] <= host_room)]
     if not fitting:
         with pytest.raises(LayoutError, match="no layout fits" if legal else "no layout is legal"):
             search_layouts(request)
@@ -131,13 +135,14 @@ def test_search_equals_brute_force(seed):
     validate_layout(shape=request.shape, layout=best.layout, precision=request.precision, batch=best.batch)
     assert best.layout.world_size == request.world_size
     assert best.memory.total <= request.device.memory_bytes
-    fastest = min(entry[3] for entry in fitting)
+    fastest = min(entry[4] for entry in fitting)
     assert fastest <= best.step_time.total_s <= fastest * 1.005 * (1 + 1e-9)
     assert (found.num_legal, found.num_fitting) == (len(legal), len(fitting))
     assert sum(rejection.count for rejection in found.rejected) == found.num_considered - len(fitting)
     for candidate in (best, *found.runners_up):
         assert judge(request, candidate.layout, candidate.batch) == (
             candidate.memory.total,
+            candidate.memory.host,
             pytest.approx(candidate.step_time.total_s, rel=1e-12),
         )
 
@@ -149,9 +154,10 @@ def test_random_requests_have_every_outcome():
         try:
             found = search_layouts(random_request(seed))
             outcomes["all fit" if found.num_fitting == found.num_legal else "some fit"] += 1
+            outcomes["host full"] += any("of the host" in rejection.reason for rejection in found.rejected)
         except LayoutError as error:
             outcomes[str(error)[: len("no layout fits")]] += 1
-    assert min(outcomes[kind] for kind in ("all fit", "some fit", "no layout fits")) >= 3, outcomes
+    assert min(outcomes[kind] for kind in ("all fit", "some fit", "host full", "no layout fits")) >= 3, outcomes
 
 
 def seventy(**changes) -> LayoutRequest:
@@ -300,7 +306,8 @@ def test_a_cpu_that_a_file_describes():
     )
     best = search_layouts(request).best
     assert best.memory.margin == 0
-    assert judge(request, best.layout, best.batch) == (best.memory.total, pytest.approx(best.step_time.total_s))
+    expected = (best.memory.total, best.memory.host, pytest.approx(best.step_time.total_s))
+    assert judge(request, best.layout, best.batch) == expected
 
 
 def test_nothing_would_do():
