@@ -111,7 +111,7 @@ def random_request(seed: int) -> LayoutRequest:
         global_batch_size=world * pick.choice((1, 2, 3, 4)),
         device=dataclasses.replace(
             small_device(int(2 * GIB + pick.uniform(0.02, 1.0) * GIB)),
-            host_memory_bytes=int(pick.uniform(0.01, 0.4) * GIB) if pick.random() < 0.5 else None,
+            host_memory_bytes=int(pick.uniform(0.005, 0.1) * GIB) if pick.random() < 0.5 else None,
         ),
         world_size=world,
         devices_per_node=pick.choice((None, 2, 4)),
