@@ -64,7 +64,7 @@ def encode_split(
                 writer=stack.enter_context(IndexedWriter(prefix=folder / name, vocab_size=vocab_size)),
                 vocab_size=vocab_size,
             )
-            for name in ("train", "held_out")
+            for name in ("train-corpus", "held_out")
         )
         for batch in _batches(documents):
             for document, ids in zip(batch, tokenizer.encode_documents(batch, num_threads=num_threads), strict=True):

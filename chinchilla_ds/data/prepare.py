@@ -15,7 +15,7 @@ from pathlib import Path
 
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.data.encode import encode_split, unigram_loss
-from chinchilla_ds.data.prepared import MANIFEST_NAME, PREPARED_FORMAT_VERSION, PreparedData
+from chinchilla_ds.data.prepared import MANIFEST_NAME, PREPARED_FORMAT_VERSION, PreparedData, PreparedSource
 from chinchilla_ds.data.readers import read_documents
 from chinchilla_ds.data.sources import Corpus, ReadReport, find_corpus
 from chinchilla_ds.data.split import DocumentSurvey
@@ -168,6 +168,15 @@ def _build(corpus: Corpus, *, data: DataConfig, vocab_size: int, seed: int, fold
     prepared = PreparedData(
         folder=folder,
         source=corpus.description,
+        sources=(
+            PreparedSource(
+                name="corpus",
+                weight=None,
+                num_documents=train.num_documents,
+                num_bytes=train.num_bytes,
+                num_tokens=train.num_tokens,
+            ),
+        ),
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
         eod_id=tokenizer.eod_id,

@@ -6,10 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.errors import DataError
+from chinchilla_ds.errors import DataError, reason
 
-PREPARED_FORMAT_VERSION = 1
+PREPARED_FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+LEDGER_NAME = "ledger.json"
+INPUTS_NAME = "inputs.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSource:
+    """The training documents of one named source."""
+
+    name: str
+    weight: float | None
+    """Share of the training samples; None: by tokens, so that each document is read equally often."""
+    num_documents: int
+    num_bytes: int
+    """UTF-8 bytes of the documents."""
+    num_tokens: int
+    """End-of-document tokens included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +35,15 @@ class PreparedData:
     folder: Path
     source: str
     """One line that says where the text comes from."""
+    sources: tuple[PreparedSource, ...]
+    """In the order of their names; all have a weight, and these sum to 1, or none has."""
     tokenizer_sha256: str
     vocab_size: int
     """Pieces of the tokenizer, at most what was asked for."""
     eod_id: int
     """The end-of-document token."""
     train_tokens: int
+    """Of all sources."""
     held_out_tokens: int
     train_bytes: int
     """UTF-8 bytes of the training documents."""
@@ -39,17 +58,29 @@ class PreparedData:
 
     @property
     def tokenizer_path(self) -> Path:
-        """SentencePiece model."""
-        return self.folder / "tokenizer.model"
+        """The tokenizer: a SentencePiece model, or the folder of a Hugging Face tokenizer."""
+        folder = self.folder / "tokenizer"
+        return folder if folder.is_dir() else self.folder / "tokenizer.model"
+
+    @property
+    def train_prefixes(self) -> tuple[Path, ...]:
+        """Megatron-core datasets of the training documents, one per source, without `.bin` and `.idx`."""
+        return tuple(train_prefix(self.folder, name=source.name) for source in self.sources)
 
     @property
     def train_prefix(self) -> Path:
-        """Megatron-core dataset of the training documents, without `.bin` and `.idx`."""
-        return self.folder / "train"
+        """The only one of `train_prefixes`.
+
+        Raises:
+            DataError: there are several sources, to be blended.
+        """
+        if len(self.sources) != 1:
+            raise DataError(f"{self.folder} holds {len(self.sources)} sources; read them as a blend")
+        return self.train_prefixes[0]
 
     @property
     def held_out_prefix(self) -> Path:
-        """Megatron-core dataset of the held-out documents, without `.bin` and `.idx`."""
+        """Megatron-core dataset of the held-out documents of all sources, without `.bin` and `.idx`."""
         return self.folder / "held_out"
 
     @property
@@ -60,7 +91,7 @@ class PreparedData:
     def to_json(self) -> str:
         """Return indented JSON; `folder` is written as text."""
         values = {"format_version": PREPARED_FORMAT_VERSION, **dataclasses.asdict(self), "folder": str(self.folder)}
-        return json.dumps(values, indent=2) + "\n"
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "PreparedData":
@@ -78,7 +109,11 @@ class PreparedData:
         wanted = {field.name for field in dataclasses.fields(cls)}
         if values.keys() != wanted:
             raise DataError(f"fields {sorted(values.keys() ^ wanted)} of the manifest are missing or unknown")
-        return cls(**{**values, "folder": Path(values["folder"])})
+        try:
+            sources = tuple(PreparedSource(**source) for source in values["sources"])
+        except TypeError as error:
+            raise DataError(f"field 'sources' of the manifest: {error}") from None
+        return cls(**{**values, "folder": Path(values["folder"]), "sources": sources})
 
     @classmethod
     def load(cls, folder: Path) -> "PreparedData":
@@ -90,8 +125,18 @@ class PreparedData:
         try:
             text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
         except OSError as error:
-            raise DataError(f"{folder} holds no prepared data: {error.strerror}") from None
+            raise DataError(f"{folder} holds no prepared data: {reason(error)}") from None
         try:
             return dataclasses.replace(cls.from_json(text), folder=folder)
         except DataError as error:
             raise DataError(f"{folder / MANIFEST_NAME}: {error}; remove the folder to prepare it again") from None
+
+
+def train_prefix(folder: Path, *, name: str) -> Path:
+    """Return the prefix of a source's training documents."""
+    return folder / f"train-{name}"
+
+
+def is_prepared(path: Path) -> bool:
+    """Return whether `path` is a folder of prepared data."""
+    return (path / MANIFEST_NAME).is_file()

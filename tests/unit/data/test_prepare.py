@@ -109,9 +109,9 @@ def test_manifest_in_and_out_and_moved(prepared: PreparedData, tmp_path: Path) -
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "no manifest of prepared data of format_version 1"),
-        ('{"format_version": 0}', "no manifest of prepared data of format_version 1"),
-        ('{"format_version": 1, "folder": "x"}', "fields .* of the manifest are missing or unknown"),
+        ("[]", "no manifest of prepared data of format_version 2"),
+        ('{"format_version": 0}', "no manifest of prepared data of format_version 2"),
+        ('{"format_version": 2, "folder": "x"}', "fields .* of the manifest are missing or unknown"),
     ],
 )
 def test_a_broken_manifest(text: str, message: str, tmp_path: Path) -> None:
