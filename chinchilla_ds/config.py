@@ -76,6 +76,8 @@ class RunConfig:
     """None means bf16 on a GPU and fp32 on a CPU."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    document_mask: bool = False
+    """Whether attention stays within a document, where a sequence holds several."""
     seed: int = 1234
     """Seeds weights, data order and tokenizer sample."""
     eval_interval_tokens: int | None = None

@@ -259,6 +259,8 @@ class RunPlan:
     seed: int
     eval_interval_iters: int
     """Optimizer steps between evaluations on the held-out part."""
+    document_mask: bool = False
+    """Whether attention stays within a document, where a sequence holds several. FLOPs are counted without it."""
     unique_tokens: int | None = None
     """Distinct tokens there are; num_tokens beyond them are repetitions. None: as many as num_tokens."""
     cluster: Cluster | None = None

@@ -216,6 +216,7 @@ def model_flags(group: Group) -> None:
     flag(group, "gradient-clipping", _limit, "largest gradient norm, 0 for none (default 1.0)")
     flag(group, "decay", _choice(Decay), "learning-rate decay after warm-up (default cosine)", metavar=_names(Decay))
     flag(group, "precision", _choice(Precision), "default bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))
+    group.add_argument("--document-mask", action=argparse.BooleanOptionalAction, help="attend within documents alone")
     flag(group, "seed", _seed, f"weights, data order, tokenizer sample (default {RunConfig().seed})")
 
 

@@ -77,12 +77,13 @@ def _gather_for_writing(parameter: nn.Parameter) -> contextlib.AbstractContextMa
 class TrainingEngine:
     """This rank's stage of the decoder, its optimizer partition, and the schedule that runs them."""
 
-    def __init__(self, *, plan: RunPlan, ds_config: dict[str, Any]) -> None:
+    def __init__(self, *, plan: RunPlan, ds_config: dict[str, Any], eod_id: int | None = None) -> None:
         """Build and initialise; process groups must exist.
 
         Args:
             plan: The resolved plan.
             ds_config: The resolved DeepSpeed JSON, without our own section and without "auto".
+            eod_id: The end-of-document token; needed where the plan masks documents.
         """
         self.plan = plan
         told = for_deepspeed(ds_config, plan)
@@ -95,7 +96,7 @@ class TrainingEngine:
             else None
         )
         recompute.configure(ds_config=ds_config, num_layers=plan.shape.num_layers)
-        stage = build_stage(plan, partition=partition)
+        stage = build_stage(plan, partition=partition, eod_id=eod_id)
         initialize(stage, plan=plan, gather=_gather_for_writing if zero3 else None)
         optimizer = make_optimizer(stage, plan=plan)
         self.engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, mpu=Mpu, config=told)

@@ -3,6 +3,7 @@
 Shapes, TP-local: s sequence, b micro-batch, n heads / tp, g query groups / tp, d kv_channels.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,29 @@ from torch import Tensor, nn
 from chinchilla_ds.distributed.recompute import checkpoint
 
 
+def document_mask(tokens: Tensor, *, eod_id: int, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention scores so that each token sees its own document up to itself, and nothing else.
+
+    An end-of-document token belongs to the document that it ends. Positions are not reset: rotary attention depends on
+    distances alone, so within a document nothing changes.
+
+    Args:
+        tokens: [b, s]
+        eod_id: The end-of-document token.
+        dtype: Of queries and keys.
+
+    Returns:
+        [b, 1, s, s], 0 where attention is allowed and minus infinity elsewhere. Every token sees itself.
+    """
+    ends = (tokens == eod_id).int()
+    documents = ends.cumsum(dim=1) - ends  # [b, s]: how many documents ended before
+    same = documents.unsqueeze(2) == documents.unsqueeze(1)
+    mask = torch.zeros_like(same, dtype=dtype).masked_fill_(~same.tril(), float("-inf"))
+    return mask.unsqueeze(1)
+
+
 class SdpaCoreAttention(nn.Module):
-    """Causal attention within a sequence; grouped queries share keys and values.
+    """Causal attention within a sequence, or within its documents; grouped queries share keys and values.
 
     Megatron-core's own DotProductAttention materialises the [b, n, s, s] scores and needs a CUDA RNG tracker.
     """
@@ -26,32 +48,31 @@ class SdpaCoreAttention(nn.Module):
         self.softmax_scale = config.softmax_scale
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
-        """Attend causally.
+        """Attend causally, within documents where there is a mask.
 
         Args:
             query: [s, b, n, d]
             key: [s, b, g, d]
             value: [s, b, g, d]
-            attention_mask: must be None; the mask is causal.
+            attention_mask: What `document_mask` made, [b, 1, s, s]; None for causal attention over the sequence.
 
         Returns:
             [s, b, n * d]
-
-        Raises:
-            ValueError: a mask was given.
         """
-        if attention_mask is not None:
-            raise ValueError("SdpaCoreAttention is causal and takes no attention_mask")
+        attend = partial(self._attend, mask=attention_mask)  # no input of the checkpoint: not split over ranks
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._attend, query, key, value)
-        return self._attend(query, key, value)
+            return checkpoint(attend, query, key, value)
+        return attend(query, key, value)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) -> Tensor:
         s, b, n, d = query.shape
         q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))  # [b, heads, s, d]
         grouped = k.size(1) != n
-        if grouped and q.device.type == "cpu":
-            # torch's CPU flash kernel has no grouped queries and would fall back to the unfused one
+        if grouped and (q.device.type == "cpu" or mask is not None):
+            # torch's CPU flash kernel, and CUDA's fused kernel with a mask, have no grouped queries: both would fall
+            # back to the unfused one
             k, v, grouped = (*(t.repeat_interleave(n // t.size(1), dim=1) for t in (k, v)), False)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.softmax_scale, enable_gqa=grouped
+        )
         return out.permute(2, 0, 1, 3).reshape(s, b, n * d)

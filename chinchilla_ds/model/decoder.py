@@ -15,6 +15,8 @@ from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.model.core_attention import SdpaCoreAttention, document_mask
 from chinchilla_ds.model.layer_spec import block_spec
 from chinchilla_ds.plan import Precision, RunPlan
 
@@ -82,9 +84,11 @@ class Decoder(GPTModel):  # type: ignore[misc]
 class PipelineStage(nn.Module):
     """What this rank computes: one model chunk, or several under interleaved scheduling."""
 
-    def __init__(self, chunks: list[Decoder]) -> None:
+    def __init__(self, chunks: list[Decoder], *, masked_eod_id: int | None = None) -> None:
+        """Take the chunks, and the token that ends a document where attention stays within documents."""
         super().__init__()
         self.chunks = nn.ModuleList(chunks)
+        self._masked_eod_id = masked_eod_id
 
     @property
     def decoders(self) -> list[Decoder]:
@@ -95,7 +99,8 @@ class PipelineStage(nn.Module):
         """Run one chunk.
 
         Args:
-            tokens: [b, s]; read by the first chunk of the first stage, others use the tensor they were sent.
+            tokens: [b, s]; embedded by the first chunk of the first stage, while others use the tensor they were sent.
+                Document masks are made of them on every stage.
             labels: [b, s] on the last chunk of the last stage, to get the loss; None to get logits.
             chunk: Index of the model chunk.
 
@@ -103,7 +108,10 @@ class PipelineStage(nn.Module):
             Mean loss in nats per token, logits [b, s, v/tp], or hidden states [s, b, h] for the next stage.
         """
         model = self.decoders[chunk]
-        output: Tensor = model(input_ids=tokens, position_ids=None, attention_mask=None, labels=labels)
+        mask = None
+        if self._masked_eod_id is not None:  # one for all layers, kept until this micro-batch's backward pass
+            mask = document_mask(tokens, eod_id=self._masked_eod_id, dtype=model.config.params_dtype)
+        output: Tensor = model(input_ids=tokens, position_ids=None, attention_mask=mask, labels=labels)
         return output.mean() if labels is not None and model.post_process else output
 
     def set_input_tensor(self, tensor: Any, *, chunk: int) -> None:
@@ -111,14 +119,21 @@ class PipelineStage(nn.Module):
         self.decoders[chunk].set_input_tensor(tensor)
 
 
-def build_stage(plan: RunPlan, *, partition: AbstractContextManager[Any] | None = None) -> PipelineStage:
+def build_stage(
+    plan: RunPlan, *, partition: AbstractContextManager[Any] | None = None, eod_id: int | None = None
+) -> PipelineStage:
     """Build this rank's pipeline stage; weights are placeholders until `initialization.initialize`.
 
     Args:
         plan: The run's plan; its process groups must be initialised.
         partition: Context under which modules are built: `deepspeed.zero.Init` for ZeRO-3, so that no rank ever holds
             the full model.
+        eod_id: The end-of-document token, which document masks need.
+
+    Raises:
+        ConfigError: the plan masks documents and this machine's attention cannot.
     """
+    assert eod_id is not None or not plan.document_mask, "document masks need eod_id"
     config = transformer_config(plan)
     virtual = plan.layout.virtual_pipeline_model_parallel_size
     layers = plan.shape.num_layers // (plan.layout.pipeline_model_parallel_size * virtual)
@@ -126,7 +141,19 @@ def build_stage(plan: RunPlan, *, partition: AbstractContextManager[Any] | None 
         chunks = [_build_chunk(plan, config, layers, index if virtual > 1 else None) for index in range(virtual)]
     for chunk in chunks:
         chunk.rotary_pos_emb = _rotary(plan)
-    return PipelineStage(chunks)
+        if plan.document_mask:
+            _check_takes_masks(chunk)
+    return PipelineStage(chunks, masked_eod_id=eod_id if plan.document_mask else None)
+
+
+def _check_takes_masks(chunk: Decoder) -> None:
+    kinds = {type(layer.self_attention.core_attention) for layer in chunk.decoder.layers}
+    if others := kinds - {SdpaCoreAttention}:
+        raise ConfigError(
+            f"document_mask is on and attention is {', '.join(sorted(kind.__name__ for kind in others))}, which is"
+            " called without document masks here; use `--recompute selective`, which takes torch's attention, or"
+            " `--no-document-mask`"
+        )
 
 
 def _build_chunk(plan: RunPlan, config: TransformerConfig, num_layers: int, vp_stage: int | None) -> Decoder:

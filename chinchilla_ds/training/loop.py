@@ -75,7 +75,7 @@ class _Run:
     ) -> None:
         self.plan, self.prepared, self.callbacks = plan, prepared, callbacks
         self.loader = TokenLoader(prepared=prepared, plan=plan)
-        self.engine = TrainingEngine(plan=plan, ds_config=ds_config)
+        self.engine = TrainingEngine(plan=plan, ds_config=ds_config, eod_id=prepared.eod_id)
         self.data_parallel_rank = groups.data_parallel_rank()
         self.state = TrainingState(
             plan=plan,
