@@ -7,9 +7,15 @@ cleaning it again changes nothing.
 import re
 import string
 import unicodedata
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
+from typing import TypeAlias
+
+from chinchilla_ds.data import pii, quality
+from chinchilla_ds.errors import ConfigError
 
 
 class Rule(StrEnum):
@@ -39,6 +45,13 @@ DEFAULT_RULES = frozenset({Rule.MOJIBAKE, Rule.NFC, Rule.CONTROL_CHARACTERS, Rul
 """What is on unless the user says otherwise: SlimPajama's two steps, and control characters."""
 
 
+Edit: TypeAlias = Callable[[str], tuple[str | None, int]]
+"""Returns the text changed, or None to drop it, and how often it changed, as `re.subn` does."""
+
+Test: TypeAlias = Callable[[str], bool]
+"""Returns whether a text is kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CleaningConfig:
     """Which rules are on."""
@@ -66,14 +79,26 @@ class Cleaned:
 
 
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+"""C0, DEL, C1 and the byte order mark, without what Unicode breaks a line or page at: LF, VT, FF, CR, NEL; and tab."""
+
+_MAX_PASSES = 100
+"""A bound, so that no text can hold a worker; each pass undoes one layer, and real text has one or two."""
 
 
 class Cleaner:
     """Cleans documents; picklable, one per worker process."""
 
     def __init__(self, config: CleaningConfig) -> None:
+        """Load what the rules need.
+
+        Raises:
+            ConfigError: the shortest length is negative, or a rule needs a package that is not installed.
+        """
+        if config.min_characters < 0:
+            raise ConfigError(f"min_characters ({config.min_characters} characters) must not be negative; 0 keeps all")
         self.config = config
+        self._edits = [(rule, load()) for rule, load in _EDITS.items() if rule in config.rules]
+        self._tests = [(rule, load(config)) for rule, load in _TESTS.items() if rule in config.rules]
 
     def __reduce__(self) -> tuple[type["Cleaner"], tuple[CleaningConfig]]:
         """Pickle by configuration."""
@@ -81,18 +106,78 @@ class Cleaner:
 
     def clean(self, text: str) -> Cleaned:
         """Return the document cleaned, or that it is dropped and by which rule."""
-        counts: dict[Rule, int] = {}
-        rules = self.config.rules
-        if Rule.NFC in rules:
-            fixed = unicodedata.normalize("NFC", text)
-            if fixed != text:
-                text, counts[Rule.NFC] = fixed, 1
-        if Rule.CONTROL_CHARACTERS in rules:
-            text, removed = _CONTROL.subn("", text)
-            if removed:
-                counts[Rule.CONTROL_CHARACTERS] = removed
-        if Rule.MIN_LENGTH in rules:
-            plain = re.sub(r"\s+", " ", text.lower().translate(_NO_PUNCTUATION).strip())
-            if len(plain) < self.config.min_characters:
-                return Cleaned(text=None, dropped_by=Rule.MIN_LENGTH, counts=counts)
-        return Cleaned(text=text, counts=counts)
+        counts = Counter[Rule]()
+        for _ in range(_MAX_PASSES):
+            before = text
+            for rule, edit in self._edits:
+                edited, count = edit(text)
+                if edited is None:
+                    return Cleaned(text=None, dropped_by=rule, counts=counts)
+                text = edited
+                counts[rule] += count
+            if text == before:
+                break
+        dropped_by = next((rule for rule, passes in self._tests if not passes(text)), None)
+        return Cleaned(text=None if dropped_by else text, dropped_by=dropped_by, counts=+counts)
+
+
+def is_long_enough(text: str, *, min_characters: int) -> bool:
+    """Return whether a text has `min_characters` characters, counted as SlimPajama counts them.
+
+    The text is lower-cased and loses ASCII punctuation; white space at both ends goes, and any other run of it counts
+    as one. Every prefix is at most as long as the whole, so a short prefix decides for most texts.
+
+    Source: Cerebras modelzoo, `data_processing/slimpajama/preprocessing/filter.py`, which drops what is shorter than
+    its threshold of 200.
+    """
+    size = 2 * min_characters
+    while True:
+        plain = text[:size].lower().translate(_NO_PUNCTUATION)
+        if len(" ".join(plain.split())) >= min_characters:
+            return True
+        if size >= len(text):
+            return False
+        size *= 4
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _compose(text: str) -> tuple[str, int]:
+    if text.isascii() or unicodedata.is_normalized("NFC", text):
+        return text, 0
+    return unicodedata.normalize("NFC", text), 1
+
+
+def _remove_control_characters(text: str) -> tuple[str, int]:
+    return _CONTROL.subn("", text) if _CONTROL.search(text) else (text, 0)
+
+
+def _load_mojibake() -> Edit:
+    from chinchilla_ds.data import mojibake
+
+    return mojibake.repair
+
+
+def _load_gopher(config: CleaningConfig) -> Test:
+    del config
+    return quality.gopher()
+
+
+def _load_min_length(config: CleaningConfig) -> Test:
+    return partial(is_long_enough, min_characters=config.min_characters)
+
+
+_EDITS: Mapping[Rule, Callable[[], Edit]] = {
+    Rule.MOJIBAKE: _load_mojibake,
+    Rule.CONTROL_CHARACTERS: lambda: _remove_control_characters,
+    Rule.NFC: lambda: _compose,
+    Rule.EMAIL: lambda: pii.replace_emails,
+    Rule.IP_ADDRESS: lambda: pii.replace_ip_addresses,
+    Rule.PHONE_NUMBER: lambda: pii.replace_phone_numbers,
+    Rule.C4: quality.c4,
+}
+"""What changes a text, in this order, until none of it does."""
+
+_TESTS: Mapping[Rule, Callable[[CleaningConfig], Test]] = {Rule.MIN_LENGTH: _load_min_length, Rule.GOPHER: _load_gopher}
+"""What a text must pass when all changes are made, cheapest first."""
