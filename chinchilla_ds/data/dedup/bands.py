@@ -1,9 +1,15 @@
 """Bands and rows of MinHash-LSH: which pairs are found, and how to choose them for a threshold."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from chinchilla_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 INTEGRATION_STEPS = 1000
 """Midpoints per integral over the Jaccard index."""
@@ -29,26 +35,42 @@ class MinHashConfig:
     shingle_size: int
     """Units per shingle."""
     num_permutations: int
-    """Hash functions of a signature; those beyond bands x rows are not computed, for nothing would read them."""
+    """Hash functions of a signature; the bands take the first bands x rows, the check of a pair takes all."""
     bands: int
-    """Two documents are near duplicates if any one band of their signatures is equal."""
+    """Two documents of which any one band is equal are a candidate pair."""
     rows: int
     """Hash functions per band."""
+    min_similarity: float = 0.65
+    """Share of all hash values that must agree in a candidate pair to make it one of near duplicates; 0: no check."""
     seed: int = 42
     """Chooses the hash functions."""
 
     def __post_init__(self) -> None:
         sizes = ("shingle_size", "num_permutations", "bands", "rows")
-        problems = [f"{name} is {getattr(self, name)}; it must be at least 1" for name in sizes if getattr(self, name) < 1]
+        problems = [
+            f"{name} is {getattr(self, name)}; it must be at least 1" for name in sizes if getattr(self, name) < 1
+        ]
         if not problems and self.bands * self.rows > self.num_permutations:
             problems.append(
                 f"bands ({self.bands}) x rows ({self.rows}) = {self.bands * self.rows} is more than num_permutations"
-                f" ({self.num_permutations}); at most {self.num_permutations // self.rows} bands of {self.rows} rows fit"
+                f" ({self.num_permutations}); {self.num_permutations // self.rows} bands of {self.rows} rows fit"
             )
+        if not 0 <= self.min_similarity <= 1:
+            problems.append(f"min_similarity is {self.min_similarity:g}; it must lie between 0 and 1")
         if not 0 <= self.seed < 2**64:
             problems.append(f"seed is {self.seed}; it must lie between 0 and 2^64 - 1")
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of what `band_keys` returns: the bands, then a byte per permutation, eight to a column."""
+        return self.bands + -(-self.num_permutations // 8)
+
+    @property
+    def min_agreeing(self) -> int:
+        """Hash values that must agree in a candidate pair."""
+        return math.ceil(self.min_similarity * self.num_permutations - 1e-9)
 
     def detection_probability(self, jaccard: float, /) -> float:
         """Return the probability that a pair of this Jaccard index shares a band, 1 - (1 - J^r)^b.
@@ -57,12 +79,32 @@ class MinHashConfig:
         """
         return float(1 - (1 - jaccard**self.rows) ** self.bands)
 
+    def duplicate_probability(self, jaccard: float, /) -> float:
+        """Return the probability that such a pair shares a band and passes the check of `min_similarity` as well.
+
+        For hash values that agree independently, each with probability J: the chance of enough agreeing ones, less the
+        chance of enough without one whole band among them.
+        """
+        import numpy as np
+
+        def agreeing(number: int) -> "NDArray[np.float64]":
+            chances = [math.comb(number, k) * jaccard**k * (1 - jaccard) ** (number - k) for k in range(number + 1)]
+            return np.array(chances)
+
+        broken_band = agreeing(self.rows)
+        broken_band[-1] = 0
+        no_band = agreeing(self.num_permutations - self.bands * self.rows)
+        for _ in range(self.bands):
+            no_band = np.convolve(no_band, broken_band)
+        every = agreeing(self.num_permutations)
+        return float(np.sum(every[self.min_agreeing :]) - np.sum(no_band[self.min_agreeing :]))
+
 
 PRESETS = {
     "slimpajama": MinHashConfig(unit=Unit.CHARACTER, shingle_size=13, num_permutations=128, bands=9, rows=13),
     "fineweb": MinHashConfig(unit=Unit.WORD, shingle_size=5, num_permutations=112, bands=14, rows=8),
 }
-"""SlimPajama (Soboleva et al. 2023; Cerebras modelzoo, slimpajama/dedup) and FineWeb (arXiv:2406.17557, section 3.4)."""
+"""SlimPajama (Soboleva et al. 2023; Cerebras modelzoo, slimpajama/dedup); FineWeb (arXiv:2406.17557, section 3.4)."""
 
 
 def choose_bands(*, num_permutations: int, threshold: float) -> tuple[int, int]:

@@ -1,24 +1,49 @@
 """Which documents to keep: exact and near duplicates found on disk, in memory that does not grow with the corpus."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from chinchilla_ds.data.dedup.bands import MinHashConfig
+from chinchilla_ds.data.dedup.candidates import (
+    BAND_KEYS_NAME,
+    CONTENT_HASH_NAME,
+    SOURCE_NAME,
+    TASK_RECORDS,
+    Job,
+    match_keys,
+    sort_keys,
+)
+from chinchilla_ds.data.dedup.exchange import Progress, Workers
+from chinchilla_ds.data.dedup.union import join
+from chinchilla_ds.data.dedup.verdicts import DUPLICATE_OF_NAME, KEEP_NAME, verdict_folders, write_verdicts
+from chinchilla_ds.errors import DataError, OutputError, reason
 
-CONTENT_HASH_NAME = "content_hash.npy"
-"""In a shard's folder, uint64 [documents] or [documents, 2]: the hash of each cleaned text."""
-SOURCE_NAME = "source.npy"
-"""In a shard's folder, unsigned integers [documents]: the place of each document's source among the sorted names."""
-BAND_KEYS_NAME = "band_keys.npy"
-"""In a shard's folder, uint64 [documents, bands]; not read where only exact duplicates are looked for."""
-KEEP_NAME = "keep.npy"
-"""In a verdict folder, bool [documents]."""
-DUPLICATE_OF_NAME = "duplicate_of.npy"
-"""In a verdict folder, of the shape of the content hashes: that of the kept document, its own for a kept one."""
+__all__ = [
+    "find_duplicates",
+    "Duplicates",
+    "CONTENT_HASH_NAME",
+    "SOURCE_NAME",
+    "BAND_KEYS_NAME",
+    "KEEP_NAME",
+    "DUPLICATE_OF_NAME",
+]
 
-Progress = Callable[[str, float], None]
-"""Called with the name of a stage and the share of it that is done."""
+FORMAT_VERSION = 1
+"""Of the files in the work folder; another one's are not gone on from."""
+MANIFEST_NAME = "manifest.json"
+"""In the work folder: what the files there were made from."""
+LABELS_NAME = "labels.bin"
+SCRATCH_NAMES = ("runs", "edges", "candidates", "answers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +71,128 @@ def find_duplicates(
 ) -> Duplicates:
     """Decide for each document whether it is kept.
 
+    Documents that share a band key and pass the check of `config.min_similarity` are joined; of each connected
+    component the document of the smallest content hash is kept, of its copies the one of the first source. So the
+    content that is kept depends neither on the order of files and documents nor on shards and workers.
+
     Args:
         shards: One folder each, with CONTENT_HASH_NAME, SOURCE_NAME and BAND_KEYS_NAME.
-        config: Of the band keys; None finds exact duplicates only.
-        work_folder: Receives the verdicts and all that leads to them; a rerun after a kill goes on from what is there.
+        config: Of the band keys; None finds exact copies only.
+        work_folder: Receives the verdicts and all that leads to them, about 25 bytes per document and band. After a
+            kill, a rerun on the same inputs goes on from what is there; on other inputs it starts anew.
         num_workers: Processes.
         progress: Told how far each stage is.
+
+    Raises:
+        DataError: a shard's files are missing, damaged, or do not fit each other or `config`; all are listed.
+        OutputError: the work folder cannot be written.
     """
-    raise NotImplementedError
+    job = Job(shards=tuple(shards), num_documents=_check(shards, config=config), config=config, folder=work_folder)
+    _claim(job)
+    with Workers(num_workers=num_workers, progress=progress) as workers:
+        if not all((folder / KEEP_NAME).exists() for folder in verdict_folders(job)):
+            labels = work_folder / LABELS_NAME
+            if not labels.exists():
+                workers.run("sort", partial(sort_keys, job=job), job.runs)
+                workers.run("match", partial(match_keys, job=job), job.edges)
+                join(job.edges, num_documents=int(job.offsets[-1]), output=labels)
+            write_verdicts(job, labels=labels, workers=workers)
+    _remove(work_folder, names=SCRATCH_NAMES)
+    return _count(job)
+
+
+def _check(shards: Sequence[Path], *, config: MinHashConfig | None) -> tuple[int, ...]:
+    """Return the documents per shard.
+
+    Raises:
+        DataError: see `find_duplicates`.
+    """
+    problems: list[str] = []
+    counts = []
+    for shard in shards:
+        shapes = {}
+        for name in (CONTENT_HASH_NAME, SOURCE_NAME) + (() if config is None else (BAND_KEYS_NAME,)):
+            try:
+                shapes[name] = np.load(shard / name, mmap_mode="r").shape
+            except (OSError, ValueError, EOFError) as error:
+                text = reason(error) if isinstance(error, OSError) else str(error)
+                problems.append(f"{shard / name} cannot be read: {text}")
+        number = shapes.get(CONTENT_HASH_NAME, (0,))[0]
+        counts.append(number)
+        problems += [
+            f"{shard / name} holds {shape[0]} documents and {CONTENT_HASH_NAME} beside it {number}"
+            for name, shape in shapes.items()
+            if shape[0] != number
+        ]
+        if config is not None and shapes.get(BAND_KEYS_NAME, (0, config.num_columns))[1] != config.num_columns:
+            problems.append(
+                f"{shard / BAND_KEYS_NAME} has {shapes[BAND_KEYS_NAME][1]} columns; these settings give"
+                f" {config.num_columns}: it was made with others"
+            )
+    if problems:
+        raise DataError(problems)
+    return tuple(counts)
+
+
+def _claim(job: Job) -> None:
+    """Make the work folder that of these inputs: what was made from others is removed.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = job.folder / MANIFEST_NAME
+    manifest = _manifest(job)
+    if path.exists() and path.read_text(encoding="utf-8") == manifest:
+        return
+    try:
+        path.unlink(missing_ok=True)
+        _remove(job.folder, names=(*SCRATCH_NAMES, "verdicts"))
+        job.folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        beside.write_text(manifest, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {job.folder}: {reason(error)}") from error
+
+
+def _remove(folder: Path, *, names: Sequence[str]) -> None:
+    (folder / LABELS_NAME).unlink(missing_ok=True)
+    for name in names:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.rglob("*.tmp"):  # left by a kill
+        path.unlink(missing_ok=True)
+
+
+def _manifest(job: Job) -> str:
+    names = (CONTENT_HASH_NAME, SOURCE_NAME) + (() if job.config is None else (BAND_KEYS_NAME,))
+    inputs = [
+        {"shard": shard.name, "documents": number, "blake2b": {name: _digest(shard / name) for name in names}}
+        for shard, number in zip(job.shards, job.num_documents, strict=True)
+    ]
+    settings = None if job.config is None else dataclasses.asdict(job.config)
+    made_by = {"format": FORMAT_VERSION, "rensa": version("rensa"), "task_records": TASK_RECORDS}
+    return json.dumps({**made_by, "config": settings, "inputs": inputs}, indent=1)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _count(job: Job) -> Duplicates:
+    num_kept = num_exact = 0
+    folders = verdict_folders(job)
+    for shard, folder in zip(job.shards, folders, strict=True):
+        keep = np.load(folder / KEEP_NAME)
+        same = np.load(folder / DUPLICATE_OF_NAME) == np.load(shard / CONTENT_HASH_NAME)
+        same = same.all(axis=1) if same.ndim == 2 else same
+        num_kept += int(np.count_nonzero(keep))
+        num_exact += int(np.count_nonzero(same & ~keep))
+    total = int(job.offsets[-1])
+    return Duplicates(
+        verdicts=folders,
+        num_documents=total,
+        num_kept=num_kept,
+        num_exact=num_exact,
+        num_near=total - num_kept - num_exact,
+    )

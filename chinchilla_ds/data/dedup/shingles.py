@@ -1,0 +1,145 @@
+"""Shingles: text normalised for comparison, and 64-bit hashes of its runs of characters or words."""
+
+import functools
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chinchilla_ds.data.dedup.bands import Unit
+
+_BASE = 0x9E3779B97F4A7C15
+"""Base of the polynomial hashes, modulo 2^64; odd, so that it has an inverse."""
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
+
+
+def normalise(text: str, /, *, unit: Unit) -> str:
+    """Return what is compared of a text; the text itself is not changed anywhere.
+
+    Characters, as SlimPajama's to_hash.py: lower case; the 32 marks of ASCII punctuation are deleted; white space
+    becomes single spaces. Words, after FineWeb's settings of datatrove's simplify_text: lower case; each number becomes
+    0; punctuation (the ASCII marks and Unicode's categories P) and control characters become white space; white space
+    becomes single spaces; combining marks are deleted after NFD. Where nothing would be left, only white space is
+    collapsed.
+    """
+    lowered = text.lower()
+    if unit is Unit.CHARACTER:
+        kept = lowered.translate(_NO_PUNCTUATION)
+    else:
+        kept = _NUMBER.sub("0", lowered)
+        kept = _replace(kept, _is_separator, " ")
+        if not kept.isascii():
+            kept = _replace(unicodedata.normalize("NFD", kept), _is_mark, "")
+    return " ".join(kept.split()) or " ".join(text.split())
+
+
+def _is_separator(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category.startswith("P") or category == "Cc" or character in string.punctuation
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character) == "Mn"
+
+
+def _replace(text: str, condition: Callable[[str], bool], by: str) -> str:
+    """Replace the characters of a kind, one `str.replace` for each distinct one: faster than any table."""
+    for character in filter(condition, set(text)):
+        text = text.replace(character, by)
+    return text
+
+
+def pieces(normalised: str, /, *, unit: Unit, size: int, units: int) -> Iterator[str]:
+    """Cut a long text into parts of at most `units` shingles, so that together they have exactly its shingles."""
+    if len(normalised) <= units:
+        yield normalised
+        return
+    if unit is Unit.CHARACTER:
+        for start in range(0, max(len(normalised) - size + 1, 1), units):
+            yield normalised[start : start + units + size - 1]
+        return
+    words = normalised.split(" ")
+    for start in range(0, max(len(words) - size + 1, 1), units):
+        yield " ".join(words[start : start + units + size - 1])
+
+
+def shingle_hashes(parts: Sequence[str], /, *, unit: Unit, size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the hashes of all shingles, part after part, and where each part's begin: [shingles], [parts + 1].
+
+    A part with fewer units than `size` has one shingle, all of it; an empty part has none.
+
+    Args:
+        parts: Normalised texts, without line ends.
+        unit: What a shingle is made of.
+        size: Units per shingle.
+    """
+    if unit is Unit.CHARACTER:
+        units = _codes("".join(parts)).astype(np.uint64)
+        counts = np.fromiter((len(part) for part in parts), dtype=np.int64, count=len(parts))
+    else:
+        units, counts = _word_hashes(parts)
+    return _window_hashes(units, counts=counts, size=size)
+
+
+def mix(values: NDArray[np.uint64], /) -> NDArray[np.uint64]:
+    """Return a bijective scrambling of 64-bit values (SplitMix64's finaliser, Steele et al. 2014)."""
+    mixed = values + np.uint64(_BASE)
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def _codes(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4").astype(np.uint32, copy=False)
+
+
+def _word_hashes(parts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Return the hash of each word, and the number of words of each part: [words], [parts]."""
+    codes = _codes("\n".join([*parts, ""]))
+    line_ends = np.flatnonzero(codes == ord("\n"))
+    ends = np.flatnonzero((codes == ord(" ")) | (codes == ord("\n")))
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    word = ends > starts  # an empty part gives an empty word, which is none
+    starts, ends = starts[word], ends[word]
+    sums, inverse = _sums(codes.astype(np.uint64))
+    before = np.searchsorted(ends, line_ends, side="right")
+    return mix((sums[ends] - sums[starts]) * inverse[starts]), np.diff(before, prepend=0)
+
+
+def _window_hashes(
+    units: NDArray[np.uint64], *, counts: NDArray[np.int64], size: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    windows = np.where(counts > 0, np.maximum(counts - size + 1, 1), 0)
+    offsets = np.concatenate([[0], np.cumsum(windows)])
+    part_ends = np.cumsum(counts)
+    starts = np.arange(offsets[-1]) + np.repeat(part_ends - counts - offsets[:-1], windows)
+    ends = np.minimum(starts + size, np.repeat(part_ends, windows))
+    sums, inverse = _sums(units)
+    hashes = (sums[ends] - sums[starts]) * inverse[starts]
+    return mix(hashes + (ends - starts).astype(np.uint64)), offsets.astype(np.uint64)
+
+
+def _sums(units: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the prefix sums of u_i B^i, and the powers of 1/B, modulo 2^64: [units + 1], [units + 1]."""
+    powers, inverse = _powers(1 << max(len(units), 1).bit_length())
+    sums = np.zeros(len(units) + 1, dtype=np.uint64)
+    np.cumsum(units * powers[: len(units)], out=sums[1:])
+    return sums, inverse
+
+
+@functools.lru_cache(maxsize=2)
+def _powers(number: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    def of(base: int) -> NDArray[np.uint64]:
+        factors = np.full(number, base, dtype=np.uint64)
+        factors[0] = 1
+        return np.multiply.accumulate(factors)
+
+    return of(_BASE), of(pow(_BASE, -1, 2**64))

@@ -1,0 +1,97 @@
+"""Which document of a component is kept: the one of the smallest content hash, of these the first source.
+
+Each shard proposes its best document of every component (a candidate), tasks over ranges of components choose among
+them and answer, and each shard reads the answers to its own candidates.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chinchilla_ds.data.dedup.candidates import CONTENT_HASH_NAME, SOURCE_NAME, TASK_RECORDS, Job
+from chinchilla_ds.data.dedup.exchange import Workers, key_range, read_range, write_whole
+from chinchilla_ds.data.dedup.shingles import mix
+from chinchilla_ds.data.dedup.union import read_labels
+
+KEEP_NAME = "keep.npy"
+"""In a verdict folder, bool [documents]."""
+DUPLICATE_OF_NAME = "duplicate_of.npy"
+"""In a verdict folder, of the shape of the content hashes: that of the kept document, its own for a kept one."""
+
+CANDIDATE = np.dtype([(name, "<u8") for name in ("key", "root", "hash", "hash_low", "source", "ordinal")])
+"""A shard's best document of a component, under a scrambling of the component's first ordinal."""
+ANSWER = np.dtype([(name, "<u8") for name in ("key", "root", "hash", "hash_low", "ordinal")])
+"""The document kept of a component, under the ordinal of the candidate that it answers."""
+
+_ORDER = ("ordinal", "source", "hash_low", "hash", "root", "key")
+"""For lexsort, which takes the last one first; ordinals decide between copies of one text from one source only."""
+
+
+def verdict_folders(job: Job, /) -> tuple[Path, ...]:
+    """Return where each shard's verdicts go."""
+    return tuple(job.folder / "verdicts" / f"{index:06d}" for index in range(len(job.shards)))
+
+
+def write_verdicts(job: Job, /, *, labels: Path, workers: Workers) -> None:
+    """Write KEEP_NAME and DUPLICATE_OF_NAME of every shard."""
+    runs = [job.folder / "candidates" / path.name for path in job.runs]
+    workers.run("candidates", partial(_propose, job=job, labels=labels, runs=runs), runs)
+    number = max(1, -(-sum(np.load(run, mmap_mode="r").shape[0] for run in runs) // TASK_RECORDS))
+    answers = [job.folder / "answers" / f"{index:06d}.npy" for index in range(number)]
+    workers.run("choices", partial(_choose, runs=runs, answers=answers), answers)
+    outputs = [folder / KEEP_NAME for folder in verdict_folders(job)]
+    workers.run("verdicts", partial(_decide, job=job, labels=labels, answers=answers), outputs)
+
+
+def _members(shard: int, *, job: Job, labels: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which documents of a shard have duplicates, by place, and their components: [members], [members]."""
+    first, last = int(job.offsets[shard]), int(job.offsets[shard + 1])
+    found = read_labels(labels, first=first, last=last, num_documents=int(job.offsets[-1]))
+    places = np.flatnonzero(found)
+    return places, found[places] - 1
+
+
+def _propose(shard: int, *, job: Job, labels: Path, runs: list[Path]) -> None:
+    places, roots = _members(shard, job=job, labels=labels)
+    records = np.empty(len(places), dtype=CANDIDATE)
+    records["root"] = roots
+    records["key"] = mix(records["root"].copy())
+    records["hash"], records["hash_low"] = job.content_hashes(shard)[places].T
+    records["source"] = np.load(job.shards[shard] / SOURCE_NAME)[places]
+    records["ordinal"] = places + int(job.offsets[shard])
+    write_whole(runs[shard], _best(records)[0])
+
+
+def _best(records: NDArray[np.void]) -> tuple[NDArray[np.void], NDArray[np.void], NDArray[np.int64]]:
+    """Return the first of each component, all records in order, and how many each component has."""
+    ordered = records[np.lexsort([records[name] for name in _ORDER])]
+    first = np.flatnonzero(np.diff(ordered["root"], prepend=~ordered["root"][:1]))
+    return ordered[first], ordered, np.diff(first, append=len(ordered))
+
+
+def _choose(index: int, *, runs: list[Path], answers: list[Path]) -> None:
+    low, high = key_range(index, number=len(answers))
+    best, candidates, counts = _best(read_range(runs, low=low, high=high))
+    found = np.empty(len(candidates), dtype=ANSWER)
+    found["key"] = candidates["ordinal"]
+    for name in ("root", "hash", "hash_low", "ordinal"):
+        found[name] = np.repeat(best[name], counts)
+    write_whole(answers[index], found[np.argsort(found["key"])])
+
+
+def _decide(shard: int, *, job: Job, labels: Path, answers: list[Path]) -> None:
+    places, roots = _members(shard, job=job, labels=labels)
+    found = read_range(answers, low=int(job.offsets[shard]), high=int(job.offsets[shard + 1]))
+    found = found[np.argsort(found["root"])]
+    kept = found[np.searchsorted(found["root"], roots.astype(np.uint64))]
+    keep = np.ones(job.num_documents[shard], dtype=bool)
+    keep[places] = kept["ordinal"] == places + int(job.offsets[shard])
+    duplicate_of = np.load(job.shards[shard] / CONTENT_HASH_NAME)
+    duplicate_of[places] = (
+        kept["hash"] if duplicate_of.ndim == 1 else np.stack([kept["hash"], kept["hash_low"]], axis=1)
+    )
+    folder = verdict_folders(job)[shard]
+    write_whole(folder / DUPLICATE_OF_NAME, duplicate_of)
+    write_whole(folder / KEEP_NAME, keep)  # last: where it is, both are
