@@ -3,13 +3,15 @@
 The only module of `data` that imports megatron.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
     from megatron.core.datasets.gpt_dataset import GPTDataset
 
 _UINT16_VOCAB_SIZE = 65500
@@ -45,6 +47,15 @@ class IndexedWriter:
             self._builder.data_file.close()
 
 
+class Sequences(Protocol):
+    """Training sequences by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> "dict[str, torch.Tensor]":
+        """Return `tokens` and `labels`, both int64 [s]."""
+
+
 class _TokenizerFacts:
     """What GPTDatasetConfig asks of a tokenizer."""
 
@@ -69,7 +80,8 @@ def open_sequences(
     """Return the shuffled training sequences of an indexed dataset; writes its index to `index_folder` if it is absent.
 
     Documents are shuffled, joined, and cut every `seq_length` tokens; then the sequences are shuffled. `num_samples`
-    None means one pass over the data. A sequence may hold parts of several documents, and attention crosses them.
+    None means one pass over the data. A sequence may hold parts of several documents; whether attention crosses them is
+    the model's business.
     """
     import numpy as np
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
@@ -91,3 +103,69 @@ def open_sequences(
     indexed = IndexedDataset(str(prefix), multimodal=False, mmap=True)
     documents = np.arange(len(indexed), dtype=np.int32)
     return GPTDataset(indexed, prefix.name, documents, num_samples, Split.train, config)
+
+
+class BlendedSequences:
+    """Sequences of several sources, interleaved so that every beginning of the run holds them by their weights."""
+
+    def __init__(
+        self,
+        sources: "Sequence[Sequences]",
+        *,
+        source_index: "npt.NDArray[np.int16]",
+        sample_index: "npt.NDArray[np.int64]",
+    ) -> None:
+        """Take the sources and, for every sample of the run, its source and its number there: both [samples]."""
+        self._sources = sources
+        self.source_index, self.sample_index = source_index, sample_index
+
+    def __len__(self) -> int:
+        return len(self.source_index)
+
+    def __getitem__(self, index: int, /) -> "dict[str, torch.Tensor]":
+        """Return sample `index` of the run."""
+        return self._sources[self.source_index[index]][int(self.sample_index[index])]
+
+
+def interleave(weights: Sequence[float], *, num_samples: int) -> "tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]":
+    """Return the source of every sample, and its number within that source: both [samples].
+
+    Each sample comes from the source that is furthest behind its weight; Megatron-core's own helper.
+    """
+    import numpy as np
+    from megatron.core.datasets import helpers
+
+    source_index = np.zeros(num_samples, dtype=np.int16)
+    sample_index = np.zeros(num_samples, dtype=np.int64)
+    helpers.build_blending_indices(
+        source_index, sample_index, np.array(weights, dtype=np.float64), len(weights), num_samples, False
+    )
+    return source_index, sample_index
+
+
+def open_blend(
+    open_source: "Callable[[int, int], Sequences]", *, weights: Sequence[float], num_samples: int, index_folder: Path
+) -> BlendedSequences:
+    """Return the blend of several sources; writes its index to `index_folder` if it is absent.
+
+    Megatron-core's BlendedDataset gives the same samples, from the same helper; it builds a cached index only within a
+    process group, and its builder asks every source for half a percent more samples than are read.
+
+    Args:
+        open_source: Returns the sequences of a source, by its place in `weights` and how many samples it gives.
+        weights: Shares of the sources; sum to 1.
+        num_samples: Of the run.
+        index_folder: Is made where it is absent.
+    """
+    import numpy as np
+
+    paths = [index_folder / f"blend_{part}.npy" for part in ("sources", "samples", "counts")]
+    if not all(path.is_file() for path in paths):
+        source_index, sample_index = interleave(weights, num_samples=num_samples)
+        index_folder.mkdir(parents=True, exist_ok=True)
+        counts = np.bincount(source_index, minlength=len(weights))
+        for path, values in zip(paths, (source_index, sample_index, counts), strict=True):
+            np.save(path, values)
+    source_index, sample_index, counts = (np.load(path, mmap_mode="r") for path in paths)
+    sources = [open_source(place, int(count)) for place, count in enumerate(counts)]
+    return BlendedSequences(sources, source_index=source_index, sample_index=sample_index)

@@ -4,23 +4,26 @@ Shapes: b = micro_batch_size, s = seq_length. Sample i of the run is the i-th sh
 optimizer step `iteration` takes samples [iteration * global_batch_size, (iteration + 1) * global_batch_size), whatever
 the layout. Resuming at a step therefore reads exactly the samples that remain, also at another data-parallel size.
 
-Attention crosses the documents inside a sequence: masks and positions are not reset at an end-of-document token.
+Several sources are blended: each sample comes from the source that is furthest behind its weight.
+
+A sequence may hold parts of several documents; `RunPlan.document_mask` says whether attention crosses them.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chinchilla_ds.data.indexed import open_sequences
+from chinchilla_ds.data.blend import BlendShare, BlendSource, blend
+from chinchilla_ds.data.indexed import Sequences, open_blend, open_sequences
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.plan import RunPlan
 
 if TYPE_CHECKING:
     import torch
-    from megatron.core.datasets.gpt_dataset import GPTDataset
 
 HELD_OUT_SEED = 0
 """Shuffles the held-out sequences: a constant, so that runs of any seed are evaluated on the same text."""
@@ -45,20 +48,14 @@ class TokenLoader:
 
     def __init__(self, *, prepared: PreparedData, plan: RunPlan) -> None:
         self._plan = plan
-        self._train = _open(
-            prepared,
-            prefix=prepared.train_prefix,
-            seq_length=plan.shape.seq_length,
-            num_samples=plan.batch.train_iters * plan.batch.global_batch_size,
-            seed=plan.seed,
-        )
-        self._held_out = _open(
-            prepared,
-            prefix=prepared.held_out_prefix,
-            seq_length=plan.shape.seq_length,
-            num_samples=None,
-            seed=HELD_OUT_SEED,
-        )
+        self._shares = blend_of(prepared, num_tokens=plan.num_tokens)
+        self._train = _open_train(prepared, plan=plan, shares=self._shares)
+        self._held_out = _open_held_out(prepared, seq_length=plan.shape.seq_length)
+
+    @property
+    def shares(self) -> tuple[BlendShare, ...]:
+        """What each source gives to the run."""
+        return self._shares
 
     def micro_batches(self, iteration: int, data_parallel_rank: int) -> Iterator[MicroBatch]:
         """Yield the micro-batches of optimizer step `iteration` (from 0) for one data-parallel rank.
@@ -92,9 +89,7 @@ class TokenLoader:
             wanted = min(wanted, max_tokens // self._plan.shape.seq_length)
         return max(1, wanted // global_batch_size) * global_batch_size
 
-    def _cut(
-        self, sequences: "GPTDataset", samples: "range | list[int]", data_parallel_rank: int
-    ) -> Iterator[MicroBatch]:
+    def _cut(self, sequences: Sequences, samples: "range | list[int]", data_parallel_rank: int) -> Iterator[MicroBatch]:
         """Deal `samples` to the data-parallel ranks, one micro-batch after the other."""
         size, ranks = self._plan.batch.micro_batch_size, self._plan.layout.data_parallel_size
         if not 0 <= data_parallel_rank < ranks:
@@ -103,7 +98,20 @@ class TokenLoader:
         return (_micro_batch(sequences, samples[start : start + size]) for start in starts)
 
 
-def _micro_batch(sequences: "GPTDataset", samples: "range | list[int]") -> MicroBatch:
+def blend_of(prepared: PreparedData, *, num_tokens: int) -> tuple[BlendShare, ...]:
+    """Return each source's share of a run of `num_tokens` tokens.
+
+    Raises:
+        DataError: the manifest's weights cannot be.
+    """
+    sources = [
+        BlendSource(name=source.name, prefix=prefix, num_tokens=source.num_tokens, weight=source.weight)
+        for source, prefix in zip(prepared.sources, prepared.train_prefixes, strict=True)
+    ]
+    return blend(sources, num_tokens=num_tokens)
+
+
+def _micro_batch(sequences: Sequences, samples: "range | list[int]") -> MicroBatch:
     import torch
 
     items = [sequences[index] for index in samples]
@@ -113,29 +121,75 @@ def _micro_batch(sequences: "GPTDataset", samples: "range | list[int]") -> Micro
     )
 
 
-def _open(prepared: PreparedData, *, prefix: Path, seq_length: int, num_samples: int | None, seed: int) -> "GPTDataset":
-    """Open the sequences over an index that one rank has built: complete under its name, or not there at all."""
+def _open_train(prepared: PreparedData, *, plan: RunPlan, shares: tuple[BlendShare, ...]) -> Sequences:
+    """Open the run's training sequences, blended where there are several sources."""
+    seq_length, seed = plan.shape.seq_length, plan.seed
+    total = plan.batch.train_iters * plan.batch.global_batch_size
 
-    def load(index_folder: Path) -> "GPTDataset":
-        return open_sequences(
-            prefix=prefix,
+    def load(index_folder: Path) -> Sequences:
+        def open_source(place: int, num_samples: int) -> Sequences:
+            return _open_source(
+                prepared,
+                prefix=shares[place].prefix,
+                index_folder=index_folder,
+                seq_length=seq_length,
+                num_samples=num_samples,
+                seed=seed,
+            )
+
+        if len(shares) == 1:
+            return open_source(0, total)
+        weights = [share.weight for share in shares]
+        return open_blend(open_source, weights=weights, num_samples=total, index_folder=index_folder)
+
+    what = shares[0].prefix.name if len(shares) == 1 else f"blend-{_weights_key(shares)}"
+    final = prepared.folder / "index" / f"{what}-seq{seq_length}-samples{total}-seed{seed}"
+    _build_index(load, final)
+    return load(final)
+
+
+def _open_held_out(prepared: PreparedData, *, seq_length: int) -> Sequences:
+    """Open one pass over the held-out part."""
+
+    def load(index_folder: Path) -> Sequences:
+        return _open_source(
+            prepared,
+            prefix=prepared.held_out_prefix,
             index_folder=index_folder,
             seq_length=seq_length,
-            num_samples=num_samples,
-            seed=seed,
-            eod_id=prepared.eod_id,
-            vocab_size=prepared.vocab_size,
-            tokenizer_sha256=prepared.tokenizer_sha256,
+            num_samples=None,
+            seed=HELD_OUT_SEED,
         )
 
-    name = f"{prefix.name}-seq{seq_length}-samples{num_samples or 'all'}-seed{seed}"
+    name = f"{prepared.held_out_prefix.name}-seq{seq_length}-samplesall-seed{HELD_OUT_SEED}"
     final = prepared.folder / "index" / name
     _build_index(load, final)
     return load(final)
 
 
-def _build_index(load: "Callable[[Path], GPTDataset]", final: Path) -> None:
-    """Build the index in a temporary folder and move it to `final`, unless that is there already."""
+def _weights_key(shares: tuple[BlendShare, ...]) -> str:
+    text = "\n".join(f"{share.name}\t{share.weight!r}" for share in shares)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _open_source(
+    prepared: PreparedData, *, prefix: Path, index_folder: Path, seq_length: int, num_samples: int | None, seed: int
+) -> Sequences:
+    sequences: Sequences = open_sequences(
+        prefix=prefix,
+        index_folder=index_folder,
+        seq_length=seq_length,
+        num_samples=num_samples,
+        seed=seed,
+        eod_id=prepared.eod_id,
+        vocab_size=prepared.vocab_size,
+        tokenizer_sha256=prepared.tokenizer_sha256,
+    )
+    return sequences
+
+
+def _build_index(load: Callable[[Path], Sequences], final: Path) -> None:
+    """Build the index in a temporary folder and move it to `final`: complete under its name, or not there at all."""
     if final.is_dir():
         return
     try:

@@ -1,0 +1,149 @@
+"""Blends: which share of the training samples each named source gives.
+
+Weights are given, or follow from the sources' sizes, or from UniMax: all sources the same share, except that none is
+read more often than its cap.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chinchilla_ds.errors import DataError
+from chinchilla_ds.units import format_count
+
+WEIGHT_TOLERANCE = 1e-6
+"""How far from 1 the sum of the weights may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlendSource:
+    """One named source, as it is asked for."""
+
+    name: str
+    prefix: Path
+    """Megatron-core dataset of its training documents, without `.bin` and `.idx`."""
+    num_tokens: int
+    """Distinct tokens that it holds."""
+    weight: float | None = None
+    """Share of the training samples; None: chosen by `blend`."""
+    max_epochs: float | None = None
+    """How often it may be read at most; None: as often as its weight asks for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlendShare:
+    """One source's part in a run."""
+
+    name: str
+    prefix: Path
+    weight: float
+    """Share of the training samples. All of a blend sum to 1."""
+    epochs: float
+    """How often the run reads the source."""
+
+
+def blend(sources: Sequence[BlendSource], *, num_tokens: int) -> tuple[BlendShare, ...]:
+    """Return each source's share of a run, in the order of `sources`.
+
+    * Every source has a weight: these.
+    * None has a weight and every one a cap: UniMax.
+    * Neither: by size, so that every document is read equally often.
+
+    Args:
+        sources: At least one; names differ.
+        num_tokens: Tokens that the run trains on.
+
+    Raises:
+        DataError: weights or caps that cannot be, listed together; or a cap that a weight breaks.
+    """
+    if problems := list(_problems(sources)):
+        raise DataError(problems)
+    weights = _weights(sources, num_tokens=num_tokens)
+    shares = tuple(
+        BlendShare(
+            name=source.name,
+            prefix=source.prefix,
+            weight=weight,
+            epochs=weight * num_tokens / source.num_tokens,
+        )
+        for source, weight in zip(sources, weights, strict=True)
+    )
+    if broken := list(_broken_caps(sources, shares)):
+        raise DataError(broken)
+    return shares
+
+
+def unimax(capacities: Sequence[float], *, total: float) -> list[float]:
+    """Return amounts that sum to `total`, all equal except where that is more than a capacity, which is then full.
+
+    Source: Chung et al. 2023 (arXiv:2304.09151), algorithm 1: "UniMax", capacities being epochs x size.
+
+    Args:
+        capacities: What each can give at most.
+        total: At most the sum of the capacities.
+    """
+    amounts, left = [0.0] * len(capacities), total
+    order = sorted(range(len(capacities)), key=capacities.__getitem__)
+    for place, index in enumerate(order):
+        amounts[index] = min(capacities[index], left / (len(order) - place))
+        left -= amounts[index]
+    return amounts
+
+
+def _weights(sources: Sequence[BlendSource], *, num_tokens: int) -> list[float]:
+    given = [source.weight for source in sources if source.weight is not None]
+    if given:
+        return [weight / math.fsum(given) for weight in given]
+    sizes = [float(source.num_tokens) for source in sources]
+    capacities = [source.max_epochs * source.num_tokens for source in sources if source.max_epochs is not None]
+    if capacities and num_tokens > math.fsum(capacities):
+        raise DataError(
+            f"the run trains on {format_count(num_tokens)} tokens and the sources give at most"
+            f" {format_count(math.fsum(capacities))} within their max_epochs; raise max_epochs, add text, or lower the"
+            " budget"
+        )
+    amounts = unimax(capacities, total=num_tokens) if capacities else sizes
+    return [amount / math.fsum(amounts) for amount in amounts]
+
+
+def _problems(sources: Sequence[BlendSource]) -> Iterator[str]:
+    """Yield what is wrong with names, weights, caps and sizes."""
+    if not sources:
+        yield "a blend needs at least one source"
+        return
+    names = [source.name for source in sources]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{names.count(name)} sources are named {name!r}; names must differ"
+    for source in sources:
+        if source.num_tokens < 1:
+            yield f"source {source.name!r} holds no tokens"
+        for field in ("weight", "max_epochs"):
+            value = getattr(source, field)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                yield f"{field} of source {source.name!r} is {value:g}; it must be above 0"
+    yield from _mixed(sources, "weight")
+    if all(source.weight is None for source in sources):
+        yield from _mixed(sources, "max_epochs")
+    weights = [source.weight for source in sources if source.weight is not None]
+    total = math.fsum(weights)
+    if len(weights) == len(sources) and total > 0 and not abs(total - 1) <= WEIGHT_TOLERANCE:
+        near = ", ".join(f"{source.name} {weight / total:.6g}" for source, weight in zip(sources, weights, strict=True))
+        yield f"the weights of the sources sum to {total:g}, not to 1; in the same proportions: {near}"
+
+
+def _mixed(sources: Sequence[BlendSource], field: str) -> Iterator[str]:
+    without = [source.name for source in sources if getattr(source, field) is None]
+    if 0 < len(without) < len(sources):
+        yield f"{field} is given for some sources and not for {', '.join(without)}; give it for all or for none"
+
+
+def _broken_caps(sources: Sequence[BlendSource], shares: Sequence[BlendShare]) -> Iterator[str]:
+    for source, share in zip(sources, shares, strict=True):
+        if source.max_epochs is not None and share.epochs > source.max_epochs * (1 + WEIGHT_TOLERANCE):
+            nearest = share.weight * source.max_epochs / share.epochs
+            yield (
+                f"weight {share.weight:g} reads source {source.name!r} ({format_count(source.num_tokens)} tokens)"
+                f" {share.epochs:.2f} times and its max_epochs is {source.max_epochs:g}; a weight of at most"
+                f" {nearest:.3g} keeps to it"
+            )
