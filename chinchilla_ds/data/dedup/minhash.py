@@ -41,7 +41,7 @@ def agreeing(first: NDArray[np.uint64], second: NDArray[np.uint64], /, *, config
         np.ascontiguousarray(rows[:, config.bands :]).view(np.uint8)[:, : config.num_permutations]
         for rows in (first, second)
     ]
-    return np.count_nonzero(low_bytes[0] == low_bytes[1], axis=1)
+    return np.asarray(np.count_nonzero(low_bytes[0] == low_bytes[1], axis=1))
 
 
 def signatures(texts: Sequence[str], /, *, config: MinHashConfig) -> NDArray[np.uint32]:
@@ -50,7 +50,7 @@ def signatures(texts: Sequence[str], /, *, config: MinHashConfig) -> NDArray[np.
     rensa's RMinHash over shingle hashes. Its estimate of the Jaccard index is unbiased and its bands collide as often
     as independent hash functions would; the tests measure both. Its "rho" variant is biased, and is not used.
     """
-    from rensa import RMinHash
+    from rensa import RMinHash  # type: ignore[import-untyped]
 
     values = np.full((len(texts), config.num_permutations), 0xFFFFFFFF, dtype=np.uint32)
     for owners, parts in _blocks(texts, config=config):

@@ -31,11 +31,15 @@ def normalise(text: str, /, *, unit: Unit) -> str:
     if unit is Unit.CHARACTER:
         kept = lowered.translate(_NO_PUNCTUATION)
     else:
-        kept = _NUMBER.sub("0", lowered)
-        kept = _replace(kept, _is_separator, " ")
+        kept = without_punctuation(_NUMBER.sub("0", lowered))
         if not kept.isascii():
             kept = _replace(unicodedata.normalize("NFD", kept), _is_mark, "")
     return " ".join(kept.split()) or " ".join(text.split())
+
+
+def without_punctuation(text: str, /) -> str:
+    """Return the text with a space for each mark of punctuation and control character."""
+    return _replace(text, _is_separator, " ")
 
 
 def _is_separator(character: str) -> bool:
