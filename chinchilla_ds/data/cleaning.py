@@ -7,7 +7,6 @@ cleaning it again changes nothing.
 import re
 import string
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -81,6 +80,8 @@ class Cleaned:
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 """C0, DEL, C1 and the byte order mark, without what Unicode breaks a line or page at: LF, VT, FF, CR, NEL; and tab."""
 
+_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]+")
+
 _MAX_PASSES = 100
 """A bound, so that no text can hold a worker; each pass undoes one layer, and real text has one or two."""
 
@@ -106,7 +107,7 @@ class Cleaner:
 
     def clean(self, text: str) -> Cleaned:
         """Return the document cleaned, or that it is dropped and by which rule."""
-        counts = Counter[Rule]()
+        counts: dict[Rule, int] = {}
         for _ in range(_MAX_PASSES):
             before = text
             for rule, edit in self._edits:
@@ -114,11 +115,12 @@ class Cleaner:
                 if edited is None:
                     return Cleaned(text=None, dropped_by=rule, counts=counts)
                 text = edited
-                counts[rule] += count
+                if count:
+                    counts[rule] = counts.get(rule, 0) + count
             if text == before:
                 break
         dropped_by = next((rule for rule, passes in self._tests if not passes(text)), None)
-        return Cleaned(text=None if dropped_by else text, dropped_by=dropped_by, counts=+counts)
+        return Cleaned(text=None if dropped_by else text, dropped_by=dropped_by, counts=counts)
 
 
 def is_long_enough(text: str, *, min_characters: int) -> bool:
@@ -132,15 +134,12 @@ def is_long_enough(text: str, *, min_characters: int) -> bool:
     """
     size = 2 * min_characters
     while True:
-        plain = text[:size].lower().translate(_NO_PUNCTUATION)
+        plain = _PUNCTUATION.sub("", text[:size].lower())
         if len(" ".join(plain.split())) >= min_characters:
             return True
         if size >= len(text):
             return False
         size *= 4
-
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _compose(text: str) -> tuple[str, int]:

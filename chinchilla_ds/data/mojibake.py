@@ -55,12 +55,20 @@ def repair(text: str) -> tuple[str, int]:
     for position in suspects(text):
         if position < end:
             continue
-        start, kept = text.rfind("\n", 0, position) + 1, end
-        end = text.find("\n", position) + 1 or len(text)
+        kept = end
+        start, end = _segment(text, position=position)
         fixed = ftfy.fix_text(text[start:end], FTFY_CONFIG)
         num_lines += fixed != text[start:end]
         pieces += (text[kept:start], fixed)
     return ("".join((*pieces, text[end:])), num_lines) if num_lines else (text, 0)
+
+
+def _segment(text: str, *, position: int) -> tuple[int, int]:
+    """Return start and end of what ftfy reads at once: a line, or a million characters of a longer one."""
+    size = FTFY_CONFIG.max_decode_length
+    line_start, line_end = text.rfind("\n", 0, position) + 1, text.find("\n", position) + 1 or len(text)
+    start = position - (position - line_start) % size
+    return start, min(start + size, line_end)
 
 
 def suspects(text: str) -> list[int]:

@@ -36,7 +36,7 @@ _EMAIL = re.compile(
     r"[A-Za-z0-9_](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_+-])?"
     r"@((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
     rf"(?i:{'|'.join((*_GENERIC.split(), *_COUNTRIES.split()))}))"
-    r"(?![A-Za-z0-9_-]|\.[A-Za-z0-9]+\(|\(|:[\w~/])"  # no longer name, no call `a@b.to(c)`, no `git@host.com:path`
+    r"(?![A-Za-z0-9_-]|\.[A-Za-z0-9]+\(|\(|:[A-Za-z0-9_~/])"  # not `a@b.to(c)`, `git@host.com:path`
 )
 _EMAIL_HINT = re.compile(r"@(?<=[A-Za-z0-9_%+-]@)[A-Za-z0-9-]{1,63}\.")
 _URL_LOGIN = re.compile(r"://[^\s/?#]*\Z")
@@ -45,11 +45,12 @@ _RESERVED_DOMAIN = re.compile(r"(?i)(?:\A|\.)example\.(?:com|net|org)\Z")
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = re.compile(
     rf"(?<![\w.])(?<![A-Za-z][-/])(?:{_OCTET}\.){{3}}{_OCTET}"
-    r"(?![\w]|\.[0-9]|-(?![0-9]{1,3}\.[0-9]))"
+    r"(?!\w|\.[0-9]|-(?![0-9]{1,3}\.[0-9]))",
+    re.ASCII,  # Chinese puts no space between words and numbers
 )
 _MIN_IPV4_CHARACTERS = len("1.2.34.567")
 """Shorter ones, at most 6 digits, are left: version, section and object numbers, and one address in 700."""
-_IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,35}(?![\w:])")
+_IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,35}(?![\w:])", re.ASCII)
 _IPV4_HINT = re.compile(r"\.[0-9]{1,3}\.[0-9]")
 _IPV6_HINT = re.compile(r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]")
 _VERSION_BEFORE = re.compile(
@@ -66,7 +67,8 @@ _PHONE = re.compile(
     # North America: (212) 555-0123, 212-555-0123, 212.555.0123
     r"|(?:1[ .-])?\([2-9][0-9]{2}\)[ .-]?[2-9][0-9]{2}[ .-][0-9]{4}"
     r"|(?:1([.-]))?[2-9][0-9]{2}([.-])[2-9][0-9]{2}\2[0-9]{4}"
-    r")(?![\w:+/=]|[.,-][0-9])"
+    r")(?![\w:+/=]|[.,-][0-9])",
+    re.ASCII,
 )
 _PLUS_HINT = re.compile(r"\+[1-9][0-9 .(-]")
 _PHONE_HINT = re.compile(r"[2-9][0-9]{2}[ .-][0-9]{4}(?![0-9])")
