@@ -107,6 +107,11 @@ def _pair_tables() -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
 
 def _necessary_pairs(pattern: str) -> list[tuple[str, str]]:
     """Return for each alternative of a verbose pattern the rarest two neighbouring character sets it asks for."""
+    return [_rarest_pair(tokens) for tokens in _alternatives(pattern)]
+
+
+def _alternatives(pattern: str) -> list[list[str | None]]:
+    """Return the one-character patterns of each alternative of a verbose pattern; None for an optional one."""
     alternatives: list[list[str | None]] = [[]]
     for match in _TOKEN.finditer(pattern):
         token = match[0]
@@ -114,9 +119,8 @@ def _necessary_pairs(pattern: str) -> list[tuple[str, str]]:
         if token == "|":
             alternatives.append([])
         elif not token.startswith(("#", "^")):
-            # None: an optional character parts its neighbours
             alternatives[-1].append(None if token.endswith("?") else token)
-    return [_rarest_pair(tokens) for tokens in alternatives]
+    return alternatives
 
 
 def _rarest_pair(tokens: list[str | None]) -> tuple[str, str]:

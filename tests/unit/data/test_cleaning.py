@@ -106,6 +106,14 @@ def test_the_defaults_are_four_rules() -> None:
     assert {str(rule) for rule in DEFAULT_RULES} == {"mojibake", "nfc", "control_characters", "min_length"}
 
 
+def test_the_page_on_cleaning_lists_every_rule_with_its_default() -> None:
+    page = Path(__file__).parents[3] / "docs" / "cleaning.md"
+    table = page.read_text(encoding="utf-8").split("## Mojibake")[0]
+    rows = [row.split("|") for row in table.splitlines() if row.startswith("| `")]
+    listed = {row[1].strip(" `"): row[2].strip() for row in rows}
+    assert listed == {rule.value: "on" if rule in DEFAULT_RULES else "off" for rule in Rule}
+
+
 def test_each_rule_is_counted_under_its_name() -> None:
     text = "Ã©tÃ©\nÃ  la carte\nok\x00\x01\x02 cafe\u0301 bob@corp.com 93.184.216.34 +44 20 7946 0958 a@b.org " + WORDS
     cleaned = clean(text, *OWN_RULES)

@@ -82,6 +82,17 @@ def test_every_pair_that_ftfy_calls_bad_is_suspect() -> None:
     assert [pair for pair in bad if not suspects(pair)] == []
 
 
+@pytest.mark.parametrize("number", range(37))
+def test_what_each_alternative_of_ftfy_matches_is_suspect(number: int) -> None:
+    tokens = mojibake._alternatives(BADNESS_RE.pattern)[number]
+    generator = random.Random(number)
+    choices = [mojibake._members(token) for token in tokens if token is not None]
+    for _ in range(400):
+        text = "".join(chr(generator.choice(codes)) for codes in choices)
+        assert BADNESS_RE.match(text)
+        assert suspects(text) != []
+
+
 def test_random_mixtures_are_treated_as_ftfy_does() -> None:
     generator = random.Random(1)
     pieces = decoded_wrongly() + list(CLEAN.values())
