@@ -290,7 +290,8 @@ def test_killed_at_20_random_moments_with_2_workers_it_ends_with_the_same_bytes(
             "from chinchilla_ds.data.dedup.bands import MinHashConfig, Unit;"
             f"config = MinHashConfig(unit=Unit.WORD, shingle_size={SMALL.shingle_size},"
             f" num_permutations={SMALL.num_permutations}, bands={SMALL.bands}, rows={SMALL.rows});"
-            "find_duplicates([Path(p) for p in sys.argv[2:]], config=config, work_folder=Path(sys.argv[1]), num_workers=2)"
+            "work, *shards = map(Path, sys.argv[1:]);"
+            "find_duplicates(shards, config=config, work_folder=work, num_workers=2)"
         )
         process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed"), *map(str, shards)])
         with contextlib.suppress(subprocess.TimeoutExpired):
