@@ -124,7 +124,8 @@ class BlendedSequences:
 
     def __getitem__(self, index: int, /) -> "dict[str, torch.Tensor]":
         """Return sample `index` of the run."""
-        return self._sources[self.source_index[index]][int(self.sample_index[index])]
+        source = self._sources[int(self.source_index[index])]
+        return source[int(self.sample_index[index])]
 
 
 def interleave(weights: Sequence[float], *, num_samples: int) -> "tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]":
@@ -163,8 +164,9 @@ def open_blend(
     if not all(path.is_file() for path in paths):
         source_index, sample_index = interleave(weights, num_samples=num_samples)
         index_folder.mkdir(parents=True, exist_ok=True)
-        counts = np.bincount(source_index, minlength=len(weights))
-        for path, values in zip(paths, (source_index, sample_index, counts), strict=True):
+        built: list[npt.NDArray[np.integer[Any]]] = [source_index, sample_index]
+        built.append(np.bincount(source_index, minlength=len(weights)))
+        for path, values in zip(paths, built, strict=True):
             np.save(path, values)
     source_index, sample_index, counts = (np.load(path, mmap_mode="r") for path in paths)
     sources = [open_source(place, int(count)) for place, count in enumerate(counts)]

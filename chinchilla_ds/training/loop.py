@@ -94,7 +94,10 @@ class _Run:
         self._evaluate(max_tokens=None)
         self._sample()
         folder = checkpoint.save(
-            self.engine, folder=self.state.run_folder / "checkpoint", iteration=self.state.iteration
+            self.engine,
+            folder=self.state.run_folder / "checkpoint",
+            iteration=self.state.iteration,
+            tokenizer_sha256=self.prepared.tokenizer_sha256,
         )
         self.state.artifacts["checkpoint"] = str(folder)
         self._call("on_train_end")

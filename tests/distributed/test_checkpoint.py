@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from chinchilla_ds.engine import checkpoint
-from chinchilla_ds.errors import OutputError
+from chinchilla_ds.errors import DataError, OutputError
 from chinchilla_ds.plan import Precision
 from tests.parity import harness
 from tests.parity.layouts import Case
@@ -89,3 +89,15 @@ def test_loading_what_was_never_saved_is_an_error(tmp_path):
         return True
 
     assert harness.on_engine(Case(zero=1, dp=2).plan(), load) == [True, True]
+
+
+def test_another_tokenizer_is_refused_with_both_hashes(tmp_path):
+    def save_and_load(engine):
+        checkpoint.save(engine, folder=tmp_path, iteration=0, tokenizer_sha256="aa11")
+        assert checkpoint.load(engine, folder=tmp_path, iteration=0, tokenizer_sha256="aa11") == 0
+        assert checkpoint.load(engine, folder=tmp_path, iteration=0) == 0
+        with pytest.raises(DataError, match="trained with tokenizer aa11 and the data was made with bb22"):
+            checkpoint.load(engine, folder=tmp_path, iteration=0, tokenizer_sha256="bb22")
+        return True
+
+    assert harness.on_engine(Case(zero=1, dp=2).plan(), save_and_load) == [True, True]
