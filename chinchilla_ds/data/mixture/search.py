@@ -1,0 +1,213 @@
+"""The mixture that finished runs predict to be best, and how sure that is.
+
+Shapes: r = runs, k = sources, m = mixtures looked at, p = terms of the regression, d = bootstrap draws.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.data.mixture.regression import FORMS, Regression
+from chinchilla_ds.data.mixture.simplex import Bounds, descend, project, spread_points
+from chinchilla_ds.data.mixture.table import MixtureRuns
+from chinchilla_ds.errors import ConfigError, DataError
+
+DEFAULT_LEVEL = 0.8
+NUM_FOLDS = 10
+NUM_STARTS = 2000
+_POLISHED = 10
+"""Best starts that are refined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormScore:
+    """How well a regression predicts runs that it has not seen."""
+
+    name: str
+    error: float
+    """Root mean square, in the unit of the losses."""
+    rank_correlation: float
+    """Spearman's, of predicted and actual loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value and where it lies with probability `level` of the fit."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MixtureFit:
+    """The result of a search."""
+
+    runs: MixtureRuns
+    scores: tuple[FormScore, ...]
+    chosen: str
+    """The form of least error."""
+    natural: Floats
+    """Shares of the tokens, [k]."""
+    bounds: Bounds
+    best: Floats
+    """[k]"""
+    best_low: Floats
+    """Lower ends of the intervals of `best`, one source at a time, [k]."""
+    best_high: Floats
+    loss: Estimate
+    """Predicted at `best`; its interval counts in that `best` was chosen for a low prediction."""
+    natural_loss: Estimate
+    gain: Estimate
+    """Loss of the natural mixture less that of `best`."""
+    level: float
+    num_draws: int
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the gain over the natural mixture exceeds its uncertainty."""
+        return self.gain.low > 0
+
+
+def epoch_bounds(*, available_tokens: Floats, num_tokens: float, max_epochs: float) -> Bounds:
+    """Return the bounds weight_i * num_tokens <= max_epochs * available_i.
+
+    Raises:
+        ConfigError: all sources together do not give `num_tokens`; names what they give.
+    """
+    total = float(available_tokens.sum())
+    if num_tokens > max_epochs * total:
+        raise ConfigError(
+            f"--tokens {num_tokens:.6g} at --max-epochs {max_epochs:g} is more than the {total:.6g} tokens of all sources "
+            f"give: no mixture does it. At most --tokens {int(max_epochs * total)}, or at least --max-epochs "
+            f"{np.ceil(100 * num_tokens / total) / 100:g}"
+        )
+    return Bounds(
+        lower=np.zeros(len(available_tokens)), upper=np.minimum(max_epochs * available_tokens / num_tokens, 1.0)
+    )
+
+
+def search_mixture(
+    runs: MixtureRuns,
+    /,
+    *,
+    natural: Floats,
+    caps: Bounds | None,
+    num_draws: int,
+    seed: int,
+    level: float = DEFAULT_LEVEL,
+) -> MixtureFit:
+    """Return the mixture of least predicted loss within the caps and the weights that were tried.
+
+    Raises:
+        DataError: no mixture within the caps is among those that were tried.
+    """
+    bounds = _tried_bounds(runs.weights, caps=caps)
+    center, scale = float(runs.losses.mean()), float(runs.losses.std()) or 1.0
+    losses = (runs.losses - center) / scale
+    scores = {name: _cross_validate(fit, weights=runs.weights, losses=losses) for name, fit in FORMS.items()}
+    chosen = min(scores, key=lambda name: scores[name][0])
+    regression = FORMS[chosen](runs.weights, losses)
+    generator = np.random.default_rng(seed)
+    num = len(losses)
+    counts = generator.multinomial(num, np.full(num, 1 / num), size=num_draws).astype(float)
+    draws = np.stack([regression.solve(losses, row) for row in counts])
+    fitted = regression.solve(losses, np.ones(num))
+    starts = np.concatenate([
+        spread_points(bounds=bounds, num_points=NUM_STARTS, seed=seed), project(runs.weights, bounds=bounds)
+    ])
+    best = best_mixtures(regression, fitted[None], starts=starts, bounds=bounds)[0]
+    drawn = best_mixtures(regression, draws, starts=starts, bounds=bounds)
+
+    def estimate(coefficients: Floats, mixtures: Floats) -> Floats:
+        out: Floats = (regression.terms(mixtures) * coefficients).sum(axis=1)
+        return out
+
+    fitted_rows, natural_rows = np.repeat(fitted[None], num_draws, axis=0), np.repeat(natural[None], num_draws, axis=0)
+    truth, found = estimate(fitted_rows, drawn), estimate(draws, drawn)
+    natural_truth, natural_found = estimate(fitted_rows, natural_rows), estimate(draws, natural_rows)
+    value, natural_value = estimate(fitted[None], best[None])[0], estimate(fitted[None], natural[None])[0]
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+
+    def interval(value: float, errors: Floats, *, shift: float) -> Estimate:
+        ends = np.quantile(errors, [tail, 1 - tail])
+        first, last = (shift + scale * (value + ends)).tolist()
+        return Estimate(value=shift + scale * float(value), low=first, high=last)
+
+    return MixtureFit(
+        runs=runs,
+        scores=tuple(
+            FormScore(name=name, error=scale * error, rank_correlation=rank) for name, (error, rank) in scores.items()
+        ),
+        chosen=chosen,
+        natural=natural,
+        bounds=bounds,
+        best=best,
+        best_low=np.minimum(low, best),
+        best_high=np.maximum(high, best),
+        loss=interval(value, truth - found, shift=center),
+        natural_loss=interval(natural_value, natural_truth - natural_found, shift=center),
+        gain=interval(natural_value - value, (natural_truth - truth) - (natural_found - found), shift=0.0),
+        level=level,
+        num_draws=num_draws,
+    )
+
+
+def best_mixtures(regression: Regression, coefficients: Floats, /, *, starts: Floats, bounds: Bounds) -> Floats:
+    """Return the mixture of least loss for each row of coefficients, [d, p] -> [d, k].
+
+    Every start is evaluated, and the best few of each row are refined by projected gradient descent.
+    """
+    predicted = regression.terms(starts) @ coefficients.T
+    num_refined = _POLISHED if len(coefficients) == 1 else 1
+    order = np.argsort(predicted, axis=0)[:num_refined].T  # [d, refined]
+    rows = np.repeat(coefficients, num_refined, axis=0)
+
+    def value(mixtures: Floats) -> Floats:
+        out: Floats = (regression.terms(mixtures) * rows).sum(axis=1)
+        return out
+
+    def gradient(mixtures: Floats) -> Floats:
+        out: Floats = np.einsum("mpk,mp->mk", regression.slopes(mixtures), rows)
+        return out
+
+    ends = descend(starts[order.ravel()], value=value, gradient=gradient, bounds=bounds)
+    least = value(ends).reshape(order.shape).argmin(axis=1)
+    out: Floats = ends.reshape(*order.shape, -1)[np.arange(len(coefficients)), least]
+    return out
+
+
+def _tried_bounds(weights: Floats, *, caps: Bounds | None) -> Bounds:
+    """Return the caps cut to the weights that were tried: beyond them a regression knows nothing."""
+    lower, upper = weights.min(axis=0), weights.max(axis=0)
+    if caps is not None:
+        upper = np.minimum(upper, caps.upper)
+        if upper.sum() < 1 or np.any(lower > upper):
+            raise DataError(
+                "no mixture within --max-epochs lies between the least and the greatest weight of each source that was "
+                "tried; design and run mixtures with the same --tokens and --max-epochs"
+            )
+    return Bounds(lower=lower, upper=upper)
+
+
+def _cross_validate(
+    fit: Callable[[Floats, Floats], Regression], /, *, weights: Floats, losses: Floats
+) -> tuple[float, float]:
+    """Return the error of predictions of runs left out, and their rank correlation with the losses.
+
+    Runs on the same mixture are left out together; the whole fit, settings included, is repeated for each fold.
+    """
+    from scipy.stats import spearmanr
+
+    _, mixture = np.unique(weights, axis=0, return_inverse=True)
+    fold = np.random.default_rng(0).permutation(mixture.max() + 1)[mixture.ravel()] % NUM_FOLDS
+    predicted = np.empty_like(losses)
+    for index in np.unique(fold):
+        kept, left_out = fold != index, fold == index
+        regression = fit(weights[kept], losses[kept])
+        predicted[left_out] = regression.terms(weights[left_out]) @ regression.solve(losses[kept], np.ones(kept.sum()))
+    rank = 0.0 if np.ptp(predicted) == 0 or np.ptp(losses) == 0 else float(spearmanr(predicted, losses).statistic)
+    return float(np.sqrt(np.mean((predicted - losses) ** 2))), rank

@@ -1,0 +1,255 @@
+"""Tables of mixtures: one row a run, a weight for each source, and the losses once the runs are done.
+
+    run,weight:code,weight:web,loss
+    natural,0.250000,0.750000,3.412
+    mix-001,0.613400,0.386600,3.375
+"""
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.errors import DataError, did_you_mean, reason
+
+WEIGHT_PREFIX = "weight:"
+LOSS_PREFIX = "loss:"
+LOSS = "loss"
+RUN = "run"
+NATURAL = "natural"
+"""Name of the run on the natural mixture."""
+SUM_TOLERANCE = 1e-3
+"""How far from 1 a row's weights may sum, for tables that were rounded by hand; they are then scaled to 1."""
+MIN_RUNS = 8
+MAX_PROBLEMS = 20
+"""Problems that are spelt out; the rest are counted."""
+DECIMALS = 6
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MixtureRuns:
+    """Finished runs: r of them on k sources."""
+
+    sources: tuple[str, ...]
+    weights: Floats
+    """[r, k], rows sum to 1."""
+    losses: Floats
+    """[r], mean over the target columns."""
+    targets: tuple[str, ...]
+    """The columns that `losses` is the mean of."""
+    natural: Floats | None
+    """Weights of the row named `natural`, [k]."""
+    notes: tuple[str, ...] = ()
+    """What was left aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    number: int
+    run: str
+    weights: tuple[float, ...]
+    losses: tuple[float, ...] | None
+    """None where the run is not done."""
+
+
+def rounded_weights(weights: Floats, /) -> Floats:
+    """Return a mixture in steps of 10^-DECIMALS that sums to 1: rounded down, the largest remainders up."""
+    scale = 10**DECIMALS
+    counts = np.floor(weights * scale + 1e-6)
+    short = round(scale - counts.sum())
+    counts[np.argsort(-(weights * scale - counts), kind="stable")[:short]] += 1
+    out: Floats = counts / scale
+    return out
+
+
+def design_csv(*, sources: Sequence[str], mixtures: Floats) -> str:
+    """Return the table of a design, whose first mixture is the natural one."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([RUN, *(WEIGHT_PREFIX + source for source in sources)])
+    digits = len(str(len(mixtures) - 1))
+    for index, weights in enumerate(mixtures):
+        name = f"mix-{index:0{digits}d}" if index else NATURAL
+        writer.writerow([name, *(f"{weight:.{DECIMALS}f}" for weight in rounded_weights(weights))])
+    return out.getvalue()
+
+
+def read_mixture_runs(path: Path, *, targets: Sequence[str], known_sources: Sequence[str] | None) -> MixtureRuns:
+    """Return the finished runs of a table.
+
+    Args:
+        path: CSV with commas and one header row, UTF-8. Row numbers in messages count the header as row 1.
+        targets: columns whose mean is the loss; empty: `loss`, or all `loss:...` columns where there is no `loss`.
+        known_sources: the sources there are, where that is known.
+
+    Raises:
+        DataError: unreadable, or at least one rule is broken; every problem is named, up to MAX_PROBLEMS.
+    """
+    lines = list(_csv_lines(path))
+    if not lines:
+        raise DataError(f"{path} is empty; its first row must name {WEIGHT_PREFIX}SOURCE columns and {LOSS}")
+    header = lines[0][1]
+    sources = tuple(name.removeprefix(WEIGHT_PREFIX) for name in header if name.startswith(WEIGHT_PREFIX))
+    columns = tuple(targets) or _default_targets(header)
+    problems = list(_header_problems(header, sources=sources, targets=columns, known_sources=known_sources))
+    if problems:
+        raise DataError([f"{path}: {problem}" for problem in problems])
+    rows: list[_Row] = []
+    for number, fields in lines[1:]:
+        found = _row(number, fields, header=header, sources=sources, targets=columns)
+        problems += found if isinstance(found, list) else []
+        rows += [found] if isinstance(found, _Row) else []
+    done = [row for row in rows if row.losses is not None]
+    problems += _table_problems(rows, done=done, num_sources=len(sources), complete=not problems)
+    if problems:
+        more = len(problems) - MAX_PROBLEMS
+        tail = [f"{path}: and {more} more problems"] if more > 0 else []
+        raise DataError([f"{path}: {problem}" for problem in problems[:MAX_PROBLEMS]] + tail)
+    natural = next((_scaled(row.weights) for row in rows if row.run == NATURAL), None)
+    return MixtureRuns(
+        sources=sources,
+        weights=np.stack([_scaled(row.weights) for row in done]),
+        losses=np.array([np.mean(row.losses) for row in done if row.losses is not None]),
+        targets=columns,
+        natural=natural,
+        notes=tuple(_notes(header, num_left_out=len(rows) - len(done), targets=columns)),
+    )
+
+
+def _scaled(weights: Sequence[float]) -> Floats:
+    out: Floats = np.array(weights) / math.fsum(weights)
+    return out
+
+
+def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield row numbers and fields of all lines that are not blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        near = did_you_mean(path.name, (file.name for file in path.parent.glob("*"))) if path.parent.is_dir() else ""
+        raise DataError(f"{path} cannot be read: {reason(error)}{near}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        yield from ((reader.line_num, [field.strip() for field in fields]) for fields in reader if any(fields))
+    except csv.Error as error:
+        raise DataError(f"{path} row {reader.line_num} is not CSV: {error}") from None
+
+
+def _is_loss(name: str) -> bool:
+    return name == LOSS or name.startswith(LOSS_PREFIX)
+
+
+def _default_targets(header: Sequence[str]) -> tuple[str, ...]:
+    return (LOSS,) if LOSS in header else tuple(name for name in header if name.startswith(LOSS_PREFIX))
+
+
+def _header_problems(
+    header: Sequence[str], *, sources: Sequence[str], targets: Sequence[str], known_sources: Sequence[str] | None
+) -> Iterator[str]:
+    named = ", ".join(repr(name) for name in header)
+    if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        yield f"the header is separated by {separator!r}; use commas"
+        return
+    yield from (f"column {name} stands {count} times; keep one" for name, count in Counter(header).items() if count > 1)
+    if not sources:
+        yield f"no column {WEIGHT_PREFIX}SOURCE; the header has {named}"
+    elif len(sources) == 1:
+        yield f"there is one source, {sources[0]!r}; a mixture needs at least 2"
+    if not targets:
+        yield f"column {LOSS} (or {LOSS_PREFIX}NAME) is missing; the header has {named}"
+    for target in targets:
+        if target not in header:
+            found = [name for name in header if _is_loss(name)]
+            there = f"the losses are {', '.join(found)}" if found else f"the header has {named}"
+            yield f"column {target} is missing{did_you_mean(target, header) or f'; {there}'}"
+    if known_sources is not None and sources:
+        for source in sources:
+            if source not in known_sources:
+                near = did_you_mean(source, known_sources) or f"; its sources are {', '.join(known_sources)}"
+                yield f"{WEIGHT_PREFIX}{source} is no source of the corpus{near}"
+        for source in known_sources:
+            if source not in sources:
+                yield f"column {WEIGHT_PREFIX}{source} is missing: {source} is a source of the corpus"
+
+
+def _row(
+    number: int, fields: Sequence[str], *, header: Sequence[str], sources: Sequence[str], targets: Sequence[str]
+) -> _Row | list[str]:
+    """Return the row, or what is wrong with it."""
+    if len(fields) != len(header):
+        return [f"row {number} has {len(fields)} fields; the header has {len(header)}"]
+    values: Mapping[str, str] = dict(zip(header, fields, strict=True))
+    problems: list[str] = []
+    weights = [_number(number, WEIGHT_PREFIX + name, values, problems=problems, at_least=0.0) for name in sources]
+    if not problems and abs(math.fsum(weights) - 1) > SUM_TOLERANCE:
+        total = math.fsum(weights)
+        problems.append(
+            f"row {number}: the weights sum to {total:.6g}; they must sum to 1 within {SUM_TOLERANCE:g}"
+            + (f"; divide each by {total:.6g}" if total > 0 else "")
+        )
+    done = any(values[name] for name in targets)
+    losses = [_number(number, name, values, problems=problems, at_least=None) for name in targets] if done else None
+    if problems:
+        return problems
+    return _Row(
+        number=number,
+        run=values.get(RUN, ""),
+        weights=tuple(weights),
+        losses=None if losses is None else tuple(losses),
+    )
+
+
+def _number(
+    number: int, name: str, values: Mapping[str, str], *, problems: list[str], at_least: float | None
+) -> float:
+    """Return a field as a number; `problems` receives what is wrong with it. `at_least` None: above 0."""
+    text = values[name]
+    try:
+        value = float(text)
+    except ValueError:
+        problems.append(f"row {number}: {name} is {f'{text!r}, which is no number' if text else 'empty'}")
+        return math.nan
+    if not math.isfinite(value) or (value <= 0 if at_least is None else value < at_least):
+        rule = "a positive finite number" if at_least is None else f"a finite number of at least {at_least:g}"
+        problems.append(f"row {number}: {name} is {text}; it must be {rule}")
+    return value
+
+
+def _table_problems(
+    rows: Sequence[_Row], *, done: Sequence[_Row], num_sources: int, complete: bool
+) -> Iterator[str]:
+    seen: dict[tuple[object, ...], int] = {}
+    for row in done:
+        first = seen.setdefault((row.weights, row.losses), row.number)
+        if first != row.number:
+            yield (
+                f"rows {first} and {row.number} are the same run (weights and losses are equal); keep one. A repeat "
+                "with another seed has another loss, and is welcome"
+            )
+    naturals = {row.weights: row.number for row in rows if row.run == NATURAL}
+    if len(naturals) > 1:
+        yield f"rows {', '.join(map(str, naturals.values()))} are named {NATURAL} and have different weights"
+    distinct = len({row.weights for row in done})
+    needed = max(MIN_RUNS, num_sources + 2)
+    if complete and distinct < needed:
+        unfinished = f", and {len(rows) - len(done)} rows have no loss yet" if len(rows) > len(done) else ""
+        yield (
+            f"{distinct} different mixtures have a loss{unfinished}; a regression on {num_sources} sources has at "
+            f"least {num_sources} constants and needs {needed}, and {8 * num_sources} serve well"
+        )
+
+
+def _notes(header: Sequence[str], *, num_left_out: int, targets: Sequence[str]) -> Iterator[str]:
+    if num_left_out:
+        yield f"{num_left_out} rows have no loss yet: left out"
+    other = [name for name in header if name != RUN and not name.startswith(WEIGHT_PREFIX) and name not in targets]
+    if other:
+        yield f"columns not used: {', '.join(other)}"
