@@ -23,7 +23,9 @@ COMMANDS = {
     "fit": Command("chinchilla_ds.cli.fit", "fit a scaling law to a table of runs"),
     "laws": Command("chinchilla_ds.cli.laws", "compare what published laws say of a budget"),
     "ds-config": Command("chinchilla_ds.cli.ds_config", "write the DeepSpeed JSON of a plan"),
+    "prepare": Command("chinchilla_ds.cli.prepare", "clean, deduplicate, split and tokenise text"),
     "memory": Command("chinchilla_ds.cli.memory", "show what a plan needs per device, stage by stage"),
+    "mix": Command("chinchilla_ds.cli.mix", "find the mixture of sources to train on from many small runs"),
 }
 _SIGINT_EXIT_CODE = 130
 

@@ -11,9 +11,9 @@ from chinchilla_ds.units import format_bytes, format_count
 
 
 @contextmanager
-def show_preparation() -> Iterator[Callable[[str, float], None]]:
+def show_preparation(*, to_stderr: bool = False) -> Iterator[Callable[[str, float], None]]:
     """Yield a function that shows a stage's name and its share done: a bar in a terminal, a line per stage else."""
-    console = Console()
+    console = Console(stderr=to_stderr)
     seen: dict[str, TaskID] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -22,7 +22,7 @@ def show_preparation() -> Iterator[Callable[[str, float], None]]:
             if stage not in seen:
                 seen[stage] = bar.add_task(stage, total=1.0)
                 if not console.is_terminal:
-                    print(f"{stage} ...", flush=True)
+                    print(f"{stage} ...", file=console.file, flush=True)
             bar.update(seen[stage], completed=share)
 
         yield show

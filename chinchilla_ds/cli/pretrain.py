@@ -25,7 +25,7 @@ from chinchilla_ds.cli.endings import end_well
 from chinchilla_ds.cli.output import check_output, output_errors
 from chinchilla_ds.cli.plan_file import read_plan
 from chinchilla_ds.config import RunConfig
-from chinchilla_ds.data.prepare import check_source, prepare
+from chinchilla_ds.data.prepare import check_source, prepare, prepared_folder
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.plan import RunPlan
 
@@ -70,6 +70,7 @@ def _run(arguments: Arguments, *, started_s: float) -> None:
     world_size = _world_size()
     ds = ds_json.load_ds_config(arguments.ds_config)
     config = ds_json.apply_to_config(arguments.config, ds, explicit=arguments.explicit)
+    config = _with_vocab_of_data(config)
     arguments = dataclasses.replace(arguments, config=config)
     plan = _plan(arguments, world_size=world_size)
     resolved = ds_json.resolve(ds, plan)
@@ -86,6 +87,14 @@ def _run(arguments: Arguments, *, started_s: float) -> None:
     groups.initialize(layout=plan.layout)
     _train(arguments, plan=plan, resolved=resolved, started_s=started_s)
     groups.shut_down()
+
+
+def _with_vocab_of_data(config: RunConfig) -> RunConfig:
+    """Return the config with the vocabulary of the prepared folder that it names, unless it asks for one."""
+    prepared = prepared_folder(config.data)
+    if prepared is None or config.vocab_size is not None:
+        return config
+    return dataclasses.replace(config, vocab_size=prepared.vocab_size)
 
 
 def _world_size() -> int:

@@ -1,13 +1,23 @@
-"""Encoding: documents to token files, train and held-out apart, in bounded memory."""
+"""Encoding: segments of text to segments of tokens, and these merged into Megatron-core's `.bin` and `.idx`.
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+Documents stand in the order of their content hash, so the same documents give the same files however they were read.
+Merging takes one range of hashes after the other from every segment; memory does not grow with the corpus.
+"""
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from chinchilla_ds.data.indexed import IndexedWriter
-from chinchilla_ds.data.split import document_hash
+from chinchilla_ds.data.dedup.components import CONTENT_HASH_NAME, DUPLICATE_OF_NAME
+from chinchilla_ds.data.shards import ENDS_NAME, Segment, whole_folder
+from chinchilla_ds.data.split import Kept
+from chinchilla_ds.data.stages import COUNTS_NAME
 from chinchilla_ds.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -17,59 +27,207 @@ if TYPE_CHECKING:
 BATCH_BYTES = 4 * 1024 * 1024
 """Text encoded at a time."""
 
+TOKENS_NAME = "tokens.bin"
+_MERGE_TOKENS = 8 * 2**20
+"""Tokens merged at a time, about."""
+_UINT16_VOCAB_SIZE = 65500
+"""Below this vocabulary Megatron-core stores tokens as uint16 (`DType.optimal_dtype`)."""
+_INDEX_MAGIC = b"MMIDIDX\x00\x00"
+_INDEX_CODES = {"uint16": 8, "int32": 4}
+"""`megatron.core.datasets.indexed_dataset.DType`."""
 
-class SplitWriter:
-    """Writes the documents of one split and counts them."""
 
-    def __init__(self, *, writer: IndexedWriter, vocab_size: int) -> None:
-        import numpy as np
+@dataclass(frozen=True, kw_only=True)
+class EncodeTask:
+    """One segment, and what encodes it."""
 
-        self._writer = writer
-        self.num_documents = 0
-        self.num_bytes = 0
-        self.token_counts: npt.NDArray[np.int64] = np.zeros(vocab_size, dtype=np.int64)
-        """How often each token occurs: [vocab_size]."""
+    kept: Kept
+    threshold: int
+    """Documents whose hash is below it are held out."""
+    tokenizer: Path
+    folder: Path
+    """Where the tokens go; there already, they are whole."""
+
+
+def encode_segment(task: EncodeTask, /) -> None:
+    """Encode the kept documents of a segment and count what became of the others."""
+    import numpy as np
+
+    if task.folder.exists():
+        return
+    segment, keep = Segment(task.kept.segment), task.kept.keep()
+    (rows,) = np.nonzero(keep)
+    tokenizer = _tokenizer(task.tokenizer)
+    lengths: list[int] = []
+    with whole_folder(task.folder) as folder:
+        with (folder / TOKENS_NAME).open("wb") as stream:
+            for batch in _batches(segment.documents(rows)):
+                for ids in tokenizer.encode_documents(batch, num_threads=1):
+                    stream.write(ids.astype(token_dtype(tokenizer.vocab_size)).tobytes())
+                    lengths.append(len(ids))
+        np.save(folder / CONTENT_HASH_NAME, segment.hashes[rows])
+        np.save(folder / ENDS_NAME, np.cumsum(np.array(lengths, dtype=np.int64)))
+        counts = _fates(task, segment=segment, keep=keep)
+        (folder / COUNTS_NAME).write_text(json.dumps(counts), encoding="utf-8")
+
+
+def _fates(task: EncodeTask, *, segment: Segment, keep: "npt.NDArray[np.bool_]") -> dict[str, int]:
+    """Return documents and bytes that are duplicates, held out, or train."""
+    import numpy as np
+
+    sizes = segment.sizes
+    exact = np.zeros_like(keep)
+    if task.kept.verdict is not None:
+        exact = ~keep & (np.load(task.kept.verdict / DUPLICATE_OF_NAME) == segment.hashes)
+    held_out = keep & (segment.hashes < np.uint64(task.threshold))
+    masks = {"exact": exact, "near": ~keep & ~exact, "held_out": held_out, "train": keep & ~held_out}
+    counts: dict[str, int] = {}
+    for fate, mask in masks.items():
+        counts |= {f"{fate}/documents": int(mask.sum()), f"{fate}/bytes": int(sizes[mask].sum())}
+    return counts
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: Path) -> Tokenizer:
+    return Tokenizer.load(path)
+
+
+def token_dtype(vocab_size: int) -> "np.dtype[Any]":
+    """Return how tokens are stored."""
+    import numpy as np
+
+    return np.dtype(np.uint16 if vocab_size < _UINT16_VOCAB_SIZE else np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeTask:
+    """Segments of tokens, and the range of hashes that goes into one dataset."""
+
+    segments: tuple[Path, ...]
+    low: int
+    high: int
+    """Exclusive."""
+    prefix: Path
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What a dataset holds."""
+
+    num_documents: int
+    token_counts: "npt.NDArray[np.int64]"
+    """How often each token occurs: [vocab_size]."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens written so far."""
+        """All tokens."""
         return int(self.token_counts.sum())
 
-    def add(self, document: bytes, token_ids: "npt.NDArray[np.int32]") -> None:
-        """Write one document: [tokens]."""
+
+def merge(task: MergeTask, /) -> Merged:
+    """Write `prefix.bin` and `prefix.idx` of the documents whose hash lies in [low, high), in the order of the hash."""
+    import numpy as np
+
+    dtype = token_dtype(task.vocab_size)
+    ranges = [_rows(path, task.low, task.high) for path in task.segments]
+    number = sum(stop - start for start, stop, _ in ranges)
+    pieces = max(1, -(-sum(tokens for _, _, tokens in ranges) // _MERGE_TOKENS))
+    bounds = [task.low + (task.high - task.low) * piece // pieces for piece in range(pieces + 1)]
+    counts = np.zeros(task.vocab_size, dtype=np.int64)
+    with _Index(task.prefix, number=number, dtype=dtype) as index, Path(f"{task.prefix}.bin").open("wb") as stream:
+        for low, high in pairwise(bounds):
+            lengths, tokens = _merged(task.segments, low, high, dtype=dtype)
+            stream.write(tokens.tobytes())
+            index.add(lengths)
+            counts += np.bincount(tokens, minlength=task.vocab_size)
+    return Merged(num_documents=number, token_counts=counts)
+
+
+def _bound(hashes: "npt.NDArray[np.uint64]", value: int) -> int:
+    import numpy as np
+
+    return len(hashes) if value >= 2**64 else int(np.searchsorted(hashes, np.uint64(value)))
+
+
+def _rows(folder: Path, low: int, high: int) -> tuple[int, int, int]:
+    """Return the documents [start, stop) of that range of hashes, and their tokens."""
+    segment = Segment(folder)
+    start, stop = _bound(segment.hashes, low), _bound(segment.hashes, high)
+    return start, stop, _end(segment, stop) - _end(segment, start)
+
+
+def _end(segment: Segment, row: int) -> int:
+    return int(segment.ends[row - 1]) if row else 0
+
+
+def _merged(
+    segments: Sequence[Path], low: int, high: int, *, dtype: "np.dtype[Any]"
+) -> "tuple[npt.NDArray[np.int64], npt.NDArray[Any]]":
+    """Return lengths [documents] and tokens of one range of hashes out of all segments, in the order of the hash."""
+    import numpy as np
+
+    hashes, lengths, tokens = [], [], []
+    for folder in segments:
+        start, stop, count = _rows(folder, low, high)
+        if start == stop:
+            continue
+        segment = Segment(folder)
+        first = _end(segment, start)
+        hashes.append(segment.hashes[start:stop])
+        lengths.append(np.diff(segment.ends[start:stop], prepend=first))
+        tokens.append(np.fromfile(folder / TOKENS_NAME, dtype=dtype, count=count, offset=first * dtype.itemsize))
+    if not hashes:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=dtype)
+    order = np.argsort(np.concatenate(hashes), kind="stable")
+    sizes, flat = np.concatenate(lengths), np.concatenate(tokens)
+    starts = np.cumsum(sizes) - sizes
+    shifts = starts[order] - (np.cumsum(sizes[order]) - sizes[order])
+    return sizes[order], flat[np.arange(len(flat)) + np.repeat(shifts, sizes[order])]
+
+
+class _Index:
+    """Writes `prefix.idx`: lengths int32, byte offsets int64, and the documents 0 to n int64, each in its place.
+
+    Source: megatron.core.datasets.indexed_dataset._IndexWriter, megatron-core 0.16.
+    """
+
+    def __init__(self, prefix: Path, *, number: int, dtype: "np.dtype[Any]") -> None:
+        self._stream = Path(f"{prefix}.idx").open("wb")  # noqa: SIM115 (closed by __exit__)
+        self._number = number
+        self._itemsize = dtype.itemsize
+        header = struct.pack("<QBQQ", 1, _INDEX_CODES[dtype.name], number, number + 1)
+        self._stream.write(_INDEX_MAGIC + header)
+        self._lengths_at = self._stream.tell()
+        self._offsets_at = self._lengths_at + 4 * number
+        self._documents_at = self._offsets_at + 8 * number
+        self._done, self._tokens = 0, 0
+
+    def add(self, lengths: "npt.NDArray[np.int64]") -> None:
+        """Write the next documents: [documents], tokens of each."""
         import numpy as np
 
-        self._writer.add_document(token_ids)
-        self.num_documents += 1
-        self.num_bytes += len(document)
-        np.add.at(self.token_counts, token_ids, 1)
+        offsets = (self._tokens + np.cumsum(lengths) - lengths) * self._itemsize
+        documents = np.arange(self._done, self._done + len(lengths))
+        self._write(self._lengths_at + 4 * self._done, lengths.astype("<i4"))
+        self._write(self._offsets_at + 8 * self._done, offsets.astype("<i8"))
+        self._write(self._documents_at + 8 * self._done, documents.astype("<i8"))
+        self._done += len(lengths)
+        self._tokens += int(lengths.sum())
 
+    def _write(self, position: int, values: "npt.NDArray[Any]") -> None:
+        self._stream.seek(position)
+        self._stream.write(values.tobytes())
 
-def encode_split(
-    documents: Iterable[bytes], *, tokenizer: Tokenizer, threshold: int, folder: Path
-) -> tuple[SplitWriter, SplitWriter]:
-    """Write `folder/train` and `folder/held_out`, and return the counts of both.
+    def __enter__(self) -> "_Index":
+        return self
 
-    Args:
-        documents: UTF-8 documents, written in this order.
-        tokenizer: Encodes them, on all cores this process may use.
-        threshold: Documents whose hash is below it are held out.
-        folder: Exists already.
-    """
-    num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    vocab_size = tokenizer.vocab_size
-    with ExitStack() as stack:
-        train, held_out = (
-            SplitWriter(
-                writer=stack.enter_context(IndexedWriter(prefix=folder / name, vocab_size=vocab_size)),
-                vocab_size=vocab_size,
-            )
-            for name in ("train-corpus", "held_out")
-        )
-        for batch in _batches(documents):
-            for document, ids in zip(batch, tokenizer.encode_documents(batch, num_threads=num_threads), strict=True):
-                (held_out if document_hash(document) < threshold else train).add(document, ids)
-    return train, held_out
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            assert self._done == self._number, "every document of the range is merged"
+            self._stream.seek(self._documents_at + 8 * self._number)
+            self._stream.write(struct.pack("<q", self._number))
+        self._stream.close()
 
 
 def unigram_loss(*, train_counts: "npt.NDArray[np.int64]", held_out_counts: "npt.NDArray[np.int64]") -> float:
@@ -87,7 +245,15 @@ def unigram_loss(*, train_counts: "npt.NDArray[np.int64]", held_out_counts: "npt
     return float(-(held_out_counts * log_p).sum() / held_out_counts.sum())
 
 
-def _batches(documents: Iterable[bytes]) -> Iterator[Sequence[bytes]]:
+def read_counts(folders: Sequence[Path], /) -> Counter[str]:
+    """Return the sum of the counts that workers wrote."""
+    total = Counter[str]()
+    for folder in folders:
+        total.update(json.loads((folder / COUNTS_NAME).read_text(encoding="utf-8")))
+    return total
+
+
+def _batches(documents: Iterator[bytes]) -> Iterator[Sequence[bytes]]:
     batch: list[bytes] = []
     size = 0
     for document in documents:

@@ -1,17 +1,28 @@
-"""Where text comes from: files and folders of text, JSONL and Parquet, or the running Python's own standard library."""
+"""Where text comes from: files and folders, Hugging Face data sets, or the running Python's own standard library."""
 
+import glob
 import os
 import sysconfig
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from chinchilla_ds.config import DataConfig
-from chinchilla_ds.errors import DataError, did_you_mean
+from chinchilla_ds.errors import DataError, did_you_mean, reason
+
+Progress = Callable[[str, float], None]
+"""Called with the name of a stage and the share of it that is done."""
 
 MAX_PROBLEMS = 20
 """Problems listed by one error; the rest is counted."""
+
+HUB = "hf://"
+"""Begins the name of a Hugging Face data set: hf://org/name[:config][@split]."""
+
+DEFAULT_NAME = "corpus"
+"""Name of a source that was given none."""
 
 _TEXT_SUFFIXES = frozenset(
     f".{name}"
@@ -21,7 +32,8 @@ _TEXT_SUFFIXES = frozenset(
         *("php", "pl", "lua", "jl", "r", "hs", "ml", "swift", "sh", "sql"),
     )
 )
-_SUFFIX_PAIRS = frozenset({".jsonl.gz"})
+_COMPRESSED = frozenset({".gz", ".zst"})
+_COMPRESSIBLE = frozenset({".jsonl", ".csv", ".txt"})
 
 
 class Kind(StrEnum):
@@ -31,28 +43,44 @@ class Kind(StrEnum):
     WHOLE_TEXT = "whole text"
     """One document whatever its size; a file that is not UTF-8 is skipped and counted (standard library only)."""
     JSONL = "JSONL"
+    CSV = "CSV"
     PARQUET = "Parquet"
+    ARROW = "Arrow"
+    """A folder that `datasets.Dataset.save_to_disk` wrote."""
+    HUB = "Hugging Face"
+    """A data set by name, streamed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One file of the corpus."""
+    """One file of the corpus, or what is read like one."""
 
     path: Path
     kind: Kind
     num_bytes: int
+    """Size on disk; 0 where it is not known."""
     modified_ns: int
-    """Time of the last change, nanoseconds since the epoch."""
+    """Time of the last change, nanoseconds since the epoch; 0 where it is not known."""
+    hub_name: str | None = None
+    """What the user wrote, of Kind.HUB."""
+
+    @property
+    def place(self) -> str:
+        """How messages name it."""
+        return self.hub_name or str(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The files of a corpus, in the order they are read."""
+    """The files of one named source, in the order they are read."""
 
     files: tuple[SourceFile, ...]
     text_field: str
     description: str
     """One line for people."""
+    name: str = DEFAULT_NAME
+    weight: float | None = None
+    """Share of the training samples; None: by tokens."""
 
     @property
     def num_bytes(self) -> int:
@@ -60,55 +88,58 @@ class Corpus:
         return sum(file.num_bytes for file in self.files)
 
 
-@dataclass(kw_only=True)
-class ReadReport:
-    """What happened while documents were read; filled by `readers.read_documents`."""
-
-    problems: list[str] = field(default_factory=list)
-    skipped_files: int = 0
-    """Standard-library files that are not UTF-8."""
-    read_bytes: int = 0
-    """How far reading is, out of `Corpus.num_bytes`."""
-
-    def raise_problems(self) -> None:
-        """Raise one DataError that lists every problem, if there is any."""
-        if self.problems:
-            more = len(self.problems) - MAX_PROBLEMS
-            tail = [f"... and {more} more problems of this kind"] if more > 0 else []
-            raise DataError(self.problems[:MAX_PROBLEMS] + tail)
-
-
 def find_corpus(data: DataConfig) -> Corpus:
     """Return the files that `data.paths` names, or the standard library's where it names none.
 
+    Raises:
+        DataError: see `find_source`.
+    """
+    return find_source([str(path) for path in data.paths], text_field=data.text_field)
+
+
+def find_source(
+    paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, weight: float | None = None
+) -> Corpus:
+    """Return the files that `paths` name, or the standard library's where there are none.
+
     Folders are searched recursively in sorted order; hidden entries and files of unknown types in them are left out.
+    A pattern such as `data/*.jsonl` means all that match. What is named twice is read once.
 
     Raises:
         DataError: listing every path that is missing, unreadable, empty, or of an unknown type.
     """
-    if not data.paths:
-        return _standard_library(text_field=data.text_field)
-    report, left_out = ReadReport(), 0
-    files: list[SourceFile] = []
-    for path in data.paths:
+    if not paths:
+        return _standard_library(text_field=text_field, name=name, weight=weight)
+    problems: list[str] = []
+    left_out = 0
+    unique: dict[str | Path, SourceFile] = {}
+    for path in paths:
         try:
-            found, others = _find_files(path)
+            found, others = _find(path)
         except DataError as error:
-            report.problems.extend(error.problems)
+            problems.extend(error.problems)
         except OSError as error:
-            report.problems.append(f"cannot read {path}: {error.strerror}")
+            problems.append(f"cannot read {path}: {reason(error)}")
         else:
-            files.extend(found)
+            unique |= {file.hub_name or file.path.resolve(): file for file in found}
             left_out += others
-    report.raise_problems()
-    unique = {file.path.resolve(): file for file in files}
-    shown = ", ".join(str(path) for path in data.paths[:3]) + (", ..." if data.paths[3:] else "")
+    raise_problems(problems)
+    shown = ", ".join(sorted(paths)[:3]) + (", ..." if paths[3:] else "")
     note = f", {left_out} files of other types left out" if left_out else ""
     description = f"{shown} ({len(unique)} file{'s' if len(unique) > 1 else ''}{note})"
-    return Corpus(files=tuple(unique.values()), text_field=data.text_field, description=description)
+    files = tuple(sorted(unique.values(), key=lambda file: file.place))
+    return Corpus(files=files, text_field=text_field, description=description, name=name, weight=weight)
 
 
-def _standard_library(*, text_field: str) -> Corpus:
+def raise_problems(problems: Sequence[str], /) -> None:
+    """Raise one DataError that lists the problems, the first `MAX_PROBLEMS` of them, if there are any."""
+    if problems:
+        more = len(problems) - MAX_PROBLEMS
+        tail = [f"... and {more} more problem{'s' if more > 1 else ''} of this kind"] if more > 0 else []
+        raise DataError([*problems[:MAX_PROBLEMS], *tail])
+
+
+def _standard_library(*, text_field: str, name: str, weight: float | None) -> Corpus:
     root = Path(sysconfig.get_path("stdlib"))
     files: list[SourceFile] = []
     for folder, folders, names in os.walk(root):
@@ -119,11 +150,16 @@ def _standard_library(*, text_field: str) -> Corpus:
     if not files:
         raise DataError(f"the standard library at {root} holds no Python source; name a corpus with `--data PATH`")
     description = f"Python standard library source at {root} ({len(files)} files)"
-    return Corpus(files=tuple(files), text_field=text_field, description=description)
+    return Corpus(files=tuple(files), text_field=text_field, description=description, name=name, weight=weight)
 
 
-def _find_files(path: Path) -> tuple[list[SourceFile], int]:
-    """Return the files at `path` and how many files of unknown types were left out."""
+def _find(name: str) -> tuple[list[SourceFile], int]:
+    """Return the files that a path, a pattern or a data set's name means, and how many were left out."""
+    if name.startswith(HUB):
+        return [SourceFile(path=Path(name), kind=Kind.HUB, num_bytes=0, modified_ns=0, hub_name=name)], 0
+    if not Path(name).exists() and glob.has_magic(name):
+        return _find_matches(name)
+    path = Path(name)
     if not path.exists():
         near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
         raise DataError(f"{path} does not exist{near}")
@@ -131,7 +167,7 @@ def _find_files(path: Path) -> tuple[list[SourceFile], int]:
         return _find_in_folder(path)
     kind = _kind_of(path)
     if kind is None:
-        known = sorted({".jsonl", ".parquet", *_SUFFIX_PAIRS, *_TEXT_SUFFIXES})
+        known = sorted({".jsonl", ".csv", ".parquet", *_TEXT_SUFFIXES, *_compressed_suffixes()})
         near = did_you_mean(_suffix(path), known)
         raise DataError(f"{path} is of unknown type {_suffix(path)!r}{near}; known types: {' '.join(known)}")
     file = _source_file(path, kind=kind)
@@ -140,10 +176,24 @@ def _find_files(path: Path) -> tuple[list[SourceFile], int]:
     return [file], 0
 
 
+def _find_matches(pattern: str) -> tuple[list[SourceFile], int]:
+    matches = sorted(glob.glob(pattern, recursive=True))
+    if not matches:
+        raise DataError(f"nothing matches {pattern}")
+    found, others = zip(*(_find(match) for match in matches), strict=True)
+    return [file for files in found for file in files], sum(others)
+
+
 def _find_in_folder(root: Path) -> tuple[list[SourceFile], int]:
     found, others = [], Counter[str]()
     for folder, folders, names in os.walk(root, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if "dataset_dict.json" in names:
+            raise DataError(f"{folder} holds several splits; name one of them: {', '.join(map(str, folders))}")
+        if "state.json" in names and "dataset_info.json" in names:
+            found.append(_arrow_folder(Path(folder)))
+            folders.clear()
+            continue
         for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
             kind = _kind_of(path)
             if kind is None:
@@ -152,7 +202,7 @@ def _find_in_folder(root: Path) -> tuple[list[SourceFile], int]:
                 found.append(_source_file(path, kind=kind))
     if not found:
         seen = ", ".join(f"{count} x {suffix or 'no suffix'}" for suffix, count in others.most_common(5))
-        raise DataError(f"folder {root} holds no text, JSONL or Parquet file with content (found: {seen or 'nothing'})")
+        raise DataError(f"folder {root} holds no file of a known type with content (found: {seen or 'nothing'})")
     return found, others.total()
 
 
@@ -161,17 +211,30 @@ def _raise(error: OSError) -> None:
 
 
 def _suffix(path: Path) -> str:
-    pair = "".join(path.suffixes[-2:]).lower()
-    return pair if pair in _SUFFIX_PAIRS else path.suffix.lower()
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    pair = "".join(suffixes)
+    return pair if pair in _compressed_suffixes() else path.suffix.lower()
+
+
+def _compressed_suffixes() -> frozenset[str]:
+    return frozenset(inner + outer for inner in _COMPRESSIBLE for outer in _COMPRESSED)
 
 
 def _kind_of(path: Path) -> Kind | None:
     suffix = _suffix(path)
-    if suffix in {".jsonl", ".jsonl.gz"}:
-        return Kind.JSONL
-    if suffix == ".parquet":
-        return Kind.PARQUET
-    return Kind.TEXT if suffix in _TEXT_SUFFIXES else None
+    inner = suffix.removesuffix(".gz").removesuffix(".zst")
+    kinds = {".jsonl": Kind.JSONL, ".csv": Kind.CSV, ".parquet": Kind.PARQUET}
+    return kinds.get(inner, Kind.TEXT if inner in _TEXT_SUFFIXES else None)
+
+
+def _arrow_folder(path: Path) -> SourceFile:
+    status = [file.stat() for file in path.iterdir()]
+    return SourceFile(
+        path=path,
+        kind=Kind.ARROW,
+        num_bytes=sum(one.st_size for one in status),
+        modified_ns=max(one.st_mtime_ns for one in status),
+    )
 
 
 def _source_file(path: Path, *, kind: Kind) -> SourceFile:

@@ -95,7 +95,7 @@ def test_text_that_is_not_there_or_empty(refused: Callable[..., list[str]], ds_c
     )
     assert lines[0] == "emty.txt does not exist; did you mean 'empty.txt'?"
     assert lines[1] == "empty.txt is empty"
-    assert lines[2].startswith("folder folder holds no text")
+    assert lines[2].startswith("folder folder holds no file of a known type")
 
 
 def test_an_output_below_a_file(refused: Callable[..., list[str]], ds_configs: Path, tmp_path: Path) -> None:

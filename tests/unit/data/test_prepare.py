@@ -4,17 +4,20 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from chinchilla_ds.config import DataConfig
-from chinchilla_ds.data import prepare as prepare_module
+from chinchilla_ds.data import pipeline as pipeline_module
+from chinchilla_ds.data import stages as stages_module
+from chinchilla_ds.data.cleaning import Cleaner, CleaningConfig
 from chinchilla_ds.data.encode import unigram_loss
 from chinchilla_ds.data.prepare import prepare
-from chinchilla_ds.data.prepared import PreparedData
-from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.prepared import PreparedData, is_prepared
+from chinchilla_ds.data.tokenizer import SentencePieceTokenizer, Tokenizer
 from chinchilla_ds.errors import DataError, OutputError
 from tests.unit.data.conftest import SEQ_LENGTH, VOCAB_SIZE
 
@@ -39,7 +42,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_every_document_comes_back_once_on_one_side(prepared: PreparedData, corpus_folder: Path) -> None:
     train, held_out = (texts_of(prepared, prefix) for prefix in (prepared.train_prefix, prepared.held_out_prefix))
-    assert sorted(train + held_out) == sorted(path.read_text() for path in corpus_folder.iterdir())
+    texts = [path.read_text() for path in corpus_folder.iterdir()]
+    assert sorted(train + held_out) == sorted(text for text in texts if Cleaner(CleaningConfig()).clean(text).text)
+    assert len(train + held_out) > 100
     assert not set(train) & set(held_out)
     assert (prepared.num_documents, prepared.held_out_documents) == (len(train), len(held_out))
     assert prepared.train_bytes == sum(len(text.encode()) for text in train)
@@ -81,7 +86,7 @@ def test_same_bytes_out_twice(prepared: PreparedData, data: DataConfig, tmp_path
 
 
 def test_a_second_call_reads_nothing(prepared: PreparedData, data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "read_documents", None)
+    monkeypatch.setattr(pipeline_module, "read_tasks", None)
     assert run(data, prepared.folder.parent) == prepared
 
 
@@ -141,8 +146,8 @@ def test_the_last_token_counts(prepared: PreparedData, data: DataConfig) -> None
 
 
 def test_a_held_out_part_below_one_sequence(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("short")
-    (tmp_path / "b.txt").write_text("small")
+    (tmp_path / "a.txt").write_text("short" * 50)
+    (tmp_path / "b.txt").write_text("small" * 50)
     with pytest.raises(DataError, match=rf"one sequence needs {SEQ_LENGTH + 1}; raise held_out_fraction \(0.02\)"):
         run(DataConfig(paths=(tmp_path / "a.txt", tmp_path / "b.txt")), tmp_path / "out", num_tokens=1)
 
@@ -165,14 +170,26 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_leaves_nothing_behind(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_whole_pieces_that_a_second_try_starts_from(
+    data: DataConfig, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Tokenizer, "save", fail)
-    with pytest.raises(OutputError, match=f"cannot write prepared data to {tmp_path}: No space left on device"):
+    monkeypatch.setattr(SentencePieceTokenizer, "save", fail)
+    with pytest.raises(OutputError, match=f"cannot write prepared data to {tmp_path}: No space left on device; what"):
         run(data, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    (work,) = tmp_path.iterdir()
+    assert work.name.endswith(".work")
+    assert not is_prepared(work)
+    assert {path.name for path in work.iterdir() if path.name != "key"} == {"shards", "duplicates"}
+    monkeypatch.undo()
+    monkeypatch.setattr(stages_module, "read_part", None)
+    again = run(data, tmp_path)
+    assert files_of(again.folder) == {
+        name: content for name, content in files_of(prepared.folder).items() if not name.startswith("index")
+    }
+    assert not work.exists()
 
 
 def test_a_folder_that_cannot_be_written(data: DataConfig, tmp_path: Path) -> None:
@@ -181,18 +198,19 @@ def test_a_folder_that_cannot_be_written(data: DataConfig, tmp_path: Path) -> No
         run(data, tmp_path / "file" / "data")
 
 
-def test_a_corpus_that_changes_while_it_is_read(
-    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, calls = prepare_module.read_documents, []
+def test_a_corpus_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    original = pipeline_module.read_tasks
 
-    def shrink(*args: object, **kwargs: object) -> list[bytes]:
-        calls.append(1)
-        return list(original(*args, **kwargs))[len(calls) - 1 :]  # type: ignore[arg-type]
+    def grow(*args: Any, **kwargs: Any) -> Any:
+        tasks = original(*args, **kwargs)
+        path.write_text("more text")
+        return tasks
 
-    monkeypatch.setattr(prepare_module, "read_documents", shrink)
-    with pytest.raises(DataError, match="changed while it was being read"):
-        run(data, tmp_path)
+    monkeypatch.setattr(pipeline_module, "read_tasks", grow)
+    with pytest.raises(DataError, match=r"a\.txt changed while it was being read"):
+        run(DataConfig(paths=(path,)), tmp_path)
 
 
 def test_progress_goes_from_nothing_to_all_of_each_stage(data: DataConfig, tmp_path: Path) -> None:
@@ -206,5 +224,6 @@ def test_progress_goes_from_nothing_to_all_of_each_stage(data: DataConfig, tmp_p
         folder=tmp_path,
         progress=lambda stage, share: told.setdefault(stage, []).append(share),
     )
-    assert list(told) == ["reading text", "training the tokenizer", "encoding"]
+    names = [stage for stage in told if not stage.startswith("finding duplicates: ")]
+    assert names == ["reading and cleaning", "training the tokenizer", "encoding", "writing"]
     assert all(shares == sorted(shares) and shares[-1] == 1.0 for shares in told.values())

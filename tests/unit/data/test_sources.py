@@ -1,5 +1,6 @@
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
@@ -7,17 +8,22 @@ import pyarrow.parquet
 import pytest
 
 from chinchilla_ds.config import DataConfig
-from chinchilla_ds.data.readers import TEXT_DOCUMENT_BYTES, read_documents
-from chinchilla_ds.data.sources import MAX_PROBLEMS, Kind, ReadReport, find_corpus
+from chinchilla_ds.data.readers import TEXT_DOCUMENT_BYTES, Problem, parts_of, read_part
+from chinchilla_ds.data.sources import MAX_PROBLEMS, Corpus, Kind, find_corpus, raise_problems
 from chinchilla_ds.errors import DataError
 
 
 def read(*paths: Path, text_field: str = "text") -> list[str]:
-    corpus, report = find_corpus(DataConfig(paths=paths, text_field=text_field)), ReadReport()
-    documents = [document.decode() for document in read_documents(corpus, report=report)]
-    report.raise_problems()
-    assert report.read_bytes == corpus.num_bytes
-    return documents
+    corpus = find_corpus(DataConfig(paths=paths, text_field=text_field))
+    found = list(read_all(corpus))
+    raise_problems([one.message for one in found if isinstance(one, Problem)])
+    return [document.decode() for document in found if isinstance(document, bytes) and document]
+
+
+def read_all(corpus: Corpus, *, part_bytes: int = 2**20) -> Iterator[bytes | Problem]:
+    for file in corpus.files:
+        for part in parts_of(file, text_field=corpus.text_field, part_bytes=part_bytes):
+            yield from read_part(part)
 
 
 def problem(*paths: Path, text_field: str = "text") -> str:
@@ -93,9 +99,10 @@ def test_the_default_corpus_is_the_standard_library(monkeypatch: pytest.MonkeyPa
     (tmp_path / "good.py").write_text("x = 1\n")
     (tmp_path / "bad.py").write_bytes(b"x = '\xe9'\n")
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    report = ReadReport()
-    assert list(read_documents(find_corpus(DataConfig()), report=report)) == [b"x = 1\n"]
-    assert (report.skipped_files, report.problems) == (1, [])
+    bad, good = read_all(find_corpus(DataConfig()))
+    assert good == b"x = 1\n"
+    assert isinstance(bad, Problem)
+    assert bad.is_skipped
 
 
 def test_an_installation_without_source_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -113,7 +120,7 @@ def test_missing_path_names_the_nearest(tmp_path: Path) -> None:
 def test_empty_file_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     assert problem(tmp_path / "empty.txt") == f"{tmp_path}/empty.txt is empty"
-    assert problem(tmp_path).endswith("holds no text, JSONL or Parquet file with content (found: nothing)")
+    assert problem(tmp_path).endswith("holds no file of a known type with content (found: nothing)")
     (tmp_path / "a.png").write_text("x")
     (tmp_path / "LICENSE").write_text("x")
     assert problem(tmp_path).endswith("(found: 1 x no suffix, 1 x .png)")
@@ -157,9 +164,9 @@ def test_bad_jsonl_names_file_and_line(tmp_path: Path, line: bytes, message: str
 def test_truncated_and_false_gzip(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "good"}\n' * 100)[:-9])
-    assert problem(path).startswith(f"cannot read {path}: Compressed file ended")
+    assert problem(path).startswith(f"{path}:101 cannot be read: Compressed file ended")
     path.write_bytes(b"not gzip")
-    assert problem(path).startswith(f"cannot read {path}: Not a gzipped file")
+    assert problem(path).startswith(f"{path}:1 cannot be read: Not a gzipped file")
 
 
 def test_bad_parquet(tmp_path: Path) -> None:

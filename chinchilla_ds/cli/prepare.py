@@ -1,0 +1,101 @@
+"""`chinchilla-ds prepare`: from raw text to a tokenised corpus, with a ledger of what became of it."""
+
+import argparse
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from chinchilla_ds.cli.arguments import flag, path, quantity, whole
+from chinchilla_ds.config import DataConfig, RunConfig
+from chinchilla_ds.errors import ConfigError
+
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.add_argument("recipe", nargs="?", type=path, metavar="RECIPE", help="YAML file with sources and settings")
+    parser.add_argument(
+        "--source",
+        nargs="+",
+        action="extend",
+        metavar="[NAME=]PATH",
+        help="text, JSONL, CSV, Parquet (.gz, .zst), folders, patterns, or hf://org/name[:config][@split]; repeatable",
+    )
+    flag(parser, "out", path, "folder for the prepared data", metavar="FOLDER")
+    flag(parser, "text-field", str, f"column that holds the text (default {DataConfig().text_field})")
+    fraction = DataConfig().held_out_fraction
+    flag(parser, "held-out-fraction", quantity(None), f"share of the text kept out of training (default {fraction})")
+    flag(parser, "dedup", str, "slimpajama (default), fineweb, exact or none")
+    flag(parser, "clean", str, "cleaning rules that are on, by name, or none (default: see docs/data.md)", nargs="+")
+    flag(parser, "decontaminate", path, "benchmark files whose text is kept out", nargs="+", metavar="PATH")
+    flag(parser, "tokenizer", path, "SentencePiece model or Hugging Face tokenizer to take (default: train one)")
+    flag(parser, "vocab-size", whole, "pieces of the tokenizer to train (default: by the size of the corpus)")
+    flag(parser, "on-error", str, "strict (default), or skip and count what cannot be read", choices=("strict", "skip"))
+    flag(parser, "workers", whole, "processes (default: the cores of this machine)")
+    flag(parser, "seed", whole, f"tokenizer sample (default {RunConfig().seed})")
+    parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Prepare, and return the ledger."""
+    from chinchilla_ds.cli.preparation import show_preparation
+    from chinchilla_ds.data.corpus import Recipe, load_recipe
+    from chinchilla_ds.data.ledger import Ledger, format_ledger
+    from chinchilla_ds.data.pipeline import prepare_recipe
+    from chinchilla_ds.data.prepared import LEDGER_NAME
+
+    if (arguments.recipe is None) == (arguments.source is None):
+        raise ConfigError("give either a recipe, or --source PATH with --out FOLDER")
+    recipe, out = Recipe(), arguments.out
+    if arguments.recipe is not None:
+        loaded = load_recipe(arguments.recipe)
+        recipe, out = loaded.recipe, out or loaded.out
+        if arguments.text_field is not None:
+            raise ConfigError("--text-field beside a recipe, whose sources name theirs: drop it")
+    if out is None:
+        raise ConfigError("--out FOLDER is missing: where the prepared data goes")
+    recipe = dataclasses.replace(recipe, **_changes(arguments))
+    with show_preparation(to_stderr=arguments.json) as progress:
+        prepared = prepare_recipe(recipe, folder=out, num_workers=arguments.workers, progress=progress)
+    text = (prepared.folder / LEDGER_NAME).read_text(encoding="utf-8")
+    if arguments.json:
+        return text
+    return f"{format_ledger(Ledger.from_json(text))}\n\nprepared      {out}; train on it with --data {out}"
+
+
+def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of the recipe that flags set."""
+    from chinchilla_ds.data.corpus import dedup_of, rules_of
+
+    changes: dict[str, Any] = {}
+    if arguments.source is not None:
+        changes["sources"] = _sources(arguments.source, text_field=arguments.text_field or DataConfig().text_field)
+    for name in ("held_out_fraction", "tokenizer", "vocab_size", "seed"):
+        if getattr(arguments, name) is not None:
+            changes[name] = getattr(arguments, name)
+    if arguments.dedup is not None:
+        changes["dedup"], changes["minhash"] = dedup_of(arguments.dedup)
+    if arguments.clean is not None:
+        changes["cleaning"] = rules_of([] if arguments.clean == ["none"] else arguments.clean)
+    if arguments.decontaminate is not None:
+        changes["decontaminate"] = tuple(arguments.decontaminate)
+    if arguments.on_error is not None:
+        changes["skip_problems"] = arguments.on_error == "skip"
+    return changes
+
+
+def _sources(words: list[str], *, text_field: str) -> tuple[Any, ...]:
+    """Return the named sources; paths of one name, or without a name, belong together."""
+    from chinchilla_ds.data.corpus import SourceRecipe
+    from chinchilla_ds.data.sources import DEFAULT_NAME
+
+    paths: dict[str, list[str]] = {}
+    for word in words:
+        named = None if Path(word).exists() else _NAMED.fullmatch(word)
+        name, place = (named[1], named[2]) if named else (DEFAULT_NAME, word)
+        paths.setdefault(name, []).append(place)
+    return tuple(
+        SourceRecipe(name=name, paths=tuple(found), text_field=text_field) for name, found in sorted(paths.items())
+    )
