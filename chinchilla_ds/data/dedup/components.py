@@ -108,30 +108,41 @@ def _check(shards: Sequence[Path], *, config: MinHashConfig | None) -> tuple[int
         DataError: see `find_duplicates`.
     """
     problems: list[str] = []
-    counts = []
-    for shard in shards:
-        shapes = {}
-        for name in (CONTENT_HASH_NAME, SOURCE_NAME) + (() if config is None else (BAND_KEYS_NAME,)):
-            try:
-                shapes[name] = np.load(shard / name, mmap_mode="r").shape
-            except (OSError, ValueError, EOFError) as error:
-                text = reason(error) if isinstance(error, OSError) else str(error)
-                problems.append(f"{shard / name} cannot be read: {text}")
-        number = shapes.get(CONTENT_HASH_NAME, (0,))[0]
-        counts.append(number)
-        problems += [
-            f"{shard / name} holds {shape[0]} documents and {CONTENT_HASH_NAME} beside it {number}"
-            for name, shape in shapes.items()
-            if shape[0] != number
-        ]
-        if config is not None and shapes.get(BAND_KEYS_NAME, (0, config.num_columns))[1] != config.num_columns:
-            problems.append(
-                f"{shard / BAND_KEYS_NAME} has {shapes[BAND_KEYS_NAME][1]} columns; these settings give"
-                f" {config.num_columns}: it was made with others"
-            )
+    counts = [_check_shard(shard, config=config, problems=problems) for shard in shards]
     if problems:
         raise DataError(problems)
     return tuple(counts)
+
+
+def _check_shard(shard: Path, *, config: MinHashConfig | None, problems: list[str]) -> int:
+    """Return the documents of one shard, and add what is wrong with it to the problems."""
+    shapes = {}
+    for name in _input_names(config):
+        try:
+            array = np.load(shard / name, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            text = reason(error) if isinstance(error, OSError) else str(error)
+            problems.append(f"{shard / name} cannot be read: {text}")
+            return 0
+        if array.dtype.kind != "u" or array.ndim == 0:
+            found = f"{array.dtype} {array.shape}"
+            problems.append(f"{shard / name} holds {found}; rows of unsigned integers are asked for")
+            return 0
+        shapes[name] = (*array.shape, 1)[:2]
+    number = shapes[CONTENT_HASH_NAME][0]
+    problems += [
+        f"{shard / name} holds {shape[0]} documents and {CONTENT_HASH_NAME} beside it {number}"
+        for name, shape in shapes.items()
+        if shape[0] != number
+    ]
+    if config is not None and shapes[BAND_KEYS_NAME][1] != config.num_columns:
+        columns = f"{shapes[BAND_KEYS_NAME][1]} columns; these settings give {config.num_columns}"
+        problems.append(f"{shard / BAND_KEYS_NAME} has {columns}: it was made with others")
+    return number
+
+
+def _input_names(config: MinHashConfig | None) -> tuple[str, ...]:
+    return (CONTENT_HASH_NAME, SOURCE_NAME) + (() if config is None else (BAND_KEYS_NAME,))
 
 
 def _claim(job: Job) -> None:
@@ -164,9 +175,12 @@ def _remove(folder: Path, *, names: Sequence[str]) -> None:
 
 
 def _manifest(job: Job) -> str:
-    names = (CONTENT_HASH_NAME, SOURCE_NAME) + (() if job.config is None else (BAND_KEYS_NAME,))
     inputs = [
-        {"shard": shard.name, "documents": number, "blake2b": {name: _digest(shard / name) for name in names}}
+        {
+            "shard": shard.name,
+            "documents": number,
+            "blake2b": {name: _digest(shard / name) for name in _input_names(job.config)},
+        }
         for shard, number in zip(job.shards, job.num_documents, strict=True)
     ]
     settings = None if job.config is None else dataclasses.asdict(job.config)

@@ -267,6 +267,9 @@ def test_every_bad_file_is_named(tmp_path: Path) -> None:
         find_duplicates(shards[:3], config=SMALL, work_folder=tmp_path / "work", num_workers=1)
     assert [str(shard) in problem for shard, problem in zip(shards, caught.value.problems, strict=False)] == [True] * 3
     assert "holds 7 documents and content_hash.npy beside it 30" in caught.value.problems[2]
+    np.save(shards[4] / CONTENT_HASH_NAME, np.zeros(30))
+    with pytest.raises(DataError, match=r"content_hash.npy holds float64 \(30,\); rows of unsigned integers"):
+        find_duplicates(shards[4:5], config=SMALL, work_folder=tmp_path / "work", num_workers=1)
     with pytest.raises(DataError, match="has 12 columns; these settings give 28"):
         find_duplicates(shards[3:4], config=PRESETS["fineweb"], work_folder=tmp_path / "work", num_workers=1)
     assert not (tmp_path / "work").exists()
