@@ -116,7 +116,7 @@ def _check(shards: Sequence[Path], *, config: MinHashConfig | None) -> tuple[int
 
 def _check_shard(shard: Path, *, config: MinHashConfig | None, problems: list[str]) -> int:
     """Return the documents of one shard, and add what is wrong with it to the problems."""
-    shapes = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for name in _input_names(config):
         try:
             array = np.load(shard / name, mmap_mode="r")
