@@ -9,7 +9,6 @@ from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.cluster_plan import (
     ClusterPlan,
     ClusterRequest,
-    device_kind,
     gpu_hour_flops,
     plan_for_gpu_hours,
     plan_on_cluster,
@@ -85,7 +84,7 @@ def _plan(config: RunConfig, own: dict[str, Any], *, explicit: frozenset[str]) -
         return plan_layout_given(config, world_size=world_size, device="cuda")
     device = get_device(own["gpu"], hardware=own.get("hardware"))
     if device.memory_bytes is None:  # nothing to fit: the layout is as given
-        return plan_layout_given(config, world_size=world_size, device=device_kind(device))
+        return plan_layout_given(config, world_size=world_size, device=device.kind)
     fixed = {name: getattr(config.layout, name) for name in explicit if hasattr(config.layout, name)}
     if config.micro_batch_size is not None:
         fixed["micro_batch_size"] = config.micro_batch_size
@@ -97,7 +96,7 @@ def _plan(config: RunConfig, own: dict[str, Any], *, explicit: frozenset[str]) -
     )
     if "gpu_hours" not in own:
         return plan_on_cluster(config, request=request)
-    if problems := list(config_problems(config, world_size=world_size, device=device_kind(device))):
+    if problems := list(config_problems(config, world_size=world_size, device=device.kind)):
         raise ConfigError(problems)
     if "mfu" not in own:
         return plan_for_gpu_hours(config, request=request, gpu_hours=own["gpu_hours"])
