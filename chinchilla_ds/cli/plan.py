@@ -16,7 +16,17 @@ from chinchilla_ds.budget.cluster_plan import (
 from chinchilla_ds.budget.hardware import get_device
 from chinchilla_ds.budget.planner import plan as plan_layout_given
 from chinchilla_ds.budget.report import format_plan
-from chinchilla_ds.cli.arguments import budget_flags, flag, layout_flags, model_flags, path, quantity, run_config, whole
+from chinchilla_ds.cli.arguments import (
+    budget_flags,
+    choice,
+    flag,
+    layout_flags,
+    model_flags,
+    path,
+    quantity,
+    run_config,
+    whole,
+)
 from chinchilla_ds.cli.output import write_text
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
@@ -42,7 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     layout_flags(layout)
     flag(layout, "zero-stage", int, "ZeRO stage", choices=(0, 1, 2, 3), metavar="0|1|2|3")
     for name in ("offload-optimizer", "offload-param"):
-        flag(layout, name, Offload, "where it lives when not in use", choices=list(Offload), metavar="none|cpu|nvme")
+        flag(layout, name, choice(Offload), "where it lives when not in use", metavar="none|cpu|nvme")
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the plan as JSON")
     flag(output, "out", path, "write the plan's JSON to a file", metavar="FILE")

@@ -1,4 +1,4 @@
-"""From `chinchilla-ds plan` to a trained model: the plan's file, its ds_config, and the launcher, as a user types them."""
+"""From `chinchilla-ds plan` to a trained model: the plan's file, its ds_config, and the launcher."""
 
 import json
 import os
