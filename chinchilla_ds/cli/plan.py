@@ -5,6 +5,7 @@ import dataclasses
 import json
 from typing import Any
 
+from chinchilla_ds.budget import hyperparameters
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.cluster_plan import (
     ClusterPlan,
@@ -117,9 +118,10 @@ def _plan(config: RunConfig, own: dict[str, Any], *, explicit: frozenset[str]) -
 def _json(plan: RunPlan, made: ClusterPlan | RunPlan) -> str:
     """Return the plan's JSON; it feeds `launchers/pretrain.py --plan`, which skips the report."""
     data = json.loads(plan.to_json())
+    data[REPORT] = {"hyperparameters": _suggestions(plan)}
     if isinstance(made, ClusterPlan):
         search = made.search
-        data[REPORT] = {
+        data[REPORT] |= {
             "layouts_considered": search.num_considered,
             "layouts_legal": search.num_legal,
             "layouts_fitting": search.num_fitting,
@@ -127,3 +129,18 @@ def _json(plan: RunPlan, made: ClusterPlan | RunPlan) -> str:
             "rejected": [dataclasses.asdict(one) for one in search.rejected],
         }
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def _suggestions(plan: RunPlan) -> dict[str, list[dict[str, Any]]]:
+    """Return what published laws give beside what was taken."""
+    suggested = {
+        "learning_rate": hyperparameters.learning_rates(shape=plan.shape, num_tokens=plan.num_tokens),
+        "batch_tokens": hyperparameters.batch_sizes_tokens(shape=plan.shape, num_tokens=plan.num_tokens),
+        "weight_decay": hyperparameters.weight_decays(
+            num_params=plan.num_params,
+            num_tokens=plan.num_tokens,
+            batch_tokens=plan.tokens_per_iter,
+            learning_rate=plan.optimizer.learning_rate,
+        ),
+    }
+    return {name: [dataclasses.asdict(one) for one in laws] for name, laws in suggested.items()}
