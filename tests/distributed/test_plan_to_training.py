@@ -26,6 +26,7 @@ LAPTOP = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "fixed",
     [
@@ -52,7 +53,7 @@ def test_a_searched_plan_trains_as_planned(tmp_path: Path, fixed: tuple[str, ...
         "PYTHONPATH": str(REPOSITORY),
     }
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     plan = json.loads(plan_file.read_text())
