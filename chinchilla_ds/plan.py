@@ -252,6 +252,8 @@ class RunPlan:
     shape: ModelShape
     batch: BatchPlan
     layout: ParallelLayout
+    device: str
+    """Kind of device that it was made for, "cpu" or "cuda": decides default precision, micro-batch and memory."""
     precision: Precision
     optimizer: OptimizerPlan
     schedule: Schedule

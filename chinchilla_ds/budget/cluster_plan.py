@@ -38,11 +38,6 @@ class ClusterPlan:
     search: LayoutSearch
 
 
-def device_kind(device: Device, /) -> str:
-    """Return "cpu" or "cuda", as plans distinguish them."""
-    return "cpu" if device.name == "CPU" else "cuda"
-
-
 def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPlan:
     """Return the plan whose layout is the fastest that fits the cluster.
 
@@ -51,7 +46,7 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
         LayoutError: no layout fits.
         PlanError: no model for the budget.
     """
-    kind = device_kind(request.device)
+    kind = request.device.kind
     if problems := list(config_problems(config, world_size=request.world_size, device=kind)):
         raise ConfigError(problems)
     choice = choose_model(config)
@@ -117,7 +112,7 @@ def gpu_hour_flops(device: Device, /, *, config: RunConfig, gpu_hours: float, mf
     Raises:
         ConfigError: the device has no peak.
     """
-    precision = precision_of(config, device=device_kind(device))
+    precision = precision_of(config, device=device.kind)
     peak = device.peak_flops_per_s(precision=precision)
     if peak is None:
         raise ConfigError(

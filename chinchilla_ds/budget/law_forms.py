@@ -65,11 +65,6 @@ class Law(ABC):
     notes: str = ""
     """What it leaves out, and what is odd about it."""
 
-    @property
-    @abstractmethod
-    def predicts_loss(self) -> bool:
-        """Whether the law says how good a model is, or only where the best one lies."""
-
     @abstractmethod
     def optimal(self, *, compute_budget_flops: float) -> Optimum:
         """Return N and D of least loss on 6 N D = C."""
@@ -122,11 +117,6 @@ class SurfaceLaw(Law):
     """k; 1 in Hoffmann et al. It has no say in where the optimum lies."""
     covariance: Covariance | None = None
     """Of the fit; None where its authors give nothing that can be used. k is taken as known."""
-
-    @property
-    def predicts_loss(self) -> bool:
-        """True."""
-        return True
 
     @property
     def params_exponent(self) -> float:
@@ -227,11 +217,6 @@ class FrontierLaw(Law):
     """G."""
     params_exponent: float
     """a."""
-
-    @property
-    def predicts_loss(self) -> bool:
-        """False."""
-        return False
 
     def optimal(self, *, compute_budget_flops: float) -> Optimum:
         """Return N* and D* on 6 N D = C."""

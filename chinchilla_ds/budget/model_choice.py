@@ -32,6 +32,9 @@ from chinchilla_ds.errors import ConfigError, PlanError
 from chinchilla_ds.plan import ModelShape
 from chinchilla_ds.units import format_count, format_flops
 
+MAX_OVERTRAINING = 10.0
+"""Most that serving may multiply the training budget by; models trained further beyond their optimum than that lie
+outside what Sardana et al. 2023 checked (10,000 tokens per parameter)."""
 MAX_OVERSIZE = 4.0
 """The smallest decoder is taken where the law asks for a smaller one, down to a quarter of it."""
 
@@ -158,7 +161,14 @@ def _serve(wish: _Wish, *, inference_tokens: float) -> InferenceOptimum:
         )
     assert wish.budget is not None, "config_problems lets inference_tokens stand beside a budget only"
     loss = _optimum(wish, wish.budget).loss
-    return optimal_with_inference(law=wish.laws.losses.law, loss=loss, inference_tokens=inference_tokens)
+    served = optimal_with_inference(law=wish.laws.losses.law, loss=loss, inference_tokens=inference_tokens)
+    if served.train_flops > MAX_OVERTRAINING * wish.budget:
+        raise ConfigError(
+            f"to serve {format_count(inference_tokens)} tokens at the loss of {format_flops(wish.budget)}, training "
+            f"alone would take {served.train_flops / wish.budget:.3g} times that budget, beyond {MAX_OVERTRAINING:g} "
+            "times: serve fewer tokens, or give a larger budget"
+        )
+    return served
 
 
 def _serving_reasons(served: InferenceOptimum | None, *, nominal: float) -> Iterator[str]:
@@ -256,9 +266,18 @@ def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
     if least > best.num_params:
         raise PlanError(
             f"{wanted}, and the smallest model with a vocabulary of {request.vocab_size} pieces has "
-            f"{format_count(least)}"
+            f"{format_count(least)}{_enough_tokens(wish, least)}"
         )
     raise PlanError(f"{wanted}, and no shape of the search lies within a factor {MAX_RELATIVE_MISS:g} of it")
+
+
+def _enough_tokens(wish: _Wish, least: int) -> str:
+    """Return how many tokens ask for the smallest model, where tokens are what was given."""
+    if wish.tokens is None or wish.budget is not None:
+        return ""
+    law = wish.laws.law
+    tokens = law.optimal(compute_budget_flops=law.budget_for_params(num_params=least)).num_tokens
+    return f"; nearest: about {format_count(tokens)} tokens, which ask for that"
 
 
 def _reasons(config: RunConfig, wish: _Wish, *, shape: ModelShape, best: Member) -> Iterator[str]:

@@ -75,6 +75,7 @@ def assemble(
         shape=shape,
         batch=batch,
         layout=layout,
+        device=device,
         precision=precision,
         optimizer=optimizer,
         schedule=_schedule(config, batch=batch, shape=shape, peak=optimizer.learning_rate),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from chinchilla_ds.budget.activations import compute_bytes
 from chinchilla_ds.budget.ds_fields import MIN_BUCKET_ELEMENTS
-from chinchilla_ds.budget.flops import decoder_flops_per_token, forward_flops_per_token
+from chinchilla_ds.budget.flops import decoder_flops_per_token, hardware_flops_per_token
 from chinchilla_ds.budget.hardware import Device
 from chinchilla_ds.budget.machine import Machine, make_machine
 from chinchilla_ds.budget.model_states import stage_weights
@@ -206,16 +206,8 @@ def to_step_time(
         optimizer_s=parts.optimizer_s,
         total_s=parts.total_s,
         mfu=tokens * model / available,
-        hfu=tokens * (model + _recomputed_flops_per_token(shape, recompute)) / available,
+        hfu=tokens * hardware_flops_per_token(shape=shape, recompute=recompute) / available,
     )
-
-
-def _recomputed_flops_per_token(shape: ModelShape, recompute: Recompute) -> float:
-    if recompute is Recompute.NONE:
-        return 0.0
-    if recompute is Recompute.SELECTIVE:
-        return 4.0 * shape.num_layers * shape.seq_length * shape.num_attention_heads * shape.kv_channels
-    return forward_flops_per_token(shape=shape) - 2 * shape.hidden_size * shape.padded_vocab_size
 
 
 def micro_batch_time(

@@ -147,11 +147,11 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-def _choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
+def choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
     """Return a parser of an enumeration's values that says which there are."""
 
     def read(text: str) -> _Choice:
-        values = [choice.value for choice in kind]
+        values = [one.value for one in kind]
         if text not in values:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(values)}{did_you_mean(text, values)}")
         return kind(text)
@@ -214,8 +214,8 @@ def model_flags(group: Group) -> None:
     flag(group, "micro-batch-size", whole, "sequences per forward pass and rank (default: by device)")
     flag(group, "learning-rate", _quantity, "peak learning rate (default: by size and tokens)")
     flag(group, "gradient-clipping", _limit, "largest gradient norm, 0 for none (default 1.0)")
-    flag(group, "decay", _choice(Decay), "learning-rate decay after warm-up (default cosine)", metavar=_names(Decay))
-    flag(group, "precision", _choice(Precision), "default bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))
+    flag(group, "decay", choice(Decay), "learning-rate decay after warm-up (default cosine)", metavar=_names(Decay))
+    flag(group, "precision", choice(Precision), "default bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))
     group.add_argument("--document-mask", action=argparse.BooleanOptionalAction, help="attend within documents alone")
     flag(group, "seed", _seed, f"weights, data order, tokenizer sample (default {RunConfig().seed})")
 
@@ -244,4 +244,4 @@ def layout_flags(group: Group) -> None:
     group.add_argument(
         "--sequence-parallel", action=argparse.BooleanOptionalAction, help="split norms over the tensor-parallel ranks"
     )
-    flag(group, "recompute", _choice(Recompute), "activation checkpointing", metavar=_names(Recompute))
+    flag(group, "recompute", choice(Recompute), "activation checkpointing", metavar=_names(Recompute))

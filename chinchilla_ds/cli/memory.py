@@ -19,9 +19,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> str:
     """Return the table, or its data."""
     plan = read_plan(arguments.plan)
-    device = "cpu" if plan.cluster is not None and plan.cluster.device.lower() == "cpu" else "cuda"
     stages = estimate_stages(
-        shape=plan.shape, layout=plan.layout, batch=plan.batch, precision=plan.precision, device=device
+        shape=plan.shape, layout=plan.layout, batch=plan.batch, precision=plan.precision, device=plan.device
     )
     if arguments.json:
         fullest = max(stages, key=lambda stage: stage.total)

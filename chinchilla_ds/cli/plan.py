@@ -5,11 +5,11 @@ import dataclasses
 import json
 from typing import Any
 
+from chinchilla_ds.budget import hyperparameters
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.cluster_plan import (
     ClusterPlan,
     ClusterRequest,
-    device_kind,
     gpu_hour_flops,
     plan_for_gpu_hours,
     plan_on_cluster,
@@ -17,7 +17,17 @@ from chinchilla_ds.budget.cluster_plan import (
 from chinchilla_ds.budget.hardware import get_device
 from chinchilla_ds.budget.planner import plan as plan_layout_given
 from chinchilla_ds.budget.report import format_plan
-from chinchilla_ds.cli.arguments import budget_flags, flag, layout_flags, model_flags, path, quantity, run_config, whole
+from chinchilla_ds.cli.arguments import (
+    budget_flags,
+    choice,
+    flag,
+    layout_flags,
+    model_flags,
+    path,
+    quantity,
+    run_config,
+    whole,
+)
 from chinchilla_ds.cli.output import write_text
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
@@ -43,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     layout_flags(layout)
     flag(layout, "zero-stage", int, "ZeRO stage", choices=(0, 1, 2, 3), metavar="0|1|2|3")
     for name in ("offload-optimizer", "offload-param"):
-        flag(layout, name, Offload, "where it lives when not in use", choices=list(Offload), metavar="none|cpu|nvme")
+        flag(layout, name, choice(Offload), "where it lives when not in use", metavar="none|cpu|nvme")
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the plan as JSON")
     flag(output, "out", path, "write the plan's JSON to a file", metavar="FILE")
@@ -85,7 +95,7 @@ def _plan(config: RunConfig, own: dict[str, Any], *, explicit: frozenset[str]) -
         return plan_layout_given(config, world_size=world_size, device="cuda")
     device = get_device(own["gpu"], hardware=own.get("hardware"))
     if device.memory_bytes is None:  # nothing to fit: the layout is as given
-        return plan_layout_given(config, world_size=world_size, device=device_kind(device))
+        return plan_layout_given(config, world_size=world_size, device=device.kind)
     fixed = {name: getattr(config.layout, name) for name in explicit if hasattr(config.layout, name)}
     if config.micro_batch_size is not None:
         fixed["micro_batch_size"] = config.micro_batch_size
@@ -97,7 +107,7 @@ def _plan(config: RunConfig, own: dict[str, Any], *, explicit: frozenset[str]) -
     )
     if "gpu_hours" not in own:
         return plan_on_cluster(config, request=request)
-    if problems := list(config_problems(config, world_size=world_size, device=device_kind(device))):
+    if problems := list(config_problems(config, world_size=world_size, device=device.kind)):
         raise ConfigError(problems)
     if "mfu" not in own:
         return plan_for_gpu_hours(config, request=request, gpu_hours=own["gpu_hours"])
@@ -108,9 +118,10 @@ def _plan(config: RunConfig, own: dict[str, Any], *, explicit: frozenset[str]) -
 def _json(plan: RunPlan, made: ClusterPlan | RunPlan) -> str:
     """Return the plan's JSON; it feeds `launchers/pretrain.py --plan`, which skips the report."""
     data = json.loads(plan.to_json())
+    data[REPORT] = {"hyperparameters": _suggestions(plan)}
     if isinstance(made, ClusterPlan):
         search = made.search
-        data[REPORT] = {
+        data[REPORT] |= {
             "layouts_considered": search.num_considered,
             "layouts_legal": search.num_legal,
             "layouts_fitting": search.num_fitting,
@@ -118,3 +129,18 @@ def _json(plan: RunPlan, made: ClusterPlan | RunPlan) -> str:
             "rejected": [dataclasses.asdict(one) for one in search.rejected],
         }
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def _suggestions(plan: RunPlan) -> dict[str, list[dict[str, Any]]]:
+    """Return what published laws give beside what was taken."""
+    suggested = {
+        "learning_rate": hyperparameters.learning_rates(shape=plan.shape, num_tokens=plan.num_tokens),
+        "batch_tokens": hyperparameters.batch_sizes_tokens(shape=plan.shape, num_tokens=plan.num_tokens),
+        "weight_decay": hyperparameters.weight_decays(
+            num_params=plan.num_params,
+            num_tokens=plan.num_tokens,
+            batch_tokens=plan.tokens_per_iter,
+            learning_rate=plan.optimizer.learning_rate,
+        ),
+    }
+    return {name: [dataclasses.asdict(one) for one in laws] for name, laws in suggested.items()}

@@ -77,6 +77,7 @@ def tiny_plan(
             zero_stage=zero_stage,
             **layout,
         ),
+        device="cpu",
         precision=precision,
         optimizer=OptimizerPlan(
             learning_rate=learning_rate, weight_decay=weight_decay, gradient_clipping=gradient_clipping

@@ -110,7 +110,7 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         near = did_you_mean(path.name, (file.name for file in path.parent.glob("*"))) if path.parent.is_dir() else ""
-        raise DataError(f"{path} cannot be read: {reason(error)}{near}") from None
+        raise DataError(f"{path} cannot be read: {reason(error)}{'' if path.exists() else near}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)

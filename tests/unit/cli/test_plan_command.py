@@ -57,6 +57,9 @@ def test_a_budget_on_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     rate = data["true_flops"] / (data["step_time_s"] * data["batch"]["train_iters"] * 64)
     assert data["step_time"]["mfu"] == pytest.approx(rate / 989.4e12, rel=1e-3)
     assert data["report"]["runners_up"]
+    rates = {one["name"]: one["value"] for one in data["report"]["hyperparameters"]["learning_rate"]}
+    assert rates["Step Law"] == pytest.approx(data["optimizer"]["learning_rate"])
+    assert len(rates) >= 3
     assert data["report"]["rejected"]
 
 
@@ -233,6 +236,9 @@ def test_memory_of_a_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         (["--flops", "1e21", "--shape", "lama-3-8b"], "did you mean 'llama-3-8b'"),
         (["--flops", "1e21", "--inference-tokens", "1e12", "--law", "porian2024"], "predicts loss"),
         (["--flops", "1e21", "--inference-tokens", "1e12", "--unique-tokens", "1e10"], "drop one of them"),
+        (["--flops", "1e21", "--inference-tokens", "1e17"], "serve fewer tokens, or give a larger budget"),
+        (["--tokens", "100"], "nearest: about"),
+        (["--flops", "1e21", "--gpu", "h100", "--offload-param", "gpu"], "none of none, cpu, nvme; did you mean 'cpu'"),
         (["--flop", "1e21"], "did you mean '--flops'"),
         (["--flops", "1e9"], "the smallest budget that works with these settings is about"),
         (["--flops", "1e21", *CLUSTER, "--tensor-model-parallel-size", "7"], "tensor_model_parallel_size"),

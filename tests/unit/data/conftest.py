@@ -85,6 +85,7 @@ def _make_plan(
         shape=shape,
         batch=batch,
         layout=ParallelLayout(data_parallel_size=data_parallel),
+        device="cpu",
         precision=Precision.FP32,
         optimizer=OptimizerPlan(learning_rate=1e-3),
         schedule=Schedule(warmup_iters=1, decay_iters=1, min_learning_rate=0.0),

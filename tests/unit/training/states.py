@@ -43,6 +43,7 @@ def make_plan(*, train_iters: int = 100) -> RunPlan:
             global_batch_size=16, micro_batch_size=4, gradient_accumulation_steps=4, train_iters=train_iters
         ),
         layout=ParallelLayout(),
+        device="cpu",
         precision=Precision.FP32,
         optimizer=OptimizerPlan(learning_rate=1e-3),
         schedule=Schedule(warmup_iters=10, decay_iters=train_iters - 10, min_learning_rate=1e-4),

@@ -1,0 +1,250 @@
+import gzip
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from chinchilla_ds.data import readers, stages
+from chinchilla_ds.data.cleaning import CleaningConfig
+from chinchilla_ds.data.corpus import Recipe, SourceRecipe
+from chinchilla_ds.data.ledger import Ledger
+from chinchilla_ds.data.pipeline import prepare_recipe
+from chinchilla_ds.data.prepared import PreparedData
+from chinchilla_ds.data.shards import document_hash
+from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.errors import DataError, OutputError
+
+WORDS = [f"{left}{right}" for left in ("al", "be", "cu", "do", "er", "fi") for right in ("na", "to", "ri", "sel", "mu")]
+
+
+def make_texts(number: int, *, seed: int = 0) -> list[str]:
+    generator = random.Random(seed)
+    return [" ".join(generator.choices(WORDS, k=generator.randint(60, 200))) for _ in range(number)]
+
+
+def write_jsonl(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def recipe_of(*paths: Path, **settings: object) -> Recipe:
+    values = {"vocab_size": 400, "held_out_fraction": 0.1} | settings
+    return Recipe(sources=(SourceRecipe(paths=tuple(map(str, paths))),), **values)  # type: ignore[arg-type]
+
+
+def ledger_of(prepared: PreparedData) -> Ledger:
+    return Ledger.from_json((prepared.folder / "ledger.json").read_text())
+
+
+def texts_of(prepared: PreparedData, prefix: Path) -> list[str]:
+    tokenizer, dataset = Tokenizer.load(prepared.tokenizer_path), IndexedDataset(str(prefix))
+    return [tokenizer.decode(dataset[index].tolist()) for index in range(len(dataset))]
+
+
+def bytes_of(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name not in without}
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_MIN_PART_BYTES", 20_000)
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    distinct = make_texts(300)
+    return distinct + distinct[:20] + ["too short"] * 3 + [""]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_any_number_of_workers_and_any_file_order_gives_the_same_bytes(tmp_path: Path, texts: list[str]) -> None:
+    first = [write_jsonl(tmp_path / f"{index}.jsonl", texts[index::3]) for index in range(3)]
+    reference = prepare_recipe(recipe_of(*first), folder=tmp_path / "one", num_workers=1)
+    for workers in (2, 4):
+        again = prepare_recipe(recipe_of(*reversed(first)), folder=tmp_path / f"{workers}", num_workers=workers)
+        assert bytes_of(again.folder) == bytes_of(reference.folder)
+
+    shuffled = random.Random(1).sample(texts, len(texts))  # other files, in another order, cut elsewhere
+    other = [write_jsonl(tmp_path / f"x{index}.jsonl", shuffled[index::2]) for index in range(2)]
+    again = prepare_recipe(recipe_of(*other), folder=tmp_path / "other", num_workers=2)
+    named = ("inputs.json", "manifest.json")  # they name the files
+    assert bytes_of(again.folder, without=named) == bytes_of(reference.folder, without=named)
+    less = prepare_recipe(recipe_of(*first[:2]), folder=tmp_path / "less", num_workers=1)
+    assert bytes_of(less.folder, without=named) != bytes_of(reference.folder, without=named)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_the_ledger_counts_what_the_texts_say_and_the_files_hold(tmp_path: Path, texts: list[str]) -> None:
+    prepared = prepare_recipe(recipe_of(write_jsonl(tmp_path / "a.jsonl", texts)), folder=tmp_path / "out")
+    (source,) = ledger_of(prepared).sources
+    assert (source.read.documents, source.read.bytes) == (len(texts), sum(map(len, texts)))
+    dropped = {rule: (amount.documents, amount.bytes) for rule, amount in source.dropped.items()}
+    assert dropped == {"empty": (1, 0), "min_length": (3, 27)}
+    assert source.exact_duplicates.documents == 20
+    assert source.exact_duplicates.bytes == sum(map(len, texts[:20]))
+    assert source.near_duplicates.documents == 0
+    train, held_out = (texts_of(prepared, prefix) for prefix in (prepared.train_prefix, prepared.held_out_prefix))
+    assert sorted(train + held_out) == sorted(texts[:300])
+    assert source.train.documents == len(train)
+    assert source.held_out.bytes == sum(map(len, held_out))
+    assert source.tokens == IndexedDataset(str(prepared.train_prefix)).sequence_lengths.sum()
+    order = [document_hash(text.encode()) for text in train]
+    assert order == sorted(order)
+
+
+def test_several_sources_have_a_dataset_each_and_one_held_out_part(tmp_path: Path, texts: list[str]) -> None:
+    left, right = write_jsonl(tmp_path / "l.jsonl", texts[:200]), write_jsonl(tmp_path / "r.jsonl", texts[150:300])
+    sources = (
+        SourceRecipe(name="right", paths=(str(right),), weight=0.25),
+        SourceRecipe(name="left", paths=(str(left),), weight=0.75),
+    )
+    recipe = Recipe(sources=sources, vocab_size=400, held_out_fraction=0.1)
+    prepared = prepare_recipe(recipe, folder=tmp_path / "out", num_workers=1)
+    assert [(source.name, source.weight) for source in prepared.sources] == [("left", 0.75), ("right", 0.25)]
+    read = [texts_of(prepared, prefix) for prefix in (*prepared.train_prefixes, prepared.held_out_prefix)]
+    assert sorted(text for part in read for text in part) == sorted(texts[:300])
+    assert set(read[0]) <= set(texts[:200])
+    assert set(read[1]) <= set(texts[150:300])
+    assert sum(one.exact_duplicates.documents for one in ledger_of(prepared).sources) == 50
+    with pytest.raises(DataError, match="holds 2 sources; read them as a blend"):
+        _ = prepared.train_prefix
+
+
+def test_every_format_gives_the_same_corpus(tmp_path: Path, texts: list[str]) -> None:
+    import datasets
+
+    kept = texts[:60]
+    plain = write_jsonl(tmp_path / "a.jsonl", kept)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    frames = [zstandard.compress(part) for part in (plain.read_bytes()[:5000], plain.read_bytes()[5000:])]
+    (tmp_path / "c.jsonl.zst").write_bytes(b"".join(frames))
+    (tmp_path / "d.csv").write_text("n,text\n" + "".join(f'1,"{text}"\n' for text in kept))
+    pyarrow.parquet.write_table(pyarrow.table({"text": kept}), tmp_path / "e.parquet", row_group_size=7)
+    datasets.Dataset.from_dict({"text": kept}).save_to_disk(str(tmp_path / "f"))
+    names = ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.csv", "e.parquet", "f")
+    named = ("inputs.json", "manifest.json")
+    results = [
+        bytes_of(
+            prepare_recipe(recipe_of(tmp_path / name), folder=tmp_path / f"out{name}", num_workers=1).folder,
+            without=named,
+        )
+        for name in names
+    ]
+    assert all(result == results[0] for result in results)
+
+
+BAD = b'{"text": "%s"}\n' % (b"fine words " * 40)
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "kind"),
+    [
+        (BAD * 3 + b'{"text": "\xff"}\n', r"bad\.jsonl:4 is not UTF-8: byte 0xff", "not UTF-8"),
+        (BAD + b'{"txt": "a"}\n', r"bad\.jsonl:2 has no field 'text'; did you mean 'txt'", "no text field"),
+        (BAD + b'{"text": "' + b"x" * 200_000 + b'"}\n' + BAD, r"bad\.jsonl:2 is a line of more than", "too long"),
+    ],
+)
+@pytest.mark.usefixtures("small_parts")
+def test_bad_records_name_file_and_line_or_are_skipped_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str, kind: str
+) -> None:
+    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 100_000)
+    good = write_jsonl(tmp_path / "good.jsonl", make_texts(80))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        prepare_recipe(recipe_of(good, bad), folder=tmp_path / "out", num_workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl"]
+    prepared = prepare_recipe(recipe_of(good, bad, skip_problems=True), folder=tmp_path / "out", num_workers=1)
+    (source,) = ledger_of(prepared).sources
+    assert source.skipped == {kind: 1}
+    assert source.read.documents == 80 + content.count(b"\n")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.csv.zst"])
+def test_a_truncated_archive_names_file_and_line(tmp_path: Path, name: str) -> None:
+    generator = random.Random(3)
+    rows = ["".join(generator.choices("abcdefghij ", k=400)) for _ in range(200)]
+    content = write_jsonl(tmp_path / "plain.jsonl", rows).read_bytes()
+    if ".csv" in name:
+        content = ("text\n" + "\n".join(rows)).encode()
+    pack = gzip.compress if name.endswith(".gz") else zstandard.compress
+    (tmp_path / name).write_bytes(pack(content)[:-2000])
+    with pytest.raises(DataError, match=rf"{name}:\d+ cannot be read: "):
+        prepare_recipe(recipe_of(tmp_path / name), folder=tmp_path / "out", num_workers=1)
+
+
+def test_the_line_of_a_problem_is_right_in_the_middle_of_a_large_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(BAD * 300 + b"{}\n" + BAD * 300)
+    (file,) = readers_files(path)
+    parts = list(readers.parts_of(file, text_field="text", part_bytes=10_000))
+    found = [one for part in parts for one in readers.read_part(part)]
+    assert len(parts) > 20
+    assert sum(isinstance(one, bytes) for one in found) == 600
+    (problem,) = [one for one in found if isinstance(one, readers.Problem)]
+    assert problem.message.startswith(f"{path}:301 has no field")
+
+
+def readers_files(path: Path) -> Iterator[readers.SourceFile]:
+    from chinchilla_ds.data.sources import find_source
+
+    yield from find_source([str(path)], text_field="text").files
+
+
+def test_a_benchmark_is_kept_out(tmp_path: Path) -> None:
+    texts = make_texts(50)
+    benchmark = tmp_path / "benchmark.txt"
+    benchmark.write_text(texts[7])
+    recipe = recipe_of(write_jsonl(tmp_path / "a.jsonl", texts), decontaminate=(benchmark,))
+    prepared = prepare_recipe(recipe, folder=tmp_path / "out", num_workers=1)
+    (source,) = ledger_of(prepared).sources
+    assert source.dropped["benchmark_overlap"].documents == 1
+    train, held_out = (texts_of(prepared, prefix) for prefix in (prepared.train_prefix, prepared.held_out_prefix))
+    assert sorted(train + held_out) == sorted(texts[:7] + texts[8:])
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", make_texts(30))
+    out = tmp_path / "out"
+    prepare_recipe(recipe_of(path), folder=out, num_workers=1)
+    before = bytes_of(out)
+    with pytest.raises(OutputError, match="prepared from other text or with other settings"):
+        prepare_recipe(recipe_of(path, seed=5), folder=out, num_workers=1)
+    assert bytes_of(out) == before
+    shutil.rmtree(out)
+    out.mkdir()
+    (out / "notes.txt").touch()
+    with pytest.raises(OutputError, match="holds other files"):
+        prepare_recipe(recipe_of(path), folder=out, num_workers=1)
+
+
+def test_a_source_of_which_nothing_is_left_says_where_it_went(tmp_path: Path) -> None:
+    good = write_jsonl(tmp_path / "a.jsonl", make_texts(30))
+    short = write_jsonl(tmp_path / "b.jsonl", ["short", "small"])
+    sources = (SourceRecipe(name="a", paths=(str(good),)), SourceRecipe(name="b", paths=(str(short),)))
+    with pytest.raises(DataError, match="source b has no training document: of 2 read, dropped/min_length 2"):
+        prepare_recipe(Recipe(sources=sources, vocab_size=400), folder=tmp_path / "out", num_workers=1)
+
+
+def test_without_cleaning_and_deduplication_everything_is_kept(tmp_path: Path) -> None:
+    texts = ["a", "a", "b", "c" * 10]
+    recipe = recipe_of(
+        write_jsonl(tmp_path / "a.jsonl", texts),
+        cleaning=CleaningConfig(rules=frozenset()),
+        dedup=False,
+        held_out_fraction=0.01,
+    )
+    prepared = prepare_recipe(recipe, folder=tmp_path / "out", num_workers=1)
+    train, held_out = (texts_of(prepared, prefix) for prefix in (prepared.train_prefix, prepared.held_out_prefix))
+    assert sorted(train + held_out) == sorted(texts)
+    assert not set(train) & set(held_out)
+    assert np.isfinite(prepared.unigram_loss)
