@@ -23,7 +23,7 @@ SOURCE_NAME = "source.npy"
 BAND_KEYS_NAME = "band_keys.npy"
 """In a shard's folder, what `band_keys` returned, [documents, columns]; not there where only exact copies are found."""
 
-TASK_RECORDS = 1 << 18
+TASK_RECORDS = 1 << 16
 """Records that a task reads from the runs, about."""
 
 KEYED = np.dtype([("key", "<u8"), ("hash", "<u8"), ("ordinal", "<u8")])
@@ -109,8 +109,8 @@ def match_keys(part: int, /, *, job: Job) -> None:
 
 def _similar(pairs: NDArray[np.int64], *, job: Job, config: MinHashConfig) -> NDArray[np.bool_]:
     similar = np.zeros(len(pairs), dtype=bool)
-    for start in range(0, len(pairs), TASK_RECORDS // 4):
-        block = pairs[start : start + TASK_RECORDS // 4]
+    for start in range(0, len(pairs), TASK_RECORDS):
+        block = pairs[start : start + TASK_RECORDS]
         nodes, inverse = np.unique(block, return_inverse=True)
         keys, places = _rows(nodes, job=job, columns=config.num_columns), inverse.reshape(block.shape)
         agree = agreeing(keys[places[:, 0]], keys[places[:, 1]], config=config)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from chinchilla_ds.errors import OutputError, reason
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16
 """Edges, or documents, at a time."""
 
 
