@@ -63,12 +63,16 @@ def test_bands_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_every_problem_with_its_line(tmp_path: Path) -> None:
-    text = "sorces: []\nseed: one\ndedup: fineweeb\nvocab_size: 1\nvocab_size: 2\nsources:\n  - weight: 1\n    path: x\n"
+    text = (
+        "sorces: []\nseed: one\ndedup: fineweeb\nvocab_size: 1\nvocab_size: 2\nsources:\n  - weight: 1\n    path: x\n"
+    )
     found = problems(tmp_path, text)
     assert found[0].startswith(":1: 'sorces' is none of sources, ")
     assert found[1] == ":5: 'vocab_size' stands here twice"
     assert found[2] == ":2: seed is 'one'; it must be a whole number"
-    assert found[3].startswith(":3: dedup 'fineweeb' is none of slimpajama, fineweb, exact, none; did you mean 'fineweb'?")
+    assert found[3].startswith(
+        ":3: dedup 'fineweeb' is none of slimpajama, fineweb, exact, none; did you mean 'fineweb'?"
+    )
     assert found[4].startswith(":8: 'path' is none of name, paths, text_field, weight; did you mean 'paths'?")
     assert found[5] == ":7: a source needs a name"
 

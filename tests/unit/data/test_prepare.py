@@ -148,8 +148,9 @@ def test_the_last_token_counts(prepared: PreparedData, data: DataConfig) -> None
 def test_a_held_out_part_below_one_sequence(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("short" * 50)
     (tmp_path / "b.txt").write_text("small" * 50)
-    with pytest.raises(DataError, match=rf"one sequence needs {SEQ_LENGTH + 1}; raise held_out_fraction \(0.02\)"):
-        run(DataConfig(paths=(tmp_path / "a.txt", tmp_path / "b.txt")), tmp_path / "out", num_tokens=1)
+    data = DataConfig(paths=(tmp_path / "a.txt", tmp_path / "b.txt"))
+    with pytest.raises(DataError, match=r"one sequence needs 1001; raise held_out_fraction \(0.02\)"):
+        prepare(data, vocab_size=VOCAB_SIZE, seq_length=1000, num_tokens=1, seed=1, folder=tmp_path / "out")
 
 
 def test_settings_out_of_range_are_reported_together(tmp_path: Path) -> None:
