@@ -38,7 +38,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag(design, "runs", whole, "mixtures to write, the natural one among them; 8 per source serve well (required)")
     flag(design, "min-share", quantity(None), "smaller weights become 0, and weights are its multiples (default 2e-4)")
     fit = parser.add_argument_group("fit")
-    fit.add_argument("--target", nargs="+", metavar="COLUMN", help="losses to take the mean of (default: all there are)")
+    fit.add_argument(
+        "--target", nargs="+", metavar="COLUMN", help="losses to take the mean of (default: all there are)"
+    )
     flag(fit, "corpus", path, "prepared corpus: its shares and tokens, for the natural mixture and --tokens")
     flag(fit, "bootstrap", whole, f"draws for intervals (default {DEFAULT_DRAWS})")
     fit.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -80,7 +82,9 @@ def _flag_problems(values: Mapping[str, Any]) -> list[str]:
     if step == "fit" and "tokens" in values and "corpus" not in values:
         problems.append("--tokens needs --corpus: the tokens that each source has")
     if values.get("bootstrap", DEFAULT_DRAWS) < 20:
-        problems.append(f"--bootstrap is {values['bootstrap']}; it must be at least 20, and {DEFAULT_DRAWS} for steady ends")
+        problems.append(
+            f"--bootstrap is {values['bootstrap']}; it must be at least 20, and {DEFAULT_DRAWS} for steady ends"
+        )
     return problems
 
 
@@ -103,14 +107,17 @@ def _design(values: Mapping[str, Any]) -> str:
         f"{name:<28}{mixtures[0, index]:>9.4f}   {lowest[index]:.4f} to {highest[index]:.4f}"
         for index, name in enumerate(sources)
     ]
-    return "\n".join([
-        f"{len(mixtures)} mixtures of {len(sources)} sources written to {values['out']}",
-        "",
-        f"{'source':<28}{'natural':>9}   in the design",
-        *rows,
-        "",
-        f"Train one small run on each, add its held-out loss as column `loss`, then: chinchilla-ds mix fit {values['out']}",
-    ])
+    return "\n".join(
+        [
+            f"{len(mixtures)} mixtures of {len(sources)} sources written to {values['out']}",
+            "",
+            f"{'source':<28}{'natural':>9}   in the design",
+            *rows,
+            "",
+            "Train one small run on each, add its held-out loss as column `loss`, then:",
+            f"chinchilla-ds mix fit {values['out']} --corpus {values['source']}",
+        ]
+    )
 
 
 def _fit(values: Mapping[str, Any]) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
-from scipy.optimize import minimize
+from scipy.linalg import cho_factor, cho_solve  # type: ignore[import-untyped]
+from scipy.optimize import minimize  # type: ignore[import-untyped]
 
 from chinchilla_ds.budget.fitting.runs import Floats
 
@@ -27,6 +27,10 @@ _CONSTANT_VARIANCE = 10.0
 
 class Regression(Protocol):
     """A fitted form: terms of a mixture, and the coefficients that given losses call for."""
+
+    @property
+    def mixtures(self) -> Floats:
+        """Mixtures of the runs, [n, k]."""
 
     def terms(self, weights: Floats, /) -> Floats:
         """Return the terms of mixtures [m, k] as [m, p]."""
@@ -44,8 +48,8 @@ class RidgeRegression:
 
     form: "TermForm"
     penalty: float
-    runs: Floats
-    """Terms of the runs, [n, p]."""
+    mixtures: Floats
+    """Mixtures of the runs, [n, k]."""
 
     def terms(self, weights: Floats, /) -> Floats:
         """Return the terms, [m, p]."""
@@ -57,9 +61,10 @@ class RidgeRegression:
 
     def solve(self, losses: Floats, counts: Floats, /) -> Floats:
         """Return the coefficients, [p]."""
-        weighted = self.runs * counts[:, None]
-        out: Floats = np.linalg.solve(weighted.T @ self.runs + self.penalty * _shrunk(self.runs), weighted.T @ losses)
-        return out
+        runs = self.terms(self.mixtures)
+        weighted = runs * counts[:, None]
+        normal = weighted.T @ runs + self.penalty * _shrunk(runs)
+        return np.asarray(np.linalg.solve(normal, weighted.T @ losses), dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +77,7 @@ class KernelRegression:
     Source: Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, sections 2.2 and 5.4.1.
     """
 
-    runs: Floats
+    mixtures: Floats
     """Mixtures of the runs, [n, k]."""
     inverse_scales: Floats
     """1 / length, in log(w + e), [k]."""
@@ -86,26 +91,27 @@ class KernelRegression:
     def _smooth(self, weights: Floats) -> tuple[Floats, Floats]:
         """Return the smooth part's covariance [m, n] and the differences [m, n, k]."""
         logs = np.log(weights + self.offset) * self.inverse_scales
-        difference = logs[:, None] - (np.log(self.runs + self.offset) * self.inverse_scales)[None]
-        return self.amplitude * np.exp(-0.5 * (difference**2).sum(axis=2)), difference
+        difference = logs[:, None] - (np.log(self.mixtures + self.offset) * self.inverse_scales)[None]
+        smooth: Floats = self.amplitude * np.exp(-0.5 * np.sum(difference**2, axis=2))
+        return smooth, difference
 
     def terms(self, weights: Floats, /) -> Floats:
         """Return the covariances with the runs, [m, n]."""
-        out: Floats = self._smooth(weights)[0] + _LINEAR_VARIANCE * weights @ self.runs.T + _CONSTANT_VARIANCE
+        out: Floats = self._smooth(weights)[0] + _LINEAR_VARIANCE * weights @ self.mixtures.T + _CONSTANT_VARIANCE
         return out
 
     def slopes(self, weights: Floats, /) -> Floats:
         """Return their derivatives by the weights, [m, n, k]."""
         smooth, difference = self._smooth(weights)
         inner = self.inverse_scales / (weights + self.offset)
-        out: Floats = -smooth[:, :, None] * difference * inner[:, None] + _LINEAR_VARIANCE * self.runs[None]
+        out: Floats = -smooth[:, :, None] * difference * inner[:, None] + _LINEAR_VARIANCE * self.mixtures[None]
         return out
 
     def solve(self, losses: Floats, counts: Floats, /) -> Floats:
         """Return the coefficients, [n]; runs that count 0 times have none."""
         drawn = np.flatnonzero(counts)
-        covariance = self.terms(self.runs[drawn])[:, drawn] + np.diag(self.noise / counts[drawn])
-        out = np.zeros(len(self.runs))
+        covariance = self.terms(self.mixtures[drawn])[:, drawn] + np.diag(self.noise / counts[drawn])
+        out = np.zeros(len(self.mixtures))
         out[drawn] = np.linalg.solve(covariance, losses[drawn])
         return out
 
@@ -167,7 +173,7 @@ def _best_ridge(forms: Sequence[TermForm], *, weights: Floats, losses: Floats) -
             hat = runs @ np.linalg.solve(runs.T @ runs + penalty * _shrunk(runs), runs.T)
             error = float(np.sum(((losses - hat @ losses) / np.maximum(1 - np.diag(hat), 1e-6)) ** 2))
             if error < least:
-                best, least = RidgeRegression(form=form, penalty=float(penalty), runs=runs), error
+                best, least = RidgeRegression(form=form, penalty=float(penalty), mixtures=weights), error
     assert best is not None
     return best
 
@@ -182,16 +188,14 @@ def fit_gaussian_process(weights: Floats, losses: Floats, /) -> Regression:
     k = weights.shape[1]
     start = np.r_[-np.ones(k), 0.0, -3.0, -3.0]  # log of: inverse scales, amplitude, noise, offset
     bounds = [(-5.0, 2.0)] * k + [(-6.0, 6.0), (-12.0, 2.0), (-7.0, 0.0)]
-    found = minimize(
-        _negative_log_posterior, start, args=(weights, losses), jac=True, method="L-BFGS-B", bounds=bounds
-    )
+    found = minimize(_negative_log_posterior, start, args=(weights, losses), jac=True, method="L-BFGS-B", bounds=bounds)
     return _process(found.x, weights)
 
 
 def _process(theta: Floats, weights: Floats) -> KernelRegression:
     amplitude, noise, offset = np.exp(theta[-3:]).tolist()
     return KernelRegression(
-        runs=weights, inverse_scales=np.exp(theta[:-3]), amplitude=amplitude, noise=noise, offset=offset
+        mixtures=weights, inverse_scales=np.exp(theta[:-3]), amplitude=amplitude, noise=noise, offset=offset
     )
 
 

@@ -25,7 +25,8 @@ DEFAULT_MIN_SHARE = 2e-4
 """RegMix's value: 100 sequences of 2048 tokens among 10^9 tokens."""
 CLOSEST = 1e-2
 """Sum of the differences of two mixtures' weights below which they count as one."""
-_DRAWS_PER_RUN = 1000
+_MAX_MISSES = 2000
+"""Draws in a row that lie too close to an earlier one, after which no further mixture is looked for."""
 
 
 def design_mixtures(
@@ -47,10 +48,8 @@ def design_mixtures(
     tempered = natural**TEMPERATURE / np.sum(natural**TEMPERATURE)
     generator = np.random.default_rng(seed)
     strongest = STRONGEST_CONCENTRATION_PER_SOURCE * len(natural)
-    kept = [natural]
-    for _ in range(_DRAWS_PER_RUN * num_runs):
-        if len(kept) == num_runs:
-            break
+    kept, misses = [natural], 0
+    while len(kept) < num_runs and misses < _MAX_MISSES:
         concentration = np.exp(generator.uniform(np.log(WEAKEST_CONCENTRATION), np.log(strongest)))
         draw = generator.dirichlet(np.maximum(tempered * concentration, 1e-3))
         draw = _on_grid(draw, step=min_share)
@@ -58,10 +57,13 @@ def design_mixtures(
             draw = project(draw[None], bounds=bounds)[0]
         if np.abs(np.stack(kept) - draw).sum(axis=1).min() >= CLOSEST:
             kept.append(draw)
+            misses = 0
+        else:
+            misses += 1
     if len(kept) < num_runs:
         raise ConfigError(
-            f"--runs {num_runs}: only {len(kept)} mixtures of {len(natural)} sources were found whose weights differ by "
-            f"{CLOSEST:g} or more in sum; ask for {len(kept)}"
+            f"--runs {num_runs}: only {len(kept)} mixtures of {len(natural)} sources were found whose weights differ "
+            f"by {CLOSEST:g} or more in sum; ask for {len(kept)}"
         )
     return np.stack(kept)
 

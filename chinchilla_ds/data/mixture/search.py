@@ -17,6 +17,8 @@ from chinchilla_ds.errors import ConfigError, DataError
 DEFAULT_LEVEL = 0.8
 NUM_FOLDS = 10
 NUM_STARTS = 2000
+WIDEST = 4.0
+"""Largest factor by which the spread of the bootstrap is widened."""
 _POLISHED = 10
 """Best starts that are refined."""
 
@@ -80,8 +82,8 @@ def epoch_bounds(*, available_tokens: Floats, num_tokens: float, max_epochs: flo
     total = float(available_tokens.sum())
     if num_tokens > max_epochs * total:
         raise ConfigError(
-            f"--tokens {num_tokens:.6g} at --max-epochs {max_epochs:g} is more than the {total:.6g} tokens of all sources "
-            f"give: no mixture does it. At most --tokens {int(max_epochs * total)}, or at least --max-epochs "
+            f"--tokens {num_tokens:.6g} at --max-epochs {max_epochs:g} is more than the {total:.6g} tokens of all "
+            f"sources give: no mixture does it. At most --tokens {int(max_epochs * total)}, or at least --max-epochs "
             f"{np.ceil(100 * num_tokens / total) / 100:g}"
         )
     return Bounds(
@@ -112,12 +114,13 @@ def search_mixture(
     regression = FORMS[chosen](runs.weights, losses)
     generator = np.random.default_rng(seed)
     num = len(losses)
+    widen = _widening(regression, losses, error=scores[chosen][0])
     counts = generator.multinomial(num, np.full(num, 1 / num), size=num_draws).astype(float)
     draws = np.stack([regression.solve(losses, row) for row in counts])
     fitted = regression.solve(losses, np.ones(num))
-    starts = np.concatenate([
-        spread_points(bounds=bounds, num_points=NUM_STARTS, seed=seed), project(runs.weights, bounds=bounds)
-    ])
+    starts = np.concatenate(
+        [spread_points(bounds=bounds, num_points=NUM_STARTS, seed=seed), project(runs.weights, bounds=bounds)]
+    )
     best = best_mixtures(regression, fitted[None], starts=starts, bounds=bounds)[0]
     drawn = best_mixtures(regression, draws, starts=starts, bounds=bounds)
 
@@ -133,7 +136,7 @@ def search_mixture(
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
 
     def interval(value: float, errors: Floats, *, shift: float) -> Estimate:
-        ends = np.quantile(errors, [tail, 1 - tail])
+        ends = widen * np.quantile(errors, [tail, 1 - tail])
         first, last = (shift + scale * (value + ends)).tolist()
         return Estimate(value=shift + scale * float(value), low=first, high=last)
 
@@ -180,6 +183,17 @@ def best_mixtures(regression: Regression, coefficients: Floats, /, *, starts: Fl
     return out
 
 
+def _widening(regression: Regression, losses: Floats, /, *, error: float) -> float:
+    """Return how many times larger the errors on runs left out are than those on the runs that were fitted.
+
+    A fit lies closer to its own runs than the truth does, and so do the fits to runs drawn from them: their spread
+    alone is too narrow, most of all for a form that has nearly as many constants as there are runs.
+    """
+    fitted = regression.terms(regression.mixtures) @ regression.solve(losses, np.ones(len(losses)))
+    own = float(np.sqrt(np.mean((fitted - losses) ** 2)))
+    return float(np.clip(error / max(own, 1e-9), 1.0, WIDEST))
+
+
 def _tried_bounds(weights: Floats, *, caps: Bounds | None) -> Bounds:
     """Return the caps cut to the weights that were tried: beyond them a regression knows nothing."""
     lower, upper = weights.min(axis=0), weights.max(axis=0)
@@ -200,8 +214,6 @@ def _cross_validate(
 
     Runs on the same mixture are left out together; the whole fit, settings included, is repeated for each fold.
     """
-    from scipy.stats import spearmanr
-
     _, mixture = np.unique(weights, axis=0, return_inverse=True)
     fold = np.random.default_rng(0).permutation(mixture.max() + 1)[mixture.ravel()] % NUM_FOLDS
     predicted = np.empty_like(losses)
@@ -209,5 +221,17 @@ def _cross_validate(
         kept, left_out = fold != index, fold == index
         regression = fit(weights[kept], losses[kept])
         predicted[left_out] = regression.terms(weights[left_out]) @ regression.solve(losses[kept], np.ones(kept.sum()))
-    rank = 0.0 if np.ptp(predicted) == 0 or np.ptp(losses) == 0 else float(spearmanr(predicted, losses).statistic)
-    return float(np.sqrt(np.mean((predicted - losses) ** 2))), rank
+    return float(np.sqrt(np.mean((predicted - losses) ** 2))), rank_correlation(predicted, losses)
+
+
+def rank_correlation(first: Floats, second: Floats, /) -> float:
+    """Return Spearman's rank correlation, ties at their mean rank; 0 where one of the two is constant."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+
+
+def _ranks(values: Floats) -> Floats:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    out: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return out

@@ -10,10 +10,10 @@ import numpy as np
 
 from chinchilla_ds.budget.fitting.runs import Floats
 
-_BISECTIONS = 60
 _MAX_STEPS = 200
-_HALVINGS = 12
-_TOLERANCE = 1e-7
+_HALVINGS = 16
+_ARMIJO = 1e-4
+_TOLERANCE = 1e-6
 """Weights that move by less than this have arrived."""
 
 
@@ -30,17 +30,19 @@ class Bounds:
 def project(points: Floats, /, *, bounds: Bounds) -> Floats:
     """Return the mixture within the bounds nearest to each of `points`, [m, k].
 
-    The nearest point is clip(w - t, lower, upper) with the t at which it sums to 1, found by bisection.
+    The nearest point is clip(w - t, lower, upper) with the t at which it sums to 1. The sum falls with t in straight
+    pieces that meet where a weight reaches a bound, so that t follows from the two meeting points around it.
 
     Source: Wang and Lu 2015, Projection onto the capped simplex (arXiv:1503.01002).
     """
-    low = np.min(points - bounds.upper, axis=1)
-    high = np.max(points - bounds.lower, axis=1)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        too_much = np.clip(points - middle[:, None], bounds.lower, bounds.upper).sum(axis=1) > 1
-        low, high = np.where(too_much, middle, low), np.where(too_much, high, middle)
-    out: Floats = np.clip(points - ((low + high) / 2)[:, None], bounds.lower, bounds.upper)
+    meetings = np.sort(np.concatenate([points - bounds.upper, points - bounds.lower], axis=1), axis=1)  # [m, 2 k]
+    sums = np.clip(points[:, None] - meetings[:, :, None], bounds.lower, bounds.upper).sum(axis=2)
+    after = np.clip((sums >= 1).sum(axis=1), 1, meetings.shape[1] - 1)
+    row = np.arange(len(points))
+    left, right = meetings[row, after - 1], meetings[row, after]
+    high, low = sums[row, after - 1], sums[row, after]
+    share = np.clip((high - 1) / np.maximum(high - low, 1e-300), 0, 1)
+    out: Floats = np.clip(points - (left + share * (right - left))[:, None], bounds.lower, bounds.upper)
     return out
 
 
@@ -68,22 +70,23 @@ def descend(
     """
     points, now = start, value(start)
     step = np.full(len(points), 0.1)
+    active = np.ones(len(points), dtype=bool)
     for _ in range(_MAX_STEPS):
         slope = gradient(points)
-        scale = np.maximum(np.abs(slope - slope.mean(axis=1, keepdims=True)).max(axis=1, keepdims=True), 1e-300)
-        moved = np.zeros(len(points), dtype=bool)
-        before = points
+        centered = slope - slope.mean(axis=1, keepdims=True)
+        direction = centered / np.maximum(np.abs(centered).max(axis=1, keepdims=True), 1e-300)
+        before, waiting = points, active.copy()
         for _ in range(_HALVINGS):
-            trial = project(points - step[:, None] * slope / scale, bounds=bounds)
+            trial = project(points - step[:, None] * direction, bounds=bounds)
             found = value(trial)
-            better = ~moved & (found < now + 1e-4 * ((trial - points) * slope).sum(axis=1))
-            points = np.where(better[:, None], trial, points)
-            now = np.where(better, found, now)
-            moved |= better
-            if moved.all():
+            better = waiting & (found < now + _ARMIJO * ((trial - before) * slope).sum(axis=1))
+            points, now = np.where(better[:, None], trial, points), np.where(better, found, now)
+            waiting &= ~better
+            if not waiting.any():
                 break
-            step = np.where(moved, step, step / 2)
-        step = np.where(moved, np.minimum(2 * step, 1.0), 0.1 * 0.5**_HALVINGS)
-        if np.abs(points - before).max() < _TOLERANCE:
+            step = np.where(waiting, step / 2, step)
+        step = np.minimum(2 * step, 1.0)
+        active &= np.abs(points - before).max(axis=1) > _TOLERANCE
+        if not active.any():
             break
     return points

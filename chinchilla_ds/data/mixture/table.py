@@ -1,8 +1,6 @@
 """Tables of mixtures: one row a run, a weight for each source, and the losses once the runs are done.
 
-    run,weight:code,weight:web,loss
-    natural,0.250000,0.750000,3.412
-    mix-001,0.613400,0.386600,3.375
+The header is `run,weight:code,weight:web,loss` for sources named code and web; a row `mix-01,0.6134,0.3866,3.375`.
 """
 
 import csv
@@ -207,9 +205,7 @@ def _row(
     )
 
 
-def _number(
-    number: int, name: str, values: Mapping[str, str], *, problems: list[str], at_least: float | None
-) -> float:
+def _number(number: int, name: str, values: Mapping[str, str], *, problems: list[str], at_least: float | None) -> float:
     """Return a field as a number; `problems` receives what is wrong with it. `at_least` None: above 0."""
     text = values[name]
     try:
@@ -223,9 +219,7 @@ def _number(
     return value
 
 
-def _table_problems(
-    rows: Sequence[_Row], *, done: Sequence[_Row], num_sources: int, complete: bool
-) -> Iterator[str]:
+def _table_problems(rows: Sequence[_Row], *, done: Sequence[_Row], num_sources: int, complete: bool) -> Iterator[str]:
     seen: dict[tuple[object, ...], int] = {}
     for row in done:
         first = seen.setdefault((row.weights, row.losses), row.number)

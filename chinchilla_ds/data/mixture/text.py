@@ -82,9 +82,7 @@ def fit_data(fit: MixtureFit, /) -> dict[str, Any]:
         "best": by_source(rounded_weights(fit.best)),
         "best_interval": {
             name: [low, high]
-            for name, low, high in zip(
-                fit.runs.sources, fit.best_low.tolist(), fit.best_high.tolist(), strict=True
-            )
+            for name, low, high in zip(fit.runs.sources, fit.best_low.tolist(), fit.best_high.tolist(), strict=True)
         },
         "bounds": {
             name: [low, high]

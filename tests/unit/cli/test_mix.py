@@ -1,0 +1,171 @@
+"""`chinchilla-ds mix` end to end: a design, losses of a known truth, the best mixture, and what is refused."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chinchilla_ds.cli import mix
+from chinchilla_ds.cli.arguments import Parser
+from chinchilla_ds.data.prepared import MANIFEST_NAME, PreparedData, PreparedSource
+from chinchilla_ds.errors import ChinchillaError, ConfigError, DataError, OutputError
+from tests.unit.data.mixture.synthetic import random_truth
+
+TOKENS = {"books": 30_000_000, "code": 60_000_000, "web": 400_000_000, "wiki": 10_000_000}
+TRUTH = random_truth(num_sources=4, seed=5)
+
+
+def run(*words: object) -> str:
+    parser = Parser(prog="chinchilla-ds mix", allow_abbrev=False)
+    mix.add_flags(parser)
+    return mix.run(parser.parse_args([str(word) for word in words]))
+
+
+def refused(kind: type[ChinchillaError], *words: object) -> tuple[str, ...]:
+    with pytest.raises(kind) as caught:
+        run(*words)
+    return caught.value.problems
+
+
+def write_corpus(folder: Path, *, tokens: dict[str, int]) -> Path:
+    folder.mkdir()
+    sources = tuple(
+        PreparedSource(name=name, weight=None, num_documents=1, num_bytes=4 * count, num_tokens=count)
+        for name, count in tokens.items()
+    )
+    counts: dict[str, Any] = dict.fromkeys(
+        ("held_out_tokens", "train_bytes", "held_out_bytes", "num_documents", "held_out_documents"), 1
+    )
+    prepared = PreparedData(
+        folder=folder,
+        source="synthetic",
+        sources=sources,
+        tokenizer_sha256="",
+        vocab_size=320,
+        eod_id=0,
+        train_tokens=sum(tokens.values()),
+        skipped_files=0,
+        unigram_loss=5.0,
+        **counts,
+    )
+    (folder / MANIFEST_NAME).write_text(prepared.to_json(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus", tokens=TOKENS)
+
+
+def add_losses(table: Path, *, order: tuple[int, ...] = (0, 1, 2, 3)) -> Path:
+    """Write the table with a `loss` column, and its weight columns in another order."""
+    header, *rows = csv.reader(table.read_text(encoding="utf-8").splitlines())
+    weights = np.array([[float(field) for field in row[1:]] for row in rows])
+    losses = TRUTH.noisy(weights, seed=1)
+    done = table.with_name("done.csv")
+    with done.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", *(header[1 + index] for index in order), "loss"])
+        for row, loss in zip(rows, losses, strict=True):
+            writer.writerow([row[0], *(row[1 + index] for index in order), f"{loss:.5f}"])
+    return done
+
+
+@pytest.fixture
+def done(corpus: Path, tmp_path: Path) -> Path:
+    run("design", corpus, "--runs", 40, "--out", tmp_path / "mixes.csv")
+    return add_losses(tmp_path / "mixes.csv")
+
+
+def weights_of(blend: Path) -> dict[str, float]:
+    """Read a blend by hand: names are JSON strings."""
+    lines = blend.read_text(encoding="utf-8").splitlines()
+    assert lines[1] == "weights:"
+    found = [re.fullmatch(r'  (".*"): ([0-9.]+)', line) for line in lines[2:]]
+    return {json.loads(line[1]): float(line[2]) for line in found if line}
+
+
+def test_from_design_to_blend(corpus: Path, done: Path, tmp_path: Path) -> None:
+    blend = tmp_path / "blend.yaml"
+    data = json.loads(run("fit", done, "--corpus", corpus, "--out", blend, "--bootstrap", 30, "--json"))
+    weights = weights_of(blend)
+    assert weights == pytest.approx(data["best"])
+    assert round(sum(weights.values()) * 10**6) == 10**6
+    assert list(weights) == list(TOKENS)
+    assert data["natural"] == pytest.approx({name: count / 5e8 for name, count in TOKENS.items()})
+    loss = TRUTH.loss(np.array([list(weights.values())]))[0]
+    assert loss / TRUTH.least() - 1 < 0.02
+    assert data["is_better"] is True
+    assert data["regressions"][data["chosen"]]["rank_correlation"] > 0.8
+    low, high = data["gain"]["interval"]
+    assert low < data["gain"]["value"] < high
+    assert data["num_runs"] == 40
+
+
+def test_the_screen_fits_and_says_the_same(done: Path) -> None:
+    text = run("fit", done, "--bootstrap", 30)
+    data = json.loads(run("fit", done, "--bootstrap", 30, "--json"))
+    assert max(map(len, text.splitlines())) <= 120
+    assert f"{data['loss']['value']:.4f}" in text
+    assert f"{data['gain']['interval'][0]:.4f}" in text
+    assert re.search(rf"^{data['chosen']} .*chosen$", text, re.MULTILINE)
+    for name, weight in data["best"].items():
+        assert re.search(rf"^{name} .*{weight:.4f}", text, re.MULTILINE)
+    assert "better than the natural mixture" in text
+
+
+def test_columns_may_stand_in_any_order(corpus: Path, done: Path, tmp_path: Path) -> None:
+    words = ("--corpus", corpus, "--tokens", 1e9, "--bootstrap", 20, "--json")
+    first = json.loads(run("fit", done, *words))
+    other = json.loads(run("fit", add_losses(tmp_path / "mixes.csv", order=(3, 1, 0, 2)), *words))
+    assert other["bounds"] == first["bounds"]
+    assert other["best"] == pytest.approx(first["best"], abs=0.02)
+    assert first["bounds"]["wiki"][1] == pytest.approx(0.04)
+    assert all(first["best"][name] <= first["bounds"][name][1] + 1e-6 for name in TOKENS)
+
+
+def test_noise_alone_gets_no_verdict(done: Path) -> None:
+    lines = done.read_text(encoding="utf-8").splitlines()
+    noise = np.random.default_rng(3).normal(3, 0.015, len(lines))
+    rows = [f"{line.rsplit(',', 1)[0]},{loss:.4f}" for line, loss in zip(lines[1:], noise, strict=False)]
+    done.write_text("\n".join([lines[0], *rows]) + "\n", encoding="utf-8")
+    assert "no evidence that it is better" in run("fit", done, "--bootstrap", 40)
+
+
+def test_flags_of_the_other_step_are_refused_together(tmp_path: Path) -> None:
+    found = refused(ConfigError, "design", "x", "--target", "loss", "--json", "--max-epochs", 2)
+    assert found == (
+        "--target belongs to mix fit and has no effect on mix design: drop it",
+        "--json belongs to mix fit and has no effect on mix design: drop it",
+        "mix design needs --runs: how many mixtures",
+        "mix design needs --out: the table to write",
+        "--max-epochs has no effect without --tokens: say how long the large run is",
+    )
+    assert refused(ConfigError, "fit", "x", "--runs", 3, "--tokens", 1e9, "--bootstrap", 2) == (
+        "--runs belongs to mix design and has no effect on mix fit: drop it",
+        "--tokens needs --corpus: the tokens that each source has",
+        "--bootstrap is 2; it must be at least 20, and 200 for steady ends",
+    )
+    assert refused(ConfigError, "desing", "x") == ("'desing' is none of design, fit; did you mean 'design'?",)
+
+
+def test_what_is_missing_is_named(corpus: Path, done: Path, tmp_path: Path) -> None:
+    (found,) = refused(DataError, "design", tmp_path / "none", "--runs", 8, "--out", tmp_path / "a.csv")
+    assert "holds no prepared data" in found
+    single = write_corpus(tmp_path / "single", tokens={"web": 1000})
+    (found,) = refused(DataError, "design", single, "--runs", 8, "--out", tmp_path / "a.csv")
+    assert "has one source, 'web'" in found
+    (found,) = refused(OutputError, "design", corpus, "--runs", 8, "--out", tmp_path / "none" / "a.csv")
+    assert "is no folder" in found
+    done.write_text(done.read_text(encoding="utf-8").replace("natural", "first"), encoding="utf-8")
+    (found,) = refused(DataError, "fit", done, "--out", tmp_path / "b.yaml")
+    assert "has no row named natural" in found
+    assert not (tmp_path / "b.yaml").exists()
+    (found,) = refused(ConfigError, "design", corpus, "--runs", 8, "--out", tmp_path / "a.csv", "--tokens", "3B")
+    assert "--tokens 2000000000" in found
+    assert "--max-epochs 6" in found
+    assert not (tmp_path / "a.csv").exists()
