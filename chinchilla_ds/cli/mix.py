@@ -115,9 +115,15 @@ def _design(values: Mapping[str, Any]) -> str:
             *rows,
             "",
             "Train one small run on each, add its held-out loss as column `loss`, then:",
-            f"chinchilla-ds mix fit {values['out']} --corpus {values['source']}",
+            f"chinchilla-ds mix fit {values['out']} --corpus {values['source']}{_cap_words(values)}",
         ]
     )
+
+
+def _cap_words(values: Mapping[str, Any]) -> str:
+    """Return the flags that hold the fit to the caps of the design."""
+    names = [name for name in ("tokens", "max_epochs") if name in values]
+    return "".join(f" --{name.replace('_', '-')} {values[name]:.12g}" for name in names)
 
 
 def _fit(values: Mapping[str, Any]) -> str:

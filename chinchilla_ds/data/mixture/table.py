@@ -56,12 +56,18 @@ class _Row:
     """None where the run is not done."""
 
 
-def rounded_weights(weights: Floats, /) -> Floats:
-    """Return a mixture in steps of 10^-DECIMALS that sums to 1: rounded down, the largest remainders up."""
+def rounded_weights(weights: Floats, /, *, upper: Floats | None = None) -> Floats:
+    """Return a mixture in steps of 10^-DECIMALS that sums to 1: rounded down, the largest remainders up.
+
+    What would then lie above `upper` is rounded up last.
+    """
     scale = 10**DECIMALS
     counts = np.floor(weights * scale + 1e-6)
+    remainders = weights * scale - counts
+    if upper is not None:
+        remainders -= 2 * (counts + 1 > upper * scale)
     short = round(scale - counts.sum())
-    counts[np.argsort(-(weights * scale - counts), kind="stable")[:short]] += 1
+    counts[np.argsort(-remainders, kind="stable")[:short]] += 1
     out: Floats = counts / scale
     return out
 
@@ -164,7 +170,9 @@ def _header_problems(
     if not targets:
         yield f"column {LOSS} (or {LOSS_PREFIX}NAME) is missing; the header has {named}"
     for target in targets:
-        if target not in header:
+        if target == RUN or target.startswith(WEIGHT_PREFIX):
+            yield f"--target {target} is no column of losses"
+        elif target not in header:
             found = [name for name in header if _is_loss(name)]
             there = f"the losses are {', '.join(found)}" if found else f"the header has {named}"
             yield f"column {target} is missing{did_you_mean(target, header) or f'; {there}'}"

@@ -79,7 +79,7 @@ def fit_data(fit: MixtureFit, /) -> dict[str, Any]:
         "level": fit.level,
         "num_draws": fit.num_draws,
         "natural": by_source(fit.natural),
-        "best": by_source(rounded_weights(fit.best)),
+        "best": by_source(rounded_weights(fit.best, upper=fit.bounds.upper)),
         "best_interval": {
             name: [low, high]
             for name, low, high in zip(fit.runs.sources, fit.best_low.tolist(), fit.best_high.tolist(), strict=True)
@@ -105,6 +105,6 @@ def blend_yaml(fit: MixtureFit, /) -> str:
         f"# predicted from {len(fit.runs.losses)} runs: loss {fit.loss.value:.4f}, gain {fit.gain.value:.4f}{better}",
         "weights:",
     ]
-    for name, weight in zip(fit.runs.sources, rounded_weights(fit.best).tolist(), strict=True):
+    for name, weight in zip(fit.runs.sources, rounded_weights(fit.best, upper=fit.bounds.upper).tolist(), strict=True):
         lines.append(f"  {json.dumps(name, ensure_ascii=False)}: {weight:.{DECIMALS}f}")
     return "\n".join(lines) + "\n"

@@ -136,6 +136,29 @@ def test_noise_alone_gets_no_verdict(done: Path) -> None:
     assert "no evidence that it is better" in run("fit", done, "--bootstrap", 40)
 
 
+def test_equal_losses_are_no_evidence_either(done: Path) -> None:
+    lines = done.read_text(encoding="utf-8").splitlines()
+    rows = [f"{line.rsplit(',', 1)[0]},3.5" for line in lines[1:]]
+    done.write_text("\n".join([lines[0], *rows]) + "\n", encoding="utf-8")
+    data = json.loads(run("fit", done, "--bootstrap", 20, "--json"))
+    assert data["is_better"] is False
+    assert data["loss"]["value"] == pytest.approx(3.5)
+
+
+def test_the_design_says_how_to_fit(corpus: Path, tmp_path: Path) -> None:
+    table = tmp_path / "mixes.csv"
+    words = ("--runs", 12, "--out", table, "--tokens", "1B", "--max-epochs", 3)
+    text = run("design", corpus, *words)
+    assert text.endswith(f"chinchilla-ds mix fit {table} --corpus {corpus} --tokens 1000000000 --max-epochs 3")
+    first = table.read_text(encoding="utf-8")
+    run("design", corpus, *words)
+    assert table.read_text(encoding="utf-8") == first
+    header, natural, *rows = csv.reader(first.splitlines())
+    assert header == ["run", *(f"weight:{name}" for name in TOKENS)]
+    assert natural == ["natural", "0.060000", "0.120000", "0.800000", "0.020000"]
+    assert max(float(row[4]) for row in rows) == pytest.approx(0.03)
+
+
 def test_flags_of_the_other_step_are_refused_together(tmp_path: Path) -> None:
     found = refused(ConfigError, "design", "x", "--target", "loss", "--json", "--max-epochs", 2)
     assert found == (

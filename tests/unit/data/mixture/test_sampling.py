@@ -59,3 +59,9 @@ def test_rounded_weights_sum_to_one() -> None:
         rounded = rounded_weights(weights)
         assert round(rounded.sum() * 10**6) == 10**6
         assert np.abs(rounded - weights).max() < 1e-6 + 1e-12
+
+
+def test_rounding_stays_below_the_caps() -> None:
+    weights = np.array([1 / 3, 1 / 3, 1 / 3])
+    assert rounded_weights(weights).tolist() == [0.333334, 0.333333, 0.333333]
+    assert rounded_weights(weights, upper=np.array([1 / 3, 0.5, 1 / 3])).tolist() == [0.333333, 0.333334, 0.333333]
