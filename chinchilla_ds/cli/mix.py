@@ -39,9 +39,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag(design, "min-share", quantity(None), "smaller weights become 0, and weights are its multiples (default 2e-4)")
     fit = parser.add_argument_group("fit")
     fit.add_argument(
-        "--target", nargs="+", metavar="COLUMN", help="losses to take the mean of (default: all there are)"
+        "--target", nargs="+", metavar="COLUMN", help="losses to take the mean of (default: loss, or all loss:NAME)"
     )
-    flag(fit, "corpus", path, "prepared corpus: its shares and tokens, for the natural mixture and --tokens")
+    flag(
+        fit,
+        "corpus",
+        path,
+        "prepared corpus: its shares and tokens, for the natural mixture and --tokens",
+        metavar="FOLDER",
+    )
     flag(fit, "bootstrap", whole, f"draws for intervals (default {DEFAULT_DRAWS})")
     fit.add_argument("--json", action="store_true", help="print the result as JSON")
 
