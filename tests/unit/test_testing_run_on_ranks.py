@@ -36,8 +36,10 @@ def sum_over_ranks(value: float) -> tuple[float, float]:
 
 @pytest.fixture(autouse=True)
 def no_process_is_left():
+    # what other tests have left running is Python's: the resource tracker of spawned workers lives as long as we do
+    before = set(psutil.Process().children(recursive=True))
     yield
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 def test_results_come_back_in_rank_order():
