@@ -55,9 +55,6 @@ class Choice:
     reason: str
 
 
-LearningRate = Choice
-
-
 def step_law_learning_rate(*, non_embedding_params: float, num_tokens: float) -> float:
     """Return Step Law's peak learning rate, 1.79 N^-0.713 D^0.307.
 

@@ -204,7 +204,7 @@ def _optimizer(config: RunConfig, *, shape: ModelShape, num_tokens: int) -> tupl
     chosen = hyperparameters.choose_learning_rate(non_embedding_params=non_embedding, num_tokens=num_tokens)
     if config.learning_rate is not None:
         reason = f"Learning rate {config.learning_rate:g}: asked for (chosen would have been {chosen.value:.3g})."
-        chosen = hyperparameters.LearningRate(value=float(config.learning_rate), reason=reason)
+        chosen = hyperparameters.Choice(value=float(config.learning_rate), reason=reason)
     optimizer = OptimizerPlan(learning_rate=chosen.value, gradient_clipping=float(config.gradient_clipping))
     return optimizer, chosen.reason
 

@@ -5,7 +5,6 @@ The only module of `data` that imports megatron.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -13,38 +12,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
     from megatron.core.datasets.gpt_dataset import GPTDataset
-
-_UINT16_VOCAB_SIZE = 65500
-"""Below this vocabulary Megatron-core stores tokens as uint16 (`DType.optimal_dtype`)."""
-
-
-class IndexedWriter:
-    """Write documents to `prefix.bin` and `prefix.idx`; a context manager that finishes the index on success."""
-
-    def __init__(self, *, prefix: Path, vocab_size: int) -> None:
-        import numpy as np
-        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder, get_bin_path
-
-        dtype: type[np.number[Any]] = np.uint16 if vocab_size < _UINT16_VOCAB_SIZE else np.int32
-        self._prefix = str(prefix)
-        self._builder = IndexedDatasetBuilder(get_bin_path(self._prefix), dtype=dtype)
-
-    def add_document(self, token_ids: "npt.NDArray[np.int32]") -> None:
-        """Append one document: [tokens], its end-of-document token included."""
-        self._builder.add_document(token_ids, [len(token_ids)])
-
-    def __enter__(self) -> "IndexedWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        from megatron.core.datasets.indexed_dataset import get_idx_path
-
-        if kind is None:
-            self._builder.finalize(get_idx_path(self._prefix))
-        else:
-            self._builder.data_file.close()
 
 
 class Sequences(Protocol):

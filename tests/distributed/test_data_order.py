@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from chinchilla_ds.data.indexed import IndexedWriter
 from chinchilla_ds.data.loader import MicroBatch, TokenLoader
 from chinchilla_ds.data.prepared import MANIFEST_NAME, PreparedData, PreparedSource
 from chinchilla_ds.plan import RunPlan
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
+from tests.unit.data.indexed_writer import IndexedWriter
 
 VOCAB_SIZE, EOD_ID, SEQ_LENGTH = 1_000_000, 999_999, 16
 WEIGHTS = {"code": 0.3, "web": 0.7}

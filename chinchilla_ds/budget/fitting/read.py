@@ -1,14 +1,13 @@
 """Tables of finished runs, as people have them, checked before anything is fitted to them."""
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chinchilla_ds.budget.fitting.csv_lines import csv_lines
 from chinchilla_ds.budget.fitting.runs import RunTable, run_table
-from chinchilla_ds.errors import DataError, did_you_mean, reason
+from chinchilla_ds.errors import DataError, did_you_mean
 from chinchilla_ds.units import parse_quantity
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -68,7 +67,7 @@ def read_runs(path: Path, *, min_rows: int) -> ReadRuns:
     Raises:
         DataError: unreadable, or at least one row breaks a rule; every problem is named, up to MAX_PROBLEMS.
     """
-    lines = list(_csv_lines(path))
+    lines = list(csv_lines(path))
     if not lines:
         raise DataError(f"{path} is empty; its first line must name the columns num_params, num_tokens, loss")
     columns, ignored = _columns(lines[0][1], path=path)
@@ -102,22 +101,6 @@ def table_of(rows: Sequence[Row], *, source: str, min_rows: int) -> RunTable:
         if (value := getattr(row, name)) is not None and not (math.isfinite(value) and value > 0)
     ]
     return _checked(rows, problems=problems, source=source, min_rows=min_rows, check_flops=False)
-
-
-def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield row numbers and fields of all lines that are not blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        near = did_you_mean(path.name, (file.name for file in path.parent.glob("*"))) if path.parent.is_dir() else ""
-        raise DataError(f"{path} cannot be read: {reason(error)}{'' if path.exists() else near}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        yield from ((reader.line_num, [field.strip() for field in fields]) for fields in reader if any(fields))
-    except csv.Error as error:
-        raise DataError(f"{path} row {reader.line_num} is not CSV: {error}") from None
 
 
 def _columns(header: Sequence[str], *, path: Path) -> tuple[dict[str, int], tuple[str, ...]]:

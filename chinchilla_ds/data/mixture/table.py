@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from chinchilla_ds.budget.fitting.csv_lines import csv_lines
 from chinchilla_ds.budget.fitting.runs import Floats
-from chinchilla_ds.errors import DataError, did_you_mean, reason
+from chinchilla_ds.errors import DataError, did_you_mean
 
 WEIGHT_PREFIX = "weight:"
 LOSS_PREFIX = "loss:"
@@ -95,7 +96,7 @@ def read_mixture_runs(path: Path, *, targets: Sequence[str], known_sources: Sequ
     Raises:
         DataError: unreadable, or at least one rule is broken; every problem is named, up to MAX_PROBLEMS.
     """
-    lines = list(_csv_lines(path))
+    lines = list(csv_lines(path))
     if not lines:
         raise DataError(f"{path} is empty; its first row must name {WEIGHT_PREFIX}SOURCE columns and {LOSS}")
     header = lines[0][1]
@@ -129,22 +130,6 @@ def read_mixture_runs(path: Path, *, targets: Sequence[str], known_sources: Sequ
 def _scaled(weights: Sequence[float]) -> Floats:
     out: Floats = np.array(weights) / math.fsum(weights)
     return out
-
-
-def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield row numbers and fields of all lines that are not blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        near = did_you_mean(path.name, (file.name for file in path.parent.glob("*"))) if path.parent.is_dir() else ""
-        raise DataError(f"{path} cannot be read: {reason(error)}{near}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        yield from ((reader.line_num, [field.strip() for field in fields]) for fields in reader if any(fields))
-    except csv.Error as error:
-        raise DataError(f"{path} row {reader.line_num} is not CSV: {error}") from None
 
 
 def _is_loss(name: str) -> bool:

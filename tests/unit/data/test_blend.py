@@ -10,13 +10,13 @@ import pytest
 from chinchilla_ds.data.blend import BlendSource, blend, unimax
 from chinchilla_ds.data.indexed import (
     BlendedSequences,
-    IndexedWriter,
     Sequences,
     interleave,
     open_blend,
     open_sequences,
 )
 from chinchilla_ds.errors import DataError
+from tests.unit.data.indexed_writer import IndexedWriter
 
 VOCAB_SIZE, EOD_ID, SEQ_LENGTH = 1_000_000, 999_999, 16
 
