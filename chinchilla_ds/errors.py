@@ -6,6 +6,7 @@
     |-- PlanError              no plan exists for this budget
     |-- LayoutError            the parallel layout cannot be built
     |-- DataError              the training text: missing, unreadable, or too small
+    |-- CheckpointError        a checkpoint is missing, damaged, or of another model or text
     `-- OutputError            the output folder cannot be written
 
 Anything else that escapes is a bug of ours and keeps its traceback.
@@ -48,6 +49,10 @@ class LayoutError(ChinchillaError):
 
 class DataError(ChinchillaError):
     """The training text is missing, unreadable, or smaller than the plan needs."""
+
+
+class CheckpointError(ChinchillaError):
+    """A checkpoint is missing or damaged, or does not fit the plan, the tokenizer or the text to go on with."""
 
 
 class OutputError(ChinchillaError):

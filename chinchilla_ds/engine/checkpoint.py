@@ -1,71 +1,320 @@
-"""Checkpoints in DeepSpeed's own format, one folder per pipeline stage.
+"""Checkpoints of a training engine: saved by every rank, at once or in the background, and loaded under any layout.
 
-DeepSpeed names files by the model-parallel rank, which here is the tensor-parallel rank (see `distributed.mpu`), so two
-pipeline stages would write the same files.
+The carrier is torch.distributed.checkpoint, with global names and boxes of whole weights, and not DeepSpeed's own files
+or its universal format: those are written per layout and converted by another program, which reads the model-parallel
+rank as the tensor-parallel one and so loses pipeline stages under ZeRO-3.
 """
 
+import dataclasses
+import shutil
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
+from torch.distributed.checkpoint.api import CheckpointException
 
+from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.checkpoint.state import CheckpointState
+from chinchilla_ds.checkpoint.tensors import MOMENTS, WEIGHT, Block, load_blocks, save_blocks
+from chinchilla_ds.checkpoint.writer import library_versions, write_small_files
+from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
+from chinchilla_ds.engine.owned_states import OwnedState, blocks_of, owned_states, publish
 from chinchilla_ds.engine.zero import TrainingEngine
-from chinchilla_ds.errors import DataError, OutputError
+from chinchilla_ds.errors import CheckpointError, ChinchillaError, OutputError, reason
+from chinchilla_ds.units import format_bytes
+
+BYTES_PER_PARAM = 12
+"""FP32 weight and AdamW's two moments."""
+_LOSS_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def _stage_folder(folder: Path) -> Path:
-    return folder / f"pp_rank_{parallel_state.get_pipeline_model_parallel_rank():02d}"
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Which checkpoints stay."""
+
+    keep: int = 3
+    """The newest ones."""
+    milestone_iters: int | None = None
+    """Those at multiples of this many steps stay for ever."""
 
 
-def _tag(iteration: int) -> str:
-    return f"iter_{iteration:07d}"
+class Checkpointer:
+    """Saves one engine, one checkpoint at a time. All methods are called on every rank."""
+
+    def __init__(
+        self,
+        engine: TrainingEngine,
+        *,
+        folder: Path,
+        ds_config: dict[str, Any],
+        tokenizer: Path | None = None,
+        retention: Retention | None = None,
+    ) -> None:
+        """Make ready to save.
+
+        Args:
+            engine: What is saved.
+            folder: Receives the checkpoints; all ranks share it.
+            ds_config: The resolved DeepSpeed JSON.
+            tokenizer: Copied into every checkpoint.
+            retention: Which checkpoints stay.
+        """
+        self.engine, self.folder, self.tokenizer = engine, folder, tokenizer
+        self._ds_config, self._retention = ds_config, retention or Retention()
+        # Its own group: a save in the background must not meet the training's collectives.
+        self._group = dist.new_group(backend="gloo")
+        self._writing: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._buffers: list[dict[str, torch.Tensor]] = []
+
+    def save(self, state: CheckpointState, *, in_background: bool = False) -> Path:
+        """Write a checkpoint; return when it has its name, or in the background when the states have been copied.
+
+        Args:
+            state: Where the run stands; what the engine knows of it is filled in here.
+            in_background: Whether training goes on while the copy is written. States on NVMe are written at once.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            OutputError: it cannot be written, or the one before could not; nothing half-written has the name.
+        """
+        self.wait()
+        checkpoint = self.folder / folders.checkpoint_name(state.iteration)
+        num_bytes = BYTES_PER_PARAM * self.engine.plan.num_params
+        run_on_rank_zero(lambda: _begin(checkpoint, num_bytes=num_bytes))
+        states = owned_states(self.engine.engine, self.engine.stage, zero_stage=self.engine.plan.layout.zero_stage)
+        state = dataclasses.replace(
+            state,
+            optimizer_step=max((owned.step for owned in states), default=0),
+            loss_scaler=_loss_scaler(self.engine.engine),
+            world_size=dist.get_world_size(),
+            versions=library_versions(),
+        )
+        in_background = in_background and not any(owned.swapped for owned in states)
+        blocks = self._copied_blocks(states) if in_background else _blocks(states)
+
+        def write() -> None:
+            self._write(checkpoint, blocks=blocks, state=state)
+
+        if in_background:
+            self._start(write)
+        else:
+            write()
+        return checkpoint
+
+    def wait(self) -> None:
+        """Wait for the save in the background.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _start(self, write: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                write()
+            except BaseException as failure:  # raised in the main thread, by `wait`
+                self._failure = failure
+
+        self._writing = threading.Thread(target=run, name="checkpoint", daemon=True)
+        self._writing.start()
+
+    def _copied_blocks(self, states: list[OwnedState]) -> list[Block]:
+        """Return blocks over copies on the host, whose memory is kept from save to save."""
+        tensors = [owned.tensors() for owned in states]
+        if not self._buffers:
+            pinned = torch.cuda.is_available()
+            self._buffers = [
+                {kind: torch.empty(flat.shape, dtype=flat.dtype, pin_memory=pinned) for kind, flat in flats.items()}
+                for flats in tensors
+            ]
+        for buffers, flats in zip(self._buffers, tensors, strict=True):
+            for kind, flat in flats.items():
+                buffers[kind].copy_(flat, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return [
+            block
+            for owned, buffers in zip(states, self._buffers, strict=True)
+            for block in blocks_of(owned, tensors=buffers, copies=False)
+        ]
+
+    def _write(self, checkpoint: Path, *, blocks: Iterable[Block], state: CheckpointState) -> None:
+        """Write this rank's part, and on rank 0 what there is of it once; then the checkpoint has its name."""
+        aside, rank = folders.aside_of(checkpoint), dist.get_rank(self._group)
+        tensors = aside / folders.TENSORS_NAME
+        try:
+            save_blocks(blocks, folder=tensors, group=self._group)
+        except CheckpointException as error:
+            if rank == 0:
+                folders.abandon(checkpoint)
+            raise _output_error(checkpoint, error.failures.values()) from None
+        mine = {str(path.relative_to(aside)): folders.record_file(path) for path in tensors.glob(f"__{rank}_*")}
+        gathered: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(gathered, mine, group=self._group)
+        outcome: list[ChinchillaError | None] = [None]
+        if rank == 0:
+            records = {name: record for part in gathered for name, record in part.items()}
+            outcome[0] = self._commit(checkpoint, records=records, state=state)
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        if outcome[0] is not None:
+            raise outcome[0]
+
+    def _commit(
+        self, checkpoint: Path, *, records: dict[str, folders.FileRecord], state: CheckpointState
+    ) -> ChinchillaError | None:
+        """Finish a checkpoint whose tensors are written; return what hindered that."""
+        aside = folders.aside_of(checkpoint)
+        try:
+            write_small_files(
+                aside, plan=self.engine.plan, ds_config=self._ds_config, state=state, tokenizer=self.tokenizer
+            )
+            for path in (path for path in aside.rglob("*") if path.is_file()):
+                name = str(path.relative_to(aside))
+                if name not in records:
+                    records[name] = folders.record_file(path)
+            folders.commit(checkpoint, records=records)
+            folders.prune(self.folder, keep=self._retention.keep, milestone_iters=self._retention.milestone_iters)
+        except OSError as error:
+            folders.abandon(checkpoint)
+            return _output_error(checkpoint, [error])
+        return None
 
 
-def save(engine: TrainingEngine, *, folder: Path, iteration: int, tokenizer_sha256: str | None = None) -> Path:
-    """Write weights and optimizer state of every rank, to be loaded under the same layout.
+def _begin(checkpoint: Path, *, num_bytes: int) -> None:
+    try:
+        folders.begin(checkpoint)
+        free = shutil.disk_usage(checkpoint.parent).free
+    except OSError as error:
+        raise _output_error(checkpoint, [error]) from None
+    if free < num_bytes:
+        folders.abandon(checkpoint)
+        raise OutputError(
+            f"cannot write the checkpoint {checkpoint}: it takes {format_bytes(num_bytes)} and {format_bytes(free)} "
+            "are free; free some and start the same command again, which goes on from the last checkpoint"
+        )
+
+
+def _output_error(checkpoint: Path, failures: Iterable[Any]) -> OutputError:
+    """Return what to tell the user of failures in writing; what is none of theirs is raised."""
+    errors = [failure[0] if isinstance(failure, tuple) else failure for failure in failures]
+    for error in errors:
+        if isinstance(error, OSError):
+            return OutputError(
+                f"cannot write the checkpoint {checkpoint}: {reason(error)}; the checkpoints before it are whole, and "
+                "the same command goes on from the last one"
+            )
+    raise errors[0]
+
+
+def _blocks(states: list[OwnedState]) -> list[Block]:
+    """Return blocks over the live states; those on NVMe are copied to the host."""
+    blocks = []
+    for owned in states:
+        with owned.resident():
+            tensors = owned.tensors()
+            if owned.swapped:
+                tensors = {kind: flat.clone() for kind, flat in tensors.items()}
+            blocks += list(blocks_of(owned, tensors=tensors, copies=False))
+    return blocks
+
+
+def _loss_scaler(engine: Any) -> dict[str, Any]:
+    holder = _scaler_of(engine)
+    return {name: getattr(holder, name) for name in _LOSS_SCALER_FIELDS if hasattr(holder, name)}
+
+
+def _scaler_of(engine: Any) -> Any:
+    """Return what holds FP16's dynamic loss scale; None in other precisions."""
+    if not engine.fp16_enabled():
+        return None
+    return getattr(engine.optimizer, "loss_scale_config", None) or engine.optimizer.loss_scaler
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def newest_whole(path: Path, *, warn: Callable[[str], None]) -> Path:
+    """Return the newest checkpoint below `path` whose files match its manifest; every rank calls this.
+
+    The ranks read the files together, each some of them.
 
     Args:
-        engine: The engine to save; every rank calls this.
-        folder: Receives `pp_rank_XX/iter_XXXXXXX`.
-        iteration: Optimizer steps taken.
-        tokenizer_sha256: Hash of the tokenizer that made the training data.
+        path: A checkpoint, a folder of them, or a run's folder.
+        warn: Called on rank 0 with what is wrong with newer ones.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    damaged: list[str] = []
+    for checkpoint in run_on_rank_zero(lambda: folders.find_checkpoints(path)):
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, _problems_of_share(checkpoint))
+        problems = sorted({problem for part in found for problem in part})
+        if not problems:
+            if damaged and dist.get_rank() == 0:
+                for problem in (*damaged, f"going on from {checkpoint}, the newest that is whole"):
+                    warn(problem)
+            return Path(checkpoint)
+        damaged += problems
+    raise CheckpointError([*damaged, f"{path} holds no checkpoint that is whole"])
+
+
+def _problems_of_share(checkpoint: Path) -> list[str]:
+    """Return what is wrong with this rank's share of a checkpoint's files."""
+    try:
+        names = sorted(folders.read_manifest(checkpoint))
+        return list(folders.damage(checkpoint, names=frozenset(names[dist.get_rank() :: dist.get_world_size()])))
+    except CheckpointError as error:
+        return list(error.problems)
+
+
+@torch.no_grad()
+def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False) -> CheckpointState:
+    """Read a checkpoint into an engine of any layout; every rank reads what it holds.
+
+    Args:
+        engine: Its plan must be of the checkpoint's shape.
+        checkpoint: One whose files are known to be whole.
+        weights_only: Whether to leave optimizer and counters as they are: to begin a new run from these weights.
 
     Returns:
-        `folder`.
+        Where the run stood.
 
     Raises:
-        OutputError: the folder cannot be written.
+        CheckpointError: it is of another model.
     """
-    try:
-        _stage_folder(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write the checkpoint to {folder}: {error.strerror}") from None
-    state = {"iteration": iteration, "tokenizer_sha256": tokenizer_sha256}
-    engine.engine.save_checkpoint(str(_stage_folder(folder)), tag=_tag(iteration), client_state=state)
+    reader, zero_stage = CheckpointReader(checkpoint), engine.plan.layout.zero_stage
+    states = owned_states(engine.engine, engine.stage, zero_stage=zero_stage)
+    kinds = (WEIGHT,) if weights_only or not reader.has_moments else (WEIGHT, *MOMENTS)
+    for owned in states:
+        with owned.resident():
+            tensors = {kind: flat for kind, flat in owned.tensors().items() if kind in kinds}
+            load_blocks(blocks_of(owned, tensors=tensors, copies=True), folder=checkpoint / folders.TENSORS_NAME)
+            if len(kinds) > 1:
+                owned.set_step(reader.state.optimizer_step)
+    publish(engine.engine, zero_stage=zero_stage)
+    if not weights_only:
+        _restore_counters(engine.engine, reader.state)
     dist.barrier()
-    return folder
+    return reader.state
 
 
-def load(engine: TrainingEngine, *, folder: Path, iteration: int, tokenizer_sha256: str | None = None) -> int:
-    """Read what `save` wrote, under the same layout; return the optimizer steps taken.
-
-    Args:
-        engine: Receives weights and optimizer state; every rank calls this.
-        folder: What `save` returned.
-        iteration: Optimizer steps that had been taken.
-        tokenizer_sha256: Hash of the tokenizer of the data to go on with; None where no data is read.
-
-    Raises:
-        OutputError: there is no such checkpoint.
-        DataError: it was trained with another tokenizer.
-    """
-    if not (_stage_folder(folder) / _tag(iteration)).is_dir():
-        raise OutputError(f"{_stage_folder(folder) / _tag(iteration)} is no checkpoint")
-    _, state = engine.engine.load_checkpoint(str(_stage_folder(folder)), tag=_tag(iteration))
-    known = state["tokenizer_sha256"]
-    if None not in (known, tokenizer_sha256) and known != tokenizer_sha256:
-        raise DataError(
-            f"the checkpoint {folder} was trained with tokenizer {known} and the data was made with {tokenizer_sha256};"
-            " prepare the data with the checkpoint's tokenizer"
-        )
-    return int(state["iteration"])
+def _restore_counters(engine: Any, state: CheckpointState) -> None:
+    engine.global_steps, engine.skipped_steps = state.attempts, state.attempts - state.iteration
+    if (holder := _scaler_of(engine)) is not None:
+        for name, value in state.loss_scaler.items():
+            setattr(holder, name, value)

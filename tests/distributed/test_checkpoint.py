@@ -1,24 +1,46 @@
-"""A run that was saved, and loaded into a fresh engine, goes on as if it had never stopped."""
+"""A run that was saved, and loaded into a fresh engine of any layout, goes on as if it had never stopped."""
+
+import dataclasses
+import itertools
 
 import pytest
 import torch
 
+from chinchilla_ds.checkpoint.folder import list_checkpoints
+from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.engine import checkpoint
-from chinchilla_ds.errors import DataError, OutputError
+from chinchilla_ds.errors import CheckpointError, OutputError
 from chinchilla_ds.plan import Precision
 from tests.parity import harness
 from tests.parity.layouts import Case
 
-CASES = {
-    "zero0": (Case(zero=0, dp=2), Precision.FP32),
-    "zero1": (Case(zero=1, dp=2), Precision.FP32),
+SAME_LAYOUT = {
+    "zero0-dp2": (Case(zero=0, dp=2), Precision.FP32),
+    "zero0-bf16": (Case(zero=0, dp=2), Precision.BF16),
+    "zero1-dp2": (Case(zero=1, dp=2), Precision.FP32),
     "zero1-tp2-pp2": (Case(zero=1, tp=2, pp=2, accumulation=4), Precision.FP32),
+    "zero1-dp2-bf16": (Case(zero=1, dp=2), Precision.BF16),
     "zero2-pp2-dp2-bf16": (Case(zero=2, pp=2, dp=2, accumulation=4), Precision.BF16),
+    "zero2-dp2-offload": (Case(zero=2, dp=2, offload="optimizer"), Precision.FP32),
     "zero3-tp2-pp2": (Case(zero=3, tp=2, pp=2, accumulation=4), Precision.FP32),
     "zero3-pp2-vpp2": (Case(zero=3, pp=2, virtual=2, accumulation=4), Precision.FP32),
+    "zero3-dp2-bf16": (Case(zero=3, dp=2), Precision.BF16),
     "zero3-dp2-offload": (Case(zero=3, dp=2, offload="all"), Precision.FP32),
 }
 SAVED_AT = 2
+
+
+def state_at(iteration, **more):
+    return CheckpointState(
+        iteration=iteration,
+        data_step=iteration,
+        attempts=iteration,
+        optimizer_step=-1,
+        elapsed_s=1.5,
+        world_size=-1,
+        **more,
+    )
 
 
 def train_steps(engine, steps):
@@ -34,29 +56,38 @@ def held_out_loss(engine):
     return engine.evaluate(harness.own_micro_batches(engine.plan, harness.HELD_OUT_STEP))
 
 
-def train_and_save(engine, folder):
+def save_in(engine, folder, *, iteration=SAVED_AT, in_background=False):
+    saver = checkpoint.Checkpointer(engine, folder=folder, ds_config={})
+    path = saver.save(state_at(iteration), in_background=in_background)
+    return saver, path
+
+
+def train_and_save(engine, folder, in_background=False):
     """A body for `on_engine`: saves on the way; returns what it had then, and what came after."""
     train_steps(engine, range(SAVED_AT))
-    assert checkpoint.save(engine, folder=folder, iteration=SAVED_AT) == folder
+    saver, _ = save_in(engine, folder, in_background=in_background)
     saved = held_out_loss(engine)
     steps = train_steps(engine, range(SAVED_AT, engine.plan.batch.train_iters))
+    saver.wait()
     return saved, steps, harness.shards_of(engine.stage)
 
 
 def load_and_train(engine, folder):
     """A body for `on_engine`: as `train_and_save`, and the loss before loading in front."""
     fresh = held_out_loss(engine)
-    iteration = checkpoint.load(engine, folder=folder, iteration=SAVED_AT)
-    assert iteration == SAVED_AT
+    path = checkpoint.newest_whole(folder, warn=lambda problem: pytest.fail(problem))
+    state = checkpoint.load(engine, checkpoint=path)
+    assert state.iteration == state.optimizer_step == SAVED_AT
     loaded = held_out_loss(engine)
-    steps = train_steps(engine, range(iteration, engine.plan.batch.train_iters))
+    steps = train_steps(engine, range(state.iteration, engine.plan.batch.train_iters))
     return fresh, loaded, steps, harness.shards_of(engine.stage)
 
 
-@pytest.mark.parametrize(("case", "precision"), CASES.values(), ids=CASES)
-def test_loaded_run_goes_on_as_the_saved_one(case, precision, tmp_path):
+@pytest.mark.parametrize(("case", "precision"), SAME_LAYOUT.values(), ids=SAME_LAYOUT)
+@pytest.mark.parametrize("in_background", [False, True], ids=["at_once", "background"])
+def test_loaded_run_goes_on_bit_by_bit(case, precision, in_background, tmp_path):
     plan = case.plan(precision=precision)
-    uninterrupted = harness.on_engine(plan, train_and_save, tmp_path)
+    uninterrupted = harness.on_engine(plan, train_and_save, tmp_path, in_background)
     resumed = harness.on_engine(plan, load_and_train, tmp_path)
     for (saved, wanted_steps, wanted), (fresh, loaded, steps, shards) in zip(uninterrupted, resumed, strict=True):
         assert loaded == saved
@@ -67,12 +98,8 @@ def test_loaded_run_goes_on_as_the_saved_one(case, precision, tmp_path):
 
 
 def test_control_weights_without_moments_do_not_go_on_in_the_same_way(tmp_path):
-
     def load_weights_alone(engine, folder):
-        checkpoint.load(engine, folder=folder, iteration=SAVED_AT)
-        for state in engine.engine.optimizer.optimizer.state.values():
-            for moment in (state["exp_avg"], state["exp_avg_sq"]):
-                moment.zero_()
+        checkpoint.load(engine, checkpoint=folder / "step_0000002", weights_only=True)
         return train_steps(engine, range(SAVED_AT, engine.plan.batch.train_iters))
 
     plan = Case(zero=1).plan()
@@ -82,22 +109,148 @@ def test_control_weights_without_moments_do_not_go_on_in_the_same_way(tmp_path):
     assert harness.largest_relative([norm for _, norm in steps], [norm for _, norm in wanted]) > 1e-3
 
 
-def test_loading_what_was_never_saved_is_an_error(tmp_path):
+# ---- another layout --------------------------------------------------------------------------------------------------
+
+GLOBAL_PARTS = 4
+"""Micro-batches of a step over all data-parallel ranks: the same text in every layout."""
+
+
+def layout(**sizes):
+    return Case(accumulation=GLOBAL_PARTS // sizes.get("dp", 1), **sizes)
+
+
+LAYOUTS = {
+    "zero0": layout(zero=0),
+    "zero0-dp2": layout(zero=0, dp=2),
+    "zero0-tp2": layout(zero=0, tp=2),
+    "zero1-dp4": layout(zero=1, dp=4),
+    "zero1-pp2-dp2": layout(zero=1, pp=2, dp=2),
+    "zero2-dp2-offload": layout(zero=2, dp=2, offload="optimizer"),
+    "zero2-tp2-dp2": layout(zero=2, tp=2, dp=2),
+    "zero3-dp2": layout(zero=3, dp=2),
+    "zero3-tp2-pp2": layout(zero=3, tp=2, pp=2),
+    "zero3-pp2-vpp2": layout(zero=3, pp=2, virtual=2),
+    "zero3-dp4-offload": layout(zero=3, dp=4, offload="all"),
+    "zero1-tp2-pp2-sp": layout(zero=1, tp=2, pp=2, sequence_parallel=True),
+}
+PAIRS = list(itertools.permutations(LAYOUTS, 2))
+QUICK = [
+    ("zero0", "zero3-tp2-pp2"),
+    ("zero3-tp2-pp2", "zero1-dp4"),
+    ("zero1-dp4", "zero2-tp2-dp2"),
+    ("zero2-tp2-dp2", "zero3-pp2-vpp2"),
+    ("zero3-pp2-vpp2", "zero3-dp4-offload"),
+    ("zero3-dp4-offload", "zero1-pp2-dp2"),
+    ("zero1-pp2-dp2", "zero0-tp2"),
+]
+
+
+def continue_in(tmp_path, source, target, **shape):
+    """Train in one layout, go on in another; return losses and norms, uninterrupted in the first and resumed."""
+    plan = source.plan(**shape)
+    [(_, wanted, _), *_] = harness.on_engine(plan, train_and_save, tmp_path)
+    [(fresh, _, steps, _), *_] = harness.on_engine(target.plan(**shape), load_and_train, tmp_path)
+    assert abs(fresh - wanted[0][0]) > 1e-3, "control: what was loaded does not show"
+    return list(itertools.chain(*wanted)), list(itertools.chain(*steps))
+
+
+@pytest.mark.parametrize(("source", "target"), QUICK)
+def test_another_layout_goes_on_as_the_first(source, target, tmp_path):
+    wanted, steps = continue_in(tmp_path, LAYOUTS[source], LAYOUTS[target])
+    assert harness.largest_relative(steps, wanted) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", LAYOUTS)
+def test_every_layout_goes_on_from_every_other(source, tmp_path):
+    [(_, wanted, _), *_] = harness.on_engine(LAYOUTS[source].plan(), train_and_save, tmp_path)
+    apart = {}
+    for target in LAYOUTS:
+        [(_, _, steps, _), *_] = harness.on_engine(LAYOUTS[target].plan(), load_and_train, tmp_path)
+        apart[target] = harness.largest_relative(list(itertools.chain(*steps)), list(itertools.chain(*wanted)))
+    print(source, {target: f"{value:.1e}" for target, value in apart.items()})
+    assert max(apart.values()) < 1e-5, apart
+
+
+@pytest.mark.parametrize(("source", "target"), [("zero3-dp2", "zero0-tp2"), ("zero0-tp2", "zero2-dp2-offload")])
+def test_tied_embeddings_move_too(source, target, tmp_path):
+    wanted, steps = continue_in(tmp_path, LAYOUTS[source], LAYOUTS[target], tied_embeddings=True)
+    assert harness.largest_relative(steps, wanted) < 1e-5
+
+
+def test_a_checkpoint_tells_whole_weights_whatever_wrote_it(tmp_path):
+    def save_fresh(engine, folder):
+        save_in(engine, folder, iteration=0)
+
+    plan = LAYOUTS["zero3-tp2-pp2"].plan()
+    harness.on_engine(plan, save_fresh, tmp_path)
+    reader = CheckpointReader.open(tmp_path)
+    wanted = harness.initial_weights(plan)
+    assert set(reader.names()) == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(reader.read(name), value)
+        assert reader.shape(name) == tuple(value.shape)
+        assert not reader.read(name, moment="exp_avg").any()
+        assert torch.equal(reader.read_rows(name, rows=slice(1, 3)), value[1:3])
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_another_shape_is_refused(tmp_path):
+    harness.on_engine(Case(zero=1).plan(), train_and_save, tmp_path)
+
     def load(engine):
-        with pytest.raises(OutputError, match="is no checkpoint"):
-            checkpoint.load(engine, folder=tmp_path, iteration=7)
+        with pytest.raises(CheckpointError, match=r"is \[256, 64\] in the checkpoint and \[512, 64\] in the plan"):
+            checkpoint.load(engine, checkpoint=tmp_path / "step_0000002")
+        return True
+
+    plan = Case(zero=1).plan()
+    other = dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, padded_vocab_size=512))
+    assert harness.on_engine(other, load) == [True]
+
+
+def test_a_folder_without_checkpoints_is_an_error(tmp_path):
+    def load(engine):
+        with pytest.raises(CheckpointError, match="holds no checkpoint"):
+            checkpoint.newest_whole(tmp_path, warn=print)
         return True
 
     assert harness.on_engine(Case(zero=1, dp=2).plan(), load) == [True, True]
 
 
-def test_another_tokenizer_is_refused_with_both_hashes(tmp_path):
-    def save_and_load(engine):
-        checkpoint.save(engine, folder=tmp_path, iteration=0, tokenizer_sha256="aa11")
-        assert checkpoint.load(engine, folder=tmp_path, iteration=0, tokenizer_sha256="aa11") == 0
-        assert checkpoint.load(engine, folder=tmp_path, iteration=0) == 0
-        with pytest.raises(DataError, match="trained with tokenizer aa11 and the data was made with bb22"):
-            checkpoint.load(engine, folder=tmp_path, iteration=0, tokenizer_sha256="bb22")
+def test_a_folder_that_cannot_be_made_is_an_error_on_every_rank(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    def save(engine):
+        with pytest.raises(OutputError, match="cannot write the checkpoint"):
+            save_in(engine, tmp_path / "file" / "checkpoints")
         return True
 
-    assert harness.on_engine(Case(zero=1, dp=2).plan(), save_and_load) == [True, True]
+    assert harness.on_engine(Case(zero=1, dp=2).plan(), save) == [True, True]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path):
+    def save_three(engine, folder):
+        for iteration in (1, 2, 3):
+            save_in(engine, folder, iteration=iteration)
+
+    def load(engine, folder):
+        said = []
+        path = checkpoint.newest_whole(folder, warn=said.append)
+        return path.name, said
+
+    plan = Case(zero=3, dp=2).plan()
+    harness.on_engine(plan, save_three, tmp_path)
+    newest, middle, oldest = list_checkpoints(tmp_path)
+    path = newest / "tensors" / "__1_0.distcp"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    (middle / "state.json").write_text("{}")
+    (first, said), (second, quiet) = harness.on_engine(plan, load, tmp_path)
+    assert first == second == oldest.name
+    assert quiet == []
+    assert f"{path} is damaged" in said[0]
+    assert f"{middle / 'state.json'} has 2 bytes" in said[1]
+    assert said[2] == f"going on from {oldest}, the newest that is whole"

@@ -1,0 +1,94 @@
+"""Where a flat piece of one rank's part of a weight lies in the whole weight, as boxes.
+
+ZeRO cuts flattened weights anywhere; tensor parallelism cuts rows or columns; and `linear_fc1` holds the gate and the
+up projection, each cut by itself. `torch.distributed.checkpoint` knows boxes: an offset and a size per dimension. A
+flat piece of a matrix is at most three of them for each run of rows: the end of a row, whole rows, the start of a row.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Rows of a rank's part that follow one another in the whole weight."""
+
+    local_start: int
+    length: int
+    global_start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A tensor-parallel rank's part of a weight of one or two dimensions."""
+
+    full_shape: tuple[int, ...]
+    local_shape: tuple[int, ...]
+    spans: tuple[Span, ...]
+    """All rows of the part, in its order."""
+    column_start: int = 0
+    """Where the part's columns begin in the whole weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A box of a whole weight, whose values lie together in a flat piece."""
+
+    start: int
+    """Of its values within the piece."""
+    sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
+    """Within the whole weight."""
+
+    @property
+    def numel(self) -> int:
+        """Values in the box."""
+        return math.prod(self.sizes)
+
+
+def cut_of(*, name: str, full_shape: Sequence[int], dim: int | None, rank: int, world_size: int) -> Cut:
+    """Return the part of tensor-parallel rank `rank` of `world_size`.
+
+    Args:
+        name: The weight's global name; `linear_fc1` is cut in halves.
+        full_shape: Of the whole weight.
+        dim: Dimension that is cut; None: every rank has it whole.
+        rank: Of tensor parallelism.
+        world_size: Of tensor parallelism.
+    """
+    full, local = tuple(full_shape), list(full_shape)
+    if dim is None:
+        return Cut(full_shape=full, local_shape=full, spans=(Span(local_start=0, length=full[0], global_start=0),))
+    local[dim] //= world_size
+    if dim == 1:
+        whole = Span(local_start=0, length=full[0], global_start=0)
+        return Cut(full_shape=full, local_shape=tuple(local), spans=(whole,), column_start=rank * local[1])
+    parts = 2 if name.endswith("linear_fc1.weight") else 1
+    length, stride = local[0] // parts, full[0] // parts
+    spans = tuple(
+        Span(local_start=part * length, length=length, global_start=part * stride + rank * length)
+        for part in range(parts)
+    )
+    return Cut(full_shape=full, local_shape=tuple(local), spans=spans)
+
+
+def boxes_of(cut: Cut, *, start: int, numel: int) -> Iterator[Box]:
+    """Yield the boxes of values [start, start + numel) of the flattened part, in their order."""
+    width = math.prod(cut.local_shape[1:])
+    for span in cut.spans:
+        first = max(start, span.local_start * width)
+        end = min(start + numel, (span.local_start + span.length) * width)
+        at = first
+        while at < end:
+            row, column = divmod(at, width)
+            if column or end - at < width:
+                rows, columns = 1, min(width - column, end - at)
+            else:
+                rows, columns = (end - at) // width, width
+            global_row = span.global_start + row - span.local_start
+            one = len(cut.full_shape) == 1
+            sizes = (rows,) if one else (rows, columns)
+            offsets = (global_row,) if one else (global_row, cut.column_start + column)
+            yield Box(start=at - start, sizes=sizes, offsets=offsets)
+            at += rows * columns

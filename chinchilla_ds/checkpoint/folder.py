@@ -1,0 +1,228 @@
+"""The folder of a checkpoint: written aside, made durable, then renamed, so that what has the name is whole.
+
+    RUN/checkpoints/step_0000500/    a checkpoint
+    RUN/checkpoints/.step_...        one that is being written, or removed
+    RUN/checkpoints/latest           the name of the newest
+
+`manifest.json` in a checkpoint holds the size and the BLAKE2b hash of every other file. Nothing here imports torch.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from chinchilla_ds.errors import CheckpointError, reason
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+STATE_NAME = "state.json"
+PLAN_NAME = "plan.json"
+DS_CONFIG_NAME = "ds_config.json"
+TENSORS_NAME = "tensors"
+LATEST_NAME = "latest"
+CHECKPOINTS_NAME = "checkpoints"
+
+_NAME = re.compile(r"step_(\d{7,})")
+_HASH_BYTES = 16
+_READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """What the manifest knows of a file."""
+
+    bytes: int
+    blake2b: str
+    """Of its content, 16 bytes, in hexadecimal."""
+
+
+def checkpoint_name(iteration: int) -> str:
+    """Return the folder name of the checkpoint after `iteration` optimizer steps."""
+    return f"step_{iteration:07d}"
+
+
+def iteration_of(checkpoint: Path) -> int:
+    """Return the optimizer steps that a checkpoint's name tells."""
+    match = _NAME.fullmatch(checkpoint.name)
+    assert match, f"{checkpoint.name} is not the name of a checkpoint"
+    return int(match[1])
+
+
+def aside_of(checkpoint: Path) -> Path:
+    """Return where a checkpoint is written until it is whole."""
+    return checkpoint.with_name(f".{checkpoint.name}.partial")
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """Return the checkpoints in a folder, newest first, damaged ones included."""
+    if not checkpoints.is_dir():
+        return []
+    found = [path for path in checkpoints.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+    return sorted(found, key=iteration_of, reverse=True)
+
+
+def record_file(path: Path) -> FileRecord:
+    """Return size and hash of a file."""
+    digest, size = hashlib.blake2b(digest_size=_HASH_BYTES), 0
+    with path.open("rb", buffering=0) as stream:
+        while block := stream.read(_READ_BYTES):
+            digest.update(block)
+            size += len(block)
+    return FileRecord(bytes=size, blake2b=digest.hexdigest())
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small file through to the disk, aside first."""
+    aside = path.with_name(f".{path.name}.partial")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def begin(checkpoint: Path) -> Path:
+    """Make the folder in which `checkpoint` is written, empty, and return it."""
+    aside = aside_of(checkpoint)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    for stale in checkpoint.parent.glob(".step_*"):  # of a process that was killed
+        shutil.rmtree(stale)
+    (aside / TENSORS_NAME).mkdir(parents=True)
+    return aside
+
+
+def commit(checkpoint: Path, *, records: Mapping[str, FileRecord]) -> None:
+    """Give a checkpoint that lies whole in its aside folder its name, then let `latest` name it.
+
+    Args:
+        checkpoint: The final folder.
+        records: Of every file, by its path within the folder; the files must be on the disk already.
+    """
+    aside = aside_of(checkpoint)
+    files = {name: {"bytes": record.bytes, "blake2b": record.blake2b} for name, record in sorted(records.items())}
+    manifest = {"format_version": FORMAT_VERSION, "files": files}
+    write_durably(aside / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
+    for folder in (*(path for path in aside.rglob("*") if path.is_dir()), aside):
+        sync(folder)
+    if checkpoint.exists():
+        _set_aside(checkpoint)
+    aside.rename(checkpoint)
+    sync(checkpoint.parent)
+    write_durably(checkpoint.parent / LATEST_NAME, checkpoint.name + "\n")
+    sync(checkpoint.parent)
+
+
+def abandon(checkpoint: Path) -> None:
+    """Remove what has been written of a checkpoint that cannot be finished."""
+    shutil.rmtree(aside_of(checkpoint), ignore_errors=True)
+
+
+def _set_aside(checkpoint: Path) -> None:
+    """Take a checkpoint's name away before its files go, so that half of one never has the name."""
+    removed = checkpoint.with_name(f".{checkpoint.name}.removed")
+    checkpoint.rename(removed)
+    shutil.rmtree(removed)
+
+
+def prune(checkpoints: Path, *, keep: int, milestone_iters: int | None) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints and the milestones; return what was removed.
+
+    Args:
+        checkpoints: The folder of a run's checkpoints.
+        keep: At least 1.
+        milestone_iters: Checkpoints at multiples of this many steps stay for ever; None: there are none.
+    """
+    old = list_checkpoints(checkpoints)[keep:]
+    removed = [path for path in old if not (milestone_iters and iteration_of(path) % milestone_iters == 0)]
+    for path in removed:
+        _set_aside(path)
+    return removed
+
+
+def read_manifest(checkpoint: Path) -> dict[str, FileRecord]:
+    """Return the manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or not one of ours.
+    """
+    path = checkpoint / MANIFEST_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values["format_version"]
+        files = {
+            name: FileRecord(bytes=record["bytes"], blake2b=record["blake2b"])
+            for name, record in values["files"].items()
+        }
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint} is no checkpoint: {MANIFEST_NAME}: {reason(error)}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path} is damaged: it is no manifest") from None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format version {version}; this version reads {FORMAT_VERSION}")
+    return files
+
+
+def damage(checkpoint: Path, *, names: frozenset[str] | None = None) -> Iterator[str]:
+    """Yield what is wrong with a checkpoint's files: missing, of another size, of another content.
+
+    Args:
+        checkpoint: A checkpoint with a manifest.
+        names: The files to read; None is all of them. Sizes are looked at in any case.
+    """
+    for name, record in read_manifest(checkpoint).items():
+        path = checkpoint / name
+        try:
+            size = path.stat().st_size
+            if size != record.bytes:
+                yield f"{path} has {size} bytes and the manifest says {record.bytes}"
+            elif (names is None or name in names) and record_file(path) != record:
+                yield f"{path} is damaged: its content does not match the hash in the manifest"
+        except OSError as error:
+            yield f"{path} cannot be read: {reason(error)}"
+
+
+def problems_of(checkpoint: Path) -> list[str]:
+    """Return everything that is wrong with a checkpoint; empty where it is whole."""
+    try:
+        return list(damage(checkpoint))
+    except CheckpointError as error:
+        return list(error.problems)
+
+
+def find_checkpoints(path: Path) -> list[Path]:
+    """Return the checkpoints that `path` means, newest first: one itself, a folder of them, or a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (path / MANIFEST_NAME).is_file() and (path / TENSORS_NAME).is_dir():
+        return [path]
+    for folder in (path / CHECKPOINTS_NAME, path):
+        if found := list_checkpoints(folder):
+            return found
+    what = "does not exist" if not path.exists() else "holds no checkpoint"
+    raise CheckpointError(f"{path} {what}; name a run's folder, its {CHECKPOINTS_NAME} or one step_XXXXXXX of them")
+
+
+@contextlib.contextmanager
+def reported_as(checkpoint: Path) -> Iterator[None]:
+    """Turn what the operating system says of a checkpoint that is read into a CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint} cannot be read: {reason(error)}") from None

@@ -1,0 +1,103 @@
+"""Checkpoints from one process: of weights that come from elsewhere, and of other checkpoints."""
+
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.checkpoint import tensors
+from chinchilla_ds.checkpoint.state import CheckpointState
+from chinchilla_ds.errors import OutputError, reason
+from chinchilla_ds.plan import RunPlan
+
+_LIBRARIES = ("chinchilla-ds", "torch", "deepspeed", "megatron-core")
+
+
+def library_versions() -> dict[str, str]:
+    """Return what a checkpoint says of the software that wrote it."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+
+
+def write_checkpoint(
+    checkpoint: Path,
+    /,
+    *,
+    plan: RunPlan,
+    ds_config: Mapping[str, Any],
+    weights: Iterable[tuple[str, Tensor]],
+    tokenizer: Path | None = None,
+    state: CheckpointState | None = None,
+) -> Path:
+    """Write a checkpoint from one process; one weight is in memory at a time.
+
+    Args:
+        checkpoint: The folder to make; its name must be that of a checkpoint.
+        plan: What the weights belong to.
+        ds_config: The DeepSpeed JSON to go on with.
+        weights: Global names and whole weights; a name `exp_avg/NAME` or `exp_avg_sq/NAME` is a moment of NAME.
+        tokenizer: A SentencePiece model, or a Hugging Face folder; copied.
+        state: Where the run stands; None for weights alone, before the first step.
+
+    Raises:
+        OutputError: the folder is there already, or cannot be written.
+    """
+    if checkpoint.exists():
+        raise OutputError(f"{checkpoint} exists already; name a new folder")
+    state = state or CheckpointState(
+        iteration=0,
+        data_step=0,
+        attempts=0,
+        optimizer_step=0,
+        elapsed_s=0.0,
+        world_size=1,
+        versions=library_versions(),
+    )
+    try:
+        aside = folders.begin(checkpoint)
+        write_small_files(aside, plan=plan, ds_config=ds_config, state=state, tokenizer=tokenizer)
+        for number, (key, values) in enumerate(_keyed(weights)):
+            # one DCP file per tensor: nothing of it stays in memory
+            tensors.save_blocks(
+                [tensors.whole_block(key, values)], folder=aside / folders.TENSORS_NAME / f"{number:06d}", alone=True
+            )
+        tensors.join_metadata(aside / folders.TENSORS_NAME)
+        records = {str(path.relative_to(aside)): folders.record_file(path) for path in files_below(aside)}
+        folders.commit(checkpoint, records=records)
+    except OSError as error:
+        folders.abandon(checkpoint)
+        raise OutputError(f"cannot write the checkpoint {checkpoint}: {reason(error)}") from None
+    except BaseException:
+        folders.abandon(checkpoint)
+        raise
+    return checkpoint
+
+
+def _keyed(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    for name, values in weights:
+        key = name if name.startswith(tuple(f"{kind}/" for kind in tensors.KINDS)) else f"{tensors.WEIGHT}/{name}"
+        yield key, values.detach().float().contiguous()
+
+
+def write_small_files(
+    aside: Path, *, plan: RunPlan, ds_config: Mapping[str, Any], state: CheckpointState, tokenizer: Path | None
+) -> None:
+    """Write everything but the tensors, through to the disk."""
+    folders.write_durably(aside / folders.STATE_NAME, state.to_json())
+    folders.write_durably(aside / folders.PLAN_NAME, plan.to_json())
+    folders.write_durably(aside / folders.DS_CONFIG_NAME, json.dumps(ds_config, indent=2) + "\n")
+    if tokenizer is not None:
+        target = aside / ("tokenizer" if tokenizer.is_dir() else "tokenizer.model")
+        (shutil.copytree if tokenizer.is_dir() else shutil.copyfile)(tokenizer, target)
+        for path in files_below(target) if target.is_dir() else [target]:
+            folders.sync(path)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return the files in a folder and below, in order; the manifest is none of them."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != folders.MANIFEST_NAME)

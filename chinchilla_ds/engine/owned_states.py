@@ -1,0 +1,222 @@
+"""What this rank owns of the FP32 weights and AdamW's moments, for every ZeRO stage of DeepSpeed 0.19.8.
+
+| engine | FP32 weights | cut |
+|---|---|---|
+| ZeRO-0, FP32 | the parameters themselves | none: every data-parallel rank has all |
+| ZeRO-0, BF16 and FP16 (FP16_UnfusedOptimizer) | `fp32_groups`, one tensor per parameter | none |
+| ZeRO-1 and 2 | `single_partition_of_fp32_groups` | one flat part per group, mapped by `_hp_mapping` |
+| ZeRO-1, BF16 (BF16_Optimizer) | `fp32_groups_flat_partition` | the same |
+| ZeRO-3 | `fp32_partitioned_groups_flat` | an equal part of every parameter, the last one padded |
+
+ZeRO-3's states may lie on NVMe; `resident` brings them to the host, one sub-group at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor, nn
+
+from chinchilla_ds.checkpoint.boxes import Cut, boxes_of, cut_of
+from chinchilla_ds.checkpoint.tensors import MOMENTS, WEIGHT, Block
+from chinchilla_ds.model.decoder import PipelineStage
+from chinchilla_ds.model.initialization import full_shape, global_named_parameters, partition_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Consecutive values of one parameter within a flat tensor."""
+
+    name: str
+    """Global name of the parameter."""
+    cut: Cut
+    flat_start: int
+    """Of the values within the flat tensor."""
+    start: int
+    """Of the values within the flattened tensor-parallel part of the parameter."""
+    numel: int
+    is_first_copy: bool
+    """Whether no other tensor-parallel rank, of lower number, holds the same values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnedState:
+    """A flat FP32 weight tensor with its moments, and the pieces of parameters in it."""
+
+    weight: Tensor
+    """[n]; on NVMe it is empty outside of `resident`."""
+    optimizer: torch.optim.Optimizer
+    key: Tensor
+    """The tensor under which the optimizer keeps the moments."""
+    pieces: tuple[Piece, ...]
+    resident: Callable[[], AbstractContextManager[Any]] = nullcontext
+    swapped: bool = False
+    """Whether it lies on NVMe."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return weight and moments, flat; moments that the optimizer has not made yet are made, as zeros."""
+        state = self.optimizer.state[self.key]
+        if not state:
+            state.update(_fresh_state(self.optimizer, self.key))
+        return {WEIGHT: self.weight.detach().view(-1), **{kind: state[kind].view(-1) for kind in MOMENTS}}
+
+    @property
+    def step(self) -> int:
+        """AdamW's count of steps."""
+        return int(self.optimizer.state[self.key].get("step", 0)) if self.key in self.optimizer.state else 0
+
+    def set_step(self, step: int) -> None:
+        """Set AdamW's count of steps."""
+        state = self.optimizer.state[self.key]
+        state["step"] = torch.full_like(state["step"], step) if isinstance(state["step"], Tensor) else step
+
+
+def _fresh_state(optimizer: torch.optim.Optimizer, key: Tensor) -> dict[str, Any]:
+    """Return what the optimizer would make before its first step of a tensor."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    step: Any
+    if isinstance(optimizer, DeepSpeedCPUAdam):
+        step = 0
+    else:
+        assert type(optimizer) is torch.optim.AdamW, f"the state of {type(optimizer).__name__} is not known"
+        step = torch.zeros((), dtype=torch.float32, device=key.device)
+    return {"step": step, **{kind: torch.zeros_like(key.detach(), dtype=torch.float32) for kind in MOMENTS}}
+
+
+def owned_states(engine: Any, stage: PipelineStage, *, zero_stage: int) -> list[OwnedState]:
+    """Return this rank's states; together all ranks' pieces hold every value of the model."""
+    names = {id(parameter): name for name, parameter in global_named_parameters(stage)}
+    wrapper = engine.optimizer
+    if zero_stage == 3:
+        return [_zero3_state(wrapper, index, names) for index in range(len(wrapper.fp16_groups))]
+    if zero_stage in (1, 2):
+        return [_flat_state(wrapper, flat, group, names) for flat, group in _flat_groups(wrapper)]
+    return [
+        _whole_state(wrapper, master, parameter, names[id(parameter)]) for master, parameter in _whole_pairs(wrapper)
+    ]
+
+
+def _piece(name: str, parameter: nn.Parameter, *, flat_start: int, start: int, numel: int) -> Piece:
+    dim, rank = partition_dim(parameter), parallel_state.get_tensor_model_parallel_rank()
+    cut = cut_of(
+        name=name,
+        full_shape=full_shape(parameter),
+        dim=dim,
+        rank=rank,
+        world_size=parallel_state.get_tensor_model_parallel_world_size(),
+    )
+    first = dim is not None or rank == 0
+    return Piece(name=name, cut=cut, flat_start=flat_start, start=start, numel=numel, is_first_copy=first)
+
+
+def _whole_pairs(wrapper: Any) -> Iterator[tuple[Tensor, nn.Parameter]]:
+    """Yield ZeRO-0's FP32 weights and the parameters that they belong to."""
+    if hasattr(wrapper, "fp32_groups"):
+        for masters, parameters in zip(wrapper.fp32_groups, wrapper.fp16_groups, strict=True):
+            yield from zip(masters, parameters, strict=True)
+        return
+    for group in wrapper.param_groups:
+        for parameter in group["params"]:
+            yield parameter, parameter
+
+
+def _whole_state(wrapper: Any, master: Tensor, parameter: nn.Parameter, name: str) -> OwnedState:
+    optimizer = getattr(wrapper, "optimizer", wrapper)
+    piece = _piece(name, parameter, flat_start=0, start=0, numel=parameter.numel())
+    return OwnedState(weight=master, optimizer=optimizer, key=master, pieces=(piece,))
+
+
+def _flat_groups(wrapper: Any) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
+    if hasattr(wrapper, "fp32_groups_flat_partition"):  # BF16_Optimizer
+        return zip(wrapper.fp32_groups_flat_partition, wrapper.bf16_groups, strict=True)
+    return zip(wrapper.single_partition_of_fp32_groups, wrapper.bit16_groups, strict=True)
+
+
+def _flat_state(wrapper: Any, flat: Tensor, group: list[nn.Parameter], names: dict[int, str]) -> OwnedState:
+    pieces = []
+    for parameter in group:
+        fragment: Any = getattr(parameter, "_hp_mapping")  # noqa: B009: DeepSpeed's, no Parameter has it
+        if fragment is not None:  # None: all of it lies on other ranks
+            pieces.append(
+                _piece(
+                    names[id(parameter)],
+                    parameter,
+                    flat_start=fragment.hp_fragment_address.start,
+                    start=fragment.lp_fragment_address.start,
+                    numel=fragment.lp_fragment_address.numel,
+                )
+            )
+    return OwnedState(weight=flat, optimizer=wrapper.optimizer, key=flat, pieces=tuple(pieces))
+
+
+def _zero3_state(wrapper: Any, index: int, names: dict[int, str]) -> OwnedState:
+    flat, swapped = wrapper.fp32_partitioned_groups_flat[index], wrapper._swappable_optimizer_subgroup(index)
+    rank, pieces, flat_start = parallel_state.get_data_parallel_rank(), [], 0
+    for parameter in wrapper.fp16_groups[index]:
+        part = parameter.partition_numel()
+        start = rank * part
+        numel = min(
+            part, parameter.ds_numel - start
+        )  # the last part is padded; where there are few values, so are more
+        if numel > 0:
+            pieces.append(_piece(names[id(parameter)], parameter, flat_start=flat_start, start=start, numel=numel))
+        flat_start += part
+    return OwnedState(
+        weight=flat,
+        optimizer=wrapper.optimizer,
+        key=flat,
+        pieces=tuple(pieces),
+        resident=(lambda: _swapped_in(wrapper, index)) if swapped else nullcontext,
+        swapped=swapped,
+    )
+
+
+@contextmanager
+def _swapped_in(wrapper: Any, index: int) -> Iterator[None]:
+    """Hold a sub-group's states on the host; what was written to them goes back to NVMe."""
+    wrapper._optimizer_states_and_gradient_swap_in(index)
+    try:
+        yield
+    finally:
+        wrapper._optimizer_states_and_gradient_swap_out(index)
+
+
+def blocks_of(state: OwnedState, *, tensors: dict[str, Tensor], copies: bool) -> Iterator[Block]:
+    """Yield the boxes of a state's pieces, of every kind in `tensors` and over their memory.
+
+    Args:
+        state: Its pieces are cut into boxes.
+        tensors: Flat tensors by kind, laid out as the state's own.
+        copies: Whether to include pieces that another tensor-parallel rank holds as well: to read, not to write.
+    """
+    for piece in state.pieces:
+        if not (piece.is_first_copy or copies):
+            continue
+        for box in boxes_of(piece.cut, start=piece.start, numel=piece.numel):
+            for kind, flat in tensors.items():
+                values = flat.narrow(0, piece.flat_start + box.start, box.numel).view(box.sizes)
+                yield Block(
+                    key=f"{kind}/{piece.name}", full_shape=piece.cut.full_shape, offsets=box.offsets, values=values
+                )
+
+
+@torch.no_grad()
+def publish(engine: Any, *, zero_stage: int) -> None:
+    """Write the FP32 weights, which have been read, into the weights that the model computes with, on every rank."""
+    wrapper = engine.optimizer
+    if zero_stage == 3:
+        for index in range(len(wrapper.fp16_groups)):
+            with _swapped_in(wrapper, index) if wrapper._swappable_optimizer_subgroup(index) else nullcontext():
+                wrapper._reassign_or_swap_out_partitioned_parameters(index)
+        if wrapper.persistent_parameters:
+            wrapper.persistent_parameters[0].all_gather(wrapper.persistent_parameters)
+    elif zero_stage in (1, 2):
+        wrapper.update_lp_params()
+    else:
+        for master, parameter in _whole_pairs(wrapper):
+            if master is not parameter:
+                parameter.copy_(master)
