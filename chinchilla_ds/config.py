@@ -1,6 +1,7 @@
 """RunConfig: what the user wants. `None` means "the planner chooses"."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from chinchilla_ds.plan import Decay, Offload, Precision, Recompute
@@ -35,6 +36,26 @@ class LayoutConfig:
     recompute: Recompute = Recompute.NONE
     offload_optimizer: Offload = Offload.NONE
     offload_param: Offload = Offload.NONE
+
+
+class OnSpike(StrEnum):
+    """What to do when the loss has jumped and stays up."""
+
+    WARN = "warn"
+    """Say so and go on."""
+    REWIND = "rewind"
+    """Go back to the last checkpoint before the spike and pass over the batches in between."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What to do when a run goes wrong; no part of the plan, so that a run may be continued with other values."""
+
+    max_bad_batches: int = 5
+    """So many batches in a row whose loss or gradients are no numbers end the run."""
+    on_spike: OnSpike = OnSpike.WARN
+    hang_timeout_s: float = 600.0
+    """A step that takes longer, and much longer than those before it, is taken for hung."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +97,7 @@ class RunConfig:
     """None means bf16 on a GPU and fp32 on a CPU."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
     document_mask: bool = False
     """Whether attention stays within a document, where a sequence holds several."""
     seed: int = 1234

@@ -7,7 +7,9 @@
     |-- LayoutError            the parallel layout cannot be built
     |-- DataError              the training text: missing, unreadable, or too small
     |-- CheckpointError        a checkpoint is missing, damaged, or of another model or text
-    `-- OutputError            the output folder cannot be written
+    |-- OutputError            the output folder cannot be written
+    |-- DivergedError          loss or gradients are no numbers, batch after batch
+    `-- OutOfMemoryError       a rank needs more memory than there is
 
 Anything else that escapes is a bug of ours and keeps its traceback.
 """
@@ -17,6 +19,10 @@ from collections.abc import Iterable, Sequence
 
 EXIT_CODE_USER_ERROR = 2
 """What the process returns when a `ChinchillaError` ends it, as argparse does for a bad flag."""
+EXIT_CODE_STOPPED = 85
+"""The run was asked to stop and has saved: the same command continues. HTCondor's convention for such jobs."""
+EXIT_CODE_HUNG = 86
+"""No step was finished within --hang-timeout."""
 
 
 class ChinchillaError(Exception):
@@ -57,6 +63,14 @@ class CheckpointError(ChinchillaError):
 
 class OutputError(ChinchillaError):
     """The output folder cannot be written."""
+
+
+class DivergedError(ChinchillaError):
+    """Loss or gradients are no numbers, batch after batch."""
+
+
+class OutOfMemoryError(ChinchillaError):
+    """A rank needs more memory than there is."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

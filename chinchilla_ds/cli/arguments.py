@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW
-from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, DataConfig, LayoutConfig, RunConfig
+from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, DataConfig, GuardConfig, LayoutConfig, OnSpike, RunConfig
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plan import Decay, Precision, Recompute
 from chinchilla_ds.units import parse_quantity
@@ -22,6 +22,7 @@ _HELP_COLUMNS = 120
 _HELP_FLAG_COLUMNS = 48
 _LAYOUT_FIELDS = {field.name for field in dataclasses.fields(LayoutConfig)}
 _DATA_FIELDS = {field.name for field in dataclasses.fields(DataConfig)}
+_GUARD_FIELDS = {field.name for field in dataclasses.fields(GuardConfig)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,9 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     data = {name: values.pop(name) for name in list(values) if name in _DATA_FIELDS}
     if paths:
         data["paths"] = tuple(paths)
+    guards = GuardConfig(**{name: values.pop(name) for name in list(values) if name in _GUARD_FIELDS})
     config, explicit = run_config(values, data=DataConfig(**data))
+    config = dataclasses.replace(config, guards=guards)
     return Arguments(ds_config=ds_config, plan=plan, config=config, explicit=explicit)
 
 
@@ -174,6 +177,7 @@ def _parser() -> Parser:
     budget_flags(parser.add_argument_group(f"budget (default {DEFAULT_BUDGET_FLOPS:g} FLOPs)"))
     model_flags(parser.add_argument_group("model and optimizer"))
     _data_flags(parser.add_argument_group("data and output"))
+    _guard_flags(parser.add_argument_group("guards"))
     layout_flags(parser.add_argument_group("parallel layout (the ds_config's `chinchilla_ds` section says the same)"))
     return parser
 
@@ -234,6 +238,16 @@ def _data_flags(group: Group) -> None:
     flag(group, "max-epochs", _quantity, f"how often the corpus may be read (default {defaults.max_epochs:g})")
     flag(group, "eval-interval-tokens", whole, "trained tokens between evaluations (default: ten in a run)")
     flag(group, "output", path, "folder for runs, prepared data and mlflow.db (default runs)", metavar="FOLDER")
+
+
+def _guard_flags(group: Group) -> None:
+    defaults = GuardConfig()
+    text = f"batches in a row without a finite loss and gradient that end the run (default {defaults.max_bad_batches})"
+    flag(group, "max-bad-batches", whole, text)
+    text = f"when the loss has jumped and stays up (default {defaults.on_spike})"
+    flag(group, "on-spike", choice(OnSpike), text, metavar=_names(OnSpike))
+    text = f"a step that takes longer is taken for hung (default {defaults.hang_timeout_s:g})"
+    flag(group, "hang-timeout", _quantity, text, metavar="SECONDS", dest="hang_timeout_s")
 
 
 def layout_flags(group: Group) -> None:

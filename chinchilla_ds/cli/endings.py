@@ -7,11 +7,15 @@ to the others and returns that code. So:
   silently, for the launcher. One that nobody ends within `PATIENCE_S` met the error alone, and prints it itself.
 - A bug: the rank that meets it prints its traceback and exits with 1. The others lose their peer in a collective; what
   that raises on them is noise, so they wait for the launcher too.
-- SIGINT and SIGTERM are raised as `Interrupted` in the main thread, so that open files and trackers are closed. A main
-  thread that sits in a collective or a kernel never sees them; a watching thread then ends the process.
+- SIGINT, SIGTERM and SIGUSR1 ask a run that takes steps to stop (`training.stopping`): it saves and exits with 85. A
+  second one of the same kind, one outside the steps, and the SIGTERM of a launcher that has lost another rank are
+  raised as `Interrupted` in the main thread, so that open files and trackers are closed. A main thread that sits in a
+  collective or a kernel never sees them; a watching thread then ends the process.
 - A launcher that was killed tells nobody: the watching thread notices, and takes that for SIGTERM.
+- A rank that was killed says nothing: the lowest rank left on its machine says which one is gone (`cli.siblings`).
 """
 
+import math
 import os
 import re
 import select
@@ -20,12 +24,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from chinchilla_ds.cli.siblings import Gone, Siblings
 from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError
+from chinchilla_ds.training.stopping import SIGNALS, StopRequest
 
 PATIENCE_S = 10.0
 """How long a rank waits to be ended by the launcher; longer than another one that is ended before it may take."""
@@ -34,9 +40,10 @@ STUCK_S = 3.0
 CLEAN_UP_S = 5.0
 """How long it may then take to leave."""
 _LAUNCHER_POLL_S = 1.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_DEATH_SEEN_S = 1.0
 _waiting = threading.Event()
 """Set where the SIGTERM that comes is the launcher's, after another rank has said why."""
+_siblings = Siblings()
 
 _LOST_PEER = re.compile(
     r"by peer|gloo/transport|broken pipe|recvValue|got 0 bytes|client socket|remote process exited|DistStoreError",
@@ -54,31 +61,36 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a process that a signal ended: 130 or 143."""
+        """What a shell reports of a process that a signal ended: 130, 143 or 138."""
         return 128 + self.number
 
 
-def end_well(work: Callable[[], None]) -> int:
-    """Return the exit code of `work`: 0, 2 for a user's error, 130 or 143 for a signal; a bug keeps its traceback."""
+def end_well(work: Callable[[], int], *, stop: StopRequest | None = None) -> int:
+    """Return the exit code of `work`: its own, 2 for a user's error, 128 + n for signal n; a bug keeps its traceback.
+
+    Args:
+        work: What to do.
+        stop: Takes the signals that come while the run takes steps; None: every signal ends the work at once.
+    """
     _waiting.clear()
     try:
-        with signals_raised():
+        with signals_raised(stop or StopRequest()):
             return _carry_out(work)
     except Interrupted as interruption:
         return interruption.exit_code
 
 
-def _carry_out(work: Callable[[], None]) -> int:
+def _carry_out(work: Callable[[], int]) -> int:
     try:
-        work()
+        return work()
     except ChinchillaError as error:
         _report(error)
         return EXIT_CODE_USER_ERROR
     except Exception as error:
         if _has_lost_its_peer(error):
+            _say_who_is_gone()
             _wait_for_the_launcher()
         raise
-    return 0
 
 
 def _report(error: ChinchillaError) -> None:
@@ -92,6 +104,23 @@ def _report(error: ChinchillaError) -> None:
 def _has_lost_its_peer(error: Exception) -> bool:
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     return not alone and isinstance(error, RuntimeError | OSError) and bool(_LOST_PEER.search(str(error)))
+
+
+def _say_who_is_gone() -> None:
+    """Say, on one rank, which one was killed; one that left by itself has said why.
+
+    A process that dies closes its connections a moment before it counts as dead.
+    """
+    deadline_s = time.monotonic() + _DEATH_SEEN_S
+    while not (gone := _siblings.gone()) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    _report_killed(gone)
+
+
+def _report_killed(gone: Sequence[Gone]) -> None:
+    killed = [one for one in gone if not one.left_by_itself]
+    if killed and _siblings.is_lowest_left(own_rank=_rank()):
+        _say(*(f"error: {one}; the others leave" for one in killed))
 
 
 def _wait_for_the_launcher() -> None:
@@ -114,26 +143,26 @@ def _rank() -> int:
 
 
 @contextmanager
-def signals_raised() -> Iterator[None]:
-    """Raise `Interrupted` for the first SIGINT or SIGTERM; later ones are ignored while the process cleans up.
+def signals_raised(stop: StopRequest) -> Iterator[None]:
+    """Hand signals to `stop`; raise `Interrupted` for the first that it does not take, and ignore later ones.
 
     Elsewhere than in the main thread Python admits no handlers, and nothing happens here.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    seen = threading.Event()
+    seen, judge = threading.Event(), _Judge(stop)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if not seen.is_set():
+        if not judge.is_request(number) and not seen.is_set():
             seen.set()
             raise Interrupted(number)
 
     alarm, bell = socket.socketpair()
     bell.setblocking(False)
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     fd_before = signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
-    watch = threading.Thread(target=_watch, args=(alarm, seen), name="endings", daemon=True)
+    watch = threading.Thread(target=_watch, args=(alarm, seen, _Judge(stop)), name="endings", daemon=True)
     watch.start()
     try:
         yield
@@ -145,12 +174,37 @@ def signals_raised() -> Iterator[None]:
         watch.join()
 
 
-def _watch(alarm: socket.socket, seen: threading.Event) -> None:
+class _Judge:
+    """Tells requests to stop from orders to leave. The handler has one and the thread another, for each sees all."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+        self._seen: set[int] = set()
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the run takes steps, in which every rank waits for all others."""
+        return self._stop.can_be_honoured
+
+    def is_request(self, number: int) -> bool:
+        """Return whether this signal asks for a stop.
+
+        A second Ctrl-C does not. Further SIGTERMs do: one comes to the whole process group, one from the launcher.
+        Neither does the SIGTERM of a launcher that has lost another rank.
+        """
+        again = number == signal.SIGINT and number in self._seen
+        self._seen.add(number)
+        return not again and not _waiting.is_set() and not _siblings.gone() and self._stop.take(number)
+
+
+def _watch(alarm: socket.socket, seen: threading.Event, judge: _Judge) -> None:
     """Wait for a signal, which Python's C handler writes to the other end; see to it that the process ends."""
-    ancestors = _launchers()
+    ancestors, alone_since_s = _launchers(), math.inf
     with alarm:
         while True:
             if not select.select([alarm], [], [], _LAUNCHER_POLL_S)[0]:
+                _siblings.refresh()
+                alone_since_s = _leave_if_alone(judge, alone_since_s)
                 if ancestors and _launchers() != ancestors:
                     ancestors = ()
                     os.kill(os.getpid(), signal.SIGTERM)
@@ -158,9 +212,29 @@ def _watch(alarm: socket.socket, seen: threading.Event) -> None:
             received = alarm.recv(1)
             if not received:
                 return
-            if received[0] in _SIGNALS:
-                _enforce(received[0], alarm, seen)
-                return
+            if received[0] not in SIGNALS:
+                continue
+            if judge.is_request(received[0]):
+                if _rank() == 0:
+                    _say(f"{signal.Signals(received[0]).name}: finishing the step, then saving; once more to leave now")
+                continue
+            _enforce(received[0], alarm, seen)
+            return
+
+
+def _leave_if_alone(judge: _Judge, since_s: float) -> float:
+    """End the process where another rank was killed in a step long ago: it waits for that rank, and nobody ends it.
+
+    Returns:
+        When a killed rank was seen first; infinite where none was.
+    """
+    gone = [one for one in _siblings.gone() if not one.left_by_itself]
+    if not gone or not judge.takes_steps:
+        return math.inf
+    if time.monotonic() - since_s > PATIENCE_S:
+        _report_killed(gone)
+        os._exit(1)
+    return min(since_s, time.monotonic())
 
 
 def _enforce(number: int, alarm: socket.socket, seen: threading.Event) -> None:

@@ -26,8 +26,9 @@ from chinchilla_ds.cli.output import check_output, output_errors
 from chinchilla_ds.cli.plan_file import read_plan
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.data.prepare import check_source, prepare, prepared_folder
-from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.errors import EXIT_CODE_STOPPED, ConfigError
 from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.training.stopping import StopRequest
 
 
 def run() -> NoReturn:
@@ -48,10 +49,10 @@ def run() -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run and return the exit code: 0, 2 for a user's error (one message, no traceback), 130 or 143 for a signal."""
-    started_s = time.monotonic()
+    """Run and return the exit code: 0, 2 for a user's error, 85 stopped on request; docs/faults.md has them all."""
+    started_s, stop = time.monotonic(), StopRequest()
     _default_to_one_rank()
-    return end_well(lambda: _run(parse(argv), started_s=started_s))
+    return end_well(lambda: _run(parse(argv), started_s=started_s, stop=stop), stop=stop)
 
 
 def _default_to_one_rank() -> None:
@@ -66,7 +67,7 @@ def _default_to_one_rank() -> None:
     )
 
 
-def _run(arguments: Arguments, *, started_s: float) -> None:
+def _run(arguments: Arguments, *, started_s: float, stop: StopRequest) -> int:
     world_size = _world_size()
     ds = ds_json.load_ds_config(arguments.ds_config)
     config = ds_json.apply_to_config(arguments.config, ds, explicit=arguments.explicit)
@@ -85,8 +86,9 @@ def _run(arguments: Arguments, *, started_s: float) -> None:
     from chinchilla_ds.distributed import groups
 
     groups.initialize(layout=plan.layout)
-    _train(arguments, plan=plan, resolved=resolved, started_s=started_s)
+    exit_code = _train(arguments, plan=plan, resolved=resolved, started_s=started_s, stop=stop)
     groups.shut_down()
+    return exit_code
 
 
 def _with_vocab_of_data(config: RunConfig) -> RunConfig:
@@ -160,11 +162,14 @@ def _use_cores() -> None:
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", "1"))))
 
 
-def _train(arguments: Arguments, *, plan: RunPlan, resolved: dict[str, Any], started_s: float) -> None:
+def _train(
+    arguments: Arguments, *, plan: RunPlan, resolved: dict[str, Any], started_s: float, stop: StopRequest
+) -> int:
     from chinchilla_ds.cli.preparation import describe, show_preparation
     from chinchilla_ds.cli.run_folder import make_run_folder
     from chinchilla_ds.data.loader import TokenLoader
     from chinchilla_ds.data.prepared import PreparedData
+    from chinchilla_ds.distributed import groups
     from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
     from chinchilla_ds.training.callbacks.standard import standard_callbacks
     from chinchilla_ds.training.loop import pretrain
@@ -191,7 +196,7 @@ def _train(arguments: Arguments, *, plan: RunPlan, resolved: dict[str, Any], sta
 
     prepared, run_folder, artifacts = run_on_rank_zero(prepare_all)
     with output_errors(run_folder):
-        pretrain(
+        state = pretrain(
             plan=plan,
             ds_config=resolved,
             prepared=prepared,
@@ -200,4 +205,10 @@ def _train(arguments: Arguments, *, plan: RunPlan, resolved: dict[str, Any], sta
             callbacks=standard_callbacks(
                 output=config.output, run_folder=run_folder, prepared=prepared, started_s=started_s
             ),
+            guards=config.guards,
+            stop=stop,
         )
+    if state.stopped_by is None:
+        return 0
+    groups.wait_for_all()  # the first rank to leave makes the launcher end the others
+    return EXIT_CODE_STOPPED

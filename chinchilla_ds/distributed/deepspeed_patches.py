@@ -4,15 +4,20 @@
 it with parameter ids when it first traces a forward pass. Pipeline stages hold different modules, so under a pipeline
 the lists differ rightly and the broadcasts of different lengths dead-lock. The check belongs to the ranks that hold the
 same partitioned parameters: the data-parallel group.
+
+`require_skips` corrects nothing: it holds DeepSpeed to what the guard against losses and gradients that are no numbers
+rests on, that every optimizer of it skips a step whose global gradient norm is none, in every precision.
 """
 
 import inspect
 import sys
 
-import deepspeed.runtime.zero.partition_parameters
-import deepspeed.runtime.zero.stage3  # noqa: F401 - imported so that the patch below reaches it
 import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero import utils as zero_utils
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3  # which the patch below must reach
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from megatron.core import parallel_state
 
 from chinchilla_ds.distributed.dependency_check import require_source
@@ -29,12 +34,33 @@ def _assert_ints_same_in_data_parallel_group(ints: list[int]) -> None:
         raise RuntimeError(f"data-parallel ranks disagree on a list of parameter ids: {seen}")
 
 
-def install() -> None:
-    """Replace the check in every DeepSpeed module that holds a reference to it.
+_SKIPS = (
+    (DeepSpeedZeroOptimizer_Stage3, "if is_invalid_grad_norm(scaled_global_grad_norm):"),
+    (DeepSpeedZeroOptimizer, "if (self.dtype != torch.bfloat16"),
+    (DeepSpeedZeroOptimizer, "or self.check_grad_overflow) and is_invalid_grad_norm(scaled_global_grad_norm):"),
+    (BF16_Optimizer, "if is_invalid_grad_norm(all_groups_norm):"),
+    (FP16_UnfusedOptimizer, "if is_invalid_grad_norm(self._global_grad_norm):"),
+)
+"""What each optimizer must say."""
+
+
+def require_skips() -> None:
+    """Check that DeepSpeed's optimizers skip a step whose gradient norm is no number.
 
     Raises:
-        DependencyChangedError: DeepSpeed's check no longer compares with global rank 0.
+        DependencyChangedError: one no longer does.
     """
+    for optimizer, expected in _SKIPS:
+        require_source(inspect.getsource(optimizer), expected, what=f"deepspeed's {optimizer.__name__}")
+
+
+def install() -> None:
+    """Replace the check in every DeepSpeed module that holds a reference to it, and `require_skips`.
+
+    Raises:
+        DependencyChangedError: DeepSpeed's check no longer compares with global rank 0, or it no longer skips.
+    """
+    require_skips()
     original = getattr(zero_utils, _NAME)
     if original is _assert_ints_same_in_data_parallel_group:
         return

@@ -55,6 +55,11 @@ def shut_down() -> None:
         dist.destroy_process_group()
 
 
+def wait_for_all() -> None:
+    """Wait until every rank has come here."""
+    dist.barrier()
+
+
 def data_parallel_rank() -> int:
     """Return which share of every global batch this rank reads."""
     return int(parallel_state.get_data_parallel_rank())
@@ -67,6 +72,11 @@ def owns_loss() -> bool:
         and parallel_state.get_tensor_model_parallel_rank() == 0
         and parallel_state.get_data_parallel_rank() == 0
     )
+
+
+def is_rank_zero() -> bool:
+    """Return whether this is global rank 0, which writes for all where it matters not which rank does."""
+    return dist.get_rank() == 0
 
 
 def loss_owner_rank() -> int:

@@ -13,6 +13,8 @@ class StepResult:
     """Global L2 norm before clipping, over all model-parallel ranks; NaN where the step was skipped."""
     learning_rate: float
     skipped: bool
-    """Whether FP16 overflow kept the optimizer from stepping."""
+    """Whether a loss or gradient that is no number, FP16 overflow among them, kept the optimizer from stepping."""
     loss_scale: float
     """FP16 loss scale after this step; 1.0 in other precisions."""
+    stop: bool = False
+    """Whether any rank was asked to stop."""

@@ -10,6 +10,9 @@ takes (deepspeed 0.19.8, megatron-core 0.16):
   ZeRO-1 reduces and offloaded gradients leave for the CPU. It is a hook on the stage's output, so it runs before
   DeepSpeed's own.
 * FP16: the loss is scaled where it is made; the other stages receive gradients that are scaled already.
+
+A loss that is no number makes gradients that are none (`_with_its_gradient`), and DeepSpeed's optimizers do not step on
+those (`distributed.deepspeed_patches` holds them to that), so every rank skips the same step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,7 +52,7 @@ class AccumulationSchedule:
         losses = []
         for index, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
-            loss = self.engine(batch.tokens, batch.labels)
+            loss = _with_its_gradient(self.engine(batch.tokens, batch.labels))
             self.engine.backward(loss)
             losses.append(loss.detach())
         return losses
@@ -166,7 +169,18 @@ def _loss_step(batches: Iterator[MicroBatch], chunk: _Chunk) -> tuple[Tensor, An
 
 def _keep_loss(loss: Tensor) -> tuple[Tensor, Tensor]:
     """Hand megatron a loss of its own to divide by the number of micro-batches, and keep this one."""
-    return loss.clone(), loss.detach().clone()
+    return _with_its_gradient(loss.clone()), loss.detach().clone()
+
+
+def _with_its_gradient(loss: Tensor) -> Tensor:
+    """Return the loss; where it is no number, its gradient is none either.
+
+    An infinite loss can have finite gradients: of a probability that underflows to 0, say.
+    """
+    if loss.requires_grad:
+        value = loss.detach()
+        loss.register_hook(lambda grad: torch.where(torch.isfinite(value), grad, torch.nan))
+    return loss
 
 
 def _logits_step(tokens: Iterator[Tensor], chunk: _Chunk) -> tuple[Tensor, Any]:
@@ -187,9 +201,16 @@ def mean_loss(losses: Sequence[Tensor]) -> Tensor:
     Returns:
         0-dimensional fp32 tensor.
     """
-    device = cpu_backend.device()
-    total: Tensor = torch.stack([loss.float() for loss in losses]).mean() if losses else torch.zeros((), device=device)
-    if parallel_state.get_tensor_model_parallel_rank() != 0:
-        total = torch.zeros_like(total)
-    torch.distributed.all_reduce(total)
-    return total / int(parallel_state.get_data_parallel_world_size())
+    return mean_loss_and_votes(losses, vote=False)[0]
+
+
+@torch.no_grad()
+def mean_loss_and_votes(losses: Sequence[Tensor], *, vote: bool) -> Tensor:
+    """Return `mean_loss`, and how many ranks voted, in one all-reduce: fp32 tensor [2], the same on every rank."""
+    told = torch.zeros(2, device=cpu_backend.device())
+    told[1] = float(vote)
+    if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
+        told[0] = torch.stack([loss.float() for loss in losses]).mean()
+    torch.distributed.all_reduce(told)
+    told[0] /= int(parallel_state.get_data_parallel_world_size())
+    return told

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from chinchilla_ds.distributed import cpu_backend, groups, recompute
 from chinchilla_ds.distributed.mpu import Mpu
 from chinchilla_ds.engine import precision
+from chinchilla_ds.engine.nonfinite import FirstBad, NonFiniteWatch
 from chinchilla_ds.engine.result import StepResult
-from chinchilla_ds.engine.schedule import MicroBatch, make_schedule, mean_loss
+from chinchilla_ds.engine.schedule import MicroBatch, make_schedule, mean_loss, mean_loss_and_votes
 from chinchilla_ds.model.decoder import PipelineStage, build_stage
 from chinchilla_ds.model.initialization import full_shape, global_named_parameters, initialize
 from chinchilla_ds.plan import Offload, Precision, RunPlan
@@ -105,7 +106,11 @@ class TrainingEngine:
             self.engine.optimizer.optimizer.state.clear()
         if plan.layout.zero_stage == 0 and plan.layout.data_parallel_size == 1:
             self.engine.enable_backward_allreduce = False  # else every gradient is copied, to be summed over one rank
+        if plan.precision is Precision.FP16:
+            # at the smallest scale DeepSpeed would raise a bare Exception; the loop counts such batches as bad ones
+            self.engine.optimizer.loss_scaler.raise_error_at_min_scale = False
         self.schedule = make_schedule(engine=self.engine, plan=plan)
+        self.watch = NonFiniteWatch(stage)
 
     @property
     def stage(self) -> PipelineStage:
@@ -113,37 +118,51 @@ class TrainingEngine:
         stage: PipelineStage = self.engine.module
         return stage
 
-    def train_step(self, batches: Sequence[MicroBatch], *, learning_rate: float) -> StepResult:
-        """Take one optimizer step.
+    def train_step(self, batches: Sequence[MicroBatch], *, learning_rate: float, stop: bool = False) -> StepResult:
+        """Take one optimizer step; one whose loss or gradients are no numbers is skipped on every rank.
 
         Args:
             batches: This data-parallel rank's micro-batches of the step, plan.batch.gradient_accumulation_steps many.
             learning_rate: AdamW's learning rate for this step.
+            stop: Whether this rank was asked to stop.
 
         Returns:
-            The step's loss, gradient norm and whether it was skipped, the same on every rank.
+            The step's loss, gradient norm, whether it was skipped and whether to stop, the same on every rank.
         """
         self.engine.train()
+        self.watch.start_step()
         losses = self.schedule.train(batches)
-        loss = mean_loss(losses)
+        told = mean_loss_and_votes(losses, vote=stop)
         norm = self._clip() if _clips_itself(self.plan) else None
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
-        skipped = not self.engine.was_step_applied()
+        loss, votes = told.tolist()
+        if norm is None:
+            skipped = not self.engine.was_step_applied()
+            norm = precision.grad_norm(self.engine, skipped=skipped)
+        else:
+            skipped, norm = not math.isfinite(norm), norm if math.isfinite(norm) else math.nan
         return StepResult(
-            loss=float(loss),
-            grad_norm=float(norm) if norm is not None else precision.grad_norm(self.engine, skipped=skipped),
+            loss=loss,
+            grad_norm=norm,
             learning_rate=learning_rate,
             skipped=skipped,
             loss_scale=precision.loss_scale(self.engine, self.plan.precision),
+            stop=votes > 0,
         )
 
-    def _clip(self) -> Tensor:
-        """Clip this rank's gradients by the global norm, which is returned."""
+    def _clip(self) -> float:
+        """Clip this rank's gradients by the global norm, which is returned; drop them where it is no number."""
         largest = self.plan.optimizer.gradient_clipping or math.inf
-        norm: Tensor = clip_grad_norm_(self.stage.parameters(), largest, mpu=Mpu)
+        norm = float(clip_grad_norm_(self.stage.parameters(), largest, mpu=Mpu))
+        if not math.isfinite(norm):
+            self.engine.zero_grad()  # AdamW passes over a weight without a gradient, moments and step count included
         return norm
+
+    def first_bad_micro_batches(self) -> list[FirstBad]:
+        """Return, of every rank, where the last step's numbers were none first. Every rank calls this."""
+        return self.watch.of_all_ranks()
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[MicroBatch]) -> float:

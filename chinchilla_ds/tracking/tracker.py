@@ -16,6 +16,8 @@ class RunStatus(StrEnum):
 
     FINISHED = "FINISHED"
     FAILED = "FAILED"
+    KILLED = "KILLED"
+    """Asked to stop before its end; it has saved."""
 
 
 @dataclass(frozen=True, kw_only=True)

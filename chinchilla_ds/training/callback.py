@@ -40,9 +40,17 @@ class TrainingState:
     """Peak of all ranks together, where the devices are known; None means MFU is not reported."""
     iteration: int = 0
     """Optimizer steps taken; skipped steps do not count."""
+    data_step: int = 0
+    """Global batches used up: the next step reads this one. A skipped bad batch is used up, an FP16 overflow's is not;
+    the run ends at plan.batch.train_iters."""
     attempts: int = 0
     """Optimizer steps tried, skipped ones included."""
+    bad_batches: int = 0
+    """Batches passed over because of a loss or gradient that was no number."""
+    stopped_by: str | None = None
+    """Who asked the run to stop before its end; set once it has saved."""
     consumed_tokens: int = 0
+    """Tokens trained on; those of skipped batches do not count."""
     flops_spent: float = 0.0
     """Model FLOPs by the plan's exact count."""
     elapsed_s: float = 0.0
@@ -69,6 +77,9 @@ class Callback:
 
     def on_evaluation_end(self, state: TrainingState) -> None:
         """After every pass over the held-out part; `state.evaluation` is fresh."""
+
+    def on_stop(self, state: TrainingState) -> None:
+        """After the save of a run that was asked to stop before its end, in place of `on_train_end`."""
 
     def on_train_end(self, state: TrainingState) -> None:
         """After the last step, the last evaluation and the checkpoint."""

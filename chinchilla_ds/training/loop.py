@@ -9,27 +9,26 @@ from typing import Any
 import torch
 
 from chinchilla_ds.budget.hardware import peak_flops_per_s
+from chinchilla_ds.config import GuardConfig
 from chinchilla_ds.data.loader import MicroBatch, TokenLoader
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.data.tokenizer import Tokenizer
 from chinchilla_ds.distributed import cpu_backend, groups
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.engine.zero import TrainingEngine
-from chinchilla_ds.errors import ChinchillaError
+from chinchilla_ds.errors import DivergedError
 from chinchilla_ds.evaluation.bits_per_byte import bits_per_byte
 from chinchilla_ds.inference.generate import generate
 from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.training.bad_batches import BadBatches
 from chinchilla_ds.training.callback import Callback, EvaluationResult, Sample, StepResult, TrainingState
 from chinchilla_ds.training.lr_schedule import learning_rate
+from chinchilla_ds.training.stopping import STOP_FILE, StopRequest
 
 EVALUATION_TOKENS = 32_768
 """Held-out tokens of the evaluations within a run; the last one reads all of it, in whole global batches."""
 SAMPLE_PROMPT_TOKENS = 32
 SAMPLE_NEW_TOKENS = 96
-
-
-class DivergedError(ChinchillaError):
-    """The loss is no longer a number."""
 
 
 def pretrain(
@@ -40,8 +39,10 @@ def pretrain(
     run_folder: Path,
     artifacts: dict[str, str],
     callbacks: Sequence[Callback],
+    guards: GuardConfig | None = None,
+    stop: StopRequest | None = None,
 ) -> TrainingState:
-    """Train to the end of the plan's token budget, evaluate, save.
+    """Train to the end of the plan's token budget, evaluate, save; or stop and save when asked to.
 
     Args:
         plan: The resolved plan; its process groups must be initialised.
@@ -50,12 +51,19 @@ def pretrain(
         run_folder: Receives the checkpoint.
         artifacts: Name to path of what the run has written so far.
         callbacks: Called on every rank, in this order.
+        guards: What to do about bad batches and the like; None for the defaults.
+        stop: Where signals ask for a stop; None listens to the file STOP alone.
+
+    Returns:
+        The state at the end; `stopped_by` says whether that is the plan's.
 
     Raises:
-        DivergedError: the loss is no longer finite.
+        DivergedError: losses or gradients are no numbers, batch after batch.
     """
     try:
-        return _Run(plan, ds_config, prepared, run_folder, artifacts, callbacks).train()
+        return _Run(
+            plan, ds_config, prepared, run_folder, artifacts, callbacks, guards or GuardConfig(), stop or StopRequest()
+        ).train()
     finally:
         for callback in callbacks:
             callback.on_close()
@@ -72,6 +80,8 @@ class _Run:
         run_folder: Path,
         artifacts: dict[str, str],
         callbacks: Sequence[Callback],
+        guards: GuardConfig,
+        stop: StopRequest,
     ) -> None:
         self.plan, self.prepared, self.callbacks = plan, prepared, callbacks
         self.loader = TokenLoader(prepared=prepared, plan=plan)
@@ -84,15 +94,38 @@ class _Run:
             peak_flops_per_s=_cluster_peak_flops_per_s(plan),
             artifacts=artifacts,
         )
+        self.stop = stop
+        self.bad_batches = BadBatches(plan=plan, limit=guards.max_bad_batches, file=_own_file(self.state))
 
     def train(self) -> TrainingState:
         self._call("on_train_start")
-        while self.state.iteration < self.plan.batch.train_iters:
-            self._step()
-            if self._is_due() and self.state.iteration < self.plan.batch.train_iters:
-                self._evaluate(max_tokens=EVALUATION_TOKENS)
+        with self.stop.honoured():
+            self._take_steps()
+        if self.state.stopped_by is not None:
+            self._call("on_stop")
+            return self.state
         self._evaluate(max_tokens=None)
         self._sample()
+        self._save()
+        self._call("on_train_end")
+        return self.state
+
+    def _take_steps(self) -> None:
+        """Train until the data is used up, or until a rank was asked to stop and all have saved."""
+        while self.state.data_step < self.plan.batch.train_iters:
+            self._step()
+            if self.state.step is not None and self.state.step.stop:
+                reason = self.stop.reason(run_folder=self.state.run_folder)
+                self._save()
+                self.state.stopped_by = reason
+                self.stop.done()
+                if groups.is_rank_zero():
+                    (self.state.run_folder / STOP_FILE).unlink(missing_ok=True)  # the next start goes on
+                return
+            if self._is_due() and self.state.data_step < self.plan.batch.train_iters:
+                self._evaluate(max_tokens=EVALUATION_TOKENS)
+
+    def _save(self) -> None:
         folder = checkpoint.save(
             self.engine,
             folder=self.state.run_folder / "checkpoint",
@@ -100,8 +133,6 @@ class _Run:
             tokenizer_sha256=self.prepared.tokenizer_sha256,
         )
         self.state.artifacts["checkpoint"] = str(folder)
-        self._call("on_train_end")
-        return self.state
 
     def _call(self, hook: str) -> None:
         for callback in self.callbacks:
@@ -110,7 +141,8 @@ class _Run:
     def _step(self) -> None:
         """Take one optimizer step.
 
-        A step that FP16 overflow skips has trained nothing: its batch and its learning rate come again.
+        A skipped step has trained nothing: its learning rate comes again. The batch of an FP16 overflow comes again as
+        well; one that makes a loss or gradients that are no numbers is passed over.
         """
         state, plan = self.state, self.plan
         started = time.perf_counter()
@@ -120,8 +152,9 @@ class _Run:
             peak=plan.optimizer.learning_rate,
             train_iters=plan.batch.train_iters,
         )
-        batches = _on_device(self.loader.micro_batches(state.iteration, self.data_parallel_rank))
-        result = self.engine.train_step(batches, learning_rate=rate)
+        batches = _on_device(self.loader.micro_batches(state.data_step, self.data_parallel_rank))
+        asked = self.stop.asked(run_folder=state.run_folder if groups.is_rank_zero() else None)
+        result = self.engine.train_step(batches, learning_rate=rate, stop=asked)
         self._record(result, seconds=time.perf_counter() - started)
         self._call("on_step_end")
 
@@ -130,11 +163,18 @@ class _Run:
         if not result.skipped and not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             raise DivergedError(
                 f"the loss is {result.loss:g} and the gradient norm {result.grad_norm:g} at step {state.iteration + 1} "
-                f"of {plan.batch.train_iters} (learning rate {result.learning_rate:.3g}); lower --learning-rate"
+                f"of {plan.batch.train_iters}, and DeepSpeed took the step: is bf16.check_grad_overflow off?"
             )
         state.step = result
         state.attempts += 1
         state.iteration += not result.skipped
+        passed_over = result.skipped and not self.bad_batches.comes_again(result)
+        if passed_over:
+            self.bad_batches.add(self.engine.first_bad_micro_batches(), step=result, state=state)
+        elif not result.skipped:
+            self.bad_batches.end_row()
+        state.bad_batches += passed_over
+        state.data_step += passed_over or not result.skipped
         state.consumed_tokens = state.iteration * plan.tokens_per_iter
         state.flops_spent = state.attempts * plan.tokens_per_iter * plan.flops_per_token
         state.elapsed_s += seconds
@@ -180,6 +220,11 @@ class _Run:
             path = self.state.run_folder / "sample.txt"
             path.write_text(self.state.sample.prompt + self.state.sample.continuation, encoding="utf-8")
             self.state.artifacts["sample"] = str(path)
+
+
+def _own_file(state: TrainingState) -> Path | None:
+    """Return where bad batches are recorded, on the one rank that does."""
+    return state.run_folder / "bad_batches.jsonl" if state.owns_loss else None
 
 
 def _on_device(batches: Iterable[MicroBatch]) -> list[MicroBatch]:

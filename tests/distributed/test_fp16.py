@@ -5,6 +5,7 @@ On the CPU, where torch computes FP16 slowly and the losses and gradients still 
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,13 +64,16 @@ class RecordingLoader:
 def run_loop(engine, *, max_attempts=20):
     """A body for `on_engine`: the training loop's own steps until the plan's are taken."""
     from chinchilla_ds.distributed import groups
+    from chinchilla_ds.training.bad_batches import BadBatches
     from chinchilla_ds.training.callback import TrainingState
+    from chinchilla_ds.training.stopping import StopRequest
 
     plan = engine.plan
     run = object.__new__(_Run)
+    run.stop, run.bad_batches = StopRequest(), BadBatches(plan=plan, limit=5, file=None)
     run.plan, run.callbacks, run.engine = plan, (), engine
     run.loader, run.data_parallel_rank = RecordingLoader(plan), groups.data_parallel_rank()
-    run.state = state = TrainingState(plan=plan, run_folder=None, owns_loss=False, peak_flops_per_s=None)
+    run.state = state = TrainingState(plan=plan, run_folder=Path(), owns_loss=False, peak_flops_per_s=None)
     attempts, before = [], harness.shards_of(engine.stage)
     while state.iteration < plan.batch.train_iters and state.attempts < max_attempts:
         run._step()

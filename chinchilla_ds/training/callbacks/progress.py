@@ -113,13 +113,20 @@ class ProgressCallback(Callback):
             self._bar.stop()
             self._bar = None
 
+    def on_stop(self, state: TrainingState) -> None:
+        """Say who stopped the run, where it stands and how it goes on."""
+        if self._meter is not None:
+            why = f"stopped by {state.stopped_by}; saved in {state.artifacts['checkpoint']}"
+            self._print(f"{_step(state)} | {why}; the same command continues")
+        self.on_close()
+
     def on_train_end(self, state: TrainingState) -> None:
         """Close the bar, so that what follows is printed below it."""
         self.on_close()
 
     def _is_due(self, state: TrainingState) -> bool:
         train_iters = state.plan.batch.train_iters
-        if state.iteration >= train_iters or self._shown_iteration < 0:
+        if state.data_step >= train_iters or self._shown_iteration < 0:
             return True
         waited_s = time.monotonic() - self._shown_at_s
         if self._bar is not None:
@@ -147,7 +154,7 @@ def describe_step(state: TrainingState, *, speed: Speed) -> str:
     step, budget = state.step, state.plan.compute_budget_flops
     loss = "loss -" if step is None else f"loss {step.loss:.4f}"
     parts = [
-        f"{loss} (overflow, skipped)" if step is not None and step.skipped else loss,
+        f"{loss} (skipped)" if step is not None and step.skipped else loss,
         f"{format_count(speed.tokens_per_s)} tokens/s",
         f"{state.flops_spent:.2e} of {budget:.2e} FLOPs ({state.flops_spent / budget:.0%})",
     ]

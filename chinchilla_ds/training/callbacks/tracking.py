@@ -57,6 +57,10 @@ class TrackingCallback(Callback):
             metrics = {"held_out/loss": result.loss, "held_out/bits_per_byte": result.bits_per_byte}
             self._tracker.log_metrics(metrics, step=state.iteration)
 
+    def on_stop(self, state: TrainingState) -> None:
+        """Call the run stopped."""
+        self._status = RunStatus.KILLED
+
     def on_train_end(self, state: TrainingState) -> None:
         """Log the files that were written since, and call the run finished."""
         if state.owns_loss:
@@ -75,7 +79,7 @@ class TrackingCallback(Callback):
 
 
 def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dict[str, float]:
-    """Return the metrics of the step just made; of a skipped one only the loss scale and how many were skipped.
+    """Return the metrics of the step just made; of a skipped one only the loss scale and how many there were.
 
     `flops` stands beside `train/loss` at every step, so that either can be the other's axis; `predicted_loss` is a
     constant, so that a chart shows where the scaling law expects the run to end.
@@ -83,7 +87,11 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
     step = state.step
     if step is None:
         return {}
-    skipped = {"loss_scale": step.loss_scale, "skipped_steps": float(state.attempts - state.iteration)}
+    skipped = {
+        "loss_scale": step.loss_scale,
+        "skipped_steps": float(state.attempts - state.iteration),
+        "bad_batches": float(state.bad_batches),
+    }
     if step.skipped:
         return skipped
     metrics = {

@@ -1,9 +1,10 @@
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,20 @@ def clean_up_for_ever():
     finally:
         time.sleep(60)
 
-sys.exit(endings.end_well(globals()[sys.argv[1]]))
+stop = endings.StopRequest()
+
+def take_steps():
+    print("ready", flush=True)
+    with stop.honoured():
+        while not stop.asked(run_folder=None):
+            time.sleep(0.05)
+        print("saving", flush=True)
+        time.sleep(float(sys.argv[2]))
+    stop.done()
+    time.sleep(0.5)
+    return 85
+
+sys.exit(endings.end_well(globals()[sys.argv[1]], stop=stop))
 """
 
 
@@ -46,15 +60,16 @@ def _rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
 
 
-def _raises(error: BaseException) -> Callable[[], None]:
-    def work() -> None:
+def _raises(error: BaseException) -> Callable[[], int]:
+    def work() -> int:
         raise error
 
     return work
 
 
 def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
-    assert end_well(lambda: None) == 0
+    assert end_well(lambda: 0) == 0
+    assert end_well(lambda: 85) == 85
     assert capsys.readouterr().err == ""
 
 
@@ -80,6 +95,7 @@ def test_a_bug_is_raised_at_once_and_a_lost_peer_later(monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError, match="a bug"):
         end_well(_raises(RuntimeError("a bug")))
     assert waited_s == []
+    monkeypatch.setattr(endings, "_DEATH_SEEN_S", 0.0)
     with pytest.raises(RuntimeError, match="by peer"):
         end_well(_raises(PEER_GONE))
     assert waited_s == [endings.PATIENCE_S]
@@ -92,21 +108,31 @@ def test_a_rank_that_waits_is_ended_without_a_word(
         raise Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(endings.time, "sleep", ended_by_the_launcher)
+    monkeypatch.setattr(endings, "_DEATH_SEEN_S", 0.0)
     assert end_well(_raises(PEER_GONE)) == 143
     assert capsys.readouterr().err == ""
 
 
 def test_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    end_well(lambda: None)
+    end_well(lambda: 0)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.parametrize("work", ["stand_still", "sit_in_c", "clean_up_for_ever"])
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_ends_it_whatever_it_does(work: str, number: signal.Signals, exit_code: int) -> None:
+    with _start(work) as program:
+        os.kill(program.pid, number)
+        _, errors = program.communicate(timeout=20)
+    assert program.returncode == exit_code
+    assert errors == f"interrupted by {number.name}\n"
+
+
+@contextlib.contextmanager
+def _start(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
     program = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, work],
+        [sys.executable, "-c", _PROGRAM, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -116,7 +142,30 @@ def test_a_signal_ends_it_whatever_it_does(work: str, number: signal.Signals, ex
         assert program.stdout is not None
         assert program.stdout.readline() == "ready\n"
         time.sleep(0.1)
+        yield program
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_steps_is_honoured_and_what_comes_after_it_changes_nothing(number: signal.Signals) -> None:
+    with _start("take_steps", "1") as program:
         os.kill(program.pid, number)
+        assert program.stdout is not None
+        assert program.stdout.readline() == "saving\n"
+        os.kill(program.pid, signal.SIGTERM)  # the launcher's, after Ctrl-C or to the whole process group
+        time.sleep(1.2)
+        os.kill(program.pid, signal.SIGTERM)  # the launcher's, once the first rank has left
         _, errors = program.communicate(timeout=20)
-    assert program.returncode == exit_code
-    assert errors == f"interrupted by {number.name}\n"
+    assert program.returncode == 85
+    assert errors.startswith(f"{number.name}: finishing the step, then saving")
+    assert "interrupted" not in errors
+
+
+def test_a_second_ctrl_c_ends_it_at_once() -> None:
+    with _start("take_steps", "60") as program:
+        os.kill(program.pid, signal.SIGINT)
+        assert program.stdout is not None
+        assert program.stdout.readline() == "saving\n"
+        os.kill(program.pid, signal.SIGINT)
+        _, errors = program.communicate(timeout=20)
+    assert program.returncode == 130
+    assert errors.endswith("interrupted by SIGINT\n")

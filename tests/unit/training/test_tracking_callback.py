@@ -53,6 +53,7 @@ def test_steps_and_evaluations_are_logged_with_what_plots_loss_against_flops(tmp
         "mfu": 0.25,
         "loss_scale": 8.0,
         "skipped_steps": 0.0,
+        "bad_batches": 0.0,
     }
     assert tracker.metrics[1] == (1, {"held_out/loss": 5.5, "held_out/bits_per_byte": 2.5})
 
@@ -61,7 +62,7 @@ def test_a_skipped_step_logs_no_loss_and_nothing_that_is_not_a_number(tmp_path: 
     state, tracker = make_state(tmp_path), ListTracker()
     take_step(state, skipped=True)
     TrackingCallback(tracker=tracker, device_type="cpu").on_step_end(state)
-    assert tracker.metrics == [(0, {"loss_scale": 8.0, "skipped_steps": 1.0})]
+    assert tracker.metrics == [(0, {"loss_scale": 8.0, "skipped_steps": 1.0, "bad_batches": 0.0})]
     assert all(math.isfinite(value) for value in tracker.metrics[0][1].values())
 
 
@@ -84,13 +85,18 @@ def test_the_environment_is_written_into_the_run_folder(tmp_path: Path) -> None:
     assert environment["versions"]["torch"] == environment["packages"]["torch"]
 
 
-@pytest.mark.parametrize(("reaches_end", "status"), [(True, RunStatus.FINISHED), (False, RunStatus.FAILED)])
-def test_a_run_that_did_not_reach_its_end_failed(tmp_path: Path, reaches_end: bool, status: RunStatus) -> None:
+@pytest.mark.parametrize(
+    ("hook", "status"),
+    [("on_train_end", RunStatus.FINISHED), ("on_stop", RunStatus.KILLED), (None, RunStatus.FAILED)],
+)
+def test_a_run_that_did_not_reach_its_end_failed_or_was_stopped(
+    tmp_path: Path, hook: str | None, status: RunStatus
+) -> None:
     state, tracker = make_state(tmp_path), ListTracker()
     callback = TrackingCallback(tracker=tracker, device_type="cpu")
     callback.on_train_start(state)
-    if reaches_end:
-        callback.on_train_end(state)
+    if hook is not None:
+        getattr(callback, hook)(state)
     callback.on_close()
     assert tracker.status is status
 

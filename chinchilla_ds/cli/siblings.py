@@ -1,0 +1,87 @@
+"""The other ranks on this machine, seen through /proc: which of them have died, and of what.
+
+A rank that is killed (kill -9, the kernel out of memory) says nothing, and the others only lose a connection. Where
+there is no /proc, nobody is seen and nobody is missed.
+"""
+
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_ZOMBIE = "Z"
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gone:
+    """A rank that is no longer there."""
+
+    rank: int
+    process_id: int
+    signal_number: int | None
+    """What killed it; None where it left by itself or its parent has already taken note of its death."""
+    left_by_itself: bool
+    """Whether it is known to have exited: it has then said why."""
+
+    def __str__(self) -> str:
+        """Return `rank 1 (process 4242) was killed by SIGKILL`."""
+        how = "is gone"
+        if self.signal_number is not None:
+            how = f"was killed by {signal.Signals(self.signal_number).name}"
+        return f"rank {self.rank} (process {self.process_id}) {how}"
+
+
+class Siblings:
+    """The ranks that the parent of this process has started."""
+
+    def __init__(self) -> None:
+        self._rank_of: dict[tuple[int, str], int] = {}
+        """By process id and start time: ids are used again."""
+        self._others: set[int] = set()
+
+    def refresh(self) -> None:
+        """Look for ranks that are not known yet."""
+        parent = os.getppid()
+        if len(self._rank_of) + 1 >= int(os.environ.get("LOCAL_SIZE", "1")):
+            return
+        with suppress(OSError):
+            children = (_PROC / f"{parent}/task/{parent}/children").read_text().split()
+            for child in map(int, children):
+                if child != os.getpid() and child not in self._others:
+                    self._add(child)
+
+    def _add(self, child: int) -> None:
+        with suppress(OSError, ValueError):
+            environment = (_PROC / f"{child}/environ").read_bytes().split(b"\0")
+            ranks = [int(entry.removeprefix(b"RANK=")) for entry in environment if entry.startswith(b"RANK=")]
+            if ranks:
+                self._others.add(child)
+                self._rank_of[child, _stat(child)[19]] = ranks[0]
+
+    def gone(self) -> list[Gone]:
+        """Return the ranks that have died, lowest first."""
+        found = []
+        for (process_id, started), rank in self._rank_of.items():
+            try:
+                stat = _stat(process_id)
+            except OSError:
+                stat = []
+            if not stat or stat[19] != started:
+                found.append(Gone(rank=rank, process_id=process_id, signal_number=None, left_by_itself=False))
+            elif stat[0] == _ZOMBIE:
+                status = int(stat[-1])
+                number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+                found.append(Gone(rank=rank, process_id=process_id, signal_number=number, left_by_itself=not number))
+        return sorted(found, key=lambda one: one.rank)
+
+    def is_lowest_left(self, *, own_rank: int) -> bool:
+        """Return whether no lower rank of this machine is alive."""
+        dead = {one.rank for one in self.gone()}
+        return all(rank > own_rank or rank in dead for rank in self._rank_of.values())
+
+
+def _stat(process_id: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third, the state, on; the 20th of these is the start time."""
+    return (_PROC / f"{process_id}/stat").read_text().rpartition(")")[2].split()

@@ -1,0 +1,144 @@
+"""Batches whose loss or gradients are no numbers: passed over, counted, written down; too many in a row end the run."""
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chinchilla_ds.engine.nonfinite import FirstBad
+from chinchilla_ds.errors import DivergedError
+from chinchilla_ds.plan import BatchPlan, ParallelLayout, Precision, RunPlan
+from chinchilla_ds.training.callback import StepResult, TrainingState
+
+SAME_SCALE_OVERFLOWS = 8
+"""FP16 overflows in a row that leave the loss scale as it is, after which it is the batch: more than the 2 that
+DeepSpeed's hysteresis waits by default. The scale then is static, or at its smallest."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadBatch:
+    """One batch that was passed over, as a line of bad_batches.jsonl."""
+
+    step: int
+    """Optimizer step that it would have been, from 1."""
+    data_step: int
+    """The global batch, from 0."""
+    loss: str
+    """What it was: a number, "nan" or "inf"."""
+    ranks: tuple[int, ...]
+    """Global ranks that saw it first: of the first pipeline stage whose output, or else of the last one whose gradient,
+    was no number. Empty where neither was: the numbers broke in the sum over data-parallel ranks."""
+    samples: tuple[tuple[int, int], ...]
+    """Training sequences of those ranks' micro-batches: first, and one past the last. Empty where `ranks` is."""
+
+    def __str__(self) -> str:
+        """Return `step 12: loss nan, samples 96-99, first seen on ranks 2, 3`."""
+        where = "in the sum over data-parallel ranks"
+        if self.ranks:
+            ranges = ", ".join(f"{first}-{last - 1}" for first, last in self.samples)
+            names = ", ".join(map(str, self.ranks))
+            where = f"samples {ranges}, first seen on rank{'s' if len(self.ranks) > 1 else ''} {names}"
+        return f"step {self.step}: loss {self.loss}, {where}"
+
+
+class BadBatches:
+    """The same on every rank, but for the file, which one rank writes."""
+
+    def __init__(self, *, plan: RunPlan, limit: int, file: Path | None) -> None:
+        """Take the plan, how many bad batches in a row end the run, and where to write them down; None: nowhere."""
+        self._plan, self._limit, self._file = plan, limit, file
+        self._row: list[BadBatch] = []
+        self._scale, self._same_scale = math.nan, 0
+
+    def comes_again(self, step: StepResult) -> bool:
+        """Return whether a skipped step is an ordinary FP16 overflow: of gradients alone, and the scale still falls."""
+        if self._plan.precision is not Precision.FP16 or not math.isfinite(step.loss):
+            return False
+        self._same_scale = self._same_scale + 1 if step.loss_scale == self._scale else 0
+        self._scale = step.loss_scale
+        return self._same_scale < SAME_SCALE_OVERFLOWS
+
+    def add(self, seen: Sequence[FirstBad], *, step: StepResult, state: TrainingState) -> None:
+        """Take in a batch that is passed over.
+
+        Args:
+            seen: Of every rank.
+            step: The skipped step.
+            state: As it was when the batch was read.
+
+        Raises:
+            DivergedError: it is one too many in a row.
+        """
+        bad = locate(seen, step=step, number=state.iteration + 1, data_step=state.data_step, plan=self._plan)
+        self._row.append(bad)
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(bad)) + "\n")
+            _log.warning("%s; the batch is passed over (%d in a row)", bad, len(self._row))
+        if len(self._row) >= self._limit:
+            raise DivergedError(
+                [
+                    f"{len(self._row)} batches in a row made a loss or gradients that are no numbers (learning rate "
+                    f"{step.learning_rate:.3g}, {state.plan.precision}); lower --learning-rate, or look at the samples "
+                    f"listed in {state.run_folder / 'bad_batches.jsonl'}",
+                    *map(str, self._row),
+                ]
+            )
+
+    def end_row(self) -> None:
+        """Take in a step that was taken."""
+        self._row.clear()
+        self._same_scale = 0
+
+
+def locate(seen: Sequence[FirstBad], *, step: StepResult, number: int, data_step: int, plan: RunPlan) -> BadBatch:
+    """Return the record of a bad batch from what every rank saw, by global rank."""
+    ranks: list[int] = []
+    samples: set[tuple[int, int]] = set()
+    for replica in range(plan.layout.data_parallel_size):
+        found = _first_in_replica(seen, replica=replica, layout=plan.layout)
+        for rank, micro_batch in found:
+            ranks.append(rank)
+            samples.add(_samples(plan.batch, data_step=data_step, micro_batch=micro_batch, replica=replica, plan=plan))
+    return BadBatch(
+        step=number,
+        data_step=data_step,
+        loss=f"{step.loss:.4f}" if math.isfinite(step.loss) else f"{step.loss:g}",
+        ranks=tuple(sorted(ranks)),
+        samples=tuple(sorted(samples)),
+    )
+
+
+def _first_in_replica(seen: Sequence[FirstBad], *, replica: int, layout: ParallelLayout) -> list[tuple[int, int]]:
+    """Return the ranks of a replica where it began, and their first bad micro-batch.
+
+    What is no number flows forward through the stages and then back: it began in the first stage whose output is none
+    or, where all outputs are numbers, in the last one whose gradient is none.
+    """
+    stages = range(layout.pipeline_model_parallel_size)
+    for direction, order in (("forward", stages), ("backward", reversed(stages))):
+        for stage in order:
+            ranks = ranks_of_stage(layout, stage=stage, replica=replica)
+            found = [(rank, getattr(seen[rank], direction)) for rank in ranks]
+            if any(index is not None for _, index in found):
+                return [(rank, index) for rank, index in found if index is not None]
+    return []
+
+
+def ranks_of_stage(layout: ParallelLayout, *, stage: int, replica: int) -> range:
+    """Return the tensor-parallel ranks of one stage of one replica, in megatron-core's order: tp, dp, pp."""
+    tensor = layout.tensor_model_parallel_size
+    first = tensor * (replica + layout.data_parallel_size * stage)
+    return range(first, first + tensor)
+
+
+def _samples(batch: BatchPlan, *, data_step: int, micro_batch: int, replica: int, plan: RunPlan) -> tuple[int, int]:
+    """Return the training sequences of a micro-batch, as `data.loader.TokenLoader` deals them."""
+    place = micro_batch * plan.layout.data_parallel_size + replica
+    first = data_step * batch.global_batch_size + place * batch.micro_batch_size
+    return first, first + batch.micro_batch_size
