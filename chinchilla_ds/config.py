@@ -59,6 +59,32 @@ class GuardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SaveInterval:
+    """How often a run is saved: by time, by tokens, or by optimizer steps; one of them is set."""
+
+    seconds: float | None = None
+    tokens: int | None = None
+    iters: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run is saved, what stays, and what it begins from; no part of the plan."""
+
+    save_every: SaveInterval = field(default_factory=lambda: SaveInterval(seconds=1800.0))
+    keep: int = 3
+    """Checkpoints that stay, the newest."""
+    milestone_every: int | None = None
+    """Checkpoints at multiples of this many steps stay for ever."""
+    save_in_background: bool = True
+    """Whether training goes on while a copy on the host is written."""
+    resume: str = "latest"
+    """`latest` goes on with the newest unfinished run of the same command; `none` begins a new one; or a folder."""
+    init_from: Path | None = None
+    """A checkpoint whose weights a new run begins with."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What the user wants of one run."""
 
@@ -98,6 +124,7 @@ class RunConfig:
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     data: DataConfig = field(default_factory=DataConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     document_mask: bool = False
     """Whether attention stays within a document, where a sequence holds several."""
     seed: int = 1234

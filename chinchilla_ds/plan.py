@@ -10,6 +10,7 @@ import types
 import typing
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from chinchilla_ds.errors import ConfigError, did_you_mean
@@ -326,7 +327,7 @@ class RunPlan:
             raise ConfigError(f"the plan is not a chinchilla-ds plan of format_version {PLAN_FORMAT_VERSION}")
         data.pop(REPORT, None)
         told = {name: data.pop(name) for name in DERIVED if name in data}
-        plan: RunPlan = _build(cls, data, "plan")
+        plan: RunPlan = build_dataclass(cls, data, "plan")
         follows = json.loads(json.dumps({name: getattr(plan, name) for name in told}))
         if edited := [name for name in told if told[name] != follows[name]]:
             raise ConfigError(
@@ -345,7 +346,7 @@ REPORT = "report"
 """Key under which `chinchilla-ds plan --json` adds what the plan does not hold: runners-up, rejections, other laws."""
 
 
-def _build(cls: Any, data: Any, where: str) -> Any:
+def build_dataclass(cls: Any, data: Any, where: str) -> Any:
     """Build dataclass `cls` from plain data, naming every missing, unknown and mistyped field at once."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must be a JSON object, not {type(data).__name__}")
@@ -381,7 +382,9 @@ def _convert(wanted: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         return _convert_tuple(arguments, value, where)
     if dataclasses.is_dataclass(wanted):
-        return _build(wanted, value, where)
+        return build_dataclass(wanted, value, where)
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
     if issubclass(wanted, StrEnum):
         try:
             return wanted(value)

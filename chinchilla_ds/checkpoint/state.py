@@ -18,8 +18,10 @@ class CheckpointState:
     """Global batches consumed: those of steps taken, and those that were left out for good."""
     attempts: int
     """Steps tried, skipped ones included."""
-    optimizer_step: int
-    """AdamW's own count, for its bias correction."""
+    bad_batches: int = 0
+    """Batches passed over because of a loss or gradient that was no number."""
+    optimizer_step: int = 0
+    """AdamW's own count, for its bias correction; the engine fills it in."""
     elapsed_s: float
     """Training time so far."""
     loss_scaler: dict[str, Any] = field(default_factory=dict)
@@ -27,8 +29,8 @@ class CheckpointState:
     tokenizer_sha256: str | None = None
     data_key: str | None = None
     """Hash of the prepared text's manifest."""
-    world_size: int
-    """Ranks that wrote it."""
+    world_size: int = 0
+    """Ranks that wrote it; the engine fills it in."""
     run_name: str | None = None
     complete: bool = False
     """Whether the run had reached its end."""

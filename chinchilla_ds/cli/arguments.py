@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW
-from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, DataConfig, GuardConfig, LayoutConfig, OnSpike, RunConfig
+from chinchilla_ds.config import (
+    DEFAULT_BUDGET_FLOPS,
+    CheckpointConfig,
+    DataConfig,
+    GuardConfig,
+    LayoutConfig,
+    OnSpike,
+    RunConfig,
+    SaveInterval,
+)
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plan import Decay, Precision, Recompute
 from chinchilla_ds.units import parse_quantity
@@ -21,8 +30,11 @@ _NEGATIVE = re.compile(r"-[0-9.]")
 _HELP_COLUMNS = 120
 _HELP_FLAG_COLUMNS = 48
 _LAYOUT_FIELDS = {field.name for field in dataclasses.fields(LayoutConfig)}
-_DATA_FIELDS = {field.name for field in dataclasses.fields(DataConfig)}
+DATA_FIELDS = {field.name for field in dataclasses.fields(DataConfig)}
 _GUARD_FIELDS = {field.name for field in dataclasses.fields(GuardConfig)}
+_CHECKPOINT_FIELDS = {field.name for field in dataclasses.fields(CheckpointConfig)}
+_SAVE_EVERY = re.compile(r"(?P<amount>[0-9.eE+_]+ ?[KMBTkmbt]?)(?:(?P<time>[smh])|[- ]?(?P<unit>tokens|steps))")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,13 +101,14 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     values.pop("local_rank", None)
     ds_config, plan = values.pop("ds_config"), values.pop("plan", None)
     paths = values.pop("data", None)
-    data = {name: values.pop(name) for name in list(values) if name in _DATA_FIELDS}
+    data = {name: values.pop(name) for name in list(values) if name in DATA_FIELDS}
     if paths:
         data["paths"] = tuple(paths)
     guards = GuardConfig(**{name: values.pop(name) for name in list(values) if name in _GUARD_FIELDS})
+    saving = CheckpointConfig(**{name: values.pop(name) for name in list(values) if name in _CHECKPOINT_FIELDS})
     config, explicit = run_config(values, data=DataConfig(**data))
-    config = dataclasses.replace(config, guards=guards)
-    return Arguments(ds_config=ds_config, plan=plan, config=config, explicit=explicit)
+    config = dataclasses.replace(config, guards=guards, checkpoint=saving)
+    return Arguments(ds_config=ds_config, plan=plan, config=config, explicit=explicit | data.keys())
 
 
 def run_config(values: dict[str, Any], /, *, data: DataConfig | None = None) -> tuple[RunConfig, frozenset[str]]:
@@ -127,6 +140,17 @@ def whole(text: str) -> int:
     if value != int(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(value)
+
+
+def save_interval(text: str) -> SaveInterval:
+    """Return how often to save, from `90s`, `30m`, `2h`, `1B-tokens` or `500-steps`."""
+    matched = _SAVE_EVERY.fullmatch(text.strip())
+    if matched is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an interval such as 30m, 2h, 1B-tokens or 500-steps")
+    if matched["time"]:
+        return SaveInterval(seconds=_quantity(matched["amount"]) * _SECONDS[matched["time"]])
+    amount = whole(matched["amount"])
+    return SaveInterval(tokens=amount) if matched["unit"] == "tokens" else SaveInterval(iters=amount)
 
 
 def _limit(text: str) -> float:
@@ -177,6 +201,7 @@ def _parser() -> Parser:
     budget_flags(parser.add_argument_group(f"budget (default {DEFAULT_BUDGET_FLOPS:g} FLOPs)"))
     model_flags(parser.add_argument_group("model and optimizer"))
     _data_flags(parser.add_argument_group("data and output"))
+    _checkpoint_flags(parser.add_argument_group("checkpoints"))
     _guard_flags(parser.add_argument_group("guards"))
     layout_flags(parser.add_argument_group("parallel layout (the ds_config's `chinchilla_ds` section says the same)"))
     return parser
@@ -238,6 +263,22 @@ def _data_flags(group: Group) -> None:
     flag(group, "max-epochs", _quantity, f"how often the corpus may be read (default {defaults.max_epochs:g})")
     flag(group, "eval-interval-tokens", whole, "trained tokens between evaluations (default: ten in a run)")
     flag(group, "output", path, "folder for runs, prepared data and mlflow.db (default runs)", metavar="FOLDER")
+
+
+def _checkpoint_flags(group: Group) -> None:
+    defaults = CheckpointConfig()
+    text = "time, tokens or steps between checkpoints, such as 1B-tokens or 500-steps (default 30m)"
+    flag(group, "save-every", save_interval, text, metavar="30m")
+    flag(group, "keep", whole, f"newest checkpoints that stay (default {defaults.keep})")
+    flag(group, "milestone-every", whole, "checkpoints at multiples of this many steps stay for ever", metavar="STEPS")
+    group.add_argument(
+        "--save-in-background",
+        action=argparse.BooleanOptionalAction,
+        help="go on training while a copy in host memory is written (default yes)",
+    )
+    text = "go on with the last unfinished run of the same command (the default), with none, or with this run"
+    flag(group, "resume", str, text, metavar="latest|none|FOLDER")
+    flag(group, "init-from", path, "begin with the weights of this checkpoint or run", metavar="FOLDER")
 
 
 def _guard_flags(group: Group) -> None:

@@ -62,7 +62,7 @@ def write_text(path: Path, /, *, text: str) -> None:
 
 @contextmanager
 def output_errors(run_folder: Path) -> Iterator[None]:
-    """Raise OutputError for what says that the disk is full or read-only; half a checkpoint is removed.
+    """Raise OutputError for what says that the disk is full or read-only.
 
     Any other error is none of the user's.
     """
@@ -72,13 +72,10 @@ def output_errors(run_folder: Path) -> Iterator[None]:
         if not _is_about_output(error, run_folder):
             raise
         why = reason(error) if isinstance(error, OSError) else "the disk took only a part of a file"
-        incomplete = run_folder / "checkpoint"
-        lost = "the run has no checkpoint; " if incomplete.exists() else ""
         free = shutil.disk_usage(run_folder).free
-        shutil.rmtree(incomplete, ignore_errors=True)
         raise OutputError(
-            f"cannot write to {run_folder}: {why}; {lost}{format_bytes(free)} were free; free some, or name another "
-            "disk with --output"
+            f"cannot write to {run_folder}: {why}; {format_bytes(free)} are free; free some, or name another disk with "
+            "--output"
         ) from None
 
 

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -19,11 +19,22 @@ from typing import Any, NoReturn
 from chinchilla_ds.budget import ds_config as ds_json
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.planner import plan as make_plan
+from chinchilla_ds.budget.relayout import lay_out_again
 from chinchilla_ds.budget.report import format_plan
-from chinchilla_ds.cli.arguments import Arguments, flag_of, parse
+from chinchilla_ds.cli.arguments import DATA_FIELDS, Arguments, flag_of, parse
 from chinchilla_ds.cli.endings import end_well
 from chinchilla_ds.cli.output import check_output, output_errors
 from chinchilla_ds.cli.plan_file import read_plan
+from chinchilla_ds.cli.run_request import (
+    FREE_FIELDS,
+    Continued,
+    RunLock,
+    RunRequest,
+    check_same,
+    continued,
+    find_run,
+    known_problems,
+)
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.data.prepare import check_source, prepare, prepared_folder
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, ConfigError
@@ -70,14 +81,17 @@ def _default_to_one_rank() -> None:
 def _run(arguments: Arguments, *, started_s: float, stop: StopRequest) -> int:
     world_size = _world_size()
     ds = ds_json.load_ds_config(arguments.ds_config)
-    config = ds_json.apply_to_config(arguments.config, ds, explicit=arguments.explicit)
-    config = _with_vocab_of_data(config)
-    arguments = dataclasses.replace(arguments, config=config)
+    run, arguments = _run_to_continue(arguments, ds)
+    config = arguments.config
     plan = _plan(arguments, world_size=world_size)
+    if run is not None:
+        plan = lay_out_again(run.plan, like=plan)
     resolved = ds_json.resolve(ds, plan)
     if os.environ["RANK"] == "0":
         _check_places(config, plan=plan)
         print(format_plan(plan), flush=True)
+        if run is not None:
+            print(f"continuing    {run.folder} from {run.checkpoint.name}", flush=True)
     _quieten()
     _use_cores()
     from chinchilla_ds.distributed.extensions import use_private_extensions_folder
@@ -86,9 +100,33 @@ def _run(arguments: Arguments, *, started_s: float, stop: StopRequest) -> int:
     from chinchilla_ds.distributed import groups
 
     groups.initialize(layout=plan.layout)
-    exit_code = _train(arguments, plan=plan, resolved=resolved, started_s=started_s, stop=stop)
+    exit_code = _train(arguments, run=run, plan=plan, resolved=resolved, started_s=started_s, stop=stop)
     groups.shut_down()
     return exit_code
+
+
+def _run_to_continue(arguments: Arguments, ds: Mapping[str, Any]) -> tuple[Continued | None, Arguments]:
+    """Return the run that this command goes on with, if any, and the arguments as that run was asked for.
+
+    Raises:
+        CheckpointError: `--resume` names no run, or one that was asked for something else.
+    """
+    config = _with_vocab_of_data(ds_json.apply_to_config(arguments.config, ds, explicit=arguments.explicit))
+    if problems := list(known_problems(config)):
+        raise ConfigError(problems)
+    named = config.checkpoint.resume
+    if named == "none":
+        run = None
+    elif named == "latest":
+        run = find_run(RunRequest(config=config, plan=arguments.plan))
+    else:
+        run = continued(Path(named))
+        check_same(config, run, explicit=arguments.explicit)
+        kept = {name: getattr(config, name) for name in FREE_FIELDS}
+        config = dataclasses.replace(run.request.config, **kept)
+        if arguments.plan is None:
+            arguments = dataclasses.replace(arguments, plan=run.request.plan)
+    return run, dataclasses.replace(arguments, config=config)
 
 
 def _with_vocab_of_data(config: RunConfig) -> RunConfig:
@@ -121,7 +159,7 @@ def _world_size() -> int:
 
 def _plan(arguments: Arguments, *, world_size: int) -> RunPlan:
     if arguments.plan is not None:
-        if answered := sorted(arguments.explicit - {"output"}):
+        if answered := sorted(arguments.explicit - {"output"} - DATA_FIELDS):
             flags = ", ".join(flag_of(name) for name in answered)
             raise ConfigError(f"{flags} beside --plan, which fixes that: drop it, or make another plan")
         return read_plan(arguments.plan, world_size=world_size)
@@ -163,10 +201,16 @@ def _use_cores() -> None:
 
 
 def _train(
-    arguments: Arguments, *, plan: RunPlan, resolved: dict[str, Any], started_s: float, stop: StopRequest
+    arguments: Arguments,
+    *,
+    run: Continued | None,
+    plan: RunPlan,
+    resolved: dict[str, Any],
+    started_s: float,
+    stop: StopRequest,
 ) -> int:
     from chinchilla_ds.cli.preparation import describe, show_preparation
-    from chinchilla_ds.cli.run_folder import make_run_folder
+    from chinchilla_ds.cli.run_folder import make_run_folder, open_run_folder
     from chinchilla_ds.data.loader import TokenLoader
     from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.distributed import groups
@@ -175,8 +219,11 @@ def _train(
     from chinchilla_ds.training.loop import pretrain
 
     config = arguments.config
+    locks: list[RunLock] = []  # of rank 0, until the process ends
 
     def prepare_all() -> tuple[PreparedData, Path, dict[str, str]]:
+        if run is not None:
+            locks.append(RunLock(run.folder))
         with show_preparation() as progress:
             prepared = prepare(
                 config.data,
@@ -188,9 +235,18 @@ def _train(
                 progress=progress,
             )
         TokenLoader(prepared=prepared, plan=plan)
-        folder, artifacts = make_run_folder(
-            output=config.output, plan=plan, ds_config=resolved, prepared=prepared, now=datetime.now()
-        )
+        if run is not None:
+            folder, artifacts = open_run_folder(run.folder, plan=plan, ds_config=resolved, prepared=prepared)
+        else:
+            folder, artifacts = make_run_folder(
+                output=config.output,
+                plan=plan,
+                ds_config=resolved,
+                prepared=prepared,
+                request=RunRequest(config=config, plan=arguments.plan),
+                now=datetime.now(),
+            )
+            locks.append(RunLock(folder))
         print(describe(prepared), flush=True)
         return prepared, folder, artifacts
 
@@ -206,6 +262,8 @@ def _train(
                 output=config.output, run_folder=run_folder, prepared=prepared, started_s=started_s
             ),
             guards=config.guards,
+            saving=config.checkpoint,
+            resume_from=None if run is None else run.folder if run.all_checkpoints else run.checkpoint,
             stop=stop,
         )
     if state.stopped_by is None:

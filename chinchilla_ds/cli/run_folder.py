@@ -6,15 +6,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from chinchilla_ds.checkpoint.folder import write_durably
+from chinchilla_ds.cli.run_request import REQUEST_NAME, RunRequest
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.plan import RunPlan
 
 
 def make_run_folder(
-    *, output: Path, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData, now: datetime
+    *,
+    output: Path,
+    plan: RunPlan,
+    ds_config: dict[str, Any],
+    prepared: PreparedData,
+    request: RunRequest,
+    now: datetime,
 ) -> tuple[Path, dict[str, str]]:
-    """Make `output/<budget>-<time>` and write the plan and the resolved ds_config into it.
+    """Make `output/<budget>-<time>` and write the request, the plan and the resolved ds_config into it.
 
     Returns:
         The folder, and name to path of what a tracker should keep.
@@ -24,12 +32,39 @@ def make_run_folder(
     """
     folder = _new_folder(output, name=f"{plan.compute_budget_flops:.3g}-{now:%Y%m%d-%H%M%S}".replace("+", ""))
     try:
-        (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
-        (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+        (folder / REQUEST_NAME).write_text(request.to_json(), encoding="utf-8")
+        _write_plan(folder, plan=plan, ds_config=ds_config)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise OutputError(f"cannot write to the run's folder {folder}: {reason(error)}") from None
-    return folder, {
+    return folder, _artifacts(folder, prepared=prepared)
+
+
+def open_run_folder(
+    folder: Path, /, *, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData
+) -> tuple[Path, dict[str, str]]:
+    """Write plan and ds_config, whose layout may be new, into the folder of a run that goes on.
+
+    Returns:
+        As `make_run_folder`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        _write_plan(folder, plan=plan, ds_config=ds_config)
+    except OSError as error:
+        raise OutputError(f"cannot write to the run's folder {folder}: {reason(error)}") from None
+    return folder, _artifacts(folder, prepared=prepared)
+
+
+def _write_plan(folder: Path, *, plan: RunPlan, ds_config: dict[str, Any]) -> None:
+    write_durably(folder / "plan.json", plan.to_json())
+    write_durably(folder / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+
+
+def _artifacts(folder: Path, *, prepared: PreparedData) -> dict[str, str]:
+    return {
         "plan": str(folder / "plan.json"),
         "ds_config": str(folder / "ds_config.json"),
         "tokenizer": str(prepared.tokenizer_path),

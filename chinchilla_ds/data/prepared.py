@@ -1,6 +1,7 @@
 """PreparedData: a tokenised corpus on disk and its numbers."""
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,12 @@ class PreparedData:
     """Standard-library files left out because they are not UTF-8."""
     unigram_loss: float
     """Held-out loss of a unigram model counted on train with add-one smoothing, nats per token."""
+
+    @property
+    def content_key(self) -> str:
+        """A hash of what there is to train on, wherever it lies: counts, weights, tokenizer, unigram loss."""
+        values = {**dataclasses.asdict(self), "folder": "", "source": ""}
+        return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=10).hexdigest()
 
     @property
     def tokenizer_path(self) -> Path:

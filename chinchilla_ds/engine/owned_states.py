@@ -139,7 +139,7 @@ def _flat_groups(wrapper: Any) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
 def _flat_state(wrapper: Any, flat: Tensor, group: list[nn.Parameter], names: dict[int, str]) -> OwnedState:
     pieces = []
     for parameter in group:
-        fragment: Any = getattr(parameter, "_hp_mapping")  # noqa: B009: DeepSpeed's, no Parameter has it
+        fragment: Any = vars(parameter)["_hp_mapping"]
         if fragment is not None:  # None: all of it lies on other ranks
             pieces.append(
                 _piece(

@@ -18,3 +18,5 @@ class StepResult:
     """FP16 loss scale after this step; 1.0 in other precisions."""
     stop: bool = False
     """Whether any rank was asked to stop."""
+    save: bool = False
+    """Whether some rank found that it was time to save."""

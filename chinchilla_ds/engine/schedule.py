@@ -201,14 +201,17 @@ def mean_loss(losses: Sequence[Tensor]) -> Tensor:
     Returns:
         0-dimensional fp32 tensor.
     """
-    return mean_loss_and_votes(losses, vote=False)[0]
+    return mean_loss_and_votes(losses, votes=())[0]
 
 
 @torch.no_grad()
-def mean_loss_and_votes(losses: Sequence[Tensor], *, vote: bool) -> Tensor:
-    """Return `mean_loss`, and how many ranks voted, in one all-reduce: fp32 tensor [2], the same on every rank."""
-    told = torch.zeros(2, device=cpu_backend.device())
-    told[1] = float(vote)
+def mean_loss_and_votes(losses: Sequence[Tensor], *, votes: Sequence[bool]) -> Tensor:
+    """Return `mean_loss`, and how many ranks voted for each motion, in one all-reduce.
+
+    Returns:
+        fp32 tensor [1 + motions], the same on every rank.
+    """
+    told = torch.tensor([0.0, *map(float, votes)], device=cpu_backend.device())
     if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
         told[0] = torch.stack([loss.float() for loss in losses]).mean()
     torch.distributed.all_reduce(told)

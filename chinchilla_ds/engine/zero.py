@@ -118,26 +118,29 @@ class TrainingEngine:
         stage: PipelineStage = self.engine.module
         return stage
 
-    def train_step(self, batches: Sequence[MicroBatch], *, learning_rate: float, stop: bool = False) -> StepResult:
+    def train_step(
+        self, batches: Sequence[MicroBatch], *, learning_rate: float, stop: bool = False, save: bool = False
+    ) -> StepResult:
         """Take one optimizer step; one whose loss or gradients are no numbers is skipped on every rank.
 
         Args:
             batches: This data-parallel rank's micro-batches of the step, plan.batch.gradient_accumulation_steps many.
             learning_rate: AdamW's learning rate for this step.
             stop: Whether this rank was asked to stop.
+            save: Whether this rank finds that it is time to save.
 
         Returns:
-            The step's loss, gradient norm, whether it was skipped and whether to stop, the same on every rank.
+            The step's loss, gradient norm, whether it was skipped, to stop and to save, the same on every rank.
         """
         self.engine.train()
         self.watch.start_step()
         losses = self.schedule.train(batches)
-        told = mean_loss_and_votes(losses, vote=stop)
+        told = mean_loss_and_votes(losses, votes=(stop, save))
         norm = self._clip() if _clips_itself(self.plan) else None
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
-        loss, votes = told.tolist()
+        loss, stops, saves = told.tolist()
         if norm is None:
             skipped = not self.engine.was_step_applied()
             norm = precision.grad_norm(self.engine, skipped=skipped)
@@ -149,7 +152,8 @@ class TrainingEngine:
             learning_rate=learning_rate,
             skipped=skipped,
             loss_scale=precision.loss_scale(self.engine, self.plan.precision),
-            stop=votes > 0,
+            stop=stops > 0,
+            save=saves > 0,
         )
 
     def _clip(self) -> float:

@@ -9,6 +9,8 @@ from chinchilla_ds.tracking.background import BackgroundTracker
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
 
 METRICS_FILE = "metrics.jsonl"
+_STEP_METRIC = "train/loss"
+"""Every optimizer step that was taken logs it, and no evaluation does."""
 
 
 class JsonlBackend:
@@ -19,10 +21,20 @@ class JsonlBackend:
 
     def __init__(self, *, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._is_continued = path.is_file()
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, records: Sequence[MetricRecord]) -> None:
-        """Append the records and flush them to the operating system."""
+        """Append the records and flush them to the operating system.
+
+        A run that is continued takes steps again that came after its checkpoint: their old lines are dropped.
+        """
+        if self._is_continued and records:
+            self._is_continued = False
+            self._file.close()
+            _cut(self._path, before=records[0])
+            self._file = self._path.open("a", encoding="utf-8")
         self._file.writelines(_line(record) for record in records)
         self._file.flush()
 
@@ -40,6 +52,21 @@ class JsonlBackend:
 def jsonl_tracker(*, run_folder: Path) -> BackgroundTracker:
     """Return a tracker that writes `metrics.jsonl` in the run's folder."""
     return BackgroundTracker(lambda: JsonlBackend(path=run_folder / METRICS_FILE), name=METRICS_FILE)
+
+
+def _cut(path: Path, *, before: MetricRecord) -> None:
+    """Keep the whole lines of moments before a record's; at one step the evaluation comes after the step itself."""
+    is_step = _STEP_METRIC in before.metrics
+    aside = path.with_name(f".{path.name}.partial")
+    with path.open(encoding="utf-8") as old, aside.open("w", encoding="utf-8") as new:
+        for line in old:
+            if not line.endswith("\n"):  # the process was killed while it wrote
+                break
+            moment = json.loads(line)
+            place = (moment["step"], _STEP_METRIC not in moment)
+            if place < (before.step, not is_step):
+                new.write(line)
+    aside.replace(path)
 
 
 def _line(record: MetricRecord) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DEFAULT_EXPERIMENT = "chinchilla-ds"
+RUN_ID_FILE = "mlflow_run_id"
 
 _METRICS_PER_REQUEST = 1000
 _PARAMS_PER_REQUEST = 100
@@ -53,20 +54,24 @@ class MlflowDestination:
     experiment: str = DEFAULT_EXPERIMENT
     artifact_location: str | None = None
     """URI of a new experiment's artifacts; None leaves it to the tracking server."""
+    run_id_file: str | None = None
+    """Keeps the run's id, so that a run that is continued goes on in the same MLflow run."""
 
     @classmethod
-    def resolve(cls, *, output: Path, run_name: str) -> "MlflowDestination":
+    def resolve(cls, *, output: Path, run_name: str, run_folder: Path | None = None) -> "MlflowDestination":
         """Return what MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say, or an SQLite file in the output folder."""
+        run_id_file = None if run_folder is None else str(run_folder.resolve() / RUN_ID_FILE)
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri:
-            return cls(tracking_uri=uri, run_name=run_name, experiment=experiment)
+            return cls(tracking_uri=uri, run_name=run_name, experiment=experiment, run_id_file=run_id_file)
         folder = output.resolve()
         return cls(
             tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
             run_name=run_name,
             experiment=experiment,
             artifact_location=(folder / "mlartifacts").as_uri(),
+            run_id_file=run_id_file,
         )
 
     @property
@@ -98,7 +103,13 @@ class MlflowBackend:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._client = MlflowClient(tracking_uri=destination.tracking_uri)
         experiment_id = _experiment_id(self._client, destination=destination)
-        run = self._client.create_run(experiment_id, run_name=destination.run_name, start_time=round(started_s * 1000))
+        run = _known_run(self._client, destination=destination)
+        self._known_params = {} if run is None else dict(run.data.params)
+        if run is None:
+            start_ms = round(started_s * 1000)
+            run = self._client.create_run(experiment_id, run_name=destination.run_name, start_time=start_ms)
+            if destination.run_id_file is not None:
+                Path(destination.run_id_file).write_text(run.info.run_id + "\n", encoding="utf-8")
         self.run_id: str = run.info.run_id
 
     def write(self, records: Sequence[MetricRecord]) -> None:
@@ -114,10 +125,13 @@ class MlflowBackend:
             self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_PER_REQUEST])
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Write settings as text."""
+        """Write settings as text; one that a continued run changes becomes a tag, for MLflow keeps the first value."""
         from mlflow.entities import Param
 
-        entries = [Param(key, str(value)) for key, value in params.items()]
+        entries = [Param(key, str(value)) for key, value in params.items() if key not in self._known_params]
+        for key, value in params.items():
+            if self._known_params.get(key, str(value)) != str(value):
+                self._client.set_tag(self.run_id, f"continued.{key}", str(value))
         for start in range(0, len(entries), _PARAMS_PER_REQUEST):
             self._client.log_batch(self.run_id, params=entries[start : start + _PARAMS_PER_REQUEST])
 
@@ -131,6 +145,23 @@ class MlflowBackend:
     def close(self, status: RunStatus) -> None:
         """Mark the run finished or failed."""
         self._client.set_terminated(self.run_id, status=status.value, end_time=round(time.time() * 1000))
+
+
+def _known_run(client: "MlflowClient", *, destination: MlflowDestination) -> "Run | None":
+    """Return the run that is continued, set running again; None where there is none, or the server has lost it."""
+    from mlflow.exceptions import MlflowException
+
+    file = None if destination.run_id_file is None else Path(destination.run_id_file)
+    if file is None or not file.is_file():
+        return None
+    run_id = file.read_text(encoding="utf-8").strip()
+    try:
+        client.update_run(run_id, status="RUNNING")
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def mlflow_tracker(*, destination: MlflowDestination, close_timeout_s: float = 60.0) -> BackgroundTracker:

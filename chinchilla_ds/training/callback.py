@@ -43,6 +43,8 @@ class TrainingState:
     data_step: int = 0
     """Global batches used up: the next step reads this one. A skipped bad batch is used up, an FP16 overflow's is not;
     the run ends at plan.batch.train_iters."""
+    resumed_at: int | None = None
+    """Optimizer steps that had been taken when this process went on with the run; None: it began it."""
     attempts: int = 0
     """Optimizer steps tried, skipped ones included."""
     bad_batches: int = 0

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from chinchilla_ds.budget.hardware import peak_flops_per_s
-from chinchilla_ds.config import GuardConfig
+from chinchilla_ds.config import CheckpointConfig, GuardConfig
 from chinchilla_ds.data.loader import MicroBatch, TokenLoader
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.data.tokenizer import Tokenizer
 from chinchilla_ds.distributed import cpu_backend, groups
-from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.errors import DivergedError
 from chinchilla_ds.evaluation.bits_per_byte import bits_per_byte
@@ -23,6 +22,7 @@ from chinchilla_ds.plan import RunPlan
 from chinchilla_ds.training.bad_batches import BadBatches
 from chinchilla_ds.training.callback import Callback, EvaluationResult, Sample, StepResult, TrainingState
 from chinchilla_ds.training.lr_schedule import learning_rate
+from chinchilla_ds.training.saving import Saver
 from chinchilla_ds.training.stopping import STOP_FILE, StopRequest
 
 EVALUATION_TOKENS = 32_768
@@ -40,6 +40,8 @@ def pretrain(
     artifacts: dict[str, str],
     callbacks: Sequence[Callback],
     guards: GuardConfig | None = None,
+    saving: CheckpointConfig | None = None,
+    resume_from: Path | None = None,
     stop: StopRequest | None = None,
 ) -> TrainingState:
     """Train to the end of the plan's token budget, evaluate, save; or stop and save when asked to.
@@ -48,10 +50,12 @@ def pretrain(
         plan: The resolved plan; its process groups must be initialised.
         ds_config: The resolved DeepSpeed JSON.
         prepared: The tokenised corpus.
-        run_folder: Receives the checkpoint.
+        run_folder: Receives the checkpoints.
         artifacts: Name to path of what the run has written so far.
         callbacks: Called on every rank, in this order.
         guards: What to do about bad batches and the like; None for the defaults.
+        saving: When to save and what to begin with; None for the defaults.
+        resume_from: A run's folder or one checkpoint, to go on from the newest of it that is whole.
         stop: Where signals ask for a stop; None listens to the file STOP alone.
 
     Returns:
@@ -59,11 +63,14 @@ def pretrain(
 
     Raises:
         DivergedError: losses or gradients are no numbers, batch after batch.
+        CheckpointError: no checkpoint in `resume_from` is whole, or it is of other text.
+        OutputError: a checkpoint cannot be written.
     """
+    guards, saving, stop = guards or GuardConfig(), saving or CheckpointConfig(), stop or StopRequest()
     try:
-        return _Run(
-            plan, ds_config, prepared, run_folder, artifacts, callbacks, guards or GuardConfig(), stop or StopRequest()
-        ).train()
+        run = _Run(plan, ds_config, prepared, run_folder, artifacts, callbacks, guards, saving, stop)
+        run.begin(resume_from, init_from=saving.init_from)
+        return run.train()
     finally:
         for callback in callbacks:
             callback.on_close()
@@ -81,6 +88,7 @@ class _Run:
         artifacts: dict[str, str],
         callbacks: Sequence[Callback],
         guards: GuardConfig,
+        saving: CheckpointConfig,
         stop: StopRequest,
     ) -> None:
         self.plan, self.prepared, self.callbacks = plan, prepared, callbacks
@@ -95,18 +103,27 @@ class _Run:
             artifacts=artifacts,
         )
         self.stop = stop
+        self.saver = Saver(self.engine, state=self.state, saving=saving, ds_config=ds_config, prepared=prepared)
         self.bad_batches = BadBatches(plan=plan, limit=guards.max_bad_batches, file=_own_file(self.state))
+
+    def begin(self, resume_from: Path | None, *, init_from: Path | None) -> None:
+        """Go on from a checkpoint, or begin with given or with fresh weights."""
+        if resume_from is not None:
+            self.saver.resume(resume_from)
+        elif init_from is not None:
+            self.saver.take_weights(init_from)
 
     def train(self) -> TrainingState:
         self._call("on_train_start")
         with self.stop.honoured():
             self._take_steps()
+        self.saver.finish()
         if self.state.stopped_by is not None:
             self._call("on_stop")
             return self.state
         self._evaluate(max_tokens=None)
         self._sample()
-        self._save()
+        self.saver.save(complete=True)
         self._call("on_train_end")
         return self.state
 
@@ -116,23 +133,17 @@ class _Run:
             self._step()
             if self.state.step is not None and self.state.step.stop:
                 reason = self.stop.reason(run_folder=self.state.run_folder)
-                self._save()
+                self.saver.save()
                 self.state.stopped_by = reason
                 self.stop.done()
                 if groups.is_rank_zero():
                     (self.state.run_folder / STOP_FILE).unlink(missing_ok=True)  # the next start goes on
                 return
-            if self._is_due() and self.state.data_step < self.plan.batch.train_iters:
+            if self.state.data_step == self.plan.batch.train_iters:
+                return
+            if self._is_due():
                 self._evaluate(max_tokens=EVALUATION_TOKENS)
-
-    def _save(self) -> None:
-        folder = checkpoint.save(
-            self.engine,
-            folder=self.state.run_folder / "checkpoint",
-            iteration=self.state.iteration,
-            tokenizer_sha256=self.prepared.tokenizer_sha256,
-        )
-        self.state.artifacts["checkpoint"] = str(folder)
+            self.saver.save_if_due()
 
     def _call(self, hook: str) -> None:
         for callback in self.callbacks:
@@ -154,7 +165,7 @@ class _Run:
         )
         batches = _on_device(self.loader.micro_batches(state.data_step, self.data_parallel_rank))
         asked = self.stop.asked(run_folder=state.run_folder if groups.is_rank_zero() else None)
-        result = self.engine.train_step(batches, learning_rate=rate, stop=asked)
+        result = self.engine.train_step(batches, learning_rate=rate, stop=asked, save=self.saver.time_is_up())
         self._record(result, seconds=time.perf_counter() - started)
         self._call("on_step_end")
 

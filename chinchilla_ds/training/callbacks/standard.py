@@ -25,7 +25,7 @@ def standard_callbacks(
         prepared: For the unigram loss that stands beside the model's.
         started_s: `time.monotonic()` when the command began.
     """
-    destination = MlflowDestination.resolve(output=output, run_name=run_folder.name)
+    destination = MlflowDestination.resolve(output=output, run_name=run_folder.name, run_folder=run_folder)
     tracker: Tracker = NullTracker()
     if groups.owns_loss():
         tracker = CompositeTracker([jsonl_tracker(run_folder=run_folder), mlflow_tracker(destination=destination)])

@@ -1,0 +1,51 @@
+"""An old plan on other ranks: the same model, the same batches, another layout."""
+
+import dataclasses
+
+from chinchilla_ds.budget.layout import validate_layout
+from chinchilla_ds.errors import LayoutError
+from chinchilla_ds.plan import RunPlan
+
+
+def lay_out_again(old: RunPlan, *, like: RunPlan) -> RunPlan:
+    """Return `old` in the layout of `like`; the global batch stays, its share of a rank changes.
+
+    Args:
+        old: What was trained so far.
+        like: Made for the ranks that there are now: its layout and its micro-batch at most are taken.
+
+    Raises:
+        LayoutError: the global batch cannot be dealt to so many data-parallel ranks, or the layout cannot be built.
+    """
+    layout, global_batch_size = like.layout, old.batch.global_batch_size
+    if layout == old.layout and like.batch.micro_batch_size == old.batch.micro_batch_size:
+        return old
+    per_rank, rest = divmod(global_batch_size, layout.data_parallel_size)
+    if rest:
+        sizes = [size for size in range(1, global_batch_size + 1) if global_batch_size % size == 0]
+        nearest = sorted(sizes, key=lambda size: abs(size - layout.data_parallel_size))[:2]
+        raise LayoutError(
+            f"the run has a global batch of {global_batch_size} sequences, which {layout.data_parallel_size} "
+            f"data-parallel ranks cannot share; {' or '.join(map(str, sorted(nearest)))} can: start so many times "
+            f"{layout.world_size // layout.data_parallel_size} ranks"
+        )
+    most = max(like.batch.micro_batch_size, 1)
+    micro_batch_size = max(size for size in range(1, per_rank + 1) if per_rank % size == 0 and size <= most)
+    batch = dataclasses.replace(
+        old.batch, micro_batch_size=micro_batch_size, gradient_accumulation_steps=per_rank // micro_batch_size
+    )
+    validate_layout(shape=old.shape, layout=layout, precision=old.precision, batch=batch)
+    why = (
+        f"Continued on {layout.world_size} ranks after {old.layout.world_size}: the global batch of "
+        f"{global_batch_size} sequences stays, in micro-batches of {micro_batch_size}."
+    )
+    return dataclasses.replace(
+        old,
+        layout=layout,
+        batch=batch,
+        device=like.device,
+        cluster=like.cluster,
+        memory_bytes=like.memory_bytes,
+        step_time=like.step_time,
+        reasons=(*old.reasons, why),
+    )

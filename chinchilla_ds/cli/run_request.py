@@ -1,0 +1,195 @@
+"""What a run was asked for, kept in its folder, so that the same command finds it again and goes on."""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.checkpoint.state import CheckpointState
+from chinchilla_ds.config import RunConfig
+from chinchilla_ds.errors import CheckpointError, ChinchillaError, ConfigError, reason
+from chinchilla_ds.plan import RunPlan, build_dataclass
+
+REQUEST_NAME = "request.json"
+LOCK_NAME = ".lock"
+FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint")
+"""Parts of a config that may change from start to start of one run: none decides what the model learns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """A command line, but for where and on how many ranks it runs."""
+
+    config: RunConfig
+    plan: Path | None = None
+    """`--plan`."""
+
+    def to_json(self) -> str:
+        """Return indented JSON, paths absolute."""
+        values = {"config": dataclasses.asdict(self.config), "plan": self.plan and self.plan.resolve()}
+        return json.dumps(values, indent=2, default=_absolute) + "\n"
+
+    @classmethod
+    def load(cls, folder: Path) -> "RunRequest":
+        """Read the request of the run in `folder`.
+
+        Raises:
+            CheckpointError: there is none, or not one of this version.
+        """
+        path = folder / REQUEST_NAME
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            plan = values["plan"]
+            return cls(
+                config=build_dataclass(RunConfig, values["config"], "config"), plan=None if plan is None else Path(plan)
+            )
+        except OSError as error:
+            raise CheckpointError(f"{folder} is no run that can be continued: {path}: {reason(error)}") from None
+        except (ValueError, KeyError, TypeError, ConfigError) as error:
+            raise CheckpointError(f"{path} was not written by this version: {error}") from None
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that decides what the model learns."""
+        values = {
+            name: value for name, value in json.loads(self.to_json())["config"].items() if name not in FREE_FIELDS
+        }
+        plan = "" if self.plan is None else _plan_content(self.plan)
+        return hashlib.blake2b(json.dumps([values, plan]).encode(), digest_size=10).hexdigest()
+
+
+def _absolute(value: Any) -> str:
+    assert isinstance(value, Path), f"{value!r} cannot be written as JSON"
+    return str(value.resolve())
+
+
+def _plan_content(path: Path) -> str:
+    """Return a plan file's content without its layout; the plan's own reader says what is wrong with one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.dumps({name: value for name, value in values.items() if name != "layout"})
+    except (OSError, ValueError, AttributeError):
+        return str(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continued:
+    """A run to go on with."""
+
+    folder: Path
+    checkpoint: Path
+    """Its newest, which may turn out to be damaged, or the one that was asked for."""
+    request: RunRequest
+    plan: RunPlan
+    """Of the checkpoint, with the layout that it was saved under."""
+    all_checkpoints: bool = True
+    """Whether an older checkpoint may be taken where the newest is damaged."""
+
+
+def find_run(request: RunRequest) -> Continued | None:
+    """Return the newest run of the same command below its output folder that has a checkpoint and no end, if any."""
+    runs = request.config.output
+    if not runs.is_dir():
+        return None
+    candidates = [path.parent for path in runs.glob(f"*/{REQUEST_NAME}")]
+    for folder in sorted(candidates, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        with suppress(CheckpointError):  # another version's, or without a whole checkpoint: begin anew
+            if RunRequest.load(folder).key == request.key and not _is_complete(folder):
+                return continued(folder)
+    return None
+
+
+def _is_complete(folder: Path) -> bool:
+    return _state_of(folders.find_checkpoints(folder)[0]).complete
+
+
+def _state_of(checkpoint: Path) -> CheckpointState:
+    path = checkpoint / folders.STATE_NAME
+    with folders.reported_as(checkpoint):
+        return CheckpointState.from_json(path.read_text(encoding="utf-8"), where=str(path))
+
+
+def continued(path: Path, /) -> Continued:
+    """Return the run that `path` means: its folder, or one checkpoint of it.
+
+    Raises:
+        CheckpointError: it is no run, or has no checkpoint whose plan can be read.
+    """
+    found = folders.find_checkpoints(path)
+    folder = found[0].parent.parent
+    problems: list[str] = []
+    for checkpoint in found:
+        try:
+            with folders.reported_as(checkpoint):
+                plan = RunPlan.from_json((checkpoint / folders.PLAN_NAME).read_text(encoding="utf-8"))
+            return Continued(
+                folder=folder,
+                checkpoint=checkpoint,
+                request=RunRequest.load(folder),
+                plan=plan,
+                all_checkpoints=checkpoint != path,
+            )
+        except ChinchillaError as error:
+            problems += [f"{checkpoint}: {problem}" for problem in error.problems]
+    raise CheckpointError(problems)
+
+
+def check_same(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -> None:
+    """Check that the flags that were given say what the run was asked for.
+
+    Raises:
+        CheckpointError: some differ; each is named with both values.
+    """
+    here, there = _flat(config), _flat(run.request.config)
+    problems = [
+        f"{name} is {here[name]} here and {there[name]} in the run {run.folder}; leave it out to go on with that run,"
+        " or begin another with --resume none"
+        for name in sorted(explicit & here.keys())
+        if here[name] != there.get(name)
+    ]
+    if problems:
+        raise CheckpointError(problems)
+
+
+def _flat(config: RunConfig) -> Mapping[str, Any]:
+    values: dict[str, Any] = json.loads(RunRequest(config=config).to_json())["config"]
+    return {name: value for name, value in values.items() if name not in (*FREE_FIELDS, "data")} | values["data"]
+
+
+class RunLock:
+    """Holds a run's folder against other processes; it ends with this process, however that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            CheckpointError: another process has it.
+        """
+        self._descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise CheckpointError(
+                f"the run {folder}, which this command would continue, is being trained by another process; wait for"
+                " it, or begin another run with --resume none"
+            ) from None
+        except OSError:  # a file system without locks: the user's care
+            pass
+
+
+def known_problems(config: RunConfig) -> Iterator[str]:
+    """Yield what contradicts itself in the flags about checkpoints."""
+    chosen = config.checkpoint
+    if chosen.init_from is not None and chosen.resume not in ("latest", "none"):
+        yield (
+            f"--init-from {chosen.init_from} begins a new run and --resume {chosen.resume} goes on with an old one;"
+            " give one of them"
+        )

@@ -1,0 +1,145 @@
+"""When a run is saved, and how it goes on from what was saved."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME
+from chinchilla_ds.checkpoint.state import CheckpointState
+from chinchilla_ds.config import CheckpointConfig
+from chinchilla_ds.data.prepared import PreparedData
+from chinchilla_ds.distributed import groups
+from chinchilla_ds.engine import checkpoint
+from chinchilla_ds.engine.zero import TrainingEngine
+from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.training.callback import TrainingState
+
+_log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves a run and brings it back. All methods are called on every rank."""
+
+    def __init__(
+        self,
+        engine: TrainingEngine,
+        *,
+        state: TrainingState,
+        saving: CheckpointConfig,
+        ds_config: dict[str, Any],
+        prepared: PreparedData,
+    ) -> None:
+        """Take the engine and the state, which `resume` writes."""
+        self.engine, self.state = engine, state
+        self._saving, self._prepared = saving, prepared
+        self._checkpointer = checkpoint.Checkpointer(
+            engine,
+            folder=state.run_folder / CHECKPOINTS_NAME,
+            ds_config=ds_config,
+            tokenizer=prepared.tokenizer_path,
+            retention=checkpoint.Retention(keep=saving.keep, milestone_iters=saving.milestone_every),
+        )
+        self._saved_at_s = time.monotonic()
+        self._saved_tokens = 0
+
+    def time_is_up(self) -> bool:
+        """Return whether this rank, whose clock decides, finds that it is time to save."""
+        seconds = self._saving.save_every.seconds
+        return seconds is not None and groups.is_rank_zero() and time.monotonic() - self._saved_at_s >= seconds
+
+    def save_if_due(self) -> None:
+        """Save after a step that was due for it: by the clock, by tokens, or by steps."""
+        state, every = self.state, self._saving.save_every
+        step = state.step
+        if step is None or step.skipped:
+            return
+        by_steps = every.iters is not None and state.iteration % every.iters == 0
+        by_tokens = every.tokens is not None and state.consumed_tokens - self._saved_tokens >= every.tokens
+        is_milestone = self._saving.milestone_every and state.iteration % self._saving.milestone_every == 0
+        if step.save or by_steps or by_tokens or is_milestone:
+            self.save(in_background=self._saving.save_in_background)
+
+    def save(self, *, complete: bool = False, in_background: bool = False) -> None:
+        """Save now.
+
+        Args:
+            complete: Whether the run has reached its end.
+            in_background: Whether to return when the states have been copied.
+
+        Raises:
+            OutputError: this checkpoint, or the one before, cannot be written.
+        """
+        state, prepared = self.state, self._prepared
+        folder = self._checkpointer.save(
+            CheckpointState(
+                iteration=state.iteration,
+                data_step=state.data_step,
+                attempts=state.attempts,
+                bad_batches=state.bad_batches,
+                elapsed_s=state.elapsed_s,
+                tokenizer_sha256=prepared.tokenizer_sha256,
+                data_key=prepared.content_key,
+                run_name=state.run_folder.name,
+                complete=complete,
+                loss=None if state.step is None else state.step.loss,
+                held_out_loss=None if state.evaluation is None else state.evaluation.loss,
+                held_out_bits_per_byte=None if state.evaluation is None else state.evaluation.bits_per_byte,
+            ),
+            in_background=in_background,
+        )
+        self._saved_at_s, self._saved_tokens = time.monotonic(), state.consumed_tokens
+        state.artifacts["checkpoint"] = str(folder)
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._checkpointer.wait()
+
+    def resume(self, path: Path) -> None:
+        """Go on from the newest whole checkpoint of a run, or from a given one.
+
+        Raises:
+            CheckpointError: there is none, or it was trained on other text or with another tokenizer.
+        """
+        newest = checkpoint.newest_whole(path, warn=_log.warning)
+        saved = checkpoint.load(self.engine, checkpoint=newest)
+        self._check_text(newest, saved)
+        state, plan = self.state, self.state.plan
+        state.iteration, state.data_step, state.attempts = saved.iteration, saved.data_step, saved.attempts
+        state.bad_batches, state.elapsed_s = saved.bad_batches, saved.elapsed_s
+        state.consumed_tokens = saved.iteration * plan.tokens_per_iter
+        state.flops_spent = saved.attempts * plan.tokens_per_iter * plan.flops_per_token
+        state.resumed_at = saved.iteration
+        state.artifacts["checkpoint"] = str(newest)
+        self._saved_tokens = state.consumed_tokens
+
+    def take_weights(self, path: Path) -> None:
+        """Begin with the weights of the newest whole checkpoint below `path`, and with a fresh optimizer.
+
+        Raises:
+            CheckpointError: there is none, or it is of another shape or of another tokenizer.
+        """
+        newest = checkpoint.newest_whole(path, warn=_log.warning)
+        saved = checkpoint.load(self.engine, checkpoint=newest, weights_only=True)
+        self._check_tokenizer(newest, saved)
+
+    def _check_text(self, path: Path, saved: CheckpointState) -> None:
+        self._check_tokenizer(path, saved)
+        if saved.data_key is not None and saved.data_key != self._prepared.content_key:
+            raise CheckpointError(
+                f"the checkpoint {path} was trained on text with key {saved.data_key}, and {self._prepared.folder} has "
+                f"key {self._prepared.content_key}: text or preparation have changed, so the samples that are left are "
+                "not known; give the same text, or begin a new run with --resume none --init-from"
+            )
+
+    def _check_tokenizer(self, path: Path, saved: CheckpointState) -> None:
+        known, here = saved.tokenizer_sha256, self._prepared.tokenizer_sha256
+        if known is not None and known != here:
+            raise CheckpointError(
+                f"the checkpoint {path} was trained with tokenizer {known} and the data was made with {here}; prepare "
+                f"the data with the checkpoint's tokenizer, which lies beside it"
+            )
