@@ -1,0 +1,68 @@
+"""Checkpoints from one process, read back one tensor at a time."""
+
+import pytest
+import torch
+
+from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.checkpoint.state import CheckpointState
+from chinchilla_ds.checkpoint.writer import write_checkpoint
+from chinchilla_ds.errors import CheckpointError, OutputError
+from chinchilla_ds.testing import tiny_plan
+
+WEIGHTS = {"output_layer.weight": torch.arange(12.0).view(4, 3), "decoder.final_layernorm.weight": torch.arange(3.0)}
+
+
+def write(tmp_path, weights=WEIGHTS, **more):
+    checkpoint = tmp_path / "checkpoints" / "step_0000000"
+    return write_checkpoint(checkpoint, plan=tiny_plan(), ds_config={"a": 1}, weights=weights.items(), **more)
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    (tmp_path / "t.model").write_bytes(b"pieces")
+    reader = CheckpointReader.open(write(tmp_path, tokenizer=tmp_path / "t.model"))
+    assert reader.names() == ("decoder.final_layernorm.weight", "output_layer.weight")
+    for name, value in WEIGHTS.items():
+        assert torch.equal(reader.read(name), value)
+    assert reader.shape("output_layer.weight") == (4, 3)
+    assert torch.equal(reader.read_rows("output_layer.weight", rows=slice(1, 3)), WEIGHTS["output_layer.weight"][1:3])
+    assert reader.read_rows("output_layer.weight", rows=slice(4, 9)).shape == (0, 3)
+    assert reader.plan == tiny_plan()
+    assert (reader.state.iteration, reader.has_moments) == (0, False)
+    assert reader.state.versions["torch"] == torch.__version__
+    assert reader.tokenizer_path is not None
+    assert reader.tokenizer_path.read_bytes() == b"pieces"
+
+
+def test_moments_are_read_by_their_names(tmp_path):
+    weights = {"a": torch.ones(2), "exp_avg/a": torch.full((2,), 2.0), "exp_avg_sq/a": torch.full((2,), 3.0)}
+    reader = CheckpointReader.open(write(tmp_path, weights))
+    assert reader.has_moments
+    assert reader.names() == ("a",)
+    assert [float(reader.read("a", moment=kind)[0]) for kind in (None, "exp_avg", "exp_avg_sq")] == [1, 2, 3]
+
+
+def test_an_unknown_tensor_is_named_with_the_nearest(tmp_path):
+    reader = CheckpointReader.open(write(tmp_path))
+    with pytest.raises(CheckpointError, match=r"did you mean 'weight/output_layer\.weight'"):
+        reader.read("output_layers.weight")
+
+
+def test_a_failure_on_the_way_leaves_nothing(tmp_path):
+    def weights():
+        yield from WEIGHTS.items()
+        raise RuntimeError("the source broke off")
+
+    with pytest.raises(RuntimeError, match="broke off"):
+        write_checkpoint(tmp_path / "checkpoints" / "step_0000000", plan=tiny_plan(), ds_config={}, weights=weights())
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_nothing_is_overwritten(tmp_path):
+    write(tmp_path)
+    with pytest.raises(OutputError, match="exists already"):
+        write(tmp_path)
+
+
+def test_state_of_another_version_is_refused():
+    with pytest.raises(CheckpointError, match="here is no state of a checkpoint"):
+        CheckpointState.from_json('{"steps": 3}', where="here")
