@@ -25,6 +25,7 @@ OTHERS_DUMP_S = 5.0
 _FILE_S = 5.0
 """For the file of stacks: its disk may be what hangs."""
 _POLL_S = 1.0
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class Watchdog:
@@ -122,11 +123,10 @@ def place_of(frame: FrameType | None) -> str:
     """Return where a thread stands: the innermost frame, and the innermost one of this package."""
     if frame is None:
         return "nowhere that is known"
-    innermost, own = frame, frame
-    while own.f_back is not None and "chinchilla_ds" not in own.f_code.co_filename:
+    own: FrameType | None = frame
+    while own is not None and _PACKAGE not in Path(own.f_code.co_filename).parents:
         own = own.f_back
-    text = f"in {_name(own)}"
-    return text if own is innermost else f"{text}, in a call of {_name(innermost)}"
+    return f"in {_name(frame)}" if own in (None, frame) else f"in {_name(own)}, in a call of {_name(frame)}"
 
 
 def _name(frame: FrameType) -> str:
