@@ -77,12 +77,12 @@ def interrupt(
             lines.append(line)
             if after in line:
                 break
+        assert lines and after in lines[-1], "".join(lines)
         sent_s = time.monotonic()
         (os.killpg if group else os.kill)(run.pid if rank is None else _process_of(run, rank), number)
         rest, _ = run.communicate(timeout=TIMEOUT_S)
         wait_until_gone(run)
         seconds = time.monotonic() - sent_s
-    assert after in lines[-1], "".join(lines)
     return Ended(exit_code=run.returncode, text=rest, seconds=seconds)
 
 
