@@ -120,7 +120,7 @@ def commit(checkpoint: Path, *, records: Mapping[str, FileRecord]) -> None:
     for folder in (*(path for path in aside.rglob("*") if path.is_dir()), aside):
         sync(folder)
     if checkpoint.exists():
-        _set_aside(checkpoint)
+        remove(checkpoint)
     aside.rename(checkpoint)
     sync(checkpoint.parent)
     write_durably(checkpoint.parent / LATEST_NAME, checkpoint.name + "\n")
@@ -132,8 +132,8 @@ def abandon(checkpoint: Path) -> None:
     shutil.rmtree(aside_of(checkpoint), ignore_errors=True)
 
 
-def _set_aside(checkpoint: Path) -> None:
-    """Take a checkpoint's name away before its files go, so that half of one never has the name."""
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint: its name first, so that half of one never has the name."""
     removed = checkpoint.with_name(f".{checkpoint.name}.removed")
     checkpoint.rename(removed)
     shutil.rmtree(removed)
@@ -150,7 +150,7 @@ def prune(checkpoints: Path, *, keep: int, milestone_iters: int | None) -> list[
     old = list_checkpoints(checkpoints)[keep:]
     removed = [path for path in old if not (milestone_iters and iteration_of(path) % milestone_iters == 0)]
     for path in removed:
-        _set_aside(path)
+        remove(path)
     return removed
 
 

@@ -216,10 +216,15 @@ def _watch(alarm: socket.socket, seen: threading.Event, judge: _Judge) -> None:
                 continue
             if judge.is_request(received[0]):
                 if _rank() == 0:
-                    _say(f"{signal.Signals(received[0]).name}: finishing the step, then saving; once more to leave now")
+                    _say(_promise(received[0]))
                 continue
             _enforce(received[0], alarm, seen)
             return
+
+
+def _promise(number: int) -> str:
+    more = "; Ctrl-C once more to leave without" if number == signal.SIGINT else ""
+    return f"{signal.Signals(number).name}: finishing the step, then saving{more}"
 
 
 def _leave_if_alone(judge: _Judge, since_s: float) -> float:

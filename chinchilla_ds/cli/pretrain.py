@@ -209,6 +209,7 @@ def _train(
     started_s: float,
     stop: StopRequest,
 ) -> int:
+    from chinchilla_ds.cli.memory_errors import memory_errors
     from chinchilla_ds.cli.preparation import describe, show_preparation
     from chinchilla_ds.cli.run_folder import make_run_folder, open_run_folder
     from chinchilla_ds.data.loader import TokenLoader
@@ -251,7 +252,7 @@ def _train(
         return prepared, folder, artifacts
 
     prepared, run_folder, artifacts = run_on_rank_zero(prepare_all)
-    with output_errors(run_folder):
+    with output_errors(run_folder), memory_errors(plan):
         state = pretrain(
             plan=plan,
             ds_config=resolved,

@@ -79,7 +79,7 @@ class Siblings:
     def is_lowest_left(self, *, own_rank: int) -> bool:
         """Return whether no lower rank of this machine is alive."""
         dead = {one.rank for one in self.gone()}
-        return all(rank > own_rank or rank in dead for rank in self._rank_of.values())
+        return all(rank >= own_rank or rank in dead for rank in self._rank_of.values())
 
 
 def _stat(process_id: int) -> list[str]:

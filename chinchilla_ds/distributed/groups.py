@@ -74,9 +74,14 @@ def owns_loss() -> bool:
     )
 
 
+def global_rank() -> int:
+    """Return this rank's place among all."""
+    return int(dist.get_rank())
+
+
 def is_rank_zero() -> bool:
-    """Return whether this is global rank 0, which writes for all where it matters not which rank does."""
-    return dist.get_rank() == 0
+    """Return whether this is global rank 0, which reads and writes for all where it matters not which rank does."""
+    return global_rank() == 0
 
 
 def loss_owner_rank() -> int:

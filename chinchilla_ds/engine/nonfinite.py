@@ -1,11 +1,14 @@
 """Where a loss or gradient that is no number came from: what each rank saw first, kept on the device until it is asked.
 
-Two sums per micro-batch, in fp32: of the stage's output, and of the gradient of the norm weight nearest to its input,
-which everything that is no number in a backward pass flows into. A step costs no wait for the device.
+Two sums per micro-batch and model chunk, in fp32: of the chunk's output, and of the gradient of the norm weight nearest
+to its input, which everything that is no number in a backward pass flows into. A step costs no wait for the device.
 """
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +19,35 @@ from chinchilla_ds.model.decoder import PipelineStage
 _NOWHERE = -1
 
 
+class Place(NamedTuple):
+    """Where a rank saw numbers that are none."""
+
+    chunk: int
+    """Model chunk of the rank; 0 but under interleaved schedules."""
+    micro_batch: int
+    """The first of the rank's micro-batches in which it saw them there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FirstBad:
-    """What one rank saw of a step, as indices of its micro-batches; None where all were numbers."""
+    """What one rank saw of a step; None where all were numbers."""
 
-    forward: int | None
-    """The first whose output, or loss, is no number."""
-    backward: int | None
-    """The first whose gradient is none."""
+    forward: Place | None
+    """The first chunk whose output, or loss, is no number."""
+    backward: Place | None
+    """The first chunk, on the way back from the loss, whose gradient is none."""
 
 
 class NonFiniteWatch:
     """Watches one rank's stage."""
 
     def __init__(self, stage: PipelineStage) -> None:
-        self._outputs: list[Tensor] = []
-        self._gradients: list[Tensor] = []
+        self._outputs: dict[int, list[Tensor]] = defaultdict(list)
+        self._gradients: dict[int, list[Tensor]] = defaultdict(list)
         stage.register_forward_hook(self._see_output, with_kwargs=True)
-        self._last_chunk = len(stage.decoders) - 1
-        first_norm: nn.Parameter = stage.decoders[0].decoder.layers[0].input_layernorm.weight
-        first_norm.register_hook(self._see_gradient)
+        for chunk, decoder in enumerate(stage.decoders):
+            first_norm: nn.Parameter = decoder.decoder.layers[0].input_layernorm.weight
+            first_norm.register_hook(partial(self._see_gradient, chunk))
 
     def start_step(self) -> None:
         """Forget the last step."""
@@ -44,20 +56,28 @@ class NonFiniteWatch:
 
     def of_all_ranks(self) -> list[FirstBad]:
         """Return what every rank saw, by global rank; every rank calls this."""
-        own = torch.tensor([_first(self._outputs), _first(self._gradients)], device=cpu_backend.device())
+        forward = _first(self._outputs, order=sorted(self._outputs))
+        backward = _first(self._gradients, order=sorted(self._gradients, reverse=True))
+        own = torch.tensor([*forward, *backward], device=cpu_backend.device())
         seen = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(seen, own)
-        numbers = [[None if index == _NOWHERE else int(index) for index in one.tolist()] for one in seen]
-        return [FirstBad(forward=forward, backward=backward) for forward, backward in numbers]
+        return [FirstBad(forward=_place(*one[:2]), backward=_place(*one[2:])) for one in (t.tolist() for t in seen)]
 
     def _see_output(self, stage: nn.Module, _args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
-        if stage.training and torch.is_grad_enabled() and kwargs.get("chunk", 0) == self._last_chunk:
-            self._outputs.append(output.detach().sum(dtype=torch.float32))
+        if stage.training and torch.is_grad_enabled():
+            self._outputs[kwargs.get("chunk", 0)].append(output.detach().sum(dtype=torch.float32))
 
-    def _see_gradient(self, gradient: Tensor) -> None:
-        self._gradients.append(gradient.detach().sum(dtype=torch.float32))
+    def _see_gradient(self, chunk: int, gradient: Tensor) -> None:
+        self._gradients[chunk].append(gradient.detach().sum(dtype=torch.float32))
 
 
-def _first(sums: list[Tensor]) -> int:
-    bad = [index for index, value in enumerate(sums) if not torch.isfinite(value)]
-    return bad[0] if bad else _NOWHERE
+def _first(sums: Mapping[int, list[Tensor]], *, order: Iterable[int]) -> Place:
+    for chunk in order:
+        for micro_batch, value in enumerate(sums[chunk]):
+            if not torch.isfinite(value):
+                return Place(chunk, micro_batch)
+    return Place(_NOWHERE, _NOWHERE)
+
+
+def _place(chunk: int, micro_batch: int) -> Place | None:
+    return None if chunk == _NOWHERE else Place(chunk, micro_batch)

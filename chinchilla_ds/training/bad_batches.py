@@ -1,8 +1,8 @@
 """Batches whose loss or gradients are no numbers: passed over, counted, written down; too many in a row end the run."""
 
 import dataclasses
+import itertools
 import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +16,6 @@ from chinchilla_ds.training.callback import StepResult, TrainingState
 SAME_SCALE_OVERFLOWS = 8
 """FP16 overflows in a row that leave the loss scale as it is, after which it is the batch: more than the 2 that
 DeepSpeed's hysteresis waits by default. The scale then is static, or at its smallest."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +61,8 @@ class BadBatches:
         self._scale = step.loss_scale
         return self._same_scale < SAME_SCALE_OVERFLOWS
 
-    def add(self, seen: Sequence[FirstBad], *, step: StepResult, state: TrainingState) -> None:
-        """Take in a batch that is passed over.
+    def add(self, seen: Sequence[FirstBad], *, step: StepResult, state: TrainingState) -> BadBatch:
+        """Take in a batch that is passed over, and return its record.
 
         Args:
             seen: Of every rank.
@@ -79,7 +77,6 @@ class BadBatches:
         if self._file is not None:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(bad)) + "\n")
-            _log.warning("%s; the batch is passed over (%d in a row)", bad, len(self._row))
         if len(self._row) >= self._limit:
             raise DivergedError(
                 [
@@ -89,6 +86,7 @@ class BadBatches:
                     *map(str, self._row),
                 ]
             )
+        return bad
 
     def end_row(self) -> None:
         """Take in a step that was taken."""
@@ -117,16 +115,18 @@ def locate(seen: Sequence[FirstBad], *, step: StepResult, number: int, data_step
 def _first_in_replica(seen: Sequence[FirstBad], *, replica: int, layout: ParallelLayout) -> list[tuple[int, int]]:
     """Return the ranks of a replica where it began, and their first bad micro-batch.
 
-    What is no number flows forward through the stages and then back: it began in the first stage whose output is none
-    or, where all outputs are numbers, in the last one whose gradient is none.
+    What is no number flows forward through the chunks, each over all stages, and then back: it began in the first whose
+    output is none or, where all outputs are numbers, in the last one whose gradient is none.
     """
     stages = range(layout.pipeline_model_parallel_size)
-    for direction, order in (("forward", stages), ("backward", reversed(stages))):
-        for stage in order:
+    order = list(itertools.product(range(layout.virtual_pipeline_model_parallel_size), stages))
+    for direction, way in (("forward", order), ("backward", order[::-1])):
+        for chunk, stage in way:
             ranks = ranks_of_stage(layout, stage=stage, replica=replica)
-            found = [(rank, getattr(seen[rank], direction)) for rank in ranks]
-            if any(index is not None for _, index in found):
-                return [(rank, index) for rank, index in found if index is not None]
+            places = [(rank, getattr(seen[rank], direction)) for rank in ranks]
+            found = [(rank, place.micro_batch) for rank, place in places if place is not None and place.chunk == chunk]
+            if found:
+                return found
     return []
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.training.spikes import Rewind
+from chinchilla_ds.training.stragglers import StragglerReport
 
 __all__ = ["Callback", "EvaluationResult", "Sample", "StepResult", "TrainingState"]
 
@@ -61,6 +63,14 @@ class TrainingState:
     """Over the last step."""
     mfu: float | None = None
     step: StepResult | None = None
+    notes: list[str] = field(default_factory=list)
+    """What the last step gave cause to tell the user: a bad batch, a spike, a slow rank."""
+    stragglers: StragglerReport | None = None
+    """Of the last step, where it was measured."""
+    rewind: Rewind | None = None
+    """What a loss spike asks for; the loop carries it out and clears it."""
+    rewinds: int = 0
+    """How often this run went back because of a loss spike."""
     evaluation: EvaluationResult | None = None
     sample: Sample | None = None
     """At the end of the run."""

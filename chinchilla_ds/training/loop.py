@@ -1,6 +1,5 @@
 """The training loop: tokens, not epochs. The loop owns the steps; callbacks own everything else."""
 
-import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,20 +14,23 @@ from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.data.tokenizer import Tokenizer
 from chinchilla_ds.distributed import cpu_backend, groups
 from chinchilla_ds.engine.zero import TrainingEngine
-from chinchilla_ds.errors import DivergedError
 from chinchilla_ds.evaluation.bits_per_byte import bits_per_byte
 from chinchilla_ds.inference.generate import generate
 from chinchilla_ds.plan import RunPlan
-from chinchilla_ds.training.bad_batches import BadBatches
 from chinchilla_ds.training.callback import Callback, EvaluationResult, Sample, StepResult, TrainingState
+from chinchilla_ds.training.guards import Guards
 from chinchilla_ds.training.lr_schedule import learning_rate
 from chinchilla_ds.training.saving import Saver
+from chinchilla_ds.training.spikes import Rewind
 from chinchilla_ds.training.stopping import STOP_FILE, StopRequest
+from chinchilla_ds.training.watchdog import Watchdog
 
 EVALUATION_TOKENS = 32_768
 """Held-out tokens of the evaluations within a run; the last one reads all of it, in whole global batches."""
 SAMPLE_PROMPT_TOKENS = 32
 SAMPLE_NEW_TOKENS = 96
+SAVE_SCALE = 3.0
+"""How many times the limit for a step a checkpoint may take."""
 
 
 def pretrain(
@@ -104,7 +106,10 @@ class _Run:
         )
         self.stop = stop
         self.saver = Saver(self.engine, state=self.state, saving=saving, ds_config=ds_config, prepared=prepared)
-        self.bad_batches = BadBatches(plan=plan, limit=guards.max_bad_batches, file=_own_file(self.state))
+        self.guards = Guards(
+            guards, plan=plan, stage=self.engine.stage, run_folder=run_folder, writes=self.state.owns_loss
+        )
+        self.watchdog = Watchdog(timeout_s=guards.hang_timeout_s, run_folder=run_folder, rank=groups.global_rank())
 
     def begin(self, resume_from: Path | None, *, init_from: Path | None) -> None:
         """Go on from a checkpoint, or begin with given or with fresh weights."""
@@ -115,15 +120,19 @@ class _Run:
 
     def train(self) -> TrainingState:
         self._call("on_train_start")
-        with self.stop.honoured():
-            self._take_steps()
-        self.saver.finish()
-        if self.state.stopped_by is not None:
-            self._call("on_stop")
-            return self.state
-        self._evaluate(max_tokens=None)
-        self._sample()
-        self.saver.save(complete=True)
+        with self.watchdog:
+            with self.stop.honoured():
+                self._take_steps()
+            with self.watchdog.phase("the checkpoint", scale=SAVE_SCALE):
+                self.saver.finish()
+            if self.state.stopped_by is not None:
+                self._call("on_stop")
+                return self.state
+            self._evaluate(max_tokens=None)
+            with self.watchdog.phase("the sample", scale=SAMPLE_NEW_TOKENS):
+                self._sample()
+            with self.watchdog.phase("the checkpoint", scale=SAVE_SCALE):
+                self.saver.save(complete=True)
         self._call("on_train_end")
         return self.state
 
@@ -133,7 +142,8 @@ class _Run:
             self._step()
             if self.state.step is not None and self.state.step.stop:
                 reason = self.stop.reason(run_folder=self.state.run_folder)
-                self.saver.save()
+                with self.watchdog.phase("the checkpoint", scale=SAVE_SCALE):
+                    self.saver.save()
                 self.state.stopped_by = reason
                 self.stop.done()
                 if groups.is_rank_zero():
@@ -141,9 +151,20 @@ class _Run:
                 return
             if self.state.data_step == self.plan.batch.train_iters:
                 return
+            if self.state.rewind is not None:
+                self._rewind(self.state.rewind)
+                continue
             if self._is_due():
                 self._evaluate(max_tokens=EVALUATION_TOKENS)
-            self.saver.save_if_due()
+            with self.watchdog.phase("the checkpoint", scale=SAVE_SCALE):
+                self.saver.save_if_due()
+
+    def _rewind(self, rewind: Rewind) -> None:
+        """Go back to weights from before a loss spike; the data goes on after it."""
+        self.state.rewind = None
+        with self.watchdog.phase("going back before a loss spike", scale=SAVE_SCALE):
+            if self.saver.rewind(rewind):
+                self.guards.rewound()
 
     def _call(self, hook: str) -> None:
         for callback in self.callbacks:
@@ -163,29 +184,19 @@ class _Run:
             peak=plan.optimizer.learning_rate,
             train_iters=plan.batch.train_iters,
         )
-        batches = _on_device(self.loader.micro_batches(state.data_step, self.data_parallel_rank))
         asked = self.stop.asked(run_folder=state.run_folder if groups.is_rank_zero() else None)
-        result = self.engine.train_step(batches, learning_rate=rate, stop=asked, save=self.saver.time_is_up())
-        self._record(result, seconds=time.perf_counter() - started)
+        with self.watchdog.step(state.iteration + 1):
+            self.guards.start_step(state)
+            batches = _on_device(self.loader.micro_batches(state.data_step, self.data_parallel_rank))
+            result = self.engine.train_step(batches, learning_rate=rate, stop=asked, save=self.saver.time_is_up())
+            self._record(result, seconds=time.perf_counter() - started)
         self._call("on_step_end")
 
     def _record(self, result: StepResult, *, seconds: float) -> None:
         state, plan = self.state, self.plan
-        if not result.skipped and not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            raise DivergedError(
-                f"the loss is {result.loss:g} and the gradient norm {result.grad_norm:g} at step {state.iteration + 1} "
-                f"of {plan.batch.train_iters}, and DeepSpeed took the step: is bf16.check_grad_overflow off?"
-            )
         state.step = result
         state.attempts += 1
-        state.iteration += not result.skipped
-        passed_over = result.skipped and not self.bad_batches.comes_again(result)
-        if passed_over:
-            self.bad_batches.add(self.engine.first_bad_micro_batches(), step=result, state=state)
-        elif not result.skipped:
-            self.bad_batches.end_row()
-        state.bad_batches += passed_over
-        state.data_step += passed_over or not result.skipped
+        self.guards.end_step(state, engine=self.engine)
         state.consumed_tokens = state.iteration * plan.tokens_per_iter
         state.flops_spent = state.attempts * plan.tokens_per_iter * plan.flops_per_token
         state.elapsed_s += seconds
@@ -202,14 +213,17 @@ class _Run:
         batches = _on_device(
             self.loader.held_out_batches(data_parallel_rank=self.data_parallel_rank, max_tokens=max_tokens)
         )
-        loss = self.engine.evaluate(batches)
+        sequences = self.loader.num_held_out_sequences(max_tokens=max_tokens)
+        scale = max(1.0, sequences / self.plan.batch.global_batch_size)
+        with self.watchdog.phase("the evaluation", scale=scale):
+            loss = self.engine.evaluate(batches)
         prepared = self.prepared
         self.state.evaluation = EvaluationResult(
             loss=loss,
             bits_per_byte=bits_per_byte(
                 loss_nats_per_token=loss, num_tokens=prepared.held_out_tokens, num_bytes=prepared.held_out_bytes
             ),
-            num_tokens=self.loader.num_held_out_sequences(max_tokens=max_tokens) * self.plan.shape.seq_length,
+            num_tokens=sequences * self.plan.shape.seq_length,
         )
         self._call("on_evaluation_end")
 
@@ -231,11 +245,6 @@ class _Run:
             path = self.state.run_folder / "sample.txt"
             path.write_text(self.state.sample.prompt + self.state.sample.continuation, encoding="utf-8")
             self.state.artifacts["sample"] = str(path)
-
-
-def _own_file(state: TrainingState) -> Path | None:
-    """Return where bad batches are recorded, on the one rank that does."""
-    return state.run_folder / "bad_batches.jsonl" if state.owns_loss else None
 
 
 def _on_device(batches: Iterable[MicroBatch]) -> list[MicroBatch]:

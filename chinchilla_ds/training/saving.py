@@ -5,15 +5,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME
+from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME, iteration_of, list_checkpoints, remove
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.config import CheckpointConfig
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.distributed import groups
+from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.training.callback import TrainingState
+from chinchilla_ds.training.spikes import Rewind
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +119,32 @@ class Saver:
         state.artifacts["checkpoint"] = str(newest)
         self._saved_tokens = state.consumed_tokens
 
+    def rewind(self, rewind: Rewind) -> bool:
+        """Go back to the newest whole checkpoint from before a loss spike; return whether there is one.
+
+        The data goes on where it is, and so do the counts of what was tried. Checkpoints from within the spike are
+        removed, and the new state is saved: a run that is interrupted now does not meet the spike again.
+
+        Raises:
+            CheckpointError: those before the spike are damaged.
+            OutputError: the new state cannot be saved.
+        """
+        self.finish()
+        state = self.state
+        if not run_on_rank_zero(lambda: _keep_before(rewind.before, folder=state.run_folder / CHECKPOINTS_NAME)):
+            state.notes.append(f"no checkpoint of at most {rewind.before} steps to go back to: going on")
+            return False
+        kept = (state.attempts, state.elapsed_s, state.bad_batches)
+        left = state.iteration
+        self.resume(state.run_folder / CHECKPOINTS_NAME)
+        state.attempts, state.elapsed_s, state.bad_batches = kept
+        state.data_step, state.rewinds = rewind.data_step, state.rewinds + 1
+        state.flops_spent = state.attempts * state.plan.tokens_per_iter * state.plan.flops_per_token
+        state.step = None
+        self.save()
+        _log.warning("went back from step %d to %d, and passed over the batches since", left, state.iteration)
+        return True
+
     def take_weights(self, path: Path) -> None:
         """Begin with the weights of the newest whole checkpoint below `path`, and with a fresh optimizer.
 
@@ -143,3 +171,14 @@ class Saver:
                 f"the checkpoint {path} was trained with tokenizer {known} and the data was made with {here}; prepare "
                 f"the data with the checkpoint's tokenizer, which lies beside it"
             )
+
+
+def _keep_before(iteration: int, *, folder: Path) -> bool:
+    """Remove the checkpoints of more than `iteration` steps, if there are others; return whether there are."""
+    newest_first = list_checkpoints(folder)
+    if not any(iteration_of(checkpoint) <= iteration for checkpoint in newest_first):
+        return False
+    for checkpoint in newest_first:
+        if iteration_of(checkpoint) > iteration:
+            remove(checkpoint)
+    return True

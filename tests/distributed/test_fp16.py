@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from chinchilla_ds.config import GuardConfig
 from chinchilla_ds.errors import LayoutError
 from chinchilla_ds.plan import Precision, RunPlan
 from chinchilla_ds.training.loop import _Run
@@ -64,13 +65,15 @@ class RecordingLoader:
 def run_loop(engine, *, max_attempts=20):
     """A body for `on_engine`: the training loop's own steps until the plan's are taken."""
     from chinchilla_ds.distributed import groups
-    from chinchilla_ds.training.bad_batches import BadBatches
     from chinchilla_ds.training.callback import TrainingState
+    from chinchilla_ds.training.guards import Guards
     from chinchilla_ds.training.stopping import StopRequest
+    from chinchilla_ds.training.watchdog import Watchdog
 
     plan = engine.plan
     run = object.__new__(_Run)
-    run.stop, run.bad_batches = StopRequest(), BadBatches(plan=plan, limit=5, file=None)
+    run.stop, run.watchdog = StopRequest(), Watchdog(timeout_s=60.0, run_folder=Path(), rank=0)
+    run.guards = Guards(GuardConfig(), plan=plan, stage=engine.stage, run_folder=Path(), writes=False)
     run.plan, run.callbacks, run.engine = plan, (), engine
     run.loader, run.data_parallel_rank = RecordingLoader(plan), groups.data_parallel_rank()
     run.state = state = TrainingState(plan=plan, run_folder=Path(), owns_loss=False, peak_flops_per_s=None)

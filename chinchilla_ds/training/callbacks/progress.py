@@ -95,6 +95,8 @@ class ProgressCallback(Callback):
         if self._meter is None:
             return
         speed = self._meter.update(state)
+        for note in state.notes:
+            self._print(f"{_step(state)} | {note}")
         if self._is_due(state):
             self._shown_at_s, self._shown_iteration = time.monotonic(), state.iteration
             self._show(state, speed=speed)

@@ -106,6 +106,11 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
     }
     if state.mfu is not None:
         metrics["mfu"] = state.mfu
+    if state.stragglers is not None:
+        metrics |= {
+            "straggler/slowest_rank": float(state.stragglers.slowest_rank),
+            "straggler/ratio": state.stragglers.ratio,
+        }
     return metrics | skipped
 
 
