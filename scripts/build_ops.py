@@ -20,6 +20,10 @@ def main() -> int:
     with contextlib.redirect_stdout(io.StringIO()):  # ninja's commands
         import deepspeed  # noqa: F401 - registers the builders
         import torch
+
+        from chinchilla_ds.distributed import build_lock
+
+        build_lock.install()
         from deepspeed.accelerator import get_accelerator
         from deepspeed.ops.op_builder import CPUAdamBuilder
 
