@@ -181,8 +181,7 @@ def _progress(runs: Sequence["DesignedRun"], *, plan: RunPlan) -> Iterator[_Show
     num_done = sum(one.loss is not None for one in runs)
     console.print(
         f"{len(runs) - num_done} runs of {format_flops(plan.true_flops)}: {format_count(plan.num_params)} parameters, "
-        f"{format_count(plan.num_tokens)} tokens"
-        + (f"; {num_done} rows have a loss already" if num_done else ""),
+        f"{format_count(plan.num_tokens)} tokens" + (f"; {num_done} rows have a loss already" if num_done else ""),
         highlight=False,
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

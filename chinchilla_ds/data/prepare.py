@@ -41,11 +41,12 @@ def prepare(
     """
     from chinchilla_ds.data.pipeline import content_key, prepare_recipe
 
-    check_source(data, vocab_size=vocab_size)
-    prepared = prepared_folder(data)
+    prepared = _check(data, vocab_size=vocab_size)
     if prepared is None:
         recipe = _recipe(data, vocab_size=vocab_size, seed=seed)
-        prepared = prepare_recipe(recipe, folder=folder / content_key(find_sources(recipe), recipe), progress=progress)
+        corpora = find_sources(recipe)
+        place = folder / content_key(corpora, recipe)
+        prepared = prepare_recipe(recipe, folder=place, corpora=corpora, progress=progress)
     check_enough_tokens(prepared, data=data, num_tokens=num_tokens, seq_length=seq_length)
     return prepared
 
@@ -86,6 +87,12 @@ def check_source(data: DataConfig, *, vocab_size: int) -> None:
     Raises:
         DataError: settings that cannot be, or files that are missing, empty or of an unknown type.
     """
+    if _check(data, vocab_size=vocab_size) is None:
+        find_sources(_recipe(data, vocab_size=vocab_size, seed=0))
+
+
+def _check(data: DataConfig, *, vocab_size: int) -> PreparedData | None:
+    """Check the settings, and return the prepared folder where one is named."""
     problems = []
     if not 0 < data.held_out_fraction < 1:
         problems.append(
@@ -98,13 +105,12 @@ def check_source(data: DataConfig, *, vocab_size: int) -> None:
     if problems:
         raise DataError(problems)
     prepared = prepared_folder(data)
-    if prepared is None:
-        find_sources(_recipe(data, vocab_size=vocab_size, seed=0))
-    elif prepared.vocab_size > vocab_size:
+    if prepared is not None and prepared.vocab_size > vocab_size:
         raise DataError(
             f"{prepared.folder} was prepared with {prepared.vocab_size} tokenizer pieces and the plan has room for "
             f"{vocab_size}; leave --vocab-size out, or give {prepared.vocab_size}"
         )
+    return prepared
 
 
 def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens: int, seq_length: int) -> None:

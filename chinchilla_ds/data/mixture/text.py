@@ -103,10 +103,9 @@ def fit_data(fit: MixtureFit, /) -> dict[str, Any]:
 def blend_yaml(fit: MixtureFit, /) -> str:
     """Return the best mixture as YAML; the weights sum to 1."""
     better = "" if fit.is_better else "; no evidence that it is better than the natural mixture"
-    return blend_text(
-        dict(zip(fit.runs.sources, rounded_weights(fit.best, upper=fit.bounds.upper).tolist(), strict=True)),
-        note=f"predicted from {len(fit.runs.losses)} runs: loss {fit.loss.value:.4f}, gain {fit.gain.value:.4f}{better}",
-    )
+    note = f"predicted from {len(fit.runs.losses)} runs: loss {fit.loss.value:.4f}, gain {fit.gain.value:.4f}{better}"
+    weights = rounded_weights(fit.best, upper=fit.bounds.upper).tolist()
+    return blend_text(dict(zip(fit.runs.sources, weights, strict=True)), note=note)
 
 
 def blend_text(weights: Mapping[str, float], /, *, note: str) -> str:

@@ -25,18 +25,18 @@ seed = json.loads(Path(words["--plan"]).read_text())["seed"]
 what, name = (*trouble.read_text().split(), "", "")[:2] if trouble.exists() else ("", "")
 if folder.name == name:
     Path(words["--data"], "pid").write_text(str(os.getpid()))
-    if what == "interrupt":
-        os.kill(os.getppid(), signal.SIGINT)
+    if what in ("SIGINT", "SIGTERM"):
+        os.kill(os.getppid(), getattr(signal, what))
         time.sleep(60)
-    if what == "terminate":
-        os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(60)
+    if what == "STOP":
+        sys.exit(85)
     if what == "refuse":
         sys.exit(sys.stderr.write("error: the loss is nan; lower --learning-rate\\n") and 2)
     if what == "crash":
         raise ValueError("a bug")
-(folder / "1e11-now").mkdir()
-rows = [{"step": 5, "held_out/loss": 9.0}, {"step": 9, "train/loss": 1.0}, {"step": 9, "held_out/loss": 3 + weights["web"]}]
+(folder / "1e11-now").mkdir(exist_ok=True)
+last = {"step": 9, "held_out/loss": 3 + weights["web"]}
+rows = [{"step": 5, "held_out/loss": 9.0}, {"step": 9, "train/loss": 1.0}, last]
 (folder / "1e11-now/metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 print("trained with seed", seed)
 """
@@ -89,7 +89,8 @@ def test_every_row_gets_its_loss_and_the_rest_of_the_table_stays(
     ]
     assert "natural         held-out loss 3.7500" in capsys.readouterr().err
     plans = {
-        name: RunPlan.from_json(Path("runs/mixes", name, "plan.json").read_text()) for name in ("mix-1", "again", "mix-2")
+        name: RunPlan.from_json(Path("runs/mixes", name, "plan.json").read_text())
+        for name in ("mix-1", "again", "mix-2")
     }
     assert plans["mix-1"] == plans["mix-2"]
     assert plans["again"].seed == plans["mix-1"].seed + 1  # a repeat with the same seed would tell nothing
@@ -101,7 +102,7 @@ def test_every_row_gets_its_loss_and_the_rest_of_the_table_stays(
     assert table.read_bytes() == before
 
 
-@pytest.mark.parametrize("what", ["interrupt", "terminate"])
+@pytest.mark.parametrize("what", ["SIGINT", "SIGTERM", "STOP"])
 def test_an_interrupted_search_keeps_what_is_done_and_goes_on(
     table: Path, corpus: Path, ds_configs: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
@@ -112,8 +113,13 @@ def test_an_interrupted_search_keeps_what_is_done_and_goes_on(
     with pytest.raises(ProcessLookupError):
         os.kill(int((corpus / "pid").read_text()), 0)
     (corpus / "trouble").unlink()
+    Path("runs/mixes/again/left.txt").write_text("a checkpoint")
+    Path("runs/mixes/mix-2").mkdir()
+    Path("runs/mixes/mix-2/plan.json").write_text("of another search")
     text = run_command(words(table, corpus, ds_configs))
     assert f"4 of 4 runs have a loss in {table}, 2 of them new" in text
+    assert Path("runs/mixes/again/left.txt").is_file()  # so that the run can go on from it
+    assert "of another search" not in Path("runs/mixes/mix-2/plan.json").read_text()
     assert losses(table) == {"natural": "3.750000", "mix-1": "3.100000", "again": "3.100000", "mix-2": "3.000000"}
 
 
