@@ -93,7 +93,7 @@ def check_source(data: DataConfig, *, vocab_size: int) -> None:
 
 def _check(data: DataConfig, *, vocab_size: int) -> PreparedData | None:
     """Check the settings, and return the prepared folder where one is named."""
-    problems = []
+    problems: list[str] = []
     if not 0 < data.held_out_fraction < 1:
         problems.append(
             f"held_out_fraction is {data.held_out_fraction:g}; it must lie between 0 and 1, 0.02 for example"
