@@ -12,6 +12,7 @@ from chinchilla_ds.cli import pretrain
 from chinchilla_ds.cli.arguments import parse
 from chinchilla_ds.cli.main import run_command
 from chinchilla_ds.cli.prepared_corpus import with_prepared_corpus
+from chinchilla_ds.cli.run_request import RunRequest
 from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.errors import DataError
 from tests.unit.cli.test_mix import write_corpus
@@ -92,3 +93,13 @@ def test_a_corpus_of_a_few_tokens_is_named_in_the_refusal(tmp_path: Path) -> Non
     tiny = write_corpus(tmp_path / "tiny", tokens={"code": 50, "web": 50})
     with pytest.raises(Exception, match="with 100 unique tokens"):
         run_command(["plan", "--flops", "5e12", "--vocab-size", "1024", "--data", str(tiny)])
+
+
+def test_another_blend_in_the_same_file_is_another_run(corpus: Path, tmp_path: Path) -> None:
+    blend = tmp_path / "b.yaml"
+    request = RunRequest(config=RunConfig(data=DataConfig(paths=(corpus,), blend=blend)))
+    keys = []
+    for text in ("weights: {code: 1, web: 0}", "weights: {web: 0, code: 1}", "weights: {code: 0.5, web: 0.5}"):
+        blend.write_text(text)
+        keys.append(request.key)
+    assert keys[0] == keys[1] != keys[2]
