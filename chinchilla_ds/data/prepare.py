@@ -119,7 +119,7 @@ def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens:
     Raises:
         DataError: it does not; names what is needed, what is there, and the ways out.
     """
-    problems = []
+    problems: list[str] = []
     if data.blend is not None:
         problems += epoch_problems(prepared, num_tokens=num_tokens, max_epochs=data.max_epochs)
     needed = num_tokens + 1
