@@ -21,7 +21,9 @@ class DataConfig:
     held_out_fraction: float = 0.02
     """Share of documents kept out of training, chosen by content hash."""
     max_epochs: float = 1.0
-    """How often the corpus may be read; a plan that needs more is refused."""
+    """How often the corpus, or each source of a blend, may be read; a plan that needs more is refused."""
+    blend: Path | None = None
+    """YAML file of weights for the named sources of a prepared corpus, in place of the corpus's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

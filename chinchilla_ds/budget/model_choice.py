@@ -15,7 +15,7 @@ from chinchilla_ds.budget.law_choice import Laws, choose_laws, repetition_laws
 from chinchilla_ds.budget.law_forms import MAX_EXTRAPOLATION
 from chinchilla_ds.budget.named_shapes import decoder_of, named_shape
 from chinchilla_ds.budget.parameters import count_parameters, params_in_convention
-from chinchilla_ds.budget.repetition import optimal_with_repetition
+from chinchilla_ds.budget.repetition import effective_tokens, optimal_with_repetition
 from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW, get_law
 from chinchilla_ds.budget.shapes import (
     MAX_RELATIVE_MISS,
@@ -79,9 +79,17 @@ def choose_model(config: RunConfig, /) -> ModelChoice:
         PlanError: no shape is near enough to the wanted N.
     """
     choice = _choose(config, laws=choose_laws(config.law, nominal_budget_flops=nominal_budget(config)))
-    if config.unique_tokens is None or choice.wanted_tokens <= config.unique_tokens:
+    unique_tokens = config.unique_tokens
+    if unique_tokens is None or choice.wanted_tokens <= unique_tokens:
         return choice
-    return _choose(config, laws=repetition_laws(unique_tokens=config.unique_tokens))
+    try:
+        repeating = _choose(config, laws=repetition_laws(unique_tokens=unique_tokens))
+    except PlanError as error:
+        raise PlanError(
+            [f"{problem}, with {format_count(unique_tokens)} unique tokens" for problem in error.problems]
+        ) from None
+    why = _repetition_reason(choice.wanted_tokens, repeating.wanted_tokens, unique_tokens=unique_tokens)
+    return dataclasses.replace(repeating, reasons=(*repeating.reasons, why))
 
 
 def nominal_budget(config: RunConfig, /) -> float:
@@ -293,9 +301,20 @@ def _reasons(config: RunConfig, wish: _Wish, *, shape: ModelShape, best: Member)
         )
     if config.vocab_size is None and config.shape is None:
         yield f"Vocabulary {shape.vocab_size}: by budget, so that a small model is not mostly embedding tables."
-    unique_tokens = wish.laws.losses.unique_tokens
-    if unique_tokens is not None:
-        yield (
-            f"{format_count(unique_tokens)} unique tokens are fewer than the budget asks for: N, D and the loss "
-            "are those of Muennighoff et al. 2023 (arXiv:2305.16264), in which repetitions are worth less and less."
+
+
+def _repetition_reason(without: float, tokens: float, *, unique_tokens: float) -> str:
+    """Return why the law is another one; `without` is D where all tokens count as distinct, `tokens` is D now."""
+    if tokens <= unique_tokens:
+        read = f"By it, D is {format_count(tokens)}, and they are enough."
+    else:
+        worth = effective_tokens(num_tokens=tokens, unique_tokens=unique_tokens)
+        read = (
+            f"Each is read {tokens / unique_tokens:.3g} times; the {format_count(tokens)} tokens are worth "
+            f"{format_count(worth)} distinct ones."
         )
+    return (
+        f"{format_count(unique_tokens)} unique tokens are fewer than the {format_count(without)} that the run would "
+        "take: N, D and the loss are those of Muennighoff et al. 2023 (arXiv:2305.16264), in which repetitions are "
+        f"worth less and less. {read}"
+    )

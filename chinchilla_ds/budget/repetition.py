@@ -38,12 +38,16 @@ def repeated_loss(*, num_params: float, num_tokens: float, unique_tokens: float)
 
     With fewer tokens than distinct ones, only those used count as U.
     """
-    distinct = min(unique_tokens, num_tokens)
-    matched = min(num_params, _matched_params(distinct))
+    matched = min(num_params, _matched_params(min(unique_tokens, num_tokens)))
     return MUENNIGHOFF.loss(
         num_params=_effective(num_params, matched, PARAMS_HALF_LIFE),
-        num_tokens=_effective(num_tokens, distinct, TOKENS_HALF_LIFE),
+        num_tokens=effective_tokens(num_tokens=num_tokens, unique_tokens=unique_tokens),
     )
+
+
+def effective_tokens(*, num_tokens: float, unique_tokens: float) -> float:
+    """Return D', the distinct tokens that `num_tokens` are worth, of which `unique_tokens` are distinct."""
+    return _effective(num_tokens, min(unique_tokens, num_tokens), TOKENS_HALF_LIFE)
 
 
 def optimal_with_repetition(*, compute_budget_flops: float, unique_tokens: float) -> RepetitionOptimum:

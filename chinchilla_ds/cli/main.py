@@ -25,7 +25,9 @@ COMMANDS = {
     "ds-config": Command("chinchilla_ds.cli.ds_config", "write the DeepSpeed JSON of a plan"),
     "prepare": Command("chinchilla_ds.cli.prepare", "clean, deduplicate, split and tokenise text"),
     "memory": Command("chinchilla_ds.cli.memory", "show what a plan needs per device, stage by stage"),
-    "mix": Command("chinchilla_ds.cli.mix", "find the mixture of sources to train on from many small runs"),
+    "mix design": Command("chinchilla_ds.cli.mix_design", "choose mixtures of a corpus's sources for small runs"),
+    "mix run": Command("chinchilla_ds.cli.mix_run", "train a small run on each mixture"),
+    "mix fit": Command("chinchilla_ds.cli.mix_fit", "find the best mixture from the losses of small runs"),
 }
 _SIGINT_EXIT_CODE = 130
 
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return the exit code: 0, 2 for a user's error, 130 for Ctrl-C; a bug keeps its traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        print(_run(words), flush=True)
+        print(run_command(words), flush=True)
     except ChinchillaError as error:
         sys.stderr.write("".join(f"error: {problem}\n" for problem in error.problems))
         return EXIT_CODE_USER_ERROR
@@ -45,12 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(words: Sequence[str]) -> str:
+def run_command(words: Sequence[str], /) -> str:
+    """Run a subcommand and return the text that it prints; raises what it raises."""
     if not words or words[0] in ("-h", "--help"):
         return _overview()
-    name = words[0]
-    if name not in COMMANDS:
-        raise ConfigError(f"{name!r} is none of {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}")
+    name, rest = _command(words)
     module = importlib.import_module(COMMANDS[name].module)
     parser = Parser(
         prog=f"chinchilla-ds {name}",
@@ -59,9 +60,20 @@ def _run(words: Sequence[str]) -> str:
         allow_abbrev=False,
     )
     module.add_flags(parser)
-    arguments: argparse.Namespace = parser.parse_args(words[1:])
+    arguments: argparse.Namespace = parser.parse_args(rest)
     text: str = module.run(arguments)
     return text.rstrip("\n")
+
+
+def _command(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Return the command that `words` begin with, of one word or two, and the words after it."""
+    for num_words in (2, 1):
+        name = " ".join(words[:num_words])
+        if name in COMMANDS:
+            return name, words[num_words:]
+    family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    name = " ".join(words[:2]) if family else words[0]
+    raise ConfigError(f"{name!r} is none of {', '.join(family or COMMANDS)}{did_you_mean(name, family or COMMANDS)}")
 
 
 def _overview() -> str:

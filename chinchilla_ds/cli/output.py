@@ -43,8 +43,8 @@ def check_output(output: Path, *, num_params: int) -> None:
         )
 
 
-def write_text(path: Path, /, *, text: str) -> None:
-    """Write a whole file or none: aside first, then renamed.
+def write_text(path: Path, /, *, text: str, named: str = "--out ") -> None:
+    """Write a whole file or none: aside first, then renamed. `named` stands before its path in messages.
 
     Raises:
         OutputError: the folder is missing, cannot be written to, or the disk is full.
@@ -57,7 +57,7 @@ def write_text(path: Path, /, *, text: str) -> None:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         near = "" if path.parent.is_dir() else f"; {path.parent} is no folder"
-        raise OutputError(f"--out {path} cannot be written: {reason(error)}{near}") from None
+        raise OutputError(f"{named}{path} cannot be written: {reason(error)}{near}") from None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from chinchilla_ds.budget import hyperparameters
@@ -54,6 +55,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag(layout, "zero-stage", int, "ZeRO stage", choices=(0, 1, 2, 3), metavar="0|1|2|3")
     for name in ("offload-optimizer", "offload-param"):
         flag(layout, name, choice(Offload), "where it lives when not in use", metavar="none|cpu|nvme")
+    data = parser.add_argument_group("data")
+    flag(data, "data", path, "prepared corpus: its vocabulary and unique tokens are planned with", metavar="FOLDER")
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the plan as JSON")
     flag(output, "out", path, "write the plan's JSON to a file", metavar="FILE")
@@ -63,7 +66,10 @@ def run(arguments: argparse.Namespace) -> str:
     """Make the plan; return the text to print."""
     values = vars(arguments)
     own = {name: values.pop(name) for name in _OWN if name in values}
+    corpus = values.pop("data", None)
     config, explicit = run_config(values)
+    if corpus is not None:
+        config = _of_corpus(config, corpus)
     if problems := _combination_problems(own, config):
         raise ConfigError(problems)
     made = _plan(config, own, explicit=explicit)
@@ -72,6 +78,13 @@ def run(arguments: argparse.Namespace) -> str:
     if "out" in own:
         write_text(own["out"], text=text)
     return text if "json" in own else format_plan(found, search=made.search if isinstance(made, ClusterPlan) else None)
+
+
+def _of_corpus(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the config with the prepared corpus's vocabulary and unique tokens, unless it says its own."""
+    from chinchilla_ds.cli.prepared_corpus import corpus_data, with_prepared_corpus
+
+    return with_prepared_corpus(dataclasses.replace(config, data=corpus_data(folder)))
 
 
 def _combination_problems(own: dict[str, Any], config: RunConfig) -> list[str]:

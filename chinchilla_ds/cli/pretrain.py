@@ -25,6 +25,7 @@ from chinchilla_ds.cli.arguments import DATA_FIELDS, Arguments, flag_of, parse
 from chinchilla_ds.cli.endings import end_well
 from chinchilla_ds.cli.output import check_output, output_errors
 from chinchilla_ds.cli.plan_file import read_plan
+from chinchilla_ds.cli.prepared_corpus import with_prepared_corpus
 from chinchilla_ds.cli.run_request import (
     FREE_FIELDS,
     Continued,
@@ -36,7 +37,7 @@ from chinchilla_ds.cli.run_request import (
     known_problems,
 )
 from chinchilla_ds.config import RunConfig
-from chinchilla_ds.data.prepare import check_source, prepare, prepared_folder
+from chinchilla_ds.data.prepare import check_source, prepare
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, ConfigError
 from chinchilla_ds.plan import RunPlan
 from chinchilla_ds.training.stopping import StopRequest
@@ -111,7 +112,7 @@ def _run_to_continue(arguments: Arguments, ds: Mapping[str, Any]) -> tuple[Conti
     Raises:
         CheckpointError: `--resume` names no run, or one that was asked for something else.
     """
-    config = _with_vocab_of_data(ds_json.apply_to_config(arguments.config, ds, explicit=arguments.explicit))
+    config = with_prepared_corpus(ds_json.apply_to_config(arguments.config, ds, explicit=arguments.explicit))
     if problems := list(known_problems(config)):
         raise ConfigError(problems)
     named = config.checkpoint.resume
@@ -127,14 +128,6 @@ def _run_to_continue(arguments: Arguments, ds: Mapping[str, Any]) -> tuple[Conti
         if arguments.plan is None:
             arguments = dataclasses.replace(arguments, plan=run.request.plan)
     return run, dataclasses.replace(arguments, config=config)
-
-
-def _with_vocab_of_data(config: RunConfig) -> RunConfig:
-    """Return the config with the vocabulary of the prepared folder that it names, unless it asks for one."""
-    prepared = prepared_folder(config.data)
-    if prepared is None or config.vocab_size is not None:
-        return config
-    return dataclasses.replace(config, vocab_size=prepared.vocab_size)
 
 
 def _world_size() -> int:
@@ -248,6 +241,8 @@ def _train(
                 now=datetime.now(),
             )
             locks.append(RunLock(folder))
+        if config.data.blend is not None:
+            artifacts["blend"] = str(config.data.blend)
         print(describe(prepared), flush=True)
         return prepared, folder, artifacts
 
@@ -271,3 +266,7 @@ def _train(
         return 0
     groups.wait_for_all()  # the first rank to leave makes the launcher end the others
     return EXIT_CODE_STOPPED
+
+
+if __name__ == "__main__":
+    run()

@@ -14,6 +14,7 @@ from typing import Any
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.config import RunConfig
+from chinchilla_ds.data.blend_file import read_blend
 from chinchilla_ds.errors import CheckpointError, ChinchillaError, ConfigError, reason
 from chinchilla_ds.plan import RunPlan, build_dataclass
 
@@ -62,7 +63,9 @@ class RunRequest:
             name: value for name, value in json.loads(self.to_json())["config"].items() if name not in FREE_FIELDS
         }
         plan = "" if self.plan is None else _plan_content(self.plan)
-        return hashlib.blake2b(json.dumps([values, plan]).encode(), digest_size=10).hexdigest()
+        blend = self.config.data.blend
+        weights = sorted(read_blend(blend).items()) if blend is not None else []
+        return hashlib.blake2b(json.dumps([values, plan, weights]).encode(), digest_size=10).hexdigest()
 
 
 def _absolute(value: Any) -> str:

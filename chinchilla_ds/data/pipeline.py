@@ -26,7 +26,7 @@ from chinchilla_ds.data.encode import EncodeTask, encode_segment
 from chinchilla_ds.data.job import Job, run_tasks
 from chinchilla_ds.data.prepared import INPUTS_NAME, PREPARED_FORMAT_VERSION, PreparedData, is_prepared
 from chinchilla_ds.data.shards import remove_asides, segments_of, whole_folder
-from chinchilla_ds.data.sources import Corpus, Progress, raise_problems
+from chinchilla_ds.data.sources import Corpus, Progress, identities, raise_problems
 from chinchilla_ds.data.split import Kept, held_out_threshold, tokenizer_sample
 from chinchilla_ds.data.stages import ReadTask, read_shard_or_problems, read_tasks
 from chinchilla_ds.data.tokenizer import Tokenizer, train_tokenizer
@@ -39,7 +39,12 @@ _BYTES_PER_TOKEN = 4
 
 
 def prepare_recipe(
-    recipe: Recipe, *, folder: Path, num_workers: int | None = None, progress: Progress | None = None
+    recipe: Recipe,
+    *,
+    folder: Path,
+    corpora: tuple[Corpus, ...] | None = None,
+    num_workers: int | None = None,
+    progress: Progress | None = None,
 ) -> PreparedData:
     """Return the corpus of `recipe` in `folder`, prepared there unless it is there already.
 
@@ -49,6 +54,7 @@ def prepare_recipe(
     Args:
         recipe: The text and what is done to it.
         folder: Becomes the prepared folder; the work folder stands beside it until then.
+        corpora: What `find_sources` has found for the recipe; None looks for it.
         num_workers: Processes; None is the cores of this process.
         progress: Told how far each stage is.
 
@@ -56,7 +62,7 @@ def prepare_recipe(
         DataError: the text is missing, unreadable, or too small; every problem found is listed. Nothing is left.
         OutputError: `folder` cannot be written, or holds something else. Whole pieces are left in the work folder.
     """
-    corpora = find_sources(recipe)
+    corpora = find_sources(recipe) if corpora is None else corpora
     key = content_key(corpora, recipe)
     job = Job(
         recipe=recipe,
@@ -77,8 +83,8 @@ def content_key(corpora: Sequence[Corpus], recipe: Recipe) -> str:
     files = [
         [corpus.name, corpus.text_field, corpus.weight]
         + [
-            (file.hub_name or str(file.path.resolve()), file.kind, file.num_bytes, file.modified_ns)
-            for file in corpus.files
+            (identity, file.kind, file.num_bytes, file.modified_ns)
+            for identity, file in zip(identities(corpus.files), corpus.files, strict=True)
         ]
         for corpus in corpora
     ]

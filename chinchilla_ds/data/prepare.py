@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from chinchilla_ds.config import DataConfig
+from chinchilla_ds.data.blend_file import epoch_problems, read_blend, with_blend
 from chinchilla_ds.data.corpus import Recipe, SourceRecipe, find_sources
 from chinchilla_ds.data.prepared import PreparedData, is_prepared
 from chinchilla_ds.data.sources import Progress
@@ -23,7 +24,7 @@ def prepare(
 ) -> PreparedData:
     """Return the tokenised corpus that `data` describes, from `folder` if it is there already.
 
-    A prepared folder in `data.paths` is taken as it is.
+    A prepared folder in `data.paths` is taken as it is, with the weights of `data.blend` where that is given.
 
     Args:
         data: The text and how it is split.
@@ -40,11 +41,12 @@ def prepare(
     """
     from chinchilla_ds.data.pipeline import content_key, prepare_recipe
 
-    check_source(data, vocab_size=vocab_size)
-    prepared = prepared_folder(data)
+    prepared = _check(data, vocab_size=vocab_size)
     if prepared is None:
         recipe = _recipe(data, vocab_size=vocab_size, seed=seed)
-        prepared = prepare_recipe(recipe, folder=folder / content_key(find_sources(recipe), recipe), progress=progress)
+        corpora = find_sources(recipe)
+        place = folder / content_key(corpora, recipe)
+        prepared = prepare_recipe(recipe, folder=place, corpora=corpora, progress=progress)
     check_enough_tokens(prepared, data=data, num_tokens=num_tokens, seq_length=seq_length)
     return prepared
 
@@ -55,20 +57,28 @@ def _recipe(data: DataConfig, *, vocab_size: int, seed: int) -> Recipe:
 
 
 def prepared_folder(data: DataConfig) -> PreparedData | None:
-    """Return the prepared folder that `data.paths` names, or None where it names text.
+    """Return the prepared folder that `data.paths` names, blended as asked, or None where it names text.
 
     Raises:
-        DataError: a prepared folder beside other paths, or a broken one.
+        DataError: a prepared folder beside other paths, or a broken one; a blend that is none of it, or of text.
     """
     found = [path for path in data.paths if is_prepared(path)]
     if not found:
+        if data.blend is not None:
+            raise DataError(
+                f"--blend {data.blend} weighs the named sources of a prepared corpus, and there is none: make it with "
+                "`chinchilla-ds prepare --source NAME=PATH ... --out FOLDER` and name it with `--data FOLDER`"
+            )
         return None
     if len(data.paths) > 1:
         raise DataError(
             f"{found[0]} is prepared already and cannot be joined with other paths; prepare all of them together with "
             "`chinchilla-ds prepare`, as named sources"
         )
-    return PreparedData.load(found[0])
+    prepared = PreparedData.load(found[0])
+    if data.blend is None:
+        return prepared
+    return with_blend(prepared, read_blend(data.blend), where=f"blend {data.blend}")
 
 
 def check_source(data: DataConfig, *, vocab_size: int) -> None:
@@ -77,7 +87,13 @@ def check_source(data: DataConfig, *, vocab_size: int) -> None:
     Raises:
         DataError: settings that cannot be, or files that are missing, empty or of an unknown type.
     """
-    problems = []
+    if _check(data, vocab_size=vocab_size) is None:
+        find_sources(_recipe(data, vocab_size=vocab_size, seed=0))
+
+
+def _check(data: DataConfig, *, vocab_size: int) -> PreparedData | None:
+    """Check the settings, and return the prepared folder where one is named."""
+    problems: list[str] = []
     if not 0 < data.held_out_fraction < 1:
         problems.append(
             f"held_out_fraction is {data.held_out_fraction:g}; it must lie between 0 and 1, 0.02 for example"
@@ -89,24 +105,25 @@ def check_source(data: DataConfig, *, vocab_size: int) -> None:
     if problems:
         raise DataError(problems)
     prepared = prepared_folder(data)
-    if prepared is None:
-        find_sources(_recipe(data, vocab_size=vocab_size, seed=0))
-    elif prepared.vocab_size > vocab_size:
+    if prepared is not None and prepared.vocab_size > vocab_size:
         raise DataError(
             f"{prepared.folder} was prepared with {prepared.vocab_size} tokenizer pieces and the plan has room for "
             f"{vocab_size}; leave --vocab-size out, or give {prepared.vocab_size}"
         )
+    return prepared
 
 
 def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens: int, seq_length: int) -> None:
-    """Check that the corpus feeds the plan within `data.max_epochs` passes.
+    """Check that the corpus, or each source of `data.blend`, feeds the plan within `data.max_epochs` passes.
 
     Raises:
         DataError: it does not; names what is needed, what is there, and the ways out.
     """
-    problems = []
+    problems: list[str] = []
+    if data.blend is not None:
+        problems += epoch_problems(prepared, num_tokens=num_tokens, max_epochs=data.max_epochs)
     needed = num_tokens + 1
-    if prepared.train_tokens * data.max_epochs < needed:
+    if not problems and prepared.train_tokens * data.max_epochs < needed:
         epochs = needed / prepared.train_tokens
         share = prepared.train_tokens * data.max_epochs / needed
         problems.append(

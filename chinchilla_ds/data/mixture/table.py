@@ -6,6 +6,7 @@ The header is `run,weight:code,weight:web,loss` for sources named code and web; 
 import csv
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ MIN_RUNS = 8
 MAX_PROBLEMS = 20
 """Problems that are spelt out; the rest are counted."""
 DECIMALS = 6
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,6 +48,18 @@ class MixtureRuns:
     """Weights of the row named `natural`, [k]."""
     notes: tuple[str, ...] = ()
     """What was left aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesignedRun:
+    """One run of a table, done or not."""
+
+    name: str
+    weights: dict[str, float]
+    """By source; sum to 1."""
+    loss: float | None
+    repeat: int
+    """How many earlier rows have the same mixture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +117,9 @@ def read_mixture_runs(path: Path, *, targets: Sequence[str], known_sources: Sequ
     sources = tuple(name.removeprefix(WEIGHT_PREFIX) for name in header if name.startswith(WEIGHT_PREFIX))
     columns = tuple(targets) or _default_targets(header)
     problems = list(_header_problems(header, sources=sources, targets=columns, known_sources=known_sources))
+    if not columns:
+        named = ", ".join(repr(name) for name in header)
+        problems.append(f"column {LOSS} (or {LOSS_PREFIX}NAME) is missing; the header has {named}")
     if problems:
         raise DataError([f"{path}: {problem}" for problem in problems])
     rows: list[_Row] = []
@@ -125,6 +142,64 @@ def read_mixture_runs(path: Path, *, targets: Sequence[str], known_sources: Sequ
         natural=natural,
         notes=tuple(_notes(header, num_left_out=len(rows) - len(done), targets=columns)),
     )
+
+
+def read_design(path: Path, *, known_sources: Sequence[str]) -> tuple[DesignedRun, ...]:
+    """Return the runs of a table, with and without a loss, in its order.
+
+    Raises:
+        DataError: as `read_mixture_runs`, except that a loss may be missing; or runs without a name of their own.
+    """
+    lines = list(csv_lines(path))
+    header = lines[0][1] if lines else []
+    sources = tuple(name.removeprefix(WEIGHT_PREFIX) for name in header if name.startswith(WEIGHT_PREFIX))
+    targets = (LOSS,) if LOSS in header else ()
+    problems = list(_header_problems(header, sources=sources, targets=targets, known_sources=known_sources))
+    if RUN not in header:
+        problems.append(f"column {RUN} is missing: it names each run, and the folder of its files")
+    rows: list[_Row] = []
+    for number, fields in lines[1:] if not problems else ():
+        found = _row(number, fields, header=header, sources=sources, targets=targets)
+        problems += found if isinstance(found, list) else []
+        rows += [found] if isinstance(found, _Row) else []
+    problems += _name_problems(rows)
+    if problems or not rows:
+        raise DataError([f"{path}: {problem}" for problem in problems[:MAX_PROBLEMS] or ["there is no run in it"]])
+    seen: Counter[tuple[float, ...]] = Counter()
+    runs = []
+    for row in rows:
+        weights = dict(zip(sources, rounded_weights(_scaled(row.weights)).tolist(), strict=True))
+        loss = None if row.losses is None else row.losses[0]
+        runs.append(DesignedRun(name=row.run, weights=weights, loss=loss, repeat=seen[row.weights]))
+        seen[row.weights] += 1
+    return tuple(runs)
+
+
+def with_loss(text: str, /, *, run: str, loss: float) -> str:
+    """Return the text of a table with a run's loss; its column is added where there is none."""
+    rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline="")))
+    header, *filled = (row for row in rows if any(row))
+    header[:] = [name.strip() for name in header]
+    if LOSS not in header:
+        header.append(LOSS)
+        for row in filled:
+            row.append("")
+    for row in filled:
+        if row[header.index(RUN)].strip() == run:
+            row[header.index(LOSS)] = f"{loss:.{DECIMALS}f}"
+    out = io.StringIO(newline="")
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def _name_problems(rows: Sequence[_Row]) -> Iterator[str]:
+    seen: dict[str, int] = {}
+    for row in rows:
+        if not _RUN_NAME.fullmatch(row.run):
+            yield f"row {row.number}: {RUN} is {row.run!r}; it names a folder: letters, digits, '_', '-' and '.'"
+        elif row.run in seen:
+            yield f"rows {seen[row.run]} and {row.number} are both named {row.run}; name each run once"
+        seen.setdefault(row.run, row.number)
 
 
 def _scaled(weights: Sequence[float]) -> Floats:
@@ -152,8 +227,6 @@ def _header_problems(
         yield f"no column {WEIGHT_PREFIX}SOURCE; the header has {named}"
     elif len(sources) == 1:
         yield f"there is one source, {sources[0]!r}; a mixture needs at least 2"
-    if not targets:
-        yield f"column {LOSS} (or {LOSS_PREFIX}NAME) is missing; the header has {named}"
     for target in targets:
         if target == RUN or target.startswith(WEIGHT_PREFIX):
             yield f"--target {target} is no column of losses"

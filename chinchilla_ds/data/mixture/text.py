@@ -1,8 +1,10 @@
 """A mixture search as a screen, as JSON, and as a blend to train with."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from chinchilla_ds.data.blend_file import WEIGHTS
 from chinchilla_ds.data.mixture.search import Estimate, MixtureFit
 from chinchilla_ds.data.mixture.table import DECIMALS, rounded_weights
 
@@ -101,10 +103,12 @@ def fit_data(fit: MixtureFit, /) -> dict[str, Any]:
 def blend_yaml(fit: MixtureFit, /) -> str:
     """Return the best mixture as YAML; the weights sum to 1."""
     better = "" if fit.is_better else "; no evidence that it is better than the natural mixture"
-    lines = [
-        f"# predicted from {len(fit.runs.losses)} runs: loss {fit.loss.value:.4f}, gain {fit.gain.value:.4f}{better}",
-        "weights:",
-    ]
-    for name, weight in zip(fit.runs.sources, rounded_weights(fit.best, upper=fit.bounds.upper).tolist(), strict=True):
-        lines.append(f"  {json.dumps(name, ensure_ascii=False)}: {weight:.{DECIMALS}f}")
-    return "\n".join(lines) + "\n"
+    note = f"predicted from {len(fit.runs.losses)} runs: loss {fit.loss.value:.4f}, gain {fit.gain.value:.4f}{better}"
+    weights = rounded_weights(fit.best, upper=fit.bounds.upper).tolist()
+    return blend_text(dict(zip(fit.runs.sources, weights, strict=True)), note=note)
+
+
+def blend_text(weights: Mapping[str, float], /, *, note: str) -> str:
+    """Return weights by source as YAML that `read_blend` reads, under a note of one line."""
+    rows = (f"  {json.dumps(name, ensure_ascii=False)}: {weight:.{DECIMALS}f}" for name, weight in weights.items())
+    return "\n".join([f"# {note}", f"{WEIGHTS}:", *rows]) + "\n"

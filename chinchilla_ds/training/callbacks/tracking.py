@@ -11,7 +11,7 @@ from chinchilla_ds.tracking.environment import write_environment
 from chinchilla_ds.tracking.tracker import RunStatus, Tracker
 from chinchilla_ds.training.callback import Callback, TrainingState
 
-DEFAULT_ARTIFACTS = ("plan", "ds_config", "tokenizer", "environment", "sample")
+DEFAULT_ARTIFACTS = ("plan", "ds_config", "tokenizer", "blend", "environment", "sample")
 """Names in `state.artifacts` that are copied to the tracker; the checkpoint is too large to be one."""
 
 

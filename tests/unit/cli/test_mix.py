@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chinchilla_ds.cli import mix
-from chinchilla_ds.cli.arguments import Parser
+from chinchilla_ds.cli.main import run_command
 from chinchilla_ds.data.prepared import MANIFEST_NAME, PreparedData, PreparedSource
 from chinchilla_ds.errors import ChinchillaError, ConfigError, DataError, OutputError
 from tests.unit.data.mixture.synthetic import random_truth
@@ -20,9 +19,7 @@ TRUTH = random_truth(num_sources=4, seed=5)
 
 
 def run(*words: object) -> str:
-    parser = Parser(prog="chinchilla-ds mix", allow_abbrev=False)
-    mix.add_flags(parser)
-    return mix.run(parser.parse_args([str(word) for word in words]))
+    return run_command(["mix", *map(str, words)])
 
 
 def refused(kind: type[ChinchillaError], *words: object) -> tuple[str, ...]:
@@ -38,7 +35,7 @@ def write_corpus(folder: Path, *, tokens: dict[str, int]) -> Path:
         for name, count in tokens.items()
     )
     counts: dict[str, Any] = dict.fromkeys(
-        ("held_out_tokens", "train_bytes", "held_out_bytes", "num_documents", "held_out_documents"), 1
+        ("held_out_tokens", "train_bytes", "held_out_bytes", "num_documents", "held_out_documents"), 1000
     )
     prepared = PreparedData(
         folder=folder,
@@ -159,21 +156,22 @@ def test_the_design_says_how_to_fit(corpus: Path, tmp_path: Path) -> None:
     assert max(float(row[4]) for row in rows) == pytest.approx(0.03)
 
 
-def test_flags_of_the_other_step_are_refused_together(tmp_path: Path) -> None:
-    found = refused(ConfigError, "design", "x", "--target", "loss", "--json", "--max-epochs", 2)
-    assert found == (
-        "--target belongs to mix fit and has no effect on mix design: drop it",
-        "--json belongs to mix fit and has no effect on mix design: drop it",
-        "mix design needs --runs: how many mixtures",
-        "mix design needs --out: the table to write",
+def test_flags_that_contradict_one_another_are_refused_together(tmp_path: Path) -> None:
+    assert refused(ConfigError, "design", "x", "--target", "loss") == (
+        "the following arguments are required: --runs, --out",
+    )
+    design = ("design", "x", "--runs", 8, "--out", tmp_path / "a.csv")
+    assert refused(ConfigError, *design, "--target", "loss") == ("--target is not a flag; --help lists them",)
+    assert refused(ConfigError, *design, "--max-epochs", 2) == (
         "--max-epochs has no effect without --tokens: say how long the large run is",
     )
-    assert refused(ConfigError, "fit", "x", "--runs", 3, "--tokens", 1e9, "--bootstrap", 2) == (
-        "--runs belongs to mix design and has no effect on mix fit: drop it",
+    assert refused(ConfigError, "fit", "x", "--tokens", 1e9, "--bootstrap", 2) == (
         "--tokens needs --corpus: the tokens that each source has",
         "--bootstrap is 2; it must be at least 20, and 200 for steady ends",
     )
-    assert refused(ConfigError, "desing", "x") == ("'desing' is none of design, fit; did you mean 'design'?",)
+    steps = "none of mix design, mix run, mix fit; did you mean"
+    assert refused(ConfigError, "desing", "x") == (f"'mix desing' is {steps} 'mix design'?",)
+    assert refused(ConfigError) == (f"'mix' is {steps} 'mix run'?",)
 
 
 def test_what_is_missing_is_named(corpus: Path, done: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.mixture import FAMILIES, least_loss
 from chinchilla_ds.budget.fitting.runs import Floats
 from chinchilla_ds.data.mixture.regression import FORMS
 from chinchilla_ds.data.mixture.sampling import design_mixtures
@@ -30,9 +31,9 @@ def search(runs: MixtureRuns, *, caps: Bounds | None = None, num_draws: int = 40
     return search_mixture(runs, natural=runs.weights[0], caps=caps, num_draws=num_draws, seed=0)
 
 
-def predict(fit: MixtureFit, weights: Floats) -> Floats:
+def predict(fit: MixtureFit, weights: Floats, *, form: str | None = None) -> Floats:
     losses = fit.runs.losses
-    regression = FORMS[fit.chosen](fit.runs.weights, (losses - losses.mean()) / losses.std())
+    regression = FORMS[form or fit.chosen](fit.runs.weights, (losses - losses.mean()) / losses.std())
     coefficients = regression.solve((losses - losses.mean()) / losses.std(), np.ones(len(losses)))
     out: Floats = regression.terms(weights) @ coefficients
     return out
@@ -50,9 +51,24 @@ def test_losses_are_ranked_and_the_best_mixture_is_found(
     fit = search(runs_of(truth, num_sources=num_sources, num_runs=num_runs, seed=seed))
     unseen = design_mixtures(shares=SHARES[num_sources], num_runs=200, seed=seed + 1000, min_share=2e-4)
     assert rank_correlation(predict(fit, unseen), truth.loss(unseen)) >= 0.9
+    # a plane does not: the truths bend enough for the bar to mean something
+    assert rank_correlation(predict(fit, unseen, form="linear"), truth.loss(unseen)) < 0.9
     found, natural = truth.loss(fit.best[None])[0], truth.loss(fit.natural[None])[0]
     assert found / truth.least() - 1 < 0.03
     assert found < natural
+
+
+@pytest.mark.parametrize("family", ["exponential", "bigram"])
+def test_losses_of_other_families_are_ranked_too(family: str) -> None:
+    loss = FAMILIES[family](4, 7)
+    weights = design_mixtures(shares=SHARES[4], num_runs=48, seed=7, min_share=2e-4)
+    losses = loss(weights) * (1 + 0.005 * np.random.default_rng(7).normal(size=48))
+    fit = search(
+        MixtureRuns(sources=tuple("abcd"), weights=weights, losses=losses, targets=("loss",), natural=weights[0])
+    )
+    unseen = design_mixtures(shares=SHARES[4], num_runs=200, seed=1007, min_share=2e-4)
+    assert rank_correlation(predict(fit, unseen), loss(unseen)) >= 0.9
+    assert loss(fit.best[None])[0] / least_loss(loss, num_sources=4) - 1 < 0.02
 
 
 def test_caps_are_kept_and_the_best_within_them_is_found() -> None:

@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chinchilla_ds.data.mixture.table import MAX_PROBLEMS, MixtureRuns, design_csv, read_mixture_runs
+from chinchilla_ds.data.mixture.table import (
+    MAX_PROBLEMS,
+    MixtureRuns,
+    design_csv,
+    read_design,
+    read_mixture_runs,
+    with_loss,
+)
 from chinchilla_ds.errors import DataError
 
 HEADER = "run,weight:code,weight:web,loss"
@@ -153,3 +160,43 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     write(tmp_path / "quote.csv", HEADER, '"open')
     with pytest.raises(DataError, match="is not CSV"):
         read(tmp_path / "quote.csv")
+
+
+def test_a_loss_is_added_and_all_else_stays() -> None:
+    text = 'run ,weight:a,weight:b,note\nnatural,0.25,0.75,"x, y"\n\nmix-1,1,0,\n'
+    first = with_loss(text, run="mix-1", loss=3.1234567)
+    assert first == 'run,weight:a,weight:b,note,loss\nnatural,0.25,0.75,"x, y",\nmix-1,1,0,,3.123457\n'.replace(
+        "\nmix-1", "\n\nmix-1"
+    )
+    again = with_loss(first, run="natural", loss=4)
+    assert again == first.replace('"x, y",', '"x, y",4.000000')
+
+
+def test_a_design_is_read_with_and_without_losses(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", HEADER, "natural,0.35,0.65,3.5", "mix-1,0.333,0.667,", "again,0.35,0.65,")
+    runs = read_design(path, known_sources=["code", "web"])
+    assert [(run.name, run.loss, run.repeat) for run in runs] == [
+        ("natural", 3.5, 0), ("mix-1", None, 0), ("again", None, 1),
+    ]  # fmt: skip
+    assert runs[1].weights == {"code": 0.333, "web": 0.667}
+    path = write(tmp_path / "t.csv", "run,weight:code,weight:web", "x,0.35,0.65")
+    assert read_design(path, known_sources=["code", "web"])[0].loss is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["weight:code,weight:web", "0.5,0.5"], "column run is missing: it names each run"),
+        (["run,weight:code,weight:wbe", "a,0.5,0.5"], "weight:wbe is no source of the corpus; did you mean 'web'?"),
+        (["run,weight:code,weight:web", "a,0.5,0.5", "a,0.4,0.6"], "rows 2 and 3 are both named a"),
+        (["run,weight:code,weight:web", ",0.5,0.5"], "row 2: run is ''; it names a folder"),
+        (["run,weight:code,weight:web,loss", "a,0.5,0.5,x"], "row 2: loss is 'x', which is no number"),
+        (["run,weight:code,weight:web"], "there is no run in it"),
+        ([""], "no column weight:SOURCE"),
+    ],
+)
+def test_designs_that_are_refused(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = write(tmp_path / "t.csv", *lines)
+    with pytest.raises(DataError) as caught:
+        read_design(path, known_sources=["code", "web"])
+    assert message in "\n".join(caught.value.problems)
