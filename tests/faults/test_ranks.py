@@ -13,7 +13,18 @@ FAULTY = ROOT / "tests/faults/faulty_rank.py"
 DEATH_S = 40.0
 """From a rank's death to the last process's end, as docs/faults.md promises: 20 s; twice that on a busy machine."""
 HANG_TIMEOUT_S = 8
-RUN = ("--flops", "1e11", "--max-epochs", "100", "--seq-length", "128", "--global-batch-size", "16", "--micro-batch-size", "2")
+RUN = (
+    "--flops",
+    "1e11",
+    "--max-epochs",
+    "100",
+    "--seq-length",
+    "128",
+    "--global-batch-size",
+    "16",
+    "--micro-batch-size",
+    "2",
+)
 DP2, TP2_PP2 = ("zero1", 2), ("zero3_tp2_pp2", 4)
 
 
