@@ -13,18 +13,7 @@ FAULTY = ROOT / "tests/faults/faulty_rank.py"
 DEATH_S = 40.0
 """From a rank's death to the last process's end, as docs/faults.md promises: 20 s; twice that on a busy machine."""
 HANG_TIMEOUT_S = 8
-RUN = (
-    "--flops",
-    "1e11",
-    "--max-epochs",
-    "100",
-    "--seq-length",
-    "128",
-    "--global-batch-size",
-    "16",
-    "--micro-batch-size",
-    "2",
-)
+BATCH = ("--seq-length", "128", "--global-batch-size", "16", "--micro-batch-size", "2", "--max-epochs", "100")
 DP2, TP2_PP2 = ("zero1", 2), ("zero3_tp2_pp2", 4)
 
 
@@ -38,7 +27,7 @@ def _run_with(
 ) -> Ended:
     ds, ranks = layout
     run = launch(
-        *RUN, "--data", corpus, *flags,
+        "--flops", "1e11", *BATCH, "--data", corpus, *flags,
         folder=folder, ranks=ranks, ds=ds, script=FAULTY, FAULT=fault, FAULT_RANK=str(rank),
     )  # fmt: skip
     started_s = time.monotonic()
@@ -96,7 +85,7 @@ def test_out_of_memory_on_one_rank_shows_the_plans_table_and_what_fits(tmp_path:
 def test_a_run_that_is_asked_to_stop_saves_and_leaves(
     tmp_path: Path, corpus: Path, number: signal.Signals, group: bool, rank: int | None
 ) -> None:
-    run = launch("--flops", "1e12", *RUN[2:], "--data", corpus, folder=tmp_path, ranks=2, ds="zero1")
+    run = launch("--flops", "1e12", *BATCH, "--data", corpus, folder=tmp_path, ranks=2, ds="zero1")
     ended = interrupt(run, number, after="| loss", group=group, rank=rank)
     assert ended.text.count(f"stopped by {number.name if rank != 1 else 'a signal to another rank'}; saved in") <= 1
     assert "; the same command continues" in ended.text, ended.text
@@ -109,7 +98,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_leaves(
 
 @pytest.mark.slow
 def test_the_stop_file_stops_a_run_and_is_taken_away(tmp_path: Path, corpus: Path) -> None:
-    run = launch("--flops", "1e12", *RUN[2:], "--data", corpus, folder=tmp_path, ranks=2, ds="zero1")
+    run = launch("--flops", "1e12", *BATCH, "--data", corpus, folder=tmp_path, ranks=2, ds="zero1")
     assert run.stdout is not None
     for line in run.stdout:
         if "| loss" in line:
