@@ -40,6 +40,8 @@ class Siblings:
         self._rank_of: dict[tuple[int, str], int] = {}
         """By process id and start time: ids are used again."""
         self._others: set[int] = set()
+        self._dead: dict[int, Gone] = {}
+        """By process id, what was seen of a death before the parent took note of it."""
 
     def refresh(self) -> None:
         """Look for ranks that are not known yet."""
@@ -64,6 +66,9 @@ class Siblings:
         """Return the ranks that have died, lowest first."""
         found = []
         for (process_id, started), rank in self._rank_of.items():
+            if process_id in self._dead:
+                found.append(self._dead[process_id])
+                continue
             try:
                 stat = _stat(process_id)
             except OSError:
@@ -73,7 +78,10 @@ class Siblings:
             elif stat[0] == _ZOMBIE:
                 status = int(stat[-1])
                 number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-                found.append(Gone(rank=rank, process_id=process_id, signal_number=number, left_by_itself=not number))
+                self._dead[process_id] = Gone(
+                    rank=rank, process_id=process_id, signal_number=number, left_by_itself=not number
+                )
+                found.append(self._dead[process_id])
         return sorted(found, key=lambda one: one.rank)
 
     def is_lowest_left(self, *, own_rank: int) -> bool:

@@ -29,8 +29,9 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list["subprocess.Popen[by
 
 
 def test_the_dead_are_named_and_told_apart(ranks: list["subprocess.Popen[bytes]"]) -> None:
-    family = Siblings()
+    family, late = Siblings(), Siblings()
     family.refresh()
+    late.refresh()
     assert family.gone() == []
     assert family.is_lowest_left(own_rank=0)
     assert not family.is_lowest_left(own_rank=2)
@@ -43,7 +44,8 @@ def test_the_dead_are_named_and_told_apart(ranks: list["subprocess.Popen[bytes]"
     assert family.is_lowest_left(own_rank=2)
 
     ranks[0].wait()
-    (vanished,) = family.gone()
+    assert family.gone() == [killed], "what was seen once is remembered"
+    (vanished,) = late.gone()
     assert str(vanished) == f"rank 1 (process {ranks[0].pid}) is gone"
 
 
