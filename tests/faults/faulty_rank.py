@@ -17,7 +17,7 @@ from chinchilla_ds.engine.zero import TrainingEngine
 STEP = 3
 
 
-def _die(*_: Any) -> None:
+def _die(*_: Any, **__: Any) -> None:
     print(f"FAULT {os.environ['FAULT']}", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 

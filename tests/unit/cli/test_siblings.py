@@ -44,9 +44,12 @@ def test_the_dead_are_named_and_told_apart(ranks: list["subprocess.Popen[bytes]"
     assert family.is_lowest_left(own_rank=2)
 
     ranks[0].wait()
-    assert family.gone() == [killed], "what was seen once is remembered"
-    (vanished,) = late.gone()
-    assert str(vanished) == f"rank 1 (process {ranks[0].pid}) is gone"
+    ranks[1].kill()
+    ranks[1].wait()
+    assert family.gone() == [killed], "the first death counts"
+    assert [str(one) for one in late.gone()] == [
+        f"rank {number} (process {ranks[number - 1].pid}) is gone" for number in (1, 2)
+    ]
 
 
 def test_one_that_exits_has_said_why(ranks: list["subprocess.Popen[bytes]"]) -> None:
