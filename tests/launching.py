@@ -77,7 +77,7 @@ def interrupt(
             lines.append(line)
             if after in line:
                 break
-        assert lines and after in lines[-1], "".join(lines)
+        assert any(after in line for line in lines), "".join(lines)
         sent_s = time.monotonic()
         (os.killpg if group else os.kill)(run.pid if rank is None else _process_of(run, rank), number)
         rest, _ = run.communicate(timeout=TIMEOUT_S)

@@ -14,6 +14,8 @@ from chinchilla_ds.units import format_bytes
 NOTICEABLE = 0.9
 """A change must bring the estimate below this share of the plan's own: the plan that ran out was thought to fit."""
 MAX_RELIEFS = 3
+_Change = tuple[str, dict[str, object]]
+"""What to write, and the fields of the layout, or micro_batch_size, that it sets."""
 _RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
 
 
@@ -52,8 +54,8 @@ def reliefs(plan: RunPlan, /, *, capacity_bytes: int | None) -> tuple[Relief, ..
 def _changes(plan: RunPlan) -> Iterator[Relief]:
     """Yield legal changes: fewest first, then in the order of what they cost, a smaller micro-batch least."""
     layout, batch = plan.layout, plan.batch
-    choices = [
-        list(zip(*_micro_batches(batch), strict=True)),
+    choices: list[list[_Change]] = [
+        _micro_batches(batch),
         [(f"--recompute {one}", {"recompute": one}) for one in _after(_RECOMPUTE, layout.recompute)],
         [
             (f'"zero_optimization": {{"stage": {stage}}}', {"zero_stage": stage})
@@ -62,9 +64,8 @@ def _changes(plan: RunPlan) -> Iterator[Relief]:
         ],
         _offloads(layout),
     ]
-    steps = [[None, *options] for options in choices]
     combinations = sorted(
-        itertools.product(*steps),
+        itertools.product(*([None, *options] for options in choices)),
         key=lambda chosen: (sum(one is not None for one in chosen), [one is None for one in chosen]),
     )
     for chosen in combinations:
@@ -73,13 +74,13 @@ def _changes(plan: RunPlan) -> Iterator[Relief]:
             yield relief
 
 
-def _micro_batches(batch: BatchPlan) -> tuple[list[str], list[dict[str, object]]]:
+def _micro_batches(batch: BatchPlan) -> list[_Change]:
     sizes = [size for size in range(batch.micro_batch_size - 1, 0, -1) if batch.micro_batch_size % size == 0]
-    return [f"--micro-batch-size {size}" for size in sizes], [{"micro_batch_size": size} for size in sizes]
+    return [(f"--micro-batch-size {size}", {"micro_batch_size": size}) for size in sizes]
 
 
-def _offloads(layout: ParallelLayout) -> list[tuple[str, dict[str, object]]]:
-    found: list[tuple[str, dict[str, object]]] = []
+def _offloads(layout: ParallelLayout) -> list[_Change]:
+    found: list[_Change] = []
     if layout.offload_optimizer is Offload.NONE:
         found.append(('"offload_optimizer": {"device": "cpu"}', {"offload_optimizer": Offload.CPU}))
     if layout.offload_param is Offload.NONE:

@@ -39,7 +39,8 @@ STUCK_S = 3.0
 """How long the main thread may take to see a signal."""
 CLEAN_UP_S = 5.0
 """How long it may then take to leave."""
-_LAUNCHER_POLL_S = 1.0
+_LAUNCHER_POLL_S = 0.25
+"""More often than the launcher, which looks every second and then takes note of a death: nobody else sees it after."""
 _DEATH_SEEN_S = 1.0
 _waiting = threading.Event()
 """Set where the SIGTERM that comes is the launcher's, after another rank has said why."""
@@ -244,8 +245,11 @@ def _leave_if_alone(judge: _Judge, since_s: float) -> float:
 
 def _enforce(number: int, alarm: socket.socket, seen: threading.Event) -> None:
     """Say what happened, and end the process unless it sees the signal, and then leaves, in time."""
-    if _rank() == 0 and not _waiting.is_set():
-        _say(str(Interrupted(number)))
+    if not _waiting.is_set():
+        gone = _siblings.gone()
+        _report_killed(gone)
+        if _rank() == 0 and not gone:
+            _say(str(Interrupted(number)))
     in_time = seen.wait(STUCK_S)
     deadline_s = time.monotonic() + CLEAN_UP_S
     while in_time and (left_s := deadline_s - time.monotonic()) > 0:

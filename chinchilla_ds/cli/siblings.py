@@ -40,6 +40,7 @@ class Siblings:
         self._rank_of: dict[tuple[int, str], int] = {}
         """By process id and start time: ids are used again."""
         self._others: set[int] = set()
+        self._first_gone: list[Gone] = []
 
     def refresh(self) -> None:
         """Look for ranks that are not known yet."""
@@ -61,25 +62,31 @@ class Siblings:
                 self._rank_of[child, _stat(child)[19]] = ranks[0]
 
     def gone(self) -> list[Gone]:
-        """Return the ranks that have died, lowest first."""
-        found = []
-        for (process_id, started), rank in self._rank_of.items():
-            try:
-                stat = _stat(process_id)
-            except OSError:
-                stat = []
-            if not stat or stat[19] != started:
-                found.append(Gone(rank=rank, process_id=process_id, signal_number=None, left_by_itself=False))
-            elif stat[0] == _ZOMBIE:
-                status = int(stat[-1])
-                number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-                found.append(Gone(rank=rank, process_id=process_id, signal_number=number, left_by_itself=not number))
-        return sorted(found, key=lambda one: one.rank)
+        """Return the ranks that died first, lowest first; the launcher, which ends the others, does not change that."""
+        if not self._first_gone:
+            found = (_look_at(process_id, started, rank) for (process_id, started), rank in self._rank_of.items())
+            self._first_gone = sorted((one for one in found if one is not None), key=lambda one: one.rank)
+        return self._first_gone
 
     def is_lowest_left(self, *, own_rank: int) -> bool:
-        """Return whether no lower rank of this machine is alive."""
+        """Return whether no lower rank of this machine outlived the first death."""
         dead = {one.rank for one in self.gone()}
         return all(rank >= own_rank or rank in dead for rank in self._rank_of.values())
+
+
+def _look_at(process_id: int, started: str, rank: int) -> Gone | None:
+    """Return how a rank's process died, as far as can be seen; None where it lives."""
+    try:
+        stat = _stat(process_id)
+    except OSError:
+        stat = []
+    if not stat or stat[19] != started:
+        return Gone(rank=rank, process_id=process_id, signal_number=None, left_by_itself=False)
+    if stat[0] != _ZOMBIE:
+        return None
+    status = int(stat[-1])
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    return Gone(rank=rank, process_id=process_id, signal_number=number, left_by_itself=number is None)
 
 
 def _stat(process_id: int) -> list[str]:

@@ -176,9 +176,9 @@ class Saver:
 def _keep_before(iteration: int, *, folder: Path) -> bool:
     """Remove the checkpoints of more than `iteration` steps, if there are others; return whether there are."""
     newest_first = list_checkpoints(folder)
-    if not any(iteration_of(path) <= iteration for path in newest_first):
+    newer = [path for path in newest_first if iteration_of(path) > iteration]
+    if len(newer) == len(newest_first):
         return False
-    for path in newest_first:
-        if iteration_of(path) > iteration:
-            remove(path)
+    for path in newer:
+        remove(path)
     return True

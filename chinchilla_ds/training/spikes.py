@@ -4,10 +4,10 @@ A loss x is high when
 
     x - median > max(WIDTH * 1.4826 * MAD, LEAST_RISE)
 
-over a window of the last WINDOW losses that were not high. Median and MAD (median absolute deviation; 1.4826 times it
-is the standard deviation of normal noise) do not follow a few outliers, as mean and deviation would. Losses fall over a
-run, so the median lags above the trend, on the safe side. One high loss is a batch of its own; a spike is `LASTING` of
-them in a row.
+over a window of the last WINDOW losses that were not high. Median and MAD, the median absolute deviation (1.4826 of
+them are a standard deviation of normal noise), do not follow a few outliers, as mean and deviation would. Losses fall
+over a run, so the median lags above the trend, on the safe side. One high loss is a batch of its own; a spike is
+`LASTING` of them in a row.
 
 A rewind restores the last checkpoint from before the spike and passes over the batches since: the spike comes from the
 state of the weights meeting those batches, and neither alone. Sources: PaLM (Chowdhery et al. 2022, arXiv:2204.02311,

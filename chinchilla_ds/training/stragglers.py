@@ -45,7 +45,7 @@ class Stragglers:
         self._measures = False
         self._started: Any = None
         self._seconds: list[float] = []
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._events: list[tuple[Any, Any]] = []
         for name, module in stage.named_modules():
             if name.endswith("core_attention"):
                 module.register_forward_pre_hook(self._before)
@@ -87,7 +87,7 @@ class Stragglers:
             self._events.append((self._started, self._now()))
         self._started = None
 
-    def _now(self) -> "float | torch.cuda.Event":
+    def _now(self) -> Any:
         if not cpu_backend.has_cuda():
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

@@ -87,6 +87,13 @@ def _inject(engine: Any, loader: Loader, fault: Fault) -> None:
         engine.stage.register_forward_hook(lambda _m, _i, out: out + math.inf if is_due() else None)
 
 
+class NeverSaves:
+    """Stands in for Saver."""
+
+    def time_is_up(self) -> bool:
+        return False
+
+
 def run_steps(engine: Any, folder: Path, fault: Fault | None, order: tuple[int, ...], limit: int = 5) -> Outcome:
     """A body for `on_engine`: the training loop's own steps over the batches in `order`."""
     from chinchilla_ds.distributed import groups
@@ -97,6 +104,7 @@ def run_steps(engine: Any, folder: Path, fault: Fault | None, order: tuple[int, 
 
     plan = engine.plan
     run = object.__new__(_Run)
+    run.saver = NeverSaves()
     run.plan, run.callbacks, run.engine, run.stop = plan, (), engine, StopRequest()
     run.loader, run.data_parallel_rank = Loader(plan, order), groups.data_parallel_rank()
     run.watchdog = Watchdog(timeout_s=60.0, run_folder=folder, rank=groups.global_rank())
@@ -150,8 +158,7 @@ SLOW = [
     (Case(zero=3, dp=2, accumulation=2), Precision.BF16, Fault(rank=0, kind="loss")),
     (Case(zero=3, dp=2, accumulation=2, offload="all"), Precision.FP32, Fault(rank=1, kind="forward")),
     (Case(zero=3, dp=2, accumulation=2, offload="all"), Precision.BF16, Fault(rank=1, kind="backward")),
-    (Case(zero=0, **TP2_PP2), Precision.FP32, Fault(rank=2, kind="forward")),
-    (Case(zero=0, **TP2_PP2), Precision.BF16, Fault(rank=3, kind="backward")),
+    (Case(zero=0, tp=2, dp=2, accumulation=2), Precision.FP32, Fault(rank=2, kind="forward")),
     (Case(zero=1, **TP2_PP2), Precision.BF16, Fault(rank=0, kind="backward")),
     (Case(zero=2, **TP2_PP2), Precision.FP32, Fault(rank=3, kind="loss")),
     (Case(zero=3, **TP2_PP2), Precision.FP32, Fault(rank=3, kind="forward")),

@@ -1,6 +1,7 @@
 """launchers/pretrain.py with a rank that fails: FAULT is where, FAULT_RANK which, at the third step.
 
-`forward`, `backward` and `all_reduce` kill it (SIGKILL), `stop` freezes it (SIGSTOP), `memory` runs it out of memory.
+`forward`, `backward` and `all_reduce` kill it (SIGKILL), `stop` freezes it (SIGSTOP), `memory` runs it out of memory,
+`nan` makes its next micro-batch's numbers none.
 """
 
 import os
@@ -16,7 +17,7 @@ from chinchilla_ds.engine.zero import TrainingEngine
 STEP = 3
 
 
-def _die(*_: Any) -> None:
+def _die(*_: Any, **__: Any) -> None:
     print(f"FAULT {os.environ['FAULT']}", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -25,6 +26,14 @@ def _no_memory() -> NoReturn:
     raise torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79 GiB"
     )
+
+
+def _break_once(module: torch.nn.Module) -> None:
+    def spoil(_module: Any, _inputs: Any, output: Any) -> Any:
+        hook.remove()
+        return output[0] * torch.nan, *output[1:]
+
+    hook = module.register_forward_hook(spoil)
 
 
 def _arm(engine: TrainingEngine) -> None:
@@ -38,6 +47,8 @@ def _arm(engine: TrainingEngine) -> None:
     elif fault == "stop":
         print("FAULT stop", flush=True)
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif fault == "nan":
+        _break_once(engine.stage.decoders[0].decoder.layers[0].mlp)
     else:
         _no_memory()
 

@@ -1,5 +1,6 @@
 """Ranks that die, hang or run out of memory, and runs asked to stop: one message, a time limit, nobody left."""
 
+import dataclasses
 import signal
 import time
 from pathlib import Path
@@ -13,18 +14,7 @@ FAULTY = ROOT / "tests/faults/faulty_rank.py"
 DEATH_S = 40.0
 """From a rank's death to the last process's end, as docs/faults.md promises: 20 s; twice that on a busy machine."""
 HANG_TIMEOUT_S = 8
-RUN = (
-    "--flops",
-    "1e11",
-    "--max-epochs",
-    "100",
-    "--seq-length",
-    "128",
-    "--global-batch-size",
-    "16",
-    "--micro-batch-size",
-    "2",
-)
+BATCH = ("--seq-length", "128", "--global-batch-size", "16", "--micro-batch-size", "2", "--max-epochs", "100")
 DP2, TP2_PP2 = ("zero1", 2), ("zero3_tp2_pp2", 4)
 
 
@@ -34,17 +24,29 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run_with(
-    fault: str, corpus: Path, folder: Path, *, layout: tuple[str, int], rank: int, flags: tuple = ()
+    fault: str,
+    corpus: Path,
+    folder: Path,
+    *,
+    layout: tuple[str, int],
+    rank: int,
+    flops: str = "1e11",
+    flags: tuple[str, ...] = (),
 ) -> Ended:
     ds, ranks = layout
     run = launch(
-        *RUN, "--data", corpus, *flags,
+        "--flops", flops, *BATCH, "--data", corpus, *flags,
         folder=folder, ranks=ranks, ds=ds, script=FAULTY, FAULT=fault, FAULT_RANK=str(rank),
     )  # fmt: skip
-    started_s = time.monotonic()
+    assert run.stdout is not None
+    lines: list[str] = []
+    for line in run.stdout:
+        lines.append(line)
+        if line.startswith("FAULT"):
+            break
+    met_s = time.monotonic()
     ended = finish(run)
-    assert time.monotonic() - started_s < 200
-    return ended
+    return dataclasses.replace(ended, text="".join(lines) + ended.text, seconds=time.monotonic() - met_s)
 
 
 @pytest.mark.slow
@@ -56,6 +58,7 @@ def test_a_killed_rank_is_named_and_the_others_leave(
     rank = layout[1] - 1
     ended = _run_with(fault, corpus, tmp_path, layout=layout, rank=rank)
     assert f"FAULT {fault}" in ended.text, ended.text
+    assert ended.seconds < DEATH_S
     assert ended.exit_code == 256 - signal.SIGKILL, ended.text  # the launcher's -9
     assert ended.text.count(f"error: rank {rank} (process") == 1, ended.text
     assert "Traceback" not in ended.text
@@ -66,6 +69,7 @@ def test_a_frozen_rank_makes_the_others_write_their_stacks_and_leave(tmp_path: P
     flags = ("--hang-timeout", str(HANG_TIMEOUT_S))
     ended = _run_with("stop", corpus, tmp_path, layout=TP2_PP2, rank=3, flags=flags)
     assert ended.exit_code == EXIT_CODE_HUNG, ended.text
+    assert ended.seconds < HANG_TIMEOUT_S + 2 * 40  # and five times the slowest step, on a busy machine
     assert "error: rank 0: step 3 was not finished after" in ended.text, ended.text
     stacks = sorted(path.name for path in tmp_path.glob("runs/*/stacks-rank*.txt"))
     assert stacks == ["stacks-rank0.txt", "stacks-rank1.txt", "stacks-rank2.txt"]
@@ -83,6 +87,15 @@ def test_out_of_memory_on_one_rank_shows_the_plans_table_and_what_fits(tmp_path:
     assert "Traceback" not in ended.text
 
 
+@pytest.mark.slow
+def test_a_bad_batch_is_passed_over_and_written_down(tmp_path: Path, corpus: Path) -> None:
+    ended = _run_with("nan", corpus, tmp_path, layout=DP2, rank=1, flops="5e10")
+    assert ended.exit_code == 0, ended.text
+    assert ended.text.count("step 3: loss nan, samples 34-35, first seen on rank 1; the batch is passed over") == 1
+    (file,) = tmp_path.glob("runs/*/bad_batches.jsonl")
+    assert len(file.read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("number", "group", "rank"),
     [
@@ -96,7 +109,7 @@ def test_out_of_memory_on_one_rank_shows_the_plans_table_and_what_fits(tmp_path:
 def test_a_run_that_is_asked_to_stop_saves_and_leaves(
     tmp_path: Path, corpus: Path, number: signal.Signals, group: bool, rank: int | None
 ) -> None:
-    run = launch("--flops", "1e12", *RUN[2:], "--data", corpus, folder=tmp_path, ranks=2, ds="zero1")
+    run = launch("--flops", "1e12", *BATCH, "--data", corpus, folder=tmp_path, ranks=2, ds="zero1")
     ended = interrupt(run, number, after="| loss", group=group, rank=rank)
     assert ended.text.count(f"stopped by {number.name if rank != 1 else 'a signal to another rank'}; saved in") <= 1
     assert "; the same command continues" in ended.text, ended.text
@@ -109,7 +122,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_leaves(
 
 @pytest.mark.slow
 def test_the_stop_file_stops_a_run_and_is_taken_away(tmp_path: Path, corpus: Path) -> None:
-    run = launch("--flops", "1e12", *RUN[2:], "--data", corpus, folder=tmp_path, ranks=2, ds="zero1")
+    run = launch("--flops", "1e12", *BATCH, "--data", corpus, folder=tmp_path, ranks=2, ds="zero1")
     assert run.stdout is not None
     for line in run.stdout:
         if "| loss" in line:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from chinchilla_ds.cli.arguments import flag_of, parse
+from chinchilla_ds.config import GuardConfig, OnSpike
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.plan import Decay, Recompute
 
@@ -57,7 +58,7 @@ def test_values_reach_the_config() -> None:
     assert arguments.config.decay is Decay.WSD
     assert arguments.config.layout.recompute is Recompute.FULL
     assert arguments.config.data.paths == (Path("a"), Path("b"))
-    assert arguments.explicit == {"compute_budget_flops", "decay", "recompute"}
+    assert arguments.explicit == {"compute_budget_flops", "decay", "recompute", "paths"}
 
 
 def test_the_launchers_local_rank_is_no_setting() -> None:
@@ -86,3 +87,11 @@ def test_help_answers_at_once() -> None:
     assert time.perf_counter() - started_s < 3.0  # 0.3 s on an idle machine; torch alone takes longer than the limit
     assert "--flops" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+def test_guards_are_no_part_of_what_fixes_a_plan() -> None:
+    arguments = parse(
+        ["--ds_config", "x.json", "--max-bad-batches", "9", "--on-spike", "rewind", "--hang-timeout", "90.5"]
+    )
+    assert arguments.config.guards == GuardConfig(max_bad_batches=9, on_spike=OnSpike.REWIND, hang_timeout_s=90.5)
+    assert arguments.explicit == frozenset()

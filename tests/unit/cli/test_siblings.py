@@ -29,8 +29,9 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list["subprocess.Popen[by
 
 
 def test_the_dead_are_named_and_told_apart(ranks: list["subprocess.Popen[bytes]"]) -> None:
-    family = Siblings()
+    family, late = Siblings(), Siblings()
     family.refresh()
+    late.refresh()
     assert family.gone() == []
     assert family.is_lowest_left(own_rank=0)
     assert not family.is_lowest_left(own_rank=2)
@@ -43,8 +44,12 @@ def test_the_dead_are_named_and_told_apart(ranks: list["subprocess.Popen[bytes]"
     assert family.is_lowest_left(own_rank=2)
 
     ranks[0].wait()
-    (vanished,) = family.gone()
-    assert str(vanished) == f"rank 1 (process {ranks[0].pid}) is gone"
+    ranks[1].kill()
+    ranks[1].wait()
+    assert family.gone() == [killed], "the first death counts"
+    assert [str(one) for one in late.gone()] == [
+        f"rank {number} (process {ranks[number - 1].pid}) is gone" for number in (1, 2)
+    ]
 
 
 def test_one_that_exits_has_said_why(ranks: list["subprocess.Popen[bytes]"]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from megatron.core.parallel_state import RankGenerator
 
-from chinchilla_ds.engine.nonfinite import FirstBad
+from chinchilla_ds.engine.nonfinite import FirstBad, Place
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.plan import Precision
 from chinchilla_ds.testing import tiny_plan
@@ -14,6 +14,12 @@ from chinchilla_ds.training.bad_batches import SAME_SCALE_OVERFLOWS, BadBatches,
 FINE = FirstBad(forward=None, backward=None)
 LAYOUT = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "data_parallel_size": 2, "zero_stage": 1}
 PLAN = tiny_plan(**LAYOUT, gradient_accumulation_steps=4, micro_batch_size=3)
+
+
+def at(forward: int | None, backward: int | None, *, chunk: int = 0) -> FirstBad:
+    """What a rank saw, by micro-batch."""
+    places = [None if micro_batch is None else Place(chunk, micro_batch) for micro_batch in (forward, backward)]
+    return FirstBad(forward=places[0], backward=places[1])
 
 
 def result(*, loss: float = math.nan, scale: float = 1.0) -> StepResult:
@@ -45,10 +51,26 @@ def test_it_is_found_where_it_began(
 ) -> None:
     ranks_seen = [FINE] * 8
     for rank, (forward, backward) in seen.items():
-        ranks_seen[rank] = FirstBad(forward=forward, backward=backward)
+        ranks_seen[rank] = at(forward, backward)
     found = locate(ranks_seen, step=result(), number=3, data_step=2, plan=PLAN)
     assert (found.ranks, found.samples) == (ranks, samples)
     assert (found.step, found.data_step, found.loss) == (3, 2, "nan")
+
+
+def test_chunks_come_before_stages() -> None:
+    """Two stages of two chunks: a micro-batch passes stage 0, 1, 0, 1."""
+    plan = tiny_plan(
+        pipeline_model_parallel_size=2,
+        virtual_pipeline_model_parallel_size=2,
+        zero_stage=1,
+        gradient_accumulation_steps=2,
+    )
+    second_rank_first_chunk = [at(1, 1, chunk=1), at(1, 1, chunk=0)]
+    assert locate(second_rank_first_chunk, step=result(), number=1, data_step=0, plan=plan).ranks == (1,)
+    first_rank_second_chunk = [at(1, 1, chunk=1), at(1, 1, chunk=1)]
+    assert locate(first_rank_second_chunk, step=result(), number=1, data_step=0, plan=plan).ranks == (0,)
+    backward_from_there = [at(None, 1, chunk=1), at(None, 1, chunk=0)]
+    assert locate(backward_from_there, step=result(), number=1, data_step=0, plan=plan).ranks == (0,)
 
 
 def test_the_samples_are_the_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +84,7 @@ def test_the_samples_are_the_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
     loader._train = []  # type: ignore[assignment]
     list(loader.micro_batches(2, 1))
     for index, samples in enumerate(read):
-        seen = [FirstBad(forward=index, backward=index) if rank in (2, 3) else FINE for rank in range(8)]
+        seen = [at(index, index) if rank in (2, 3) else FINE for rank in range(8)]
         found = locate(seen, step=result(), number=1, data_step=2, plan=PLAN)
         assert found.samples == ((samples[0], samples[-1] + 1),)
 
@@ -78,7 +100,7 @@ def test_an_fp16_overflow_comes_again_while_the_scale_falls() -> None:
 
 
 def test_the_record_reads_as_a_sentence(tmp_path: Path) -> None:
-    seen = [FirstBad(forward=0, backward=0) if rank in (0, 1) else FINE for rank in range(8)]
+    seen = [at(0, 0) if rank in (0, 1) else FINE for rank in range(8)]
     text = str(locate(seen, step=result(loss=math.inf), number=7, data_step=6, plan=PLAN))
     assert text == "step 7: loss inf, samples 144-146, first seen on ranks 0, 1"
     nowhere = str(locate([FINE] * 8, step=result(loss=2.5), number=7, data_step=6, plan=PLAN))
