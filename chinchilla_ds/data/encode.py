@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-BATCH_BYTES = 4 * 1024 * 1024
-"""Text encoded at a time."""
+BATCH_BYTES = 2**20
+"""Text encoded at a time, in about 15 times the memory: words are cut apart."""
 
 TOKENS_NAME = "tokens.bin"
-_MERGE_TOKENS = 8 * 2**20
-"""Tokens merged at a time, about."""
+_MERGE_TOKENS = 4 * 2**20
+"""Tokens merged at a time, about; fewer would open every segment more often."""
+_COUNT_TOKENS = 2**18
+"""Tokens counted at a time, as int64."""
 _UINT16_VOCAB_SIZE = 65500
 """Below this vocabulary Megatron-core stores tokens as uint16 (`DType.optimal_dtype`)."""
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
@@ -138,9 +140,10 @@ def merge(task: MergeTask, /) -> Merged:
     with _Index(task.prefix, number=number, dtype=dtype) as index, Path(f"{task.prefix}.bin").open("wb") as stream:
         for low, high in pairwise(bounds):
             lengths, tokens = _merged(task.segments, low, high, dtype=dtype)
-            stream.write(tokens.tobytes())
+            stream.write(tokens.data)
             index.add(lengths)
-            counts += np.bincount(tokens, minlength=task.vocab_size)
+            for start in range(0, len(tokens), _COUNT_TOKENS):
+                counts += np.bincount(tokens[start : start + _COUNT_TOKENS], minlength=task.vocab_size)
     return Merged(num_documents=number, token_counts=counts)
 
 
@@ -167,23 +170,22 @@ def _merged(
     """Return lengths [documents] and tokens of one range of hashes out of all segments, in the order of the hash."""
     import numpy as np
 
-    hashes, lengths, tokens = [], [], []
+    hashes, lengths = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
+    documents: list[npt.NDArray[Any]] = []
     for folder in segments:
         start, stop, count = _rows(folder, low, high)
         if start == stop:
             continue
         segment = Segment(folder)
         first = _end(segment, start)
+        ends = segment.ends[start:stop] - first
+        tokens = np.fromfile(folder / TOKENS_NAME, dtype=dtype, count=count, offset=first * dtype.itemsize)
         hashes.append(segment.hashes[start:stop])
-        lengths.append(np.diff(segment.ends[start:stop], prepend=first))
-        tokens.append(np.fromfile(folder / TOKENS_NAME, dtype=dtype, count=count, offset=first * dtype.itemsize))
-    if not hashes:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=dtype)
+        lengths.append(np.diff(ends, prepend=0))
+        documents += np.split(tokens, ends[:-1])
     order = np.argsort(np.concatenate(hashes), kind="stable")
-    sizes, flat = np.concatenate(lengths), np.concatenate(tokens)
-    starts = np.cumsum(sizes) - sizes
-    shifts = starts[order] - (np.cumsum(sizes[order]) - sizes[order])
-    return sizes[order], flat[np.arange(len(flat)) + np.repeat(shifts, sizes[order])]
+    in_order = [np.zeros(0, dtype=dtype), *(documents[place] for place in order)]
+    return np.concatenate(lengths)[order], np.concatenate(in_order)
 
 
 class _Index:
