@@ -75,7 +75,7 @@ def prepare_recipe(
 def content_key(corpora: Sequence[Corpus], recipe: Recipe) -> str:
     """Return a key over all that decides the result: files, settings, versions."""
     files = [
-        [corpus.name, corpus.text_field, corpus.weight]
+        [corpus.name, corpus.text_field, corpus.weight, corpus.max_epochs]
         + [
             (file.hub_name or str(file.path.resolve()), file.kind, file.num_bytes, file.modified_ns)
             for file in corpus.files

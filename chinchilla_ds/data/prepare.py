@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from chinchilla_ds.config import DataConfig
+from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.corpus import Recipe, SourceRecipe, find_sources
 from chinchilla_ds.data.prepared import PreparedData, is_prepared
 from chinchilla_ds.data.sources import Progress
@@ -99,14 +100,15 @@ def check_source(data: DataConfig, *, vocab_size: int) -> None:
 
 
 def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens: int, seq_length: int) -> None:
-    """Check that the corpus feeds the plan within `data.max_epochs` passes.
+    """Check that the corpus feeds the plan within `data.max_epochs` passes, or within the caps of its sources.
 
     Raises:
         DataError: it does not; names what is needed, what is there, and the ways out.
     """
-    problems = []
+    problems = _share_problems(prepared, num_tokens=num_tokens)
     needed = num_tokens + 1
-    if prepared.train_tokens * data.max_epochs < needed:
+    has_caps = all(source.max_epochs is not None for source in prepared.sources)
+    if not has_caps and prepared.train_tokens * data.max_epochs < needed:
         epochs = needed / prepared.train_tokens
         share = prepared.train_tokens * data.max_epochs / needed
         problems.append(
@@ -125,3 +127,12 @@ def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens:
         )
     if problems:
         raise DataError(problems)
+
+
+def _share_problems(prepared: PreparedData, *, num_tokens: int) -> list[str]:
+    """Return why the sources' weights and caps cannot feed a run of so many tokens."""
+    try:
+        blend_of(prepared, num_tokens=num_tokens)
+    except DataError as error:
+        return list(error.problems)
+    return []

@@ -81,6 +81,8 @@ class Corpus:
     name: str = DEFAULT_NAME
     weight: float | None = None
     """Share of the training samples; None: by tokens."""
+    max_epochs: float | None = None
+    """How often a run may read it; None: as often as its share asks for."""
 
     @property
     def num_bytes(self) -> int:
@@ -97,9 +99,7 @@ def find_corpus(data: DataConfig) -> Corpus:
     return find_source([str(path) for path in data.paths], text_field=data.text_field)
 
 
-def find_source(
-    paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, weight: float | None = None
-) -> Corpus:
+def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME) -> Corpus:
     """Return the files that `paths` name, or the standard library's where there are none.
 
     Folders are searched recursively in sorted order; hidden entries and files of unknown types in them are left out.
@@ -109,7 +109,7 @@ def find_source(
         DataError: listing every path that is missing, unreadable, empty, or of an unknown type.
     """
     if not paths:
-        return _standard_library(text_field=text_field, name=name, weight=weight)
+        return _standard_library(text_field=text_field, name=name)
     problems: list[str] = []
     left_out = 0
     unique: dict[str | Path, SourceFile] = {}
@@ -128,7 +128,7 @@ def find_source(
     note = f", {left_out} files of other types left out" if left_out else ""
     description = f"{shown} ({len(unique)} file{'s' if len(unique) > 1 else ''}{note})"
     files = tuple(sorted(unique.values(), key=lambda file: file.place))
-    return Corpus(files=files, text_field=text_field, description=description, name=name, weight=weight)
+    return Corpus(files=files, text_field=text_field, description=description, name=name)
 
 
 def raise_problems(problems: Sequence[str], /) -> None:
@@ -139,7 +139,7 @@ def raise_problems(problems: Sequence[str], /) -> None:
         raise DataError([*problems[:MAX_PROBLEMS], *tail])
 
 
-def _standard_library(*, text_field: str, name: str, weight: float | None) -> Corpus:
+def _standard_library(*, text_field: str, name: str) -> Corpus:
     root = Path(sysconfig.get_path("stdlib"))
     files: list[SourceFile] = []
     for folder, folders, names in os.walk(root):
@@ -150,7 +150,7 @@ def _standard_library(*, text_field: str, name: str, weight: float | None) -> Co
     if not files:
         raise DataError(f"the standard library at {root} holds no Python source; name a corpus with `--data PATH`")
     description = f"Python standard library source at {root} ({len(files)} files)"
-    return Corpus(files=tuple(files), text_field=text_field, description=description, name=name, weight=weight)
+    return Corpus(files=tuple(files), text_field=text_field, description=description, name=name)
 
 
 def _find(name: str) -> tuple[list[SourceFile], int]:

@@ -12,11 +12,14 @@ import pytest
 import zstandard
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+from chinchilla_ds.config import DataConfig
 from chinchilla_ds.data import readers, stages
+from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.cleaning import CleaningConfig
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe
+from chinchilla_ds.data.corpus import Recipe, SourceRecipe, load_recipe
 from chinchilla_ds.data.ledger import Ledger
 from chinchilla_ds.data.pipeline import prepare_recipe
+from chinchilla_ds.data.prepare import check_enough_tokens
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.data.shards import document_hash
 from chinchilla_ds.data.tokenizer import Tokenizer
@@ -116,6 +119,28 @@ def test_several_sources_have_a_dataset_each_and_one_held_out_part(tmp_path: Pat
     assert sum(one.exact_duplicates.documents for one in ledger_of(prepared).sources) == 50
     with pytest.raises(DataError, match="holds 2 sources; read them as a blend"):
         _ = prepared.train_prefix
+
+
+def test_caps_of_a_recipe_become_unimax_shares_of_a_run(tmp_path: Path, texts: list[str]) -> None:
+    small, large = write_jsonl(tmp_path / "s.jsonl", texts[:40]), write_jsonl(tmp_path / "l.jsonl", texts[40:300])
+    path = tmp_path / "corpus.yaml"
+    path.write_text(
+        "vocab_size: 400\nsources:\n"
+        f"  - {{name: small, paths: {small}, max_epochs: 3}}\n  - {{name: large, paths: {large}, max_epochs: 2}}\n"
+    )
+    prepared = prepare_recipe(load_recipe(path).recipe, folder=tmp_path / "out", num_workers=1)
+    assert PreparedData.load(tmp_path / "out") == prepared
+    large_tokens, small_tokens = (source.num_tokens for source in prepared.sources)
+    run = 8 * small_tokens  # half of it is more than 3 epochs of `small`, which is then full
+    shares = blend_of(prepared, num_tokens=run)
+    assert [(share.name, share.epochs) for share in shares] == [
+        ("large", pytest.approx(5 * small_tokens / large_tokens)),
+        ("small", pytest.approx(3)),
+    ]
+    data, most = DataConfig(paths=(prepared.folder,)), 3 * small_tokens + 2 * large_tokens  # beyond max_epochs 1
+    check_enough_tokens(prepared, data=data, num_tokens=most, seq_length=8)
+    with pytest.raises(DataError, match="the sources give at most .* within their max_epochs"):
+        check_enough_tokens(prepared, data=data, num_tokens=most + 1, seq_length=8)
 
 
 def test_every_format_gives_the_same_corpus(tmp_path: Path, texts: list[str]) -> None:
