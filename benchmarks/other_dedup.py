@@ -1,7 +1,7 @@
 """Deduplication by datasketch, datatrove and text-dedup, as `prepare.py` beside it measures them.
 
 Each is given the documents in memory and a folder, and returns how many documents it keeps. The packages are no
-dependencies: `pip install --target FOLDER datasketch datatrove spacy text-dedup`.
+dependencies of ours; `prepare.py` says how to install them.
 """
 
 import subprocess

@@ -13,8 +13,9 @@ Memory: the peak resident set of one preparation, at 1x and 10x the data. 1x mus
 tokenizer's sample (8 MiB), the tokens merged at a time (4 million), the words remembered (100,000), a part of the
 input (4 MiB). Beyond the standard library's own text its words are numbered, so that the text is distinct.
 
---peers is a folder into which `pip install --target FOLDER datasketch datatrove spacy text-dedup` has put the others;
-one that cannot be imported is named and left out.
+--peers is a folder that ends in site-packages (datasets pickles modules from elsewhere by value, and fails) with
+`pip install --target FOLDER/site-packages datasketch datatrove spacy text-dedup "xxhash<4" "pyarrow<26"`; what cannot
+be imported is named and left out. Ours does not see it.
 """
 
 import argparse
@@ -90,7 +91,7 @@ def write_jsonl(path: Path, texts: Iterable[str], *, num_bytes: float = math.inf
 
 
 def prepare(path: Path, folder: Path, *, preset: str) -> dict[str, Any]:
-    """Prepare with one worker; return the CPU seconds of cleaning with deduplication and of encoding, and what is kept."""
+    """Prepare with one worker; return CPU seconds and what is kept."""
     spans: dict[str, list[float]] = {}
     dedup, minhash = dedup_of(preset)
     recipe = Recipe(sources=(SourceRecipe(paths=(str(path),)),), dedup=dedup, minhash=minhash, vocab_size=VOCAB_SIZE)

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chinchilla_ds.data.arrays import save_array
 from chinchilla_ds.data.dedup.components import CONTENT_HASH_NAME, DUPLICATE_OF_NAME
 from chinchilla_ds.data.shards import ENDS_NAME, Segment, whole_folder
 from chinchilla_ds.data.split import Kept
@@ -67,8 +68,8 @@ def encode_segment(task: EncodeTask, /) -> None:
                 for ids in tokenizer.encode_documents(batch, num_threads=1):
                     stream.write(ids.astype(token_dtype(tokenizer.vocab_size)).tobytes())
                     lengths.append(len(ids))
-        np.save(folder / CONTENT_HASH_NAME, segment.hashes[rows])
-        np.save(folder / ENDS_NAME, np.cumsum(np.array(lengths, dtype=np.int64)))
+        save_array(folder / CONTENT_HASH_NAME, segment.hashes[rows])
+        save_array(folder / ENDS_NAME, np.cumsum(np.array(lengths, dtype=np.int64)))
         counts = _fates(task, segment=segment, keep=keep)
         (folder / COUNTS_NAME).write_text(json.dumps(counts), encoding="utf-8")
 

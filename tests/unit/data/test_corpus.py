@@ -76,7 +76,9 @@ def test_every_problem_with_its_line(tmp_path: Path) -> None:
     assert found[3].startswith(
         ":3: dedup 'fineweeb' is none of slimpajama, fineweb, exact, none; did you mean 'fineweb'?"
     )
-    assert found[4].startswith(":8: 'path' is none of name, paths, text_field, weight, max_epochs; did you mean 'paths'?")
+    assert found[4].startswith(
+        ":8: 'path' is none of name, paths, text_field, weight, max_epochs; did you mean 'paths'?"
+    )
     assert found[5] == ":7: a source needs a name"
 
 
@@ -97,7 +99,10 @@ def sources(*named: tuple[str, float | None]) -> Recipe:
     ("recipe", "message"),
     [
         (sources(("a", 0.5), ("b", 0.75)), r"sum to 1.25; they must sum to 1, nearest: a 0.4, b 0.6"),
-        (sources(("a", 0.5), ("b", None)), r"weight is given for some sources and not for b; give it for all or for none"),
+        (
+            sources(("a", 0.5), ("b", None)),
+            r"weight is given for some sources and not for b; give it for all or for none",
+        ),
         (sources(("a", -0.5), ("b", 1.5)), r"weight of source 'a' is -0.5; it must be above 0"),
         (
             Recipe(sources=(SourceRecipe(name="a", max_epochs=4), SourceRecipe(name="b"))),
