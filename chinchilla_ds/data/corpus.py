@@ -73,7 +73,9 @@ def find_sources(recipe: Recipe, /) -> tuple[Corpus, ...]:
     found: list[Corpus] = []
     for source in sorted(recipe.sources, key=lambda source: source.name):
         try:
-            corpus = find_source(source.paths, text_field=source.text_field, name=source.name)
+            corpus = find_source(
+                source.paths, text_field=source.text_field, name=source.name, keep_empty=recipe.skip_problems
+            )
             found.append(dataclasses.replace(corpus, weight=source.weight, max_epochs=source.max_epochs))
         except DataError as error:
             problems.extend(f"{source.where}: {problem}" if source.where else problem for problem in error.problems)
@@ -94,10 +96,13 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             first = f", the first at {seen[source.name].where}" if source.where else ""
             yield f"{where}two sources are named {source.name!r}{first}; put their paths into one, or rename one"
         seen.setdefault(source.name, source)
-    yield from share_problems(
+    shares = share_problems(
         weights=[(source.name, source.weight) for source in recipe.sources],
         max_epochs=[(source.name, source.max_epochs) for source in recipe.sources],
     )
+    for problem in shares:
+        file, colon, _ = recipe.sources[0].where.rpartition(":")
+        yield f"{file}{colon} {problem}".strip()
     if not 0 < recipe.held_out_fraction < 1:
         yield (f"held_out_fraction is {recipe.held_out_fraction:g}; it must lie between 0 and 1, 0.02 for example")
     if recipe.vocab_size is not None and recipe.tokenizer is not None:

@@ -99,11 +99,12 @@ def find_corpus(data: DataConfig) -> Corpus:
     return find_source([str(path) for path in data.paths], text_field=data.text_field)
 
 
-def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME) -> Corpus:
+def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, keep_empty: bool = False) -> Corpus:
     """Return the files that `paths` name, or the standard library's where there are none.
 
     Folders are searched recursively in sorted order; hidden entries and files of unknown types in them are left out.
-    A pattern such as `data/*.jsonl` means all that match. What is named twice is read once.
+    A pattern such as `data/*.jsonl` means all that match. What is named twice is read once. With `keep_empty` an empty
+    file that is named is kept, for the reader to count it.
 
     Raises:
         DataError: listing every path that is missing, unreadable, empty, or of an unknown type.
@@ -115,7 +116,7 @@ def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NA
     unique: dict[str | Path, SourceFile] = {}
     for path in paths:
         try:
-            found, others = _find(path)
+            found, others = _find(path, keep_empty=keep_empty)
         except DataError as error:
             problems.extend(error.problems)
         except OSError as error:
@@ -153,12 +154,12 @@ def _standard_library(*, text_field: str, name: str) -> Corpus:
     return Corpus(files=tuple(files), text_field=text_field, description=description, name=name)
 
 
-def _find(name: str) -> tuple[list[SourceFile], int]:
+def _find(name: str, *, keep_empty: bool) -> tuple[list[SourceFile], int]:
     """Return the files that a path, a pattern or a data set's name means, and how many were left out."""
     if name.startswith(HUB):
         return [SourceFile(path=Path(name), kind=Kind.HUB, num_bytes=0, modified_ns=0, hub_name=name)], 0
     if not Path(name).exists() and glob.has_magic(name):
-        return _find_matches(name)
+        return _find_matches(name, keep_empty=keep_empty)
     path = Path(name)
     if not path.exists():
         near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
@@ -171,16 +172,16 @@ def _find(name: str) -> tuple[list[SourceFile], int]:
         near = did_you_mean(_suffix(path), known)
         raise DataError(f"{path} is of unknown type {_suffix(path)!r}{near}; known types: {' '.join(known)}")
     file = _source_file(path, kind=kind)
-    if file.num_bytes == 0:
+    if file.num_bytes == 0 and not keep_empty:
         raise DataError(f"{path} is empty")
     return [file], 0
 
 
-def _find_matches(pattern: str) -> tuple[list[SourceFile], int]:
+def _find_matches(pattern: str, *, keep_empty: bool) -> tuple[list[SourceFile], int]:
     matches = sorted(glob.glob(pattern, recursive=True))
     if not matches:
         raise DataError(f"nothing matches {pattern}")
-    found, others = zip(*(_find(match) for match in matches), strict=True)
+    found, others = zip(*(_find(match, keep_empty=keep_empty) for match in matches), strict=True)
     return [file for files in found for file in files], sum(others)
 
 

@@ -120,6 +120,14 @@ def test_recipes_that_cannot_be(recipe: Recipe, message: str) -> None:
         find_sources(recipe)
 
 
+def test_weights_that_do_not_sum_to_1_name_the_file(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "sources:\n  - {name: a, weight: 0.5}\n  - {name: b, weight: 0.6}\n")
+    with pytest.raises(
+        DataError, match=r"corpus\.yaml: the weights of the sources sum to 1\.1; .* a 0\.454545, b 0\.54"
+    ):
+        find_sources(recipe)
+
+
 def test_two_sources_of_one_name_name_both_lines(tmp_path: Path) -> None:
     recipe = load(tmp_path, "sources:\n  - name: a\n  - name: a\n")
     with pytest.raises(DataError, match=r"corpus.yaml:3: two sources are named 'a', the first at .*corpus.yaml:2; "):
