@@ -81,7 +81,7 @@ def _fates(task: EncodeTask, *, segment: Segment, keep: "npt.NDArray[np.bool_]")
     sizes = segment.sizes
     exact = np.zeros_like(keep)
     if task.kept.verdict is not None:
-        exact = ~keep & (np.load(task.kept.verdict / DUPLICATE_OF_NAME) == segment.hashes)
+        exact = ~task.kept.unique() & (np.load(task.kept.verdict / DUPLICATE_OF_NAME) == segment.hashes)
     held_out = keep & (segment.hashes < np.uint64(task.threshold))
     masks = {"exact": exact, "near": ~keep & ~exact, "held_out": held_out, "train": keep & ~held_out}
     counts: dict[str, int] = {}

@@ -21,7 +21,14 @@ from chinchilla_ds.errors import OutputError
 
 WORDS = [f"{left}{right}" for left in ("al", "be", "cu", "do", "er") for right in ("na", "to", "ri", "sel")]
 PLENTY = 256 * 2**20
-STAGES = ("reading and cleaning", "finding duplicates", "training the tokenizer", "encoding", "writing")
+STAGES = (
+    "reading and cleaning",
+    "finding duplicates",
+    "holding out",
+    "training the tokenizer",
+    "encoding",
+    "writing",
+)
 
 
 class SmallDisk:

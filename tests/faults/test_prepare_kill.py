@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 TEXT_WORDS = [f"{left}{right}" for left in ("al", "be", "cu", "do", "er") for right in ("na", "to", "ri", "sel")]
-STAGES = ("reading and cleaning", "finding duplicates", "training the tokenizer", "encoding", "writing")
+STAGES = (
+    "reading and cleaning",
+    "finding duplicates",
+    "holding out",
+    "training the tokenizer",
+    "encoding",
+    "writing",
+)
 COMMAND = """
 import sys
 from pathlib import Path
