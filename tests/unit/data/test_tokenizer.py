@@ -21,7 +21,17 @@ from chinchilla_ds.data.tokenizer import (
 from chinchilla_ds.errors import DataError
 from tests.unit.data.conftest import make_documents
 
-ALPHABETS = ["abc xyz", "\n\t\r ", "0123456789", "éßñ", "世界你好", "🙂👩‍👩‍👧🏽", "العربية", "\x00\x01\x7f\ufeff\u2585"]
+ALPHABETS = [
+    "abc xyz",
+    "\n\t\r ",
+    "(){}[]<>=+-*/%#@!&|^~;:_,.?\"'`\\",
+    "0123456789",
+    "éßñ",
+    "世界你好",
+    "🙂👩‍👩‍👧🏽",
+    "العربية",
+    "\x00\x01\x7f\ufeff\u2585",
+]
 
 
 ENGLISH = [text.encode() for text in make_documents(number=200)]
