@@ -104,7 +104,7 @@ def prepare(path: Path, folder: Path, *, preset: str) -> dict[str, Any]:
     seconds = {stage: times[-1] - times[0] for stage, times in spans.items()}
     (source,) = Ledger.from_json((prepared.folder / LEDGER_NAME).read_text(encoding="utf-8")).sources
     return {
-        CLEAN: sum(time for stage, time in seconds.items() if stage.startswith(("reading", "finding"))),
+        CLEAN: sum(time for stage, time in seconds.items() if stage.startswith(("reading", "finding", "holding"))),
         TOKENISE: seconds["encoding"],
         "kept": source.train.documents + source.held_out.documents,
         "kept_bytes": source.train.bytes + source.held_out.bytes,
