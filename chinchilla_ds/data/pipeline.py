@@ -142,6 +142,8 @@ def _build_in_place(job: Job) -> None:
             with suppress(OSError):  # it holds something, or was never made
                 folder.rmdir()
         raise
+    except BrokenPipeError:  # not the disk: who reads the progress has gone
+        raise
     except OSError as error:
         left = f"; what is whole is kept in {job.work} for the next try" if job.work.is_dir() else ""
         raise OutputError(f"cannot write prepared data to {job.final.parent}: {reason(error)}{left}") from None
