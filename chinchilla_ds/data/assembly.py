@@ -87,7 +87,7 @@ def _prepared(
     def total(of: Callable[[SourceLedger], int]) -> int:
         return sum(of(source) for source in ledger.sources)
 
-    weights = {corpus.name: corpus.weight for corpus in job.corpora}
+    corpora = {corpus.name: corpus for corpus in job.corpora}
     several = len(job.corpora) > 1
     return PreparedData(
         folder=Path("."),  # the folder moves: no path of its own in it
@@ -95,7 +95,8 @@ def _prepared(
         sources=tuple(
             PreparedSource(
                 name=source.name,
-                weight=weights[source.name],
+                weight=corpora[source.name].weight,
+                max_epochs=corpora[source.name].max_epochs,
                 num_documents=source.train.documents,
                 num_bytes=source.train.bytes,
                 num_tokens=source.tokens,

@@ -8,12 +8,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
+from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.units import format_count
 
 WEIGHT_TOLERANCE = 1e-6
 """How far from 1 the sum of the weights may be."""
+
+Share: TypeAlias = tuple[str, float | None]
+"""A source's name, and its weight or cap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,25 @@ class BlendShare:
     """Share of the training samples. All of a blend sum to 1."""
     epochs: float
     """How often the run reads the source."""
+
+
+def blend_of(prepared: PreparedData, *, num_tokens: int) -> tuple[BlendShare, ...]:
+    """Return each source's share of a run of `num_tokens` tokens.
+
+    Raises:
+        DataError: the manifest's weights or caps cannot be, or the run needs more than the caps give.
+    """
+    sources = [
+        BlendSource(
+            name=source.name,
+            prefix=prefix,
+            num_tokens=source.num_tokens,
+            weight=source.weight,
+            max_epochs=source.max_epochs,
+        )
+        for source, prefix in zip(prepared.sources, prepared.train_prefixes, strict=True)
+    ]
+    return blend(sources, num_tokens=num_tokens)
 
 
 def blend(sources: Sequence[BlendSource], *, num_tokens: int) -> tuple[BlendShare, ...]:
@@ -118,23 +142,31 @@ def _problems(sources: Sequence[BlendSource]) -> Iterator[str]:
     for source in sources:
         if source.num_tokens < 1:
             yield f"source {source.name!r} holds no tokens"
-        for field in ("weight", "max_epochs"):
-            value = getattr(source, field)
+    yield from share_problems(
+        weights=[(source.name, source.weight) for source in sources],
+        max_epochs=[(source.name, source.max_epochs) for source in sources],
+    )
+
+
+def share_problems(*, weights: Sequence[Share], max_epochs: Sequence[Share]) -> Iterator[str]:
+    """Yield what is wrong with weights and caps, each given with the name of its source."""
+    for field, values in (("weight", weights), ("max_epochs", max_epochs)):
+        for name, value in values:
             if value is not None and not (math.isfinite(value) and value > 0):
-                yield f"{field} of source {source.name!r} is {value:g}; it must be above 0"
-    yield from _mixed(sources, "weight")
-    if all(source.weight is None for source in sources):
-        yield from _mixed(sources, "max_epochs")
-    weights = [source.weight for source in sources if source.weight is not None]
-    total = math.fsum(weights)
-    if len(weights) == len(sources) and total > 0 and not abs(total - 1) <= WEIGHT_TOLERANCE:
-        near = ", ".join(f"{source.name} {weight / total:.6g}" for source, weight in zip(sources, weights, strict=True))
-        yield f"the weights of the sources sum to {total:g}, not to 1; in the same proportions: {near}"
+                yield f"{field} of source {name!r} is {value:g}; it must be above 0"
+    yield from _mixed("weight", weights)
+    given = [(name, weight) for name, weight in weights if weight is not None]
+    if not given:
+        yield from _mixed("max_epochs", max_epochs)
+    total = math.fsum(weight for _, weight in given)
+    if len(given) == len(weights) and total > 0 and not abs(total - 1) <= WEIGHT_TOLERANCE:
+        near = ", ".join(f"{name} {weight / total:.6g}" for name, weight in given)
+        yield f"the weights of the sources sum to {total:.6g}; they must sum to 1, nearest: {near}"
 
 
-def _mixed(sources: Sequence[BlendSource], field: str) -> Iterator[str]:
-    without = [source.name for source in sources if getattr(source, field) is None]
-    if 0 < len(without) < len(sources):
+def _mixed(field: str, values: Sequence[Share]) -> Iterator[str]:
+    without = [name for name, value in values if value is None]
+    if 0 < len(without) < len(values):
         yield f"{field} is given for some sources and not for {', '.join(without)}; give it for all or for none"
 
 

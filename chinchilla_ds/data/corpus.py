@@ -1,7 +1,6 @@
 """The recipe of a prepared corpus: named sources with weights, and what is done to them; in Python or in YAML."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_ds.config import DataConfig, RunConfig
+from chinchilla_ds.data.blend import share_problems
 from chinchilla_ds.data.cleaning import CleaningConfig, Rule
 from chinchilla_ds.data.dedup.bands import PRESETS, MinHashConfig, Unit
 from chinchilla_ds.data.sources import DEFAULT_NAME, Corpus, find_source
@@ -21,7 +21,6 @@ DEDUP_NAMES = (*PRESETS, EXACT, NO_DEDUP)
 DEFAULT_DEDUP = "slimpajama"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_WEIGHT_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,8 @@ class SourceRecipe:
     text_field: str = DataConfig().text_field
     weight: float | None = None
     """Share of the training samples."""
+    max_epochs: float | None = None
+    """How often a run may read it. Given for all sources, and no weights: UniMax chooses the shares."""
     where: str = ""
     """File and line it was read from, for messages."""
 
@@ -72,9 +73,10 @@ def find_sources(recipe: Recipe, /) -> tuple[Corpus, ...]:
     found: list[Corpus] = []
     for source in sorted(recipe.sources, key=lambda source: source.name):
         try:
-            found.append(
-                find_source(source.paths, text_field=source.text_field, name=source.name, weight=source.weight)
+            corpus = find_source(
+                source.paths, text_field=source.text_field, name=source.name, keep_empty=recipe.skip_problems
             )
+            found.append(dataclasses.replace(corpus, weight=source.weight, max_epochs=source.max_epochs))
         except DataError as error:
             problems.extend(f"{source.where}: {problem}" if source.where else problem for problem in error.problems)
     if problems:
@@ -94,29 +96,19 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             first = f", the first at {seen[source.name].where}" if source.where else ""
             yield f"{where}two sources are named {source.name!r}{first}; put their paths into one, or rename one"
         seen.setdefault(source.name, source)
-    yield from _weight_problems(recipe.sources)
+    shares = share_problems(
+        weights=[(source.name, source.weight) for source in recipe.sources],
+        max_epochs=[(source.name, source.max_epochs) for source in recipe.sources],
+    )
+    for problem in shares:
+        file, colon, _ = recipe.sources[0].where.rpartition(":")
+        yield f"{file}{colon} {problem}".strip()
     if not 0 < recipe.held_out_fraction < 1:
         yield (f"held_out_fraction is {recipe.held_out_fraction:g}; it must lie between 0 and 1, 0.02 for example")
     if recipe.vocab_size is not None and recipe.tokenizer is not None:
         yield f"vocab_size ({recipe.vocab_size}) beside tokenizer ({recipe.tokenizer}), which fixes it: drop one"
     if recipe.vocab_size is not None and recipe.vocab_size < MIN_VOCAB_SIZE:
         yield f"vocab_size is {recipe.vocab_size} pieces; byte fallback needs at least {MIN_VOCAB_SIZE}"
-
-
-def _weight_problems(sources: Sequence[SourceRecipe]) -> Iterator[str]:
-    weights = {source.name: source.weight for source in sources if source.weight is not None}
-    if not weights:
-        return
-    if missing := [source.name for source in sources if source.weight is None]:
-        yield f"sources {', '.join(missing)} have no weight, {', '.join(weights)} have: give all of them one, or none"
-        return
-    if wrong := [f"{name} ({weight:g})" for name, weight in weights.items() if not 0 < weight < math.inf]:
-        yield f"weights must be above 0: {', '.join(wrong)}"
-        return
-    total = math.fsum(weights.values())
-    if abs(total - 1) > _WEIGHT_TOLERANCE:
-        nearest = ", ".join(f"{name} {weight / total:.6g}" for name, weight in weights.items())
-        yield f"the weights of the sources sum to {total:.6g}; they must sum to 1, nearest: {nearest}"
 
 
 def dedup_of(name: str, /) -> tuple[bool, MinHashConfig | None]:
@@ -211,9 +203,9 @@ class _Reader:
             self._add(node or root, "sources must be a list of `- name: ...` entries")
             return
         for entry in node.value:
-            fields = self._mapping(entry, known=("name", "paths", "text_field", "weight"))
+            fields = self._mapping(entry, known=("name", "paths", "text_field", "weight", "max_epochs"))
             values: dict[str, Any] = {"where": self._where(entry)}
-            for name, kind in (("name", str), ("text_field", str), ("weight", float)):
+            for name, kind in (("name", str), ("text_field", str), ("weight", float), ("max_epochs", float)):
                 if name in fields:
                     values[name] = self._value(fields[name], name, kind)
             if "name" not in fields:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chinchilla_ds.data.blend import BlendShare, BlendSource, blend
+from chinchilla_ds.data.blend import BlendShare, blend_of
 from chinchilla_ds.data.indexed import Sequences, open_blend, open_sequences
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import OutputError, reason
@@ -96,19 +96,6 @@ class TokenLoader:
             raise IndexError(f"data_parallel_rank {data_parallel_rank} is outside the plan's {ranks} ranks")
         starts = range(data_parallel_rank * size, len(samples), ranks * size)
         return (_micro_batch(sequences, samples[start : start + size]) for start in starts)
-
-
-def blend_of(prepared: PreparedData, *, num_tokens: int) -> tuple[BlendShare, ...]:
-    """Return each source's share of a run of `num_tokens` tokens.
-
-    Raises:
-        DataError: the manifest's weights cannot be.
-    """
-    sources = [
-        BlendSource(name=source.name, prefix=prefix, num_tokens=source.num_tokens, weight=source.weight)
-        for source, prefix in zip(prepared.sources, prepared.train_prefixes, strict=True)
-    ]
-    return blend(sources, num_tokens=num_tokens)
 
 
 def _micro_batch(sequences: Sequences, samples: "range | list[int]") -> MicroBatch:

@@ -23,6 +23,7 @@ from chinchilla_ds.data.corpus import Recipe, find_sources
 from chinchilla_ds.data.decontamination import read_benchmarks
 from chinchilla_ds.data.dedup.components import find_duplicates
 from chinchilla_ds.data.encode import EncodeTask, encode_segment
+from chinchilla_ds.data.held_out import NearTask, find_near, write_keys
 from chinchilla_ds.data.job import Job, run_tasks
 from chinchilla_ds.data.prepared import INPUTS_NAME, PREPARED_FORMAT_VERSION, PreparedData, is_prepared
 from chinchilla_ds.data.shards import remove_asides, segments_of, whole_folder
@@ -81,7 +82,7 @@ def prepare_recipe(
 def content_key(corpora: Sequence[Corpus], recipe: Recipe) -> str:
     """Return a key over all that decides the result: files, settings, versions."""
     files = [
-        [corpus.name, corpus.text_field, corpus.weight]
+        [corpus.name, corpus.text_field, corpus.weight, corpus.max_epochs]
         + [
             (identity, file.kind, file.num_bytes, file.modified_ns)
             for identity, file in zip(identities(corpus.files), corpus.files, strict=True)
@@ -147,6 +148,8 @@ def _build_in_place(job: Job) -> None:
             with suppress(OSError):  # it holds something, or was never made
                 folder.rmdir()
         raise
+    except BrokenPipeError:  # not the disk: who reads the progress has gone
+        raise
     except OSError as error:
         left = f"; what is whole is kept in {job.work} for the next try" if job.work.is_dir() else ""
         raise OutputError(f"cannot write prepared data to {job.final.parent}: {reason(error)}{left}") from None
@@ -181,8 +184,8 @@ def _clear_unless(work: Path, *, key: str) -> None:
 
 def _build(job: Job) -> None:
     shards = _read(job)
-    kept = _find_duplicates(job, shards)
-    tokenizer, threshold = _tokenizer(job, kept)
+    threshold, kept = _hold_out(job, _find_duplicates(job, shards))
+    tokenizer = _tokenizer(job, kept, threshold=threshold)
     encoded = _encode(job, kept, tokenizer=tokenizer, threshold=threshold)
     with whole_folder(job.work / "result") as folder:
         write(job, shards=shards, encoded=encoded, threshold=threshold, tokenizer=tokenizer, folder=folder)
@@ -234,20 +237,46 @@ def _find_duplicates(job: Job, shards: dict[str, list[Path]]) -> dict[str, list[
     }
 
 
-def _tokenizer(job: Job, kept: dict[str, list[Kept]]) -> tuple[Path, int]:
-    """Return where the tokenizer is, and the hash below which documents are held out."""
+def _hold_out(job: Job, kept: dict[str, list[Kept]]) -> tuple[int, dict[str, list[Kept]]]:
+    """Return the hash below which documents are held out, and the segments less what is like held-out documents."""
+    stage, folder, config = "holding out", job.work / "held_out", job.recipe.minhash
+    job.progress(stage, 0.0)
+    flat = [one for segments in kept.values() for one in segments]
+    threshold = held_out_threshold(flat, held_out_fraction=job.recipe.held_out_fraction)
+    if not (job.recipe.dedup and config):
+        job.progress(stage, 1.0)
+        return threshold, kept
+    folder.mkdir(exist_ok=True)
+    write_keys(flat, threshold=threshold, config=config, folder=folder / "keys")
+    tasks = {
+        name: [
+            NearTask(
+                kept=one,
+                threshold=threshold,
+                config=config,
+                keys=folder / "keys",
+                folder=folder / f"{one.segment.parent.name}-{one.segment.name}",
+            )
+            for one in segments
+        ]
+        for name, segments in kept.items()
+    }
+    run_tasks(job, find_near, [task for found in tasks.values() for task in found], stage=stage, size=lambda task: 1.0)
+    return threshold, {name: [task.result for task in found] for name, found in tasks.items()}
+
+
+def _tokenizer(job: Job, kept: dict[str, list[Kept]], *, threshold: int) -> Path:
+    """Return where the tokenizer is."""
     stage, folder = "training the tokenizer", job.work / "tokenizer"
     job.progress(stage, 0.0)
     if not folder.exists():
         flat = [one for segments in kept.values() for one in segments]
-        threshold = held_out_threshold(flat, held_out_fraction=job.recipe.held_out_fraction)
         with whole_folder(folder) as aside:
-            (aside / "threshold").write_text(str(threshold), encoding="utf-8")
             tokenizer = _make_tokenizer(job, flat, threshold=threshold)
             tokenizer.save(aside / tokenizer.saved_as)
     job.progress(stage, 1.0)
-    (path,) = (path for path in folder.iterdir() if path.name != "threshold")
-    return path, int((folder / "threshold").read_text(encoding="utf-8"))
+    (path,) = folder.iterdir()
+    return path
 
 
 def _make_tokenizer(job: Job, kept: Sequence[Kept], *, threshold: int) -> Tokenizer:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from chinchilla_ds.config import DataConfig
+from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.blend_file import epoch_problems, read_blend, with_blend
 from chinchilla_ds.data.corpus import Recipe, SourceRecipe, find_sources
 from chinchilla_ds.data.prepared import PreparedData, is_prepared
@@ -116,14 +117,17 @@ def _check(data: DataConfig, *, vocab_size: int) -> PreparedData | None:
 def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens: int, seq_length: int) -> None:
     """Check that the corpus, or each source of `data.blend`, feeds the plan within `data.max_epochs` passes.
 
+    Where every source has a cap of its own, the caps take the place of `data.max_epochs`.
+
     Raises:
         DataError: it does not; names what is needed, what is there, and the ways out.
     """
-    problems: list[str] = []
-    if data.blend is not None:
+    problems = _share_problems(prepared, num_tokens=num_tokens)
+    has_caps = all(source.max_epochs is not None for source in prepared.sources)
+    if data.blend is not None and not has_caps:
         problems += epoch_problems(prepared, num_tokens=num_tokens, max_epochs=data.max_epochs)
     needed = num_tokens + 1
-    if not problems and prepared.train_tokens * data.max_epochs < needed:
+    if not problems and not has_caps and prepared.train_tokens * data.max_epochs < needed:
         epochs = needed / prepared.train_tokens
         share = prepared.train_tokens * data.max_epochs / needed
         problems.append(
@@ -142,3 +146,12 @@ def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens:
         )
     if problems:
         raise DataError(problems)
+
+
+def _share_problems(prepared: PreparedData, *, num_tokens: int) -> list[str]:
+    """Return why the sources' weights and caps cannot feed a run of so many tokens."""
+    try:
+        blend_of(prepared, num_tokens=num_tokens)
+    except DataError as error:
+        return list(error.problems)
+    return []

@@ -27,6 +27,8 @@ class PreparedSource:
     """UTF-8 bytes of the documents."""
     num_tokens: int
     """End-of-document tokens included."""
+    max_epochs: float | None = None
+    """How often a run may read it; None: as often as its share asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,9 @@ def parts_of(file: SourceFile, /, *, text_field: str, part_bytes: int) -> Iterat
     Raises:
         DataError: the file cannot be opened.
     """
-    if file.kind is Kind.JSONL and file.path.suffix.lower() not in COMPRESSED:
+    if _is_empty(file):
+        bounds = range(1)
+    elif file.kind is Kind.JSONL and file.path.suffix.lower() not in COMPRESSED:
         bounds = range(0, file.num_bytes, part_bytes)
     elif file.kind is Kind.PARQUET:
         bounds = _steps(_parquet(file).num_row_groups, num_bytes=file.num_bytes, part_bytes=part_bytes)
@@ -89,6 +91,10 @@ def parts_of(file: SourceFile, /, *, text_field: str, part_bytes: int) -> Iterat
         )
 
 
+def _is_empty(file: SourceFile) -> bool:
+    return file.num_bytes == 0 and file.kind is not Kind.HUB
+
+
 def _steps(number: int, *, num_bytes: int, part_bytes: int) -> range:
     return range(0, number, max(1, number * part_bytes // max(num_bytes, 1)))
 
@@ -96,6 +102,9 @@ def _steps(number: int, *, num_bytes: int, part_bytes: int) -> range:
 def read_part(part: Part, /) -> Documents:
     """Yield every document of a part, and every problem in its place."""
     place = part.file.place
+    if _is_empty(part.file):
+        yield Problem(kind="empty file", message=f"{place} is empty")
+        return
     try:
         yield from _READERS[part.file.kind](part)
         if part.file.modified_ns and part.file.kind is not Kind.ARROW:
@@ -249,7 +258,7 @@ def _read_csv(part: Part) -> Documents:
             column, number = header.index(part.text_field), rows.line_num
             for row in rows:
                 first, number = number + 1, rows.line_num
-                if row:
+                if row or bad:
                     yield _csv_text(row, header, column, where=f"{path}:{first}", bad=bad)
                 bad.clear()
         except csv.Error as error:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chinchilla_ds.data.arrays import save_array
 from chinchilla_ds.data.dedup.bands import MinHashConfig
 from chinchilla_ds.data.dedup.components import BAND_KEYS_NAME, CONTENT_HASH_NAME, SOURCE_NAME
 
@@ -101,13 +102,13 @@ class SegmentWriter:
         hashes = np.array([document_hash(document) for document in self._documents], dtype=np.uint64)
         order = np.argsort(hashes, kind="stable")
         sizes = np.array([len(document) for document in self._documents], dtype=np.int64)
-        np.save(folder / CONTENT_HASH_NAME, hashes[order])
-        np.save(folder / ENDS_NAME, np.cumsum(sizes[order]))
-        np.save(folder / SOURCE_NAME, np.full(len(order), self._source, dtype=np.uint16))
+        save_array(folder / CONTENT_HASH_NAME, hashes[order])
+        save_array(folder / ENDS_NAME, np.cumsum(sizes[order]))
+        save_array(folder / SOURCE_NAME, np.full(len(order), self._source, dtype=np.uint16))
         if self._minhash is not None:
             if self._unsigned:
                 self._sign(self._minhash)
-            np.save(folder / BAND_KEYS_NAME, np.concatenate(self._keys)[order])
+            save_array(folder / BAND_KEYS_NAME, np.concatenate(self._keys)[order])
         with (folder / TEXT_NAME).open("wb") as stream:
             stream.writelines(self._documents[index] for index in order)
         self._number += 1

@@ -83,6 +83,8 @@ class Corpus:
     name: str = DEFAULT_NAME
     weight: float | None = None
     """Share of the training samples; None: by tokens."""
+    max_epochs: float | None = None
+    """How often a run may read it; None: as often as its share asks for."""
 
     @property
     def num_bytes(self) -> int:
@@ -99,25 +101,24 @@ def find_corpus(data: DataConfig) -> Corpus:
     return find_source([str(path) for path in data.paths], text_field=data.text_field)
 
 
-def find_source(
-    paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, weight: float | None = None
-) -> Corpus:
+def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, keep_empty: bool = False) -> Corpus:
     """Return the files that `paths` name, or the standard library's where there are none.
 
     Folders are searched recursively in sorted order; hidden entries and files of unknown types in them are left out.
-    A pattern such as `data/*.jsonl` means all that match. What is named twice is read once.
+    A pattern such as `data/*.jsonl` means all that match. What is named twice is read once. With `keep_empty` an empty
+    file that is named is kept, for the reader to count it.
 
     Raises:
         DataError: listing every path that is missing, unreadable, empty, or of an unknown type.
     """
     if not paths:
-        return _standard_library(text_field=text_field, name=name, weight=weight)
+        return _standard_library(text_field=text_field, name=name)
     problems: list[str] = []
     left_out = 0
     unique: dict[str, SourceFile] = {}
     for path in paths:
         try:
-            found, others = _find(path)
+            found, others = _find(path, keep_empty=keep_empty)
         except DataError as error:
             problems.extend(error.problems)
         except OSError as error:
@@ -130,7 +131,7 @@ def find_source(
     note = f", {left_out} files of other types left out" if left_out else ""
     description = f"{shown} ({len(unique)} file{'s' if len(unique) > 1 else ''}{note})"
     files = tuple(sorted(unique.values(), key=lambda file: file.place))
-    return Corpus(files=files, text_field=text_field, description=description, name=name, weight=weight)
+    return Corpus(files=files, text_field=text_field, description=description, name=name)
 
 
 def raise_problems(problems: Sequence[str], /) -> None:
@@ -141,7 +142,7 @@ def raise_problems(problems: Sequence[str], /) -> None:
         raise DataError([*problems[:MAX_PROBLEMS], *tail])
 
 
-def _standard_library(*, text_field: str, name: str, weight: float | None) -> Corpus:
+def _standard_library(*, text_field: str, name: str) -> Corpus:
     root = Path(sysconfig.get_path("stdlib"))
     files: list[SourceFile] = []
     for folder, folders, names in os.walk(root):
@@ -152,15 +153,15 @@ def _standard_library(*, text_field: str, name: str, weight: float | None) -> Co
     if not files:
         raise DataError(f"the standard library at {root} holds no Python source; name a corpus with `--data PATH`")
     description = f"Python standard library source at {root} ({len(files)} files)"
-    return Corpus(files=tuple(files), text_field=text_field, description=description, name=name, weight=weight)
+    return Corpus(files=tuple(files), text_field=text_field, description=description, name=name)
 
 
-def _find(name: str) -> tuple[list[SourceFile], int]:
+def _find(name: str, *, keep_empty: bool) -> tuple[list[SourceFile], int]:
     """Return the files that a path, a pattern or a data set's name means, and how many were left out."""
     if name.startswith(HUB):
         return [SourceFile(path=Path(name), kind=Kind.HUB, num_bytes=0, modified_ns=0, hub_name=name)], 0
     if not Path(name).exists() and glob.has_magic(name):
-        return _find_matches(name)
+        return _find_matches(name, keep_empty=keep_empty)
     path = Path(name)
     if not path.exists():
         near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
@@ -173,16 +174,16 @@ def _find(name: str) -> tuple[list[SourceFile], int]:
         near = did_you_mean(_suffix(path), known)
         raise DataError(f"{path} is of unknown type {_suffix(path)!r}{near}; known types: {' '.join(known)}")
     file = _source_file(path, kind=kind)
-    if file.num_bytes == 0:
+    if file.num_bytes == 0 and not keep_empty:
         raise DataError(f"{path} is empty")
     return [file], 0
 
 
-def _find_matches(pattern: str) -> tuple[list[SourceFile], int]:
+def _find_matches(pattern: str, *, keep_empty: bool) -> tuple[list[SourceFile], int]:
     matches = sorted(glob.glob(pattern, recursive=True))
     if not matches:
         raise DataError(f"nothing matches {pattern}")
-    found, others = zip(*(_find(match) for match in matches), strict=True)
+    found, others = zip(*(_find(match, keep_empty=keep_empty) for match in matches), strict=True)
     return [file for files in found for file in files], sum(others)
 
 

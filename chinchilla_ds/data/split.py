@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+NEAR_NAME = "near.npy"
+"""In a folder of `held_out.find_near`, bool [documents]: training documents that are like a held-out one."""
+
 SAMPLE_BYTES = 8 * 1024 * 1024
 """Text that the tokenizer is trained on, at most."""
 
@@ -33,9 +36,18 @@ class Kept:
     segment: Path
     verdict: Path | None
     """Folder with the verdict on duplicates; None keeps all."""
+    near_held_out: Path | None = None
+    """Folder that tells the training documents that are like held-out ones; None drops none."""
 
     def keep(self) -> "npt.NDArray[np.bool_]":
         """Return the mask of kept documents: [documents]."""
+        import numpy as np
+
+        keep = self.unique()
+        return keep if self.near_held_out is None else keep & ~np.load(self.near_held_out / NEAR_NAME)
+
+    def unique(self) -> "npt.NDArray[np.bool_]":
+        """Return the mask of the documents that deduplication keeps: [documents]."""
         import numpy as np
 
         if self.verdict is None:

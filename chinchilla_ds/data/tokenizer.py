@@ -57,10 +57,15 @@ _TRAINING_THREADS = 4
 """A constant: SentencePiece writes it into the model, whose bytes must not depend on the machine."""
 
 _SPACE_MARK = "\u2581"
-_STRETCH = re.compile(rb" *[^ ]+| +")
-"""Spaces and what follows up to the next space."""
-_MAX_REMEMBERED = 300_000
-"""Stretches whose tokens are remembered, about 60 MB; beyond them all are forgotten."""
+_OTHERS = rb"[^ A-Za-z0-9\x80-\xff]+"
+_RUN = rb"(?:[A-Za-z]+|[0-9]+|" + _OTHERS + rb")"
+_STRETCHES = (
+    re.compile(rb" *(?:" + _RUN + rb"|(?=[\x80-\xff]))(?:[\x80-\xff]+" + _RUN + rb"?)*| +"),
+    re.compile(rb" *[^ ]+| +"),
+)
+"""Spaces and what follows up to where ASCII letters, digits and marks meet, or up to the next space."""
+_MAX_REMEMBERED = 100_000
+"""Stretches whose tokens are remembered, about 20 MB; beyond them all are forgotten."""
 _MAX_REMEMBERED_BYTES = 32
 """Longer stretches rarely come again."""
 
@@ -201,18 +206,22 @@ class SentencePieceTokenizer(Tokenizer):
 class _Memory:
     """The tokens of stretches of text that were met before, as int32 bytes.
 
-    A stretch is spaces and what follows up to the next space. Where no piece holds a space behind something else, no
-    piece crosses the border of two stretches, and each can be encoded by itself: byte-pair merges never reach across,
-    and the best unigram path is the best path of each stretch.
+    Where no piece reaches across the border of two stretches, each can be encoded by itself: byte-pair merges never
+    cross it, and the best unigram path is the best path of each stretch. Models trained here have no such pieces.
     """
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         self._known: dict[bytes, bytes] = {}
-        pieces = (processor.id_to_piece(token) for token in range(processor.vocab_size()))
-        crosses = any(_SPACE_MARK in piece.lstrip(_SPACE_MARK) for piece in pieces)
+        pieces = [
+            processor.id_to_piece(token).replace(_SPACE_MARK, " ").encode()
+            for token in range(processor.vocab_size())
+            if not (processor.is_byte(token) or processor.is_control(token) or processor.is_unknown(token))
+        ]
         adds_space = processor.encode("a", return_type=str)[0].startswith(_SPACE_MARK)
-        self.is_exact = not crosses and not adds_space
+        exact = (cut for cut in _STRETCHES if not adds_space and all(cut.fullmatch(piece) for piece in pieces))
+        self.stretches = next(exact, None)
+        """What documents are cut into; None leaves them whole."""
 
     def encode(self, documents: Sequence[bytes], *, num_threads: int) -> Iterator[bytes]:
         """Yield the tokens of each document."""
@@ -230,9 +239,9 @@ class _Memory:
 
     def _cut(self, document: bytes) -> list[bytes]:
         """Return the stretches of a document; one with U+2581 is left whole, since that mark too stands for a space."""
-        if not self.is_exact or _SPACE_MARK.encode() in document:
+        if self.stretches is None or _SPACE_MARK.encode() in document:
             return [document]
-        return _STRETCH.findall(document)
+        return self.stretches.findall(document)
 
 
 class HuggingFaceTokenizer(Tokenizer):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chinchilla_ds.data.arrays import save_array
 from chinchilla_ds.errors import DataError, OutputError, reason
 
 Progress = Callable[[str, float], None]
@@ -32,8 +33,7 @@ def write_whole(path: Path, /, values: NDArray[Any]) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            np.save(file, values, allow_pickle=False)
+        save_array(beside, values)
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)

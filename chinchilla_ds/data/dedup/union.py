@@ -1,8 +1,8 @@
-"""Connected components of documents: union-find in a sparse file that is mapped into memory.
+"""Connected components of documents: union-find in a file that is mapped into memory.
 
 The file holds 4 bytes per document (8 from 2^32 documents on), zero for one without a duplicate. Pages of which no
-document has a duplicate are never written and take neither memory nor disk. The others are the one part of
-deduplication whose memory grows with the corpus, by at most these bytes per document, which the system can write back.
+document has a duplicate are never written and take no memory. The others are the one part of deduplication whose memory
+grows with the corpus, by at most these bytes per document, which the system can write back.
 """
 
 import os
@@ -38,7 +38,10 @@ def join(edges: Sequence[Path], /, *, num_documents: int, output: Path) -> None:
     kind = label_type(num_documents)
     try:
         with beside.open("wb") as file:
-            file.truncate(max(num_documents, 1) * kind.itemsize)
+            size = max(num_documents, 1) * kind.itemsize
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):  # else a disk that is full would end the process when a page is written
+                os.posix_fallocate(file.fileno(), 0, size)
         labels = np.memmap(beside, dtype=kind, mode="r+")
         for path in edges:
             pairs = np.load(path, mmap_mode="r")

@@ -83,7 +83,10 @@ def test_a_weight_that_breaks_a_cap_is_told_with_one_that_does_not() -> None:
     [
         ([], "a blend needs at least one source"),
         ([source("a", weight=0.5), source("a", weight=0.5)], "2 sources are named 'a'"),
-        ([source("a", weight=0.5), source("b", weight=0.3)], "sum to 0.8, not to 1; .*: a 0.625, b 0.375"),
+        (
+            [source("a", weight=0.5), source("b", weight=0.3)],
+            "sum to 0.8; they must sum to 1, nearest: a 0.625, b 0.375",
+        ),
         ([source("a", weight=0.5), source("b")], "weight is given for some sources and not for b"),
         ([source("a", max_epochs=4.0), source("b")], "max_epochs is given for some sources and not for b"),
         ([source("a", weight=-1.0), source("b", weight=2.0)], "weight of source 'a' is -1; it must be above 0"),

@@ -21,6 +21,7 @@ sources:
     paths: ["data/*.jsonl", hf://org/name]
     text_field: content
     weight: 0.75
+    max_epochs: 2
   - name: code
     weight: 0.25
 """
@@ -45,12 +46,14 @@ def test_a_whole_recipe(tmp_path: Path) -> None:
     assert recipe.cleaning.rules == {Rule.NFC, Rule.MIN_LENGTH}
     assert recipe.cleaning.min_characters == 50
     web, code = recipe.sources
-    assert (web.name, web.paths, web.text_field, web.weight) == (
+    assert (web.name, web.paths, web.text_field, web.weight, web.max_epochs) == (
         "web",
         ("data/*.jsonl", "hf://org/name"),
         "content",
         0.75,
+        2.0,
     )
+    assert code.max_epochs is None
     assert (code.name, code.paths, code.text_field, code.weight) == ("code", (), "text", 0.25)
     assert load_recipe(tmp_path / "corpus.yaml").out == Path("prepared")
 
@@ -73,7 +76,9 @@ def test_every_problem_with_its_line(tmp_path: Path) -> None:
     assert found[3].startswith(
         ":3: dedup 'fineweeb' is none of slimpajama, fineweb, exact, none; did you mean 'fineweb'?"
     )
-    assert found[4].startswith(":8: 'path' is none of name, paths, text_field, weight; did you mean 'paths'?")
+    assert found[4].startswith(
+        ":8: 'path' is none of name, paths, text_field, weight, max_epochs; did you mean 'paths'?"
+    )
     assert found[5] == ":7: a source needs a name"
 
 
@@ -94,8 +99,16 @@ def sources(*named: tuple[str, float | None]) -> Recipe:
     ("recipe", "message"),
     [
         (sources(("a", 0.5), ("b", 0.75)), r"sum to 1.25; they must sum to 1, nearest: a 0.4, b 0.6"),
-        (sources(("a", 0.5), ("b", None)), r"sources b have no weight, a have: give all of them one, or none"),
-        (sources(("a", -0.5), ("b", 1.5)), r"weights must be above 0: a \(-0.5\)"),
+        (
+            sources(("a", 0.5), ("b", None)),
+            r"weight is given for some sources and not for b; give it for all or for none",
+        ),
+        (sources(("a", -0.5), ("b", 1.5)), r"weight of source 'a' is -0.5; it must be above 0"),
+        (
+            Recipe(sources=(SourceRecipe(name="a", max_epochs=4), SourceRecipe(name="b"))),
+            r"max_epochs is given for some sources and not for b; give it for all or for none",
+        ),
+        (Recipe(sources=(SourceRecipe(max_epochs=0),)), r"max_epochs of source 'corpus' is 0; it must be above 0"),
         (sources(("a", None), ("a", None)), r"two sources are named 'a'; put their paths into one, or rename one"),
         (sources(("a/b", None)), r"source name 'a/b' must be letters"),
         (Recipe(sources=()), r"there is no source"),
@@ -104,6 +117,14 @@ def sources(*named: tuple[str, float | None]) -> Recipe:
 )
 def test_recipes_that_cannot_be(recipe: Recipe, message: str) -> None:
     with pytest.raises(DataError, match=message):
+        find_sources(recipe)
+
+
+def test_weights_that_do_not_sum_to_1_name_the_file(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "sources:\n  - {name: a, weight: 0.5}\n  - {name: b, weight: 0.6}\n")
+    with pytest.raises(
+        DataError, match=r"corpus\.yaml: the weights of the sources sum to 1\.1; .* a 0\.454545, b 0\.54"
+    ):
         find_sources(recipe)
 
 

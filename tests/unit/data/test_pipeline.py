@@ -12,11 +12,14 @@ import pytest
 import zstandard
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+from chinchilla_ds.config import DataConfig
 from chinchilla_ds.data import readers, stages
+from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.cleaning import CleaningConfig
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe
+from chinchilla_ds.data.corpus import Recipe, SourceRecipe, load_recipe
 from chinchilla_ds.data.ledger import Ledger
 from chinchilla_ds.data.pipeline import prepare_recipe
+from chinchilla_ds.data.prepare import check_enough_tokens
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.data.shards import document_hash
 from chinchilla_ds.data.tokenizer import Tokenizer
@@ -118,6 +121,28 @@ def test_several_sources_have_a_dataset_each_and_one_held_out_part(tmp_path: Pat
         _ = prepared.train_prefix
 
 
+def test_caps_of_a_recipe_become_unimax_shares_of_a_run(tmp_path: Path, texts: list[str]) -> None:
+    small, large = write_jsonl(tmp_path / "s.jsonl", texts[:40]), write_jsonl(tmp_path / "l.jsonl", texts[40:300])
+    path = tmp_path / "corpus.yaml"
+    path.write_text(
+        "vocab_size: 400\nsources:\n"
+        f"  - {{name: small, paths: {small}, max_epochs: 3}}\n  - {{name: large, paths: {large}, max_epochs: 2}}\n"
+    )
+    prepared = prepare_recipe(load_recipe(path).recipe, folder=tmp_path / "out", num_workers=1)
+    assert PreparedData.load(tmp_path / "out") == prepared
+    large_tokens, small_tokens = (source.num_tokens for source in prepared.sources)
+    run = 8 * small_tokens  # half of it is more than 3 epochs of `small`, which is then full
+    shares = blend_of(prepared, num_tokens=run)
+    assert [(share.name, share.epochs) for share in shares] == [
+        ("large", pytest.approx(5 * small_tokens / large_tokens)),
+        ("small", pytest.approx(3)),
+    ]
+    data, most = DataConfig(paths=(prepared.folder,)), 3 * small_tokens + 2 * large_tokens  # beyond max_epochs 1
+    check_enough_tokens(prepared, data=data, num_tokens=most, seq_length=8)
+    with pytest.raises(DataError, match=r"the sources give at most .* within their max_epochs"):
+        check_enough_tokens(prepared, data=data, num_tokens=most + 1, seq_length=8)
+
+
 def test_every_format_gives_the_same_corpus(tmp_path: Path, texts: list[str]) -> None:
     import datasets
 
@@ -169,6 +194,37 @@ def test_bad_records_name_file_and_line_or_are_skipped_and_counted(
     assert source.read.documents == 80 + content.count(b"\n")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv"])
+def test_one_line_of_50_mb(tmp_path: Path, name: str) -> None:
+    good = make_texts(60)
+    line = "x" * 50_000_000
+    if name.endswith("csv"):
+        content = "\n".join(["text", *good[:30], line, *good[30:]]) + "\n"
+    else:
+        content = "".join(json.dumps({"text": text}) + "\n" for text in (*good[:30], line, *good[30:]))
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode(), 1) if name.endswith("gz") else content.encode())
+    place = f"{path}:{32 if name.endswith('csv') else 31}"
+    with pytest.raises(DataError, match=rf"{place} is a line of more than 32\.00 MiB; cut it into documents"):
+        prepare_recipe(recipe_of(path), folder=tmp_path / "out", num_workers=1)
+    assert [left.name for left in tmp_path.iterdir()] == [name]
+    prepared = prepare_recipe(recipe_of(path, skip_problems=True), folder=tmp_path / "out", num_workers=1)
+    (source,) = ledger_of(prepared).sources
+    assert (source.read.documents, source.skipped) == (61, {"too long": 1})
+    assert source.train.documents + source.held_out.documents == 60
+
+
+def test_an_empty_file_is_named_or_skipped_and_counted(tmp_path: Path) -> None:
+    good, empty = write_jsonl(tmp_path / "good.jsonl", make_texts(60)), tmp_path / "empty.jsonl"
+    empty.touch()
+    for names in ((good, empty), (tmp_path / "*.jsonl",)):
+        with pytest.raises(DataError, match=r"empty\.jsonl is empty"):
+            prepare_recipe(recipe_of(*names), folder=tmp_path / "out", num_workers=1)
+    prepared = prepare_recipe(recipe_of(good, empty, skip_problems=True), folder=tmp_path / "out", num_workers=1)
+    (source,) = ledger_of(prepared).sources
+    assert (source.read.documents, source.skipped) == (61, {"empty file": 1})
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.csv.zst"])
 def test_a_truncated_archive_names_file_and_line(tmp_path: Path, name: str) -> None:
     generator = random.Random(3)
@@ -180,6 +236,13 @@ def test_a_truncated_archive_names_file_and_line(tmp_path: Path, name: str) -> N
     (tmp_path / name).write_bytes(pack(content)[:-2000])
     with pytest.raises(DataError, match=rf"{name}:\d+ cannot be read: "):
         prepare_recipe(recipe_of(tmp_path / name), folder=tmp_path / "out", num_workers=1)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+    good = write_jsonl(tmp_path / "good.jsonl", make_texts(60))
+    recipe = recipe_of(tmp_path / name, good, skip_problems=True)
+    (source,) = ledger_of(prepare_recipe(recipe, folder=tmp_path / "out", num_workers=1)).sources
+    assert source.skipped == {"truncated or broken archive": 1}
+    assert 60 < source.read.documents <= 60 + len(rows)
 
 
 def test_the_line_of_a_problem_is_right_in_the_middle_of_a_large_file(tmp_path: Path) -> None:

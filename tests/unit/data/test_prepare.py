@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_whole_pieces_that_a_second_try_starts_from(
     (work,) = tmp_path.iterdir()
     assert work.name.endswith(".work")
     assert not is_prepared(work)
-    assert {path.name for path in work.iterdir() if path.name != "key"} == {"shards", "duplicates"}
+    assert {path.name for path in work.iterdir() if path.name != "key"} == {"shards", "duplicates", "held_out"}
     monkeypatch.undo()
     monkeypatch.setattr(stages_module, "read_part", None)
     again = run(data, tmp_path)
@@ -226,5 +226,5 @@ def test_progress_goes_from_nothing_to_all_of_each_stage(data: DataConfig, tmp_p
         progress=lambda stage, share: told.setdefault(stage, []).append(share),
     )
     names = [stage for stage in told if not stage.startswith("finding duplicates: ")]
-    assert names == ["reading and cleaning", "training the tokenizer", "encoding", "writing"]
+    assert names == ["reading and cleaning", "holding out", "training the tokenizer", "encoding", "writing"]
     assert all(shares == sorted(shares) and shares[-1] == 1.0 for shares in told.values())

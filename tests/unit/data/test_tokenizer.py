@@ -1,6 +1,8 @@
 import io
 import json
 import random
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import sentencepiece
 import tokenizers
 
 from chinchilla_ds.data.tokenizer import (
+    _STRETCHES,
     EOD_PIECE,
     HuggingFaceTokenizer,
     ModelType,
@@ -18,7 +21,17 @@ from chinchilla_ds.data.tokenizer import (
 from chinchilla_ds.errors import DataError
 from tests.unit.data.conftest import make_documents
 
-ALPHABETS = ["abc xyz", "\n\t\r ", "0123456789", "éßñ", "世界你好", "🙂👩‍👩‍👧🏽", "العربية", "\x00\x01\x7f\ufeff\u2585"]
+ALPHABETS = [
+    "abc xyz",
+    "\n\t\r ",
+    "(){}[]<>=+-*/%#@!&|^~;:_,.?\"'`\\",
+    "0123456789",
+    "éßñ",
+    "世界你好",
+    "🙂👩‍👩‍👧🏽",
+    "العربية",
+    "\x00\x01\x7f\ufeff\u2585",
+]
 
 
 ENGLISH = [text.encode() for text in make_documents(number=200)]
@@ -83,7 +96,7 @@ def test_round_trip_on_fuzzed_text_of_all_planes(tokenizer: Tokenizer) -> None:
 def test_remembered_words_give_what_sentencepiece_gives(model_type: ModelType, num_threads: int) -> None:
     """Twice, so that the second time all is remembered."""
     made = train_tokenizer(ENGLISH, vocab_size=512, model_type=model_type)
-    assert made._memory.is_exact
+    assert made._memory.stretches is _STRETCHES[0]
     texts = [*fuzzed_texts(1000), *(text.decode() for text in ENGLISH), "a\u2581b \u2581 c", "   ", "a   b ", ""]
     for _ in range(2):
         found = made.encode_documents([text.encode() for text in texts], num_threads=num_threads)
@@ -175,11 +188,14 @@ def test_what_was_saved_is_loaded(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert again.encode("the loss") == tokenizer.encode("the loss")
 
 
-def train_foreign(**options: object) -> bytes:
+CODE = [f"self.x{n % 7}=f(a[{n % 11}], self.y) + z_{n % 5}; return (x2)\n".encode() for n in range(300)]
+
+
+def train_foreign(texts: Sequence[bytes] = ENGLISH, /, **options: object) -> bytes:
     """Return a SentencePiece model with SentencePiece's own defaults, a byte for what is unknown apart."""
     model = io.BytesIO()
     settings = {"byte_fallback": True, "vocab_size": 400, "hard_vocab_limit": False, "minloglevel": 2, **options}
-    sentences = iter(text.decode() for text in ENGLISH)
+    sentences = iter(text.decode() for text in texts)
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=sentences, model_writer=model, **settings)
     return model.getvalue()
 
@@ -193,18 +209,31 @@ def test_a_model_as_llama_has_it(tmp_path: Path) -> None:
         loaded = Tokenizer.load(path)
         assert isinstance(loaded, SentencePieceTokenizer)
         assert loaded.eod_id == 2, "</s>"
-        assert not loaded._memory.is_exact, "it adds a space in front of every text"
+        assert loaded._memory.stretches is None, "it adds a space in front of every text"
         texts = ["the loss grows", "  a", "x</s>y", "\u4e16 \U0001f642\n"]
         found = loaded.encode_documents([text.encode() for text in texts], num_threads=1)
         assert [ids.tolist() for ids in found] == [[*loaded.encode(text), 2] for text in texts]
         assert [loaded.decode(loaded.encode(text)) for text in texts] == texts
 
 
-def test_a_model_whose_pieces_hold_spaces_is_not_cut_at_spaces() -> None:
-    made = SentencePieceTokenizer(train_foreign(**LLAMA_LIKE, add_dummy_prefix=False, split_by_whitespace=False))
-    assert not made._memory.is_exact
-    [ids] = made.encode_documents([ENGLISH[0]], num_threads=1)
-    assert ids[:-1].tolist() == made.encode(ENGLISH[0].decode())
+@pytest.mark.parametrize(
+    ("options", "stretches"),
+    [
+        ({"split_digits": True}, _STRETCHES[0]),
+        ({}, _STRETCHES[1]),  # a digit and a mark can be one piece
+        ({"split_by_unicode_script": False}, _STRETCHES[1]),
+        ({"split_by_whitespace": False}, None),
+    ],
+    ids=["letters, digits and marks apart", "digits", "scripts", "spaces"],
+)
+def test_text_is_cut_only_where_no_piece_of_the_model_crosses(
+    options: dict[str, object], stretches: re.Pattern[bytes] | None
+) -> None:
+    made = SentencePieceTokenizer(train_foreign(CODE, **LLAMA_LIKE, add_dummy_prefix=False, **options))
+    assert made._memory.stretches is stretches
+    texts = [*fuzzed_texts(300), *(text.decode() for text in CODE), "x.y=(1+a2) b_c \u201ca\u201d.b", "caf\xe9(1)"]
+    found = made.encode_documents([text.encode() for text in texts], num_threads=1)
+    assert [ids[:-1].tolist() for ids in found] == [made.encode(text) for text in texts]
 
 
 def test_a_model_that_loses_text_is_refused() -> None:
