@@ -1,11 +1,14 @@
 """Small models for the tests of inference and evaluation: random weights under Megatron's names, held in memory."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from chinchilla_ds.checkpoint.folder import checkpoint_name
+from chinchilla_ds.checkpoint.writer import write_checkpoint
 from chinchilla_ds.data.tokenizer import SentencePieceTokenizer, train_tokenizer
 from chinchilla_ds.inference.decoder import Decoder
 from chinchilla_ds.inference.load import load_decoder
@@ -59,3 +62,19 @@ def small_tokenizer() -> SentencePieceTokenizer:
     words = "def return import class self value number name list the of and to in is that for with as on"
     texts = [f"{a} {b} {a}_{b}(x) = {number}\n" for number in range(4) for a in words.split() for b in words.split()]
     return train_tokenizer([text.encode() for text in texts], vocab_size=400)
+
+
+def write_run(folder: Path, weights: StateReader, *, tokenizer: SentencePieceTokenizer | None) -> Path:
+    """Write weights as the one checkpoint of a run's folder, which is returned."""
+    file = None
+    if tokenizer is not None:
+        file = folder.with_name(f"{folder.name}.tokenizer.model")
+        tokenizer.save(file)
+    write_checkpoint(
+        folder / "checkpoints" / checkpoint_name(0),
+        plan=weights.plan,
+        ds_config={},
+        weights=weights.state.items(),
+        tokenizer=file,
+    )
+    return folder
