@@ -28,6 +28,9 @@ BATCH_BYTES = 4 * 1024 * 1024
 """Text encoded at a time."""
 
 TOKENS_NAME = "tokens.bin"
+_SIZES_NAME = "sizes.npy"
+ORIGIN_DTYPE = [("source", "<u2"), ("bytes", "<i8")]
+"""Of a document: the place of its source in the order of their names, and its size."""
 _MERGE_TOKENS = 8 * 2**20
 """Tokens merged at a time, about."""
 _UINT16_VOCAB_SIZE = 65500
@@ -67,6 +70,7 @@ def encode_segment(task: EncodeTask, /) -> None:
                     lengths.append(len(ids))
         np.save(folder / CONTENT_HASH_NAME, segment.hashes[rows])
         np.save(folder / ENDS_NAME, np.cumsum(np.array(lengths, dtype=np.int64)))
+        np.save(folder / _SIZES_NAME, segment.sizes[rows])
         counts = _fates(task, segment=segment, keep=keep)
         (folder / COUNTS_NAME).write_text(json.dumps(counts), encoding="utf-8")
 
@@ -142,6 +146,26 @@ def merge(task: MergeTask, /) -> Merged:
             index.add(lengths)
             counts += np.bincount(tokens, minlength=task.vocab_size)
     return Merged(num_documents=number, token_counts=counts)
+
+
+def origins(segments_by_source: Sequence[Sequence[Path]], /, *, below: int) -> "npt.NDArray[Any]":
+    """Return `source` and `bytes` of the documents whose hash is below `below`, in the order in which `merge` puts them.
+
+    Args:
+        segments_by_source: Segments of tokens of every source; `merge` was given all of them in this order.
+        below: Where the range of hashes ends.
+    """
+    import numpy as np
+
+    hashes, found = [], []
+    for source, segments in enumerate(segments_by_source):
+        for folder in segments:
+            start, stop, _ = _rows(folder, 0, below)
+            rows = np.empty(stop - start, dtype=ORIGIN_DTYPE)
+            rows["source"], rows["bytes"] = source, np.load(folder / _SIZES_NAME)[start:stop]
+            hashes.append(Segment(folder).hashes[start:stop])
+            found.append(rows)
+    return np.concatenate(found)[np.argsort(np.concatenate(hashes), kind="stable")]
 
 
 def _bound(hashes: "npt.NDArray[np.uint64]", value: int) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.data.tokenizer import Tokenizer
 from chinchilla_ds.errors import CheckpointError, ConfigError
@@ -46,6 +47,12 @@ class TrainedModel:
                 f"{tokenizer.sha256[:12]}..., and the checkpoint was trained with {known[:12]}...; put that one there"
             )
         return cls(reader=reader, tokenizer=tokenizer)
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run that wrote the checkpoint; of one that stands alone, the folder that holds it."""
+        checkpoints = self.reader.folder.resolve().parent
+        return checkpoints.parent if checkpoints.name == CHECKPOINTS_NAME else checkpoints
 
     @property
     def context_tokens(self) -> int:
