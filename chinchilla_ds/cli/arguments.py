@@ -262,6 +262,7 @@ def _data_flags(group: Group) -> None:
     flag(group, "held-out-fraction", _quantity, f"share kept out of training (default {defaults.held_out_fraction})")
     flag(group, "max-epochs", _quantity, f"how often the corpus may be read (default {defaults.max_epochs:g})")
     flag(group, "eval-interval-tokens", whole, "trained tokens between evaluations (default: ten in a run)")
+    flag(group, "sample-interval-tokens", whole, "trained tokens between samples of text (default: at the end alone)")
     flag(group, "output", path, "folder for runs, prepared data and mlflow.db (default runs)", metavar="FOLDER")
 
 

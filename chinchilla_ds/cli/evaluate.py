@@ -97,7 +97,7 @@ def _on_text(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "Mo
     windows.check(window=window, stride=stride, seq_length=model.context_tokens)
     documents, source = _documents(arguments, model=model)
     decoder = model.load(ranks=ranks, precision=arguments.dtype)
-    with _progress(shown=ranks.tp_rank == 0 and ranks.pp_rank == 0) as on_tokens:
+    with _Progress(shown=ranks.tp_rank == 0 and ranks.pp_rank == 0) as on_tokens:
         scores = score_documents(
             documents,
             token_losses=decoder.token_losses,
@@ -122,14 +122,14 @@ def _on_text(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "Mo
 
 def _documents(arguments: argparse.Namespace, *, model: "TrainedModel") -> "tuple[Iterator[Document], str]":
     """Return the documents, and one line that says which they are."""
-    from chinchilla_ds.cli.run_folder import prepared_text_of
+    from chinchilla_ds.cli.run_text import find_text
     from chinchilla_ds.data.prepared import PreparedData, is_prepared
     from chinchilla_ds.evaluation.documents import file_documents, find_files, held_out_documents
 
     named = arguments.data
     place = None
     if named is None:
-        place = prepared_text_of(model.run_folder)
+        place = find_text(model.run_folder)
         if place is None:
             raise DataError(
                 f"{model.run_folder} does not say where its held-out text is, or that has gone; name a prepared folder "
@@ -156,10 +156,6 @@ def _by_source(words: list[str]) -> dict[str, list[str]]:
         name, place = (match[1], match[2]) if match else (word, word)
         found.setdefault(name, []).append(place)
     return found
-
-
-def _progress(*, shown: bool) -> "_Progress":
-    return _Progress(shown=shown)
 
 
 class _Progress:
@@ -196,7 +192,9 @@ class _Progress:
 def _on_tasks(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "ModelRanks") -> dict[str, Any]:
     """Return the tasks' metrics, of an export that lives as long as this takes."""
     if ranks.world_size > 1:
-        raise ConfigError("--tasks runs transformers on one rank: drop the parallel sizes, and start it without torchrun")
+        raise ConfigError(
+            "--tasks runs transformers on one rank: drop the parallel sizes, and start it without torchrun"
+        )
     if others := [name for name in ("data", "text_field", "window", "stride") if getattr(arguments, name) is not None]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise ConfigError(f"{flags} beside --tasks, which bring their own text: drop one")
@@ -215,6 +213,18 @@ def _on_tasks(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "M
             export, names=names, manager=manager, device=str(device), dtype=dtype, limit=arguments.limit
         )
     return {"dtype": dtype, "limit": arguments.limit, "tasks": metrics}
+
+
+def _export(model: "TrainedModel", *, out: Path, dtype: Precision) -> None:
+    from chinchilla_ds.export.card import TrainingFacts
+    from chinchilla_ds.export.write import export_checkpoint
+
+    plan, iteration = model.reader.plan, model.reader.state.iteration
+    facts = TrainingFacts(
+        consumed_tokens=iteration * plan.tokens_per_iter,
+        flops_spent=iteration * plan.tokens_per_iter * plan.flops_per_token,
+    )
+    export_checkpoint(model.reader, out=out, dtype=dtype, facts=facts)
 
 
 def _table(found: dict[str, Any]) -> "Iterator[str]":

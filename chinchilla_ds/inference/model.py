@@ -71,9 +71,7 @@ class TrainedModel:
         """
         place = device or default_device()
         chosen = precision or (self.reader.plan.precision if place.type == "cuda" else Precision.FP32)
-        return load_decoder(
-            self.reader, ranks=ranks, eod_id=self.tokenizer.eod_id, dtype=_DTYPES[chosen], device=place
-        )
+        return load_decoder(self.reader, ranks=ranks, eod_id=self.tokenizer.eod_id, dtype=_DTYPES[chosen], device=place)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the tokens of a prompt; nothing is the end of another document, after which a new one begins."""
