@@ -6,7 +6,7 @@
 Greedy, fp32 on the CPU and bf16 on a GPU. Without --run the model is random, of 8 layers and 512 channels with
 grouped queries and 32,000 pieces: speed does not depend on what was learnt. transformers loads what
 `chinchilla-ds export` writes of the same checkpoint and generates with its own cache, in the same process and on as many
-threads. Each round times every contestant once, in another order; the median counts. Tokens must be the same for all.
+threads. Without a cache only the first batch size is timed. Each round times every contestant once, in another order; the median counts. Tokens must be the same for all.
 The time is that of one call, the prompt's pass included.
 
 --draft adds speculative decoding. Its speed does depend on what was learnt: the draft is the model's first half,
@@ -234,7 +234,8 @@ def measure(arguments: argparse.Namespace, *, folder: Path) -> dict[str, object]
     for batch in arguments.batch:
         generator = torch.Generator().manual_seed(batch)
         prompts = torch.randint(2, vocab_size, (batch, arguments.prompt_tokens), generator=generator).tolist()
-        seconds = time_rounds(contestants, prompts, number=arguments.new_tokens, rounds=arguments.rounds)
+        racing = {name: run for name, run in contestants.items() if name != UNCACHED or batch == arguments.batch[0]}
+        seconds = time_rounds(racing, prompts, number=arguments.new_tokens, rounds=arguments.rounds)
         rows.append({"batch": batch, "seconds": seconds})
     return {
         "num_params": model.reader.plan.num_params,
