@@ -39,7 +39,6 @@ from chinchilla_ds.inference.ranks import ModelRanks
 from chinchilla_ds.inference.sampling import Sampling
 from chinchilla_ds.inference.source import CachedDecoder, LogitSource, uncached
 from chinchilla_ds.inference.speculative import generate_speculatively
-from chinchilla_ds.model.initialization import initial_weight
 from chinchilla_ds.plan import ModelShape, Precision
 from chinchilla_ds.testing import tiny_plan
 
@@ -66,14 +65,17 @@ def write_random_run(folder: Path) -> Path:
     tokenizer.save(folder / "tokenizer.model")
     shape = dataclasses.replace(SHAPE, vocab_size=tokenizer.vocab_size)
     plan = tiny_plan(shape=shape)
-    names = _names_and_sizes(shape)
-    weights = ((name, initial_weight(name=name, shape=list(size), plan=plan)) for name, size in names.items())
+    generator = torch.Generator().manual_seed(0)
+    weights = (
+        (name, torch.ones(size) if len(size) == 1 else 0.05 * torch.randn(size, generator=generator))
+        for name, size in _sizes(shape).items()
+    )
     checkpoint = folder / "run" / "checkpoints" / checkpoint_name(0)
     write_checkpoint(checkpoint, plan=plan, ds_config={}, weights=weights, tokenizer=folder / "tokenizer.model")
     return folder / "run"
 
 
-def _names_and_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+def _sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     h, f, d = shape.hidden_size, shape.ffn_hidden_size, shape.kv_channels
     heads = shape.num_attention_heads
     sizes: dict[str, tuple[int, ...]] = {
