@@ -58,10 +58,10 @@ def random_tokens(number: int, *, length: int, vocab_size: int = 256, seed: int 
     return torch.randint(2, vocab_size, (number, length), generator=torch.Generator().manual_seed(seed))
 
 
-def small_tokenizer() -> SentencePieceTokenizer:
+def small_tokenizer(*, vocab_size: int = 400) -> SentencePieceTokenizer:
     words = "def return import class self value number name list the of and to in is that for with as on"
     texts = [f"{a} {b} {a}_{b}(x) = {number}\n" for number in range(4) for a in words.split() for b in words.split()]
-    return train_tokenizer([text.encode() for text in texts], vocab_size=400)
+    return train_tokenizer([text.encode() for text in texts], vocab_size=vocab_size)
 
 
 def write_run(folder: Path, weights: StateReader, *, tokenizer: SentencePieceTokenizer | None) -> Path:
