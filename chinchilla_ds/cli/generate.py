@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.cli.arguments import flag, path, whole
 from chinchilla_ds.cli.trained import model_flags, ranks_of
@@ -113,22 +113,21 @@ class _Writer:
 
     def write(self, prompts: Sequence[str], *, streams: bool) -> str:
         """Return what there is to print once the texts are there; text that streams is shown on the way."""
-        show: OnText | None = None
-        if streams and self.is_first:
-            _show(prompts[0])
-            show = lambda _, text: _show(text)  # noqa: E731
-        found = self._continue(prompts, show)
+        tokens, most = self._prepare(prompts)
         if streams:
-            _show("\n" if self.is_first else "")
+            show = _show if self.is_first else _show_nothing
+            show(prompts[0])
+            self._continue(tokens, most, lambda _, text: show(text))
+            show("\n")
             return ""
+        found = self._continue(tokens, most, None)
         return _as_json(prompts, found) if self._arguments.json else _as_text(prompts, found)
 
-    def _continue(self, prompts: Sequence[str], on_text: "OnText | None") -> "list[Continuation]":
+    def _continue(self, tokens: list[list[int]], most: int, on_text: "OnText | None") -> "list[Continuation]":
         from chinchilla_ds.inference.generate import generate
         from chinchilla_ds.inference.speculative import generate_speculatively
 
-        tokens, most = self._prepare(prompts)
-        settings = {
+        settings: dict[str, Any] = {
             "prompts": tokens,
             "tokenizer": self._model.tokenizer,
             "max_new_tokens": most,
@@ -148,6 +147,10 @@ def _is_first(ranks: "ModelRanks") -> bool:
 def _show(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _show_nothing(_text: str) -> None:
+    """What the ranks but the first do."""
 
 
 def _as_text(prompts: Sequence[str], found: "Sequence[Continuation]") -> str:

@@ -9,7 +9,7 @@ import torch
 
 from chinchilla_ds.cli.main import main
 from chinchilla_ds.cli.run_text import DATA_NAME, place_of_text
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe
+from chinchilla_ds.data.corpus import Recipe, SourceRecipe, rules_of
 from chinchilla_ds.data.pipeline import prepare_recipe
 from tests.parity.transformers_llama import llama_of
 from tests.unit.inference.models import EOD_ID, reader, small_tokenizer, write_run
@@ -48,6 +48,7 @@ def prepared(tmp_path, files):
         sources=tuple(SourceRecipe(name=name, paths=(str(path),)) for name, path in files.items()),
         held_out_fraction=0.3,
         tokenizer=tmp_path / "tokenizer.model",
+        cleaning=rules_of([]),
         dedup=False,
         minhash=None,
     )
