@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import tempfile
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from chinchilla_ds.plan import Precision
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from chinchilla_ds.evaluation.scores import Document, Score
+    from chinchilla_ds.evaluation.scores import Document
     from chinchilla_ds.inference.model import TrainedModel
     from chinchilla_ds.inference.ranks import ModelRanks
 
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> str:
     for name in ("include_path", "limit"):
         if getattr(arguments, name) is not None and arguments.tasks is None:
             raise ConfigError(f"--{name.replace('_', '-')} is for --tasks, which is not given: drop it, or name tasks")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")  # it misses what nothing here needs
     from chinchilla_ds.inference.model import TrainedModel
 
     ranks = ranks_of(arguments)
@@ -192,9 +194,7 @@ class _Progress:
 def _on_tasks(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "ModelRanks") -> dict[str, Any]:
     """Return the tasks' metrics, of an export that lives as long as this takes."""
     if ranks.world_size > 1:
-        raise ConfigError(
-            "--tasks runs transformers on one rank: drop the parallel sizes, and start it without torchrun"
-        )
+        raise ConfigError("--tasks runs transformers on one rank: drop the parallel sizes, and start without torchrun")
     if others := [name for name in ("data", "text_field", "window", "stride") if getattr(arguments, name) is not None]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise ConfigError(f"{flags} beside --tasks, which bring their own text: drop one")

@@ -26,9 +26,7 @@ COMMANDS = {
     "prepare": Command("chinchilla_ds.cli.prepare", "clean, deduplicate, split and tokenise text"),
     "memory": Command("chinchilla_ds.cli.memory", "show what a plan needs per device, stage by stage"),
     "generate": Command("chinchilla_ds.cli.generate", "continue prompts with a trained model"),
-    "evaluate": Command(
-        "chinchilla_ds.cli.evaluate", "bits per byte, perplexity and benchmark tasks of a trained model"
-    ),
+    "evaluate": Command("chinchilla_ds.cli.evaluate", "bits per byte, perplexity and tasks of a trained model"),
     "mix": Command("chinchilla_ds.cli.mix", "find the mixture of sources to train on from many small runs"),
 }
 _SIGINT_EXIT_CODE = 130

@@ -149,7 +149,7 @@ def merge(task: MergeTask, /) -> Merged:
 
 
 def origins(segments_by_source: Sequence[Sequence[Path]], /, *, below: int) -> "npt.NDArray[Any]":
-    """Return `source` and `bytes` of the documents whose hash is below `below`, in the order in which `merge` puts them.
+    """Return `source` and `bytes` of the documents whose hash is below `below`, in the order that `merge` gives them.
 
     Args:
         segments_by_source: Segments of tokens of every source; `merge` was given all of them in this order.

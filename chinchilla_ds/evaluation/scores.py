@@ -48,7 +48,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss, per token."""
+        """Per token: exp of the loss."""
         return math.exp(self.loss)
 
     @property

@@ -1,4 +1,4 @@
-"""Benchmark tasks through lm-eval, on a model in the form that `transformers` reads. An extra: `chinchilla-ds[eval]`."""
+"""Benchmark tasks through lm-eval, on a model as `transformers` reads it; needs the extra `chinchilla-ds[eval]`."""
 
 import logging
 from collections.abc import Sequence

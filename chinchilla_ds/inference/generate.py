@@ -93,7 +93,8 @@ def make_rows(
     on_text: OnText | None,
 ) -> list[Row]:
     """Return a row for every prompt."""
-    assert prompts and all(prompts), "a prompt has at least one token"
+    assert prompts, "there is a prompt"
+    assert all(prompts), "a prompt has at least one token"
     if "" in stop:
         raise ConfigError("a stop string is empty; it must have at least one character")
 

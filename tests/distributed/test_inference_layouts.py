@@ -84,7 +84,5 @@ def test_bf16_runs_on_several_ranks_and_stays_near(tokenizer):
 
 def test_another_number_of_ranks_than_the_layout_has_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(
-        LayoutError, match=r"= 4 ranks, and 3 were started; start them with torchrun --nproc-per-node 4"
-    ):
+    with pytest.raises(LayoutError, match=r"= 4 ranks, and 3 were started; .* torchrun --nproc-per-node 4"):
         join_ranks(tensor_model_parallel_size=2, pipeline_model_parallel_size=2)

@@ -106,7 +106,7 @@ def test_the_runs_own_held_out_text_is_the_default_and_its_sources_are_told_apar
     assert found["all"]["documents"] == prepared.held_out_documents > 10
     assert found["all"]["tokens"] == prepared.held_out_tokens
     assert found["all"]["bytes"] == prepared.held_out_bytes
-    by_hand = {name: 0 for name in TEXTS}
+    by_hand = dict.fromkeys(TEXTS, 0)
     held_out = set(_held_out_texts(prepared))
     for name, texts in TEXTS.items():
         by_hand[name] = sum(len(text.encode()) for text in texts if text in held_out)

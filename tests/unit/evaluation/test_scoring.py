@@ -1,4 +1,4 @@
-"""Bits per byte and perplexity against transformers' Llama with the same weights, window by window, one row at a time."""
+"""Bits per byte and perplexity against transformers' Llama with the same weights, one window at a time."""
 
 import math
 
