@@ -5,9 +5,9 @@
 
 Greedy, fp32 on the CPU and bf16 on a GPU. Without --run the model is random, of 8 layers and 512 channels with
 grouped queries and 32,000 pieces: speed does not depend on what was learnt. transformers loads what
-`chinchilla-ds export` writes of the same checkpoint and generates with its own cache, in the same process and on as many
-threads. Without a cache only the first batch size is timed. Each round times every contestant once, in another order; the median counts. Tokens must be the same for all.
-The time is that of one call, the prompt's pass included.
+`chinchilla-ds export` writes of the same checkpoint and generates with its own cache, in the same process and on as
+many threads. Without a cache only the first batch size is timed. Each round times every contestant once, in another
+order; the median counts. Tokens must be the same for all. The time is that of one call, the prompt's pass included.
 
 --draft adds speculative decoding. Its speed does depend on what was learnt: the draft is the model's first half,
 which says nothing of a real pair. Random, it shows what refused drafts cost; with --run, what this run's first half is

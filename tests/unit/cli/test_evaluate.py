@@ -1,4 +1,4 @@
-"""`chinchilla-ds evaluate` on a small checkpoint: table, JSON and log; the run's own text and files; what is refused."""
+"""`chinchilla-ds evaluate` on a small checkpoint: table, JSON and log; the run's own text and files; refusals."""
 
 import json
 import math
