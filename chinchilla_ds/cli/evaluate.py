@@ -1,6 +1,7 @@
 """`chinchilla-ds evaluate`: what a trained model's losses come to, on held-out text, on files, and on tasks."""
 
 import argparse
+import functools
 import json
 import re
 import tempfile
@@ -102,7 +103,7 @@ def _on_text(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "Mo
     with _Progress(shown=ranks.tp_rank == 0 and ranks.pp_rank == 0) as on_tokens:
         scores = score_documents(
             documents,
-            token_losses=decoder.token_losses,
+            token_losses=functools.partial(decoder.token_losses, vocab_size=model.tokenizer.vocab_size),
             eod_id=model.tokenizer.eod_id,
             window=window,
             stride=stride,

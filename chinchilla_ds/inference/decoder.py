@@ -194,12 +194,19 @@ class Decoder(nn.Module):
         hidden = self._hidden(tokens, Context(cos=cos, sin=sin, mask=mask, cache=cache, at=place))
         return self._logits(hidden, batch_size=len(tokens), kept=1)
 
-    def token_losses(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of every label, fp32 nats [b, s], on every rank; no cache."""
+    def token_losses(self, tokens: Tensor, labels: Tensor, *, vocab_size: int) -> Tensor:
+        """Return the cross-entropy of every label, fp32 nats [b, s], on every rank; no cache.
+
+        Args:
+            tokens: [b, s]
+            labels: The tokens that follow them, [b, s].
+            vocab_size: Of the tokenizer. Rows above are padding, which nothing can mean: they get no probability, as in
+                an exported model. Training counts them, which costs a trained model next to nothing.
+        """
         hidden = self._hidden(tokens, self._context(tokens, cache=None))
         losses = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)
         if hidden is not None:
-            logits = self._own_logits(hidden)
+            logits = self._own_logits(hidden)[..., :vocab_size]
             losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(tokens.shape)
         return self.ranks.share_from_last_stage(losses)
 

@@ -38,7 +38,7 @@ def on_ranks(layout, weights, tokenizer, *, dtype=torch.float32):
         ranks = join_ranks(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
         decoder = decoder_of(weights, ranks=ranks, dtype=dtype)
         tokens = random_tokens(2, length=17)
-        logits, losses = decoder(tokens[:, :-1]), decoder.token_losses(tokens[:, :-1], tokens[:, 1:])
+        logits, losses = decoder(tokens[:, :-1]), decoder.token_losses(tokens[:, :-1], tokens[:, 1:], vocab_size=300)
         settings = {"prompts": prompts, "tokenizer": tokenizer, **SETTINGS}
         texts = generate(CachedDecoder(decoder), **settings)
         drafted = generate_speculatively(CachedDecoder(decoder), draft=CachedDecoder(decoder), **settings)
@@ -56,7 +56,7 @@ def test_layout_equals_the_reference_and_one_rank(layout, tied, tokenizer):
     tokens = random_tokens(2, length=17)
     with torch.inference_mode():
         logits = reference_of(weights)(tokens[:, :-1])
-        losses = decoder_of(weights).token_losses(tokens[:, :-1], tokens[:, 1:])
+        losses = decoder_of(weights).token_losses(tokens[:, :-1], tokens[:, 1:], vocab_size=300)
     [alone] = on_ranks((1, 1), weights, tokenizer)
     for found in on_ranks(layout, weights, tokenizer):
         torch.testing.assert_close(found[0], logits, atol=TOLERANCE, rtol=0)

@@ -81,7 +81,7 @@ def independent_bits_per_byte(weights, texts):
     for text in texts:
         tokens = [EOD_ID, *tokenizer.encode(text), EOD_ID]
         assert len(tokens) - 1 <= 32, "longer than one window"
-        log_p = model(torch.tensor([tokens[:-1]])).logits[0].double().log_softmax(dim=-1)
+        log_p = model(torch.tensor([tokens[:-1]])).logits[0, :, : tokenizer.vocab_size].double().log_softmax(dim=-1)
         nats -= float(log_p.gather(1, torch.tensor(tokens[1:])[:, None]).sum())
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 

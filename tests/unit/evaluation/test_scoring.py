@@ -1,5 +1,6 @@
 """Bits per byte and perplexity against transformers' Llama with the same weights, one window at a time."""
 
+import functools
 import math
 
 import pytest
@@ -12,17 +13,19 @@ from tests.parity.transformers_llama import llama_of
 from tests.unit.inference.models import EOD_ID, decoder_of, random_tokens, reader
 
 WINDOW = 32
+VOCAB = 200
+"""Of 256 rows; the others are padding."""
 LENGTHS = (1, 5, 31, 32, 33, 80, 17)
 
 
 @pytest.fixture(scope="module")
 def weights():
-    return reader(seq_length=WINDOW)
+    return reader(seq_length=WINDOW, vocab_size=VOCAB)
 
 
 @pytest.fixture(scope="module")
 def documents():
-    rows = random_tokens(len(LENGTHS), length=max(LENGTHS))
+    rows = random_tokens(len(LENGTHS), length=max(LENGTHS), vocab_size=VOCAB)
     return [
         Document(source="ab"[number % 2], tokens=[*row[: length - 1].tolist(), EOD_ID], num_bytes=3 * length)
         for number, (row, length) in enumerate(zip(rows, LENGTHS, strict=True))
@@ -33,7 +36,7 @@ def scored(weights, documents, *, stride, **more):
     decoder = decoder_of(weights, **more)
     return score_documents(
         documents,
-        token_losses=decoder.token_losses,
+        token_losses=functools.partial(decoder.token_losses, vocab_size=weights.plan.shape.vocab_size),
         eod_id=EOD_ID,
         window=WINDOW,
         stride=stride,
@@ -49,7 +52,7 @@ def independent_nats(model, tokens, *, stride):
     while done < len(tokens):
         end = min(WINDOW if done == 0 else done + stride, len(tokens))
         begin = max(0, end - WINDOW)
-        logits = model(text[None, begin:end]).logits[0]
+        logits = model(text[None, begin:end]).logits[0, :, :VOCAB]
         log_p = logits.double().log_softmax(dim=-1)
         nats += [-float(log_p[place - begin, text[place + 1]]) for place in range(done, end)]
         done = end

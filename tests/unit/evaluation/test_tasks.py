@@ -14,7 +14,7 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-TEXTS = [f"def value_{number}(x):\n    return x + {number}\n" for number in range(20)]
+TEXTS = [f"def value_{number}(x):\n    return x + {number}" for number in range(20)]
 ROLLING = """
 task: own_text
 dataset_path: json
