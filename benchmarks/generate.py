@@ -3,8 +3,8 @@
     python benchmarks/generate.py [--run RUN] [--new-tokens 128] [--prompt-tokens 32] [--batch 1 8] [--rounds 5]
                                   [--compile] [--draft] [--json FILE]
 
-Greedy, fp32 on the CPU and bf16 on a GPU. Without --run the model is random, of 8 layers and 512 channels with
-grouped queries and 32,000 pieces: speed does not depend on what was learnt. transformers loads what
+Greedy, fp32 on the CPU and bf16 on a GPU. Without --run the model is random, of 6 layers and 384 channels with
+grouped queries and 8192 rows of vocabulary: speed does not depend on what was learnt. transformers loads what
 `chinchilla-ds export` writes of the same checkpoint and generates with its own cache, in the same process and on as
 many threads. Without a cache only the first batch size is timed. Each round times every contestant once, in another
 order; the median counts. Tokens must be the same for all. The time is that of one call, the prompt's pass included.
@@ -43,14 +43,14 @@ from chinchilla_ds.plan import ModelShape, Precision
 from chinchilla_ds.testing import tiny_plan
 
 SHAPE = ModelShape(
-    num_layers=8,
-    hidden_size=512,
-    ffn_hidden_size=1408,
-    num_attention_heads=8,
-    num_query_groups=4,
+    num_layers=6,
+    hidden_size=384,
+    ffn_hidden_size=1024,
+    num_attention_heads=6,
+    num_query_groups=2,
     kv_channels=64,
-    vocab_size=32_000,
-    padded_vocab_size=32_000,
+    vocab_size=8192,
+    padded_vocab_size=8192,
     seq_length=1024,
 )
 OURS, UNCACHED, THEIRS = "ours", "ours, no cache", "transformers"

@@ -49,7 +49,8 @@ def find_files(paths_by_source: Mapping[str, Sequence[str]], /, *, text_field: s
     Raises:
         DataError: listing every path that is missing, empty or of an unknown type.
     """
-    found, problems = [], []
+    found: list[Corpus] = []
+    problems: list[str] = []
     for name, paths in paths_by_source.items():
         try:
             found.append(find_source(paths, text_field=text_field, name=name))

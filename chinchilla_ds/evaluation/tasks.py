@@ -80,9 +80,12 @@ def run_tasks(
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, float]:
-    """Return `acc: 0.5` of what lm-eval calls `acc,none: 0.5`, without standard errors, which need resampling."""
+    """Return `acc: 0.5` of what lm-eval calls `acc,none: 0.5`, without standard errors, which need resampling.
+
+    Keys without a comma are counts and names.
+    """
     return {
         key.removesuffix(",none"): float(value)
         for key, value in values.items()
-        if isinstance(value, int | float) and "_stderr" not in key
+        if "," in key and isinstance(value, int | float) and "_stderr" not in key
     }
