@@ -133,5 +133,7 @@ class RunConfig:
     """Seeds weights, data order and tokenizer sample."""
     eval_interval_tokens: int | None = None
     """Trained tokens between evaluations; None means ten evaluations over the run."""
+    sample_interval_tokens: int | None = None
+    """Trained tokens between samples of what the model writes; None samples at the end alone."""
     output: Path = Path("runs")
     """Folder that receives runs, prepared data and the MLflow database."""

@@ -263,6 +263,7 @@ def _data_flags(group: Group) -> None:
     flag(group, "max-epochs", _quantity, f"how often the corpus may be read (default {defaults.max_epochs:g})")
     flag(group, "blend", path, "weights of a prepared corpus's sources, as `mix fit --out` writes them", metavar="FILE")
     flag(group, "eval-interval-tokens", whole, "trained tokens between evaluations (default: ten in a run)")
+    flag(group, "sample-interval-tokens", whole, "trained tokens between samples of text (default: at the end alone)")
     flag(group, "output", path, "folder for runs, prepared data and mlflow.db (default runs)", metavar="FOLDER")
 
 

@@ -25,6 +25,8 @@ COMMANDS = {
     "ds-config": Command("chinchilla_ds.cli.ds_config", "write the DeepSpeed JSON of a plan"),
     "prepare": Command("chinchilla_ds.cli.prepare", "clean, deduplicate, split and tokenise text"),
     "memory": Command("chinchilla_ds.cli.memory", "show what a plan needs per device, stage by stage"),
+    "generate": Command("chinchilla_ds.cli.generate", "continue prompts with a trained model"),
+    "evaluate": Command("chinchilla_ds.cli.evaluate", "bits per byte, perplexity and tasks of a trained model"),
     "mix design": Command("chinchilla_ds.cli.mix_design", "choose mixtures of a corpus's sources for small runs"),
     "mix run": Command("chinchilla_ds.cli.mix_run", "train a small run on each mixture"),
     "mix fit": Command("chinchilla_ds.cli.mix_fit", "find the best mixture from the losses of small runs"),
@@ -36,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return the exit code: 0, 2 for a user's error, 130 for Ctrl-C; a bug keeps its traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        print(run_command(words), flush=True)
+        if text := run_command(words):
+            print(text, flush=True)
     except ChinchillaError as error:
         sys.stderr.write("".join(f"error: {problem}\n" for problem in error.problems))
         return EXIT_CODE_USER_ERROR

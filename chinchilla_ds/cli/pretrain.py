@@ -152,7 +152,7 @@ def _world_size() -> int:
 
 def _plan(arguments: Arguments, *, world_size: int) -> RunPlan:
     if arguments.plan is not None:
-        if answered := sorted(arguments.explicit - {"output"} - DATA_FIELDS):
+        if answered := sorted(arguments.explicit - {"output", "sample_interval_tokens"} - DATA_FIELDS):
             flags = ", ".join(flag_of(name) for name in answered)
             raise ConfigError(f"{flags} beside --plan, which fixes that: drop it, or make another plan")
         return read_plan(arguments.plan, world_size=world_size)
@@ -261,6 +261,7 @@ def _train(
             saving=config.checkpoint,
             resume_from=None if run is None else run.folder if run.all_checkpoints else run.checkpoint,
             stop=stop,
+            sample_interval_tokens=config.sample_interval_tokens,
         )
     if state.stopped_by is None:
         return 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from chinchilla_ds.checkpoint.folder import write_durably
 from chinchilla_ds.cli.run_request import REQUEST_NAME, RunRequest
+from chinchilla_ds.cli.run_text import DATA_NAME, place_of_text
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.plan import RunPlan
@@ -33,7 +34,7 @@ def make_run_folder(
     folder = _new_folder(output, name=f"{plan.compute_budget_flops:.3g}-{now:%Y%m%d-%H%M%S}".replace("+", ""))
     try:
         (folder / REQUEST_NAME).write_text(request.to_json(), encoding="utf-8")
-        _write_plan(folder, plan=plan, ds_config=ds_config)
+        _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise OutputError(f"cannot write to the run's folder {folder}: {reason(error)}") from None
@@ -52,13 +53,14 @@ def open_run_folder(
         OutputError: it cannot be written.
     """
     try:
-        _write_plan(folder, plan=plan, ds_config=ds_config)
+        _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared)
     except OSError as error:
         raise OutputError(f"cannot write to the run's folder {folder}: {reason(error)}") from None
     return folder, _artifacts(folder, prepared=prepared)
 
 
-def _write_plan(folder: Path, *, plan: RunPlan, ds_config: dict[str, Any]) -> None:
+def _write_plan(folder: Path, *, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData) -> None:
+    write_durably(folder / DATA_NAME, place_of_text(prepared, run_folder=folder))
     write_durably(folder / "plan.json", plan.to_json())
     write_durably(folder / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
 

@@ -20,7 +20,7 @@ from chinchilla_ds.plan import RunPlan, build_dataclass
 
 REQUEST_NAME = "request.json"
 LOCK_NAME = ".lock"
-FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint")
+FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens")
 """Parts of a config that may change from start to start of one run: none decides what the model learns."""
 
 

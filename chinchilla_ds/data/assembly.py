@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.data.encode import Merged, MergeTask, merge, read_counts, unigram_loss
+from chinchilla_ds.data.encode import Merged, MergeTask, merge, origins, read_counts, unigram_loss
 from chinchilla_ds.data.job import Job, run_tasks
 from chinchilla_ds.data.ledger import Ledger, SourceLedger, make_ledger, source_ledger
 from chinchilla_ds.data.prepared import (
+    HELD_OUT_ORIGINS_NAME,
     INPUTS_NAME,
     LEDGER_NAME,
     MANIFEST_NAME,
@@ -31,6 +32,8 @@ def write(
     folder: Path,
 ) -> None:
     """Write the datasets, tokenizer, ledger and manifest."""
+    import numpy as np
+
     counts = {name: read_counts(shards[name]) + read_counts(encoded[name]) for name in shards}
     _check_sources(counts)
     loaded = Tokenizer.load(tokenizer)
@@ -44,6 +47,8 @@ def write(
     merged = {task.prefix: one for task, one in run_tasks(job, merge, tasks, stage="writing", size=lambda task: 1.0)}
     held_out = merged.pop(folder / "held_out")
     train = {name: merged[train_prefix(folder, name=name)] for name in encoded}
+    assert list(encoded) == sorted(encoded), "sources come in the order of their names"
+    np.save(folder / HELD_OUT_ORIGINS_NAME, origins(list(encoded.values()), below=threshold))
     sources = [source_ledger(name, counts=counts[name], tokens=train[name].num_tokens) for name in sorted(train)]
     ledger = make_ledger(sources, held_out_tokens=held_out.num_tokens)
     for source in sources:

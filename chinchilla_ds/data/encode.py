@@ -29,6 +29,9 @@ BATCH_BYTES = 2**20
 """Text encoded at a time, in about 15 times the memory: words are cut apart."""
 
 TOKENS_NAME = "tokens.bin"
+_SIZES_NAME = "sizes.npy"
+ORIGIN_DTYPE = [("source", "<u2"), ("bytes", "<i8")]
+"""Of a document: the place of its source in the order of their names, and its size."""
 _MERGE_TOKENS = 4 * 2**20
 """Tokens merged at a time, about; fewer would open every segment more often."""
 _COUNT_TOKENS = 2**18
@@ -70,6 +73,7 @@ def encode_segment(task: EncodeTask, /) -> None:
                     lengths.append(len(ids))
         save_array(folder / CONTENT_HASH_NAME, segment.hashes[rows])
         save_array(folder / ENDS_NAME, np.cumsum(np.array(lengths, dtype=np.int64)))
+        save_array(folder / _SIZES_NAME, segment.sizes[rows])
         counts = _fates(task, segment=segment, keep=keep)
         (folder / COUNTS_NAME).write_text(json.dumps(counts), encoding="utf-8")
 
@@ -146,6 +150,26 @@ def merge(task: MergeTask, /) -> Merged:
             for start in range(0, len(tokens), _COUNT_TOKENS):
                 counts += np.bincount(tokens[start : start + _COUNT_TOKENS], minlength=task.vocab_size)
     return Merged(num_documents=number, token_counts=counts)
+
+
+def origins(segments_by_source: Sequence[Sequence[Path]], /, *, below: int) -> "npt.NDArray[Any]":
+    """Return `source` and `bytes` of the documents whose hash is below `below`, in the order that `merge` gives them.
+
+    Args:
+        segments_by_source: Segments of tokens of every source; `merge` was given all of them in this order.
+        below: Where the range of hashes ends.
+    """
+    import numpy as np
+
+    hashes, found = [], []
+    for source, segments in enumerate(segments_by_source):
+        for folder in segments:
+            start, stop, _ = _rows(folder, 0, below)
+            rows = np.empty(stop - start, dtype=ORIGIN_DTYPE)
+            rows["source"], rows["bytes"] = source, np.load(folder / _SIZES_NAME)[start:stop]
+            hashes.append(Segment(folder).hashes[start:stop])
+            found.append(rows)
+    return np.concatenate(found)[np.argsort(np.concatenate(hashes), kind="stable")]
 
 
 def _bound(hashes: "npt.NDArray[np.uint64]", value: int) -> int:

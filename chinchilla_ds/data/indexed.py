@@ -3,7 +3,7 @@
 The only module of `data` that imports megatron.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -70,6 +70,14 @@ def open_sequences(
     indexed = IndexedDataset(str(prefix), multimodal=False, mmap=True)
     documents = np.arange(len(indexed), dtype=np.int32)
     return GPTDataset(indexed, prefix.name, documents, num_samples, Split.train, config)
+
+
+def read_documents(prefix: Path, /) -> "Iterator[npt.NDArray[np.integer[Any]]]":
+    """Yield the tokens of every document of an indexed dataset, in its order: [tokens of the document]."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    indexed = IndexedDataset(str(prefix), multimodal=False, mmap=True)
+    yield from (indexed[number] for number in range(len(indexed)))
 
 
 class BlendedSequences:

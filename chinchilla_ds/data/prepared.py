@@ -13,6 +13,8 @@ PREPARED_FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 LEDGER_NAME = "ledger.json"
 INPUTS_NAME = "inputs.json"
+HELD_OUT_ORIGINS_NAME = "held_out_origins.npy"
+"""Source and bytes of every held-out document; older corpora do not say."""
 
 
 @dataclass(frozen=True, kw_only=True)

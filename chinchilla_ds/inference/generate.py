@@ -1,44 +1,149 @@
-"""Sample text from a model that tells the logits of the next token.
-
-Shapes: s sequence, v vocabulary.
-"""
+"""Continue prompts, token by token."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
-from torch import Tensor
 
-NextTokenLogits = Callable[[Sequence[int]], Tensor]
-"""From the tokens so far to the next token's logits [v], the same on every rank."""
+from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.inference.sampling import Sampling, choose
+from chinchilla_ds.inference.source import LogitSource
+from chinchilla_ds.inference.text import TextStream
+
+OnText = Callable[[int, str], None]
+"""Told the number of a prompt, and text that has become certain."""
 
 
-def generate(
-    next_token_logits: NextTokenLogits,
+class Finish(StrEnum):
+    """Why a continuation ended."""
+
+    END_OF_DOCUMENT = "end_of_document"
+    STOP = "stop"
+    """A stop string came, which the text does not hold."""
+    LENGTH = "length"
+    """max_new_tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """What follows one prompt."""
+
+    tokens: tuple[int, ...]
+    """All that were drawn, those of a stop string included; the end-of-document token is left out."""
+    text: str
+    finish: Finish
+
+
+class Row:
+    """One prompt's continuation as it grows."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        stop: Sequence[str],
+        on_text: Callable[[str], None],
+    ) -> None:
+        self._eod_id, self.max_new_tokens, self._on_text = tokenizer.eod_id, max_new_tokens, on_text
+        self._stream = TextStream(tokenizer, prompt=prompt, stop=stop)
+        self._pieces: list[str] = []
+        self.tokens: list[int] = []
+        self.finish: Finish | None = None
+        """None while it goes on."""
+
+    def add(self, token: int) -> None:
+        """Take the next token; nothing once it is finished."""
+        if self.finish is not None:
+            return
+        if token == self._eod_id:
+            self._end(Finish.END_OF_DOCUMENT)
+            return
+        self.tokens.append(token)
+        self._show(self._stream.add(token))
+        if self._stream.is_stopped:
+            self.finish = Finish.STOP
+        elif len(self.tokens) == self.max_new_tokens:
+            self._end(Finish.LENGTH)
+
+    def _end(self, finish: Finish) -> None:
+        self._show(self._stream.finish())
+        self.finish = Finish.STOP if self._stream.is_stopped else finish
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._pieces.append(text)
+            self._on_text(text)
+
+    def continuation(self) -> Continuation:
+        """Return the finished row."""
+        assert self.finish is not None, "the row still grows"
+        return Continuation(tokens=tuple(self.tokens), text="".join(self._pieces), finish=self.finish)
+
+
+def make_rows(
+    prompts: Sequence[Sequence[int]],
     *,
-    prompt: Sequence[int],
+    tokenizer: Tokenizer,
     max_new_tokens: int,
-    vocab_size: int,
-    eod_id: int,
-    temperature: float = 0.8,
-    seed: int = 0,
-) -> list[int]:
-    """Return the tokens that follow `prompt`, drawn from softmax(logits / temperature), up to the end of the document.
+    stop: Sequence[str],
+    on_text: OnText | None,
+) -> list[Row]:
+    """Return a row for every prompt."""
+    assert prompts, "there is a prompt"
+    assert all(prompts), "a prompt has at least one token"
+    if "" in stop:
+        raise ConfigError("a stop string is empty; it must have at least one character")
+
+    def teller(number: int) -> Callable[[str], None]:
+        return lambda text: on_text(number, text) if on_text is not None else None
+
+    return [
+        Row(tokenizer, prompt=prompt, max_new_tokens=max_new_tokens, stop=stop, on_text=teller(number))
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+@torch.inference_mode()
+def generate(
+    model: LogitSource,
+    *,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str] = (),
+    on_text: OnText | None = None,
+) -> list[Continuation]:
+    """Return the continuation of every prompt; all are computed together.
 
     Args:
-        next_token_logits: The model; every rank calls this function with the same arguments.
-        prompt: At least one token.
-        max_new_tokens: Tokens to draw at most.
-        vocab_size: Pieces of the tokenizer; the padded rows above are never drawn.
-        eod_id: The token that ends a document; not returned.
-        temperature: Below 1 sharpens the distribution.
-        seed: Draws are the same for the same seed, on every rank.
+        model: Where logits come from; every rank calls this function with the same arguments.
+        prompts: At least one token each. Each row draws from a generator of its own, so that a prompt's continuation
+            does not depend on how the others go on.
+        tokenizer: Its pieces can be drawn, the padded rows of the vocabulary cannot.
+        max_new_tokens: Tokens to draw at most, at least 1.
+        sampling: How they are drawn.
+        stop: A continuation ends before the first of these strings.
+        on_text: Told text as it becomes certain.
+
+    Raises:
+        ConfigError: a stop string is empty.
     """
-    generator = torch.Generator().manual_seed(seed)
-    tokens = list(prompt)
-    for _ in range(max_new_tokens):
-        logits = next_token_logits(tokens)[:vocab_size].float().cpu()
-        chosen = int(torch.multinomial(torch.softmax(logits / temperature, dim=0), 1, generator=generator))
-        if chosen == eod_id:
-            break
-        tokens.append(chosen)
-    return tokens[len(prompt) :]
+    rows = make_rows(prompts, tokenizer=tokenizer, max_new_tokens=max_new_tokens, stop=stop, on_text=on_text)
+    generators = [sampling.generator(number) for number in range(len(rows))]
+    logits = model.start(prompts, max_new_tokens=max_new_tokens)
+    while True:
+        logits = logits[:, : tokenizer.vocab_size].float().cpu()
+        tokens = [
+            choose(of_row, sampling=sampling, generator=generator) if row.finish is None else tokenizer.eod_id
+            for row, of_row, generator in zip(rows, logits, generators, strict=True)
+        ]
+        for row, token in zip(rows, tokens, strict=True):
+            row.add(token)
+        if all(row.finish is not None for row in rows):
+            return [row.continuation() for row in rows]
+        logits = model.extend(tokens)

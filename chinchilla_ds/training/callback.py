@@ -73,7 +73,7 @@ class TrainingState:
     """How often this run went back because of a loss spike."""
     evaluation: EvaluationResult | None = None
     sample: Sample | None = None
-    """At the end of the run."""
+    """The last one."""
     artifacts: dict[str, str] = field(default_factory=dict)
     """Name to path of what the run wrote (plan, checkpoint, tokenizer, ...)."""
 
@@ -89,6 +89,9 @@ class Callback:
 
     def on_evaluation_end(self, state: TrainingState) -> None:
         """After every pass over the held-out part; `state.evaluation` is fresh."""
+
+    def on_sample(self, state: TrainingState) -> None:
+        """After every sample of text; `state.sample` is fresh, and `state.artifacts["sample"]` its file."""
 
     def on_stop(self, state: TrainingState) -> None:
         """After the save of a run that was asked to stop before its end, in place of `on_train_end`."""

@@ -15,9 +15,9 @@ from chinchilla_ds.data.tokenizer import Tokenizer
 from chinchilla_ds.distributed import cpu_backend, groups
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.evaluation.bits_per_byte import bits_per_byte
-from chinchilla_ds.inference.generate import generate
 from chinchilla_ds.plan import RunPlan
-from chinchilla_ds.training.callback import Callback, EvaluationResult, Sample, StepResult, TrainingState
+from chinchilla_ds.training import samples
+from chinchilla_ds.training.callback import Callback, EvaluationResult, StepResult, TrainingState
 from chinchilla_ds.training.guards import Guards
 from chinchilla_ds.training.lr_schedule import learning_rate
 from chinchilla_ds.training.saving import Saver
@@ -27,8 +27,6 @@ from chinchilla_ds.training.watchdog import Watchdog
 
 EVALUATION_TOKENS = 32_768
 """Held-out tokens of the evaluations within a run; the last one reads all of it, in whole global batches."""
-SAMPLE_PROMPT_TOKENS = 32
-SAMPLE_NEW_TOKENS = 96
 SAVE_SCALE = 3.0
 """How many times the limit for a step a checkpoint may take."""
 
@@ -45,6 +43,7 @@ def pretrain(
     saving: CheckpointConfig | None = None,
     resume_from: Path | None = None,
     stop: StopRequest | None = None,
+    sample_interval_tokens: int | None = None,
 ) -> TrainingState:
     """Train to the end of the plan's token budget, evaluate, save; or stop and save when asked to.
 
@@ -59,6 +58,7 @@ def pretrain(
         saving: When to save and what to begin with; None for the defaults.
         resume_from: A run's folder or one checkpoint, to go on from the newest of it that is whole.
         stop: Where signals ask for a stop; None listens to the file STOP alone.
+        sample_interval_tokens: Trained tokens between samples of text; None samples at the end alone.
 
     Returns:
         The state at the end; `stopped_by` says whether that is the plan's.
@@ -70,7 +70,9 @@ def pretrain(
     """
     guards, saving, stop = guards or GuardConfig(), saving or CheckpointConfig(), stop or StopRequest()
     try:
-        run = _Run(plan, ds_config, prepared, run_folder, artifacts, callbacks, guards, saving, stop)
+        run = _Run(
+            plan, ds_config, prepared, run_folder, artifacts, callbacks, guards, saving, stop, sample_interval_tokens
+        )
         run.begin(resume_from, init_from=saving.init_from)
         return run.train()
     finally:
@@ -92,6 +94,7 @@ class _Run:
         guards: GuardConfig,
         saving: CheckpointConfig,
         stop: StopRequest,
+        sample_interval_tokens: int | None,
     ) -> None:
         self.plan, self.prepared, self.callbacks = plan, prepared, callbacks
         self.loader = TokenLoader(prepared=prepared, plan=plan)
@@ -106,6 +109,7 @@ class _Run:
         )
         self.stop = stop
         self.saver = Saver(self.engine, state=self.state, saving=saving, ds_config=ds_config, prepared=prepared)
+        self.sample_interval_tokens = sample_interval_tokens
         self.guards = Guards(
             guards, plan=plan, stage=self.engine.stage, run_folder=run_folder, writes=self.state.owns_loss
         )
@@ -129,8 +133,7 @@ class _Run:
                 self._call("on_stop")
                 return self.state
             self._evaluate(max_tokens=None)
-            with self.watchdog.phase("the sample", scale=SAMPLE_NEW_TOKENS):
-                self._sample()
+            self._sample(self.state.run_folder / "sample.txt")
             with self.watchdog.phase("the checkpoint", scale=SAVE_SCALE):
                 self.saver.save(complete=True)
         self._call("on_train_end")
@@ -156,6 +159,8 @@ class _Run:
                 continue
             if self._is_due():
                 self._evaluate(max_tokens=EVALUATION_TOKENS)
+            if self._sample_is_due():
+                self._sample(self.state.run_folder / "samples" / f"sample_{self.state.iteration:07d}.txt")
             with self.watchdog.phase("the checkpoint", scale=SAVE_SCALE):
                 self.saver.save_if_due()
 
@@ -227,24 +232,27 @@ class _Run:
         )
         self._call("on_evaluation_end")
 
-    def _sample(self) -> None:
-        """Continue the first held-out sequence; on every rank, as the layout may need them all."""
-        tokenizer = Tokenizer.load(self.prepared.tokenizer_path)
-        first = next(self.loader.held_out_batches(data_parallel_rank=0))
-        prompt = first.tokens[0, :SAMPLE_PROMPT_TOKENS].tolist()
-        drawn = generate(
-            self.engine.next_token_logits,
-            prompt=prompt,
-            max_new_tokens=SAMPLE_NEW_TOKENS,
-            vocab_size=tokenizer.vocab_size,
-            eod_id=tokenizer.eod_id,
-            seed=self.plan.seed,
+    def _sample_is_due(self) -> bool:
+        taken = self.state.step is not None and not self.state.step.skipped
+        return taken and samples.is_due(
+            consumed_tokens=self.state.consumed_tokens,
+            tokens_per_iter=self.plan.tokens_per_iter,
+            interval_tokens=self.sample_interval_tokens,
         )
-        self.state.sample = Sample(prompt=tokenizer.decode(prompt), continuation=tokenizer.decode(drawn))
+
+    def _sample(self, path: Path) -> None:
+        """Let the model write, on every rank, and keep it in `path`."""
+        tokenizer = Tokenizer.load(self.prepared.tokenizer_path)
+        with self.watchdog.phase("the sample", scale=samples.NEW_TOKENS):
+            sample = samples.draw_sample(
+                self.engine.next_token_logits, loader=self.loader, tokenizer=tokenizer, seed=self.plan.seed
+            )
+        self.state.sample = sample
         if self.state.owns_loss:
-            path = self.state.run_folder / "sample.txt"
-            path.write_text(self.state.sample.prompt + self.state.sample.continuation, encoding="utf-8")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(sample.prompt + sample.continuation, encoding="utf-8")
             self.state.artifacts["sample"] = str(path)
+        self._call("on_sample")
 
 
 def _on_device(batches: Iterable[MicroBatch]) -> list[MicroBatch]:

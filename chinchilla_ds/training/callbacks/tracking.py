@@ -11,8 +11,9 @@ from chinchilla_ds.tracking.environment import write_environment
 from chinchilla_ds.tracking.tracker import RunStatus, Tracker
 from chinchilla_ds.training.callback import Callback, TrainingState
 
-DEFAULT_ARTIFACTS = ("plan", "ds_config", "tokenizer", "blend", "environment", "sample")
-"""Names in `state.artifacts` that are copied to the tracker; the checkpoint is too large to be one."""
+DEFAULT_ARTIFACTS = ("plan", "ds_config", "tokenizer", "blend", "environment")
+"""Names in `state.artifacts` that are copied to the tracker; samples are copied as they come, and the checkpoint is too
+large to be one."""
 
 
 class TrackingCallback(Callback):
@@ -56,6 +57,11 @@ class TrackingCallback(Callback):
             result = state.evaluation
             metrics = {"held_out/loss": result.loss, "held_out/bits_per_byte": result.bits_per_byte}
             self._tracker.log_metrics(metrics, step=state.iteration)
+
+    def on_sample(self, state: TrainingState) -> None:
+        """Copy the text."""
+        if state.owns_loss:
+            self._tracker.log_artifact(Path(state.artifacts["sample"]))
 
     def on_stop(self, state: TrainingState) -> None:
         """Call the run stopped."""

@@ -72,9 +72,19 @@ def test_artifacts_are_copied_once_and_the_checkpoint_never(tmp_path: Path) -> N
     callback = TrackingCallback(tracker=tracker, device_type="cpu")
     callback.on_train_start(state)
     assert tracker.artifacts == ["plan.json", "environment.json"]
-    state.artifacts["sample"] = str(tmp_path / "sample.txt")
+    state.artifacts["tokenizer"] = str(tmp_path / "tokenizer.model")
     callback.on_train_end(state)
-    assert tracker.artifacts == ["plan.json", "environment.json", "sample.txt"]
+    assert tracker.artifacts == ["plan.json", "environment.json", "tokenizer.model"]
+
+
+def test_every_sample_is_copied(tmp_path: Path) -> None:
+    state, tracker = make_state(tmp_path), ListTracker()
+    callback = TrackingCallback(tracker=tracker, device_type="cpu")
+    for name in ("sample_0000002.txt", "sample_0000004.txt", "sample.txt"):
+        state.artifacts["sample"] = str(tmp_path / name)
+        callback.on_sample(state)
+    callback.on_train_end(state)
+    assert tracker.artifacts == ["sample_0000002.txt", "sample_0000004.txt", "sample.txt"]
 
 
 def test_the_environment_is_written_into_the_run_folder(tmp_path: Path) -> None:

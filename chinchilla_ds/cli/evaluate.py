@@ -1,0 +1,249 @@
+"""`chinchilla-ds evaluate`: what a trained model's losses come to, on held-out text, on files, and on tasks."""
+
+import argparse
+import functools
+import json
+import re
+import tempfile
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chinchilla_ds.cli.arguments import flag, path, whole
+from chinchilla_ds.cli.trained import model_flags, ranks_of
+from chinchilla_ds.config import DataConfig
+from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
+from chinchilla_ds.plan import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from chinchilla_ds.evaluation.scores import Document
+    from chinchilla_ds.inference.model import TrainedModel
+    from chinchilla_ds.inference.ranks import ModelRanks
+
+LOG_NAME = "evaluations.jsonl"
+TOTAL = "all"
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    model_flags(parser)
+    data = parser.add_argument_group("text")
+    data.add_argument(
+        "--data",
+        nargs="+",
+        metavar="[NAME=]PATH",
+        help="files, folders, patterns, or a prepared folder, whose held-out part counts (default: the run's own)",
+    )
+    flag(data, "text-field", str, f"column that holds the text (default {DataConfig().text_field})")
+    flag(data, "window", whole, "tokens read at once (default: the model's context)")
+    flag(data, "stride", whole, "tokens that each window after a document's first scores (default: half the window)")
+    tasks = parser.add_argument_group("tasks (needs chinchilla-ds[eval])")
+    flag(tasks, "tasks", str, "tasks of lm-eval, such as arc_easy,hellaswag", metavar="NAME,...")
+    flag(tasks, "include-path", path, "folder of task files of your own (.yaml)", metavar="FOLDER")
+    flag(tasks, "limit", whole, "examples of each task at most")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Evaluate, append the result to the run's log, and return it as a table or as JSON."""
+    for name in ("include_path", "limit"):
+        if getattr(arguments, name) is not None and arguments.tasks is None:
+            raise ConfigError(f"--{name.replace('_', '-')} is for --tasks, which is not given: drop it, or name tasks")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")  # it misses what nothing here needs
+    from chinchilla_ds.inference.model import TrainedModel
+
+    ranks = ranks_of(arguments)
+    model = TrainedModel.open(arguments.run)
+    log = model.run_folder / LOG_NAME
+    _check_log(log)
+    found: dict[str, Any] = {
+        "checkpoint": str(model.reader.folder),
+        "iteration": model.reader.state.iteration,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if arguments.tasks is None:
+        found |= _on_text(arguments, model=model, ranks=ranks)
+    else:
+        found |= _on_tasks(arguments, model=model, ranks=ranks)
+    if not (ranks.tp_rank == 0 and ranks.pp_rank == 0):
+        return ""
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(found, ensure_ascii=False) + "\n")
+    if arguments.json:
+        return json.dumps(found, indent=2, ensure_ascii=False)
+    return "\n".join([*_table(found), "", f"appended to {log}"])
+
+
+def _check_log(log: Path) -> None:
+    """Check, before the work, that its result can be kept.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    try:
+        log.open("a").close()
+    except OSError as error:
+        raise OutputError(f"the result cannot be written to {log}: {reason(error)}") from None
+
+
+def _on_text(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "ModelRanks") -> dict[str, Any]:
+    from chinchilla_ds.evaluation import windows
+    from chinchilla_ds.evaluation.scores import Score
+    from chinchilla_ds.evaluation.scoring import score_documents
+
+    window = arguments.window or model.context_tokens
+    stride = arguments.stride or max(1, window // 2)
+    windows.check(window=window, stride=stride, seq_length=model.context_tokens)
+    documents, source = _documents(arguments, model=model)
+    decoder = model.load(ranks=ranks, precision=arguments.dtype)
+    with _Progress(shown=ranks.tp_rank == 0 and ranks.pp_rank == 0) as on_tokens:
+        scores = score_documents(
+            documents,
+            token_losses=functools.partial(decoder.token_losses, vocab_size=model.tokenizer.vocab_size),
+            eod_id=model.tokenizer.eod_id,
+            window=window,
+            stride=stride,
+            device=decoder.device,
+            on_tokens=on_tokens,
+        )
+    if not scores:
+        raise DataError(f"{source} holds no text")
+    total = sum(scores.values(), start=Score())
+    rows: dict[str, Score] = {name: scores[name] for name in sorted(scores)} | {TOTAL: total}
+    return {
+        "text": source,
+        "window": window,
+        "stride": stride,
+        "dtype": str(decoder.dtype).removeprefix("torch."),
+        "scores": {name: score.to_data() for name, score in rows.items()},
+    }
+
+
+def _documents(arguments: argparse.Namespace, *, model: "TrainedModel") -> "tuple[Iterator[Document], str]":
+    """Return the documents, and one line that says which they are."""
+    from chinchilla_ds.cli.run_text import find_text
+    from chinchilla_ds.data.prepared import PreparedData, is_prepared
+    from chinchilla_ds.evaluation.documents import file_documents, find_files, held_out_documents
+
+    named = arguments.data
+    place = None
+    if named is None:
+        place = find_text(model.run_folder)
+        if place is None:
+            raise DataError(
+                f"{model.run_folder} does not say where its held-out text is, or that has gone; name a prepared folder "
+                "or files with --data"
+            )
+    elif any(is_prepared(Path(word)) for word in named):
+        if len(named) > 1:
+            raise DataError(f"a prepared folder beside other paths in --data {' '.join(named)}: name it alone")
+        place = Path(named[0])
+    if place is not None:
+        if arguments.text_field is not None:
+            raise ConfigError("--text-field beside prepared text, which has no columns: drop it")
+        prepared = PreparedData.load(place)
+        return held_out_documents(prepared, tokenizer=model.tokenizer), f"held-out part of {place}"
+    sources = find_files(_by_source(named), text_field=arguments.text_field or DataConfig().text_field)
+    return file_documents(sources, tokenizer=model.tokenizer), " ".join(named)
+
+
+def _by_source(words: list[str]) -> dict[str, list[str]]:
+    """Return the paths of every source; one without a name is a source of its own."""
+    found: dict[str, list[str]] = {}
+    for word in words:
+        match = None if Path(word).exists() else _NAMED.fullmatch(word)
+        name, place = (match[1], match[2]) if match else (word, word)
+        found.setdefault(name, []).append(place)
+    return found
+
+
+class _Progress:
+    """Tokens scored so far, on a terminal that watches."""
+
+    def __init__(self, *, shown: bool) -> None:
+        import sys
+
+        from rich.console import Console
+        from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not shown or not sys.stderr.isatty(),
+        )
+        self._task = self._progress.add_task("scoring ...")
+        self._tokens = 0
+
+    def __enter__(self) -> "Callable[[int], None]":
+        self._progress.start()
+        return self._add
+
+    def _add(self, tokens: int) -> None:
+        self._tokens += tokens
+        self._progress.update(self._task, description=f"{self._tokens} tokens scored")
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def _on_tasks(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "ModelRanks") -> dict[str, Any]:
+    """Return the tasks' metrics, of an export that lives as long as this takes."""
+    if ranks.world_size > 1:
+        raise ConfigError("--tasks runs transformers on one rank: drop the parallel sizes, and start without torchrun")
+    if others := [name for name in ("data", "text_field", "window", "stride") if getattr(arguments, name) is not None]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise ConfigError(f"{flags} beside --tasks, which bring their own text: drop one")
+    from chinchilla_ds.evaluation.tasks import open_tasks, run_tasks
+    from chinchilla_ds.inference.model import default_device
+
+    names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
+    manager = open_tasks(names, include_path=arguments.include_path)
+    device = default_device()
+    chosen = arguments.dtype or (model.reader.plan.precision if device.type == "cuda" else Precision.FP32)
+    dtype = {Precision.FP32: "float32", Precision.BF16: "bfloat16", Precision.FP16: "float16"}[chosen]
+    with tempfile.TemporaryDirectory(prefix="chinchilla-ds-export-") as folder:
+        export = Path(folder, "model")
+        _export(model, out=export, dtype=chosen)
+        metrics = run_tasks(
+            export, names=names, manager=manager, device=str(device), dtype=dtype, limit=arguments.limit
+        )
+    return {"dtype": dtype, "limit": arguments.limit, "tasks": metrics}
+
+
+def _export(model: "TrainedModel", *, out: Path, dtype: Precision) -> None:
+    from chinchilla_ds.export.card import TrainingFacts
+    from chinchilla_ds.export.write import export_checkpoint
+
+    plan, iteration = model.reader.plan, model.reader.state.iteration
+    facts = TrainingFacts(
+        consumed_tokens=iteration * plan.tokens_per_iter,
+        flops_spent=iteration * plan.tokens_per_iter * plan.flops_per_token,
+    )
+    export_checkpoint(model.reader, out=out, dtype=dtype, facts=facts)
+
+
+def _table(found: dict[str, Any]) -> "Iterator[str]":
+    yield f"checkpoint    {found['checkpoint']} (step {found['iteration']}), {found['dtype']}"
+    if "tasks" in found:
+        yield ""
+        yield f"{'task':<32}{'metric':<20}{'value':>10}"
+        for task, metrics in found["tasks"].items():
+            for metric, value in metrics.items():
+                yield f"{task:<32}{metric:<20}{value:>10.4f}"
+        return
+    yield f"text          {found['text']}"
+    yield f"windows       {found['window']} tokens, each next one {found['stride']} further"
+    yield ""
+    width = max(8, *map(len, found["scores"]))
+    yield f"{'source':<{width}}{'documents':>11}{'tokens':>12}{'nats/token':>12}{'perplexity':>12}{'bits/byte':>11}"
+    for name, score in found["scores"].items():
+        yield (
+            f"{name:<{width}}{score['documents']:>11}{score['tokens']:>12}{score['loss']:>12.4f}"
+            f"{score['perplexity']:>12.2f}{score['bits_per_byte']:>11.4f}"
+        )

@@ -1,0 +1,206 @@
+"""`chinchilla-ds generate`: text from a trained model, for prompts of the command line, of a pipe, or of a person."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from chinchilla_ds.cli.arguments import flag, path, whole
+from chinchilla_ds.cli.trained import model_flags, ranks_of
+from chinchilla_ds.errors import ChinchillaError, ConfigError
+
+if TYPE_CHECKING:
+    from chinchilla_ds.inference.generate import Continuation, OnText
+    from chinchilla_ds.inference.model import TrainedModel
+    from chinchilla_ds.inference.ranks import ModelRanks
+    from chinchilla_ds.inference.sampling import Sampling
+
+DEFAULT_MAX_TOKENS = 200
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    model_flags(parser)
+    parser.add_argument(
+        "--prompt", nargs="+", metavar="TEXT", help="text to continue; several are one batch (default: ask, or stdin)"
+    )
+    flag(parser, "max-tokens", whole, f"tokens to draw at most (default {DEFAULT_MAX_TOKENS}, within the context)")
+    flag(parser, "temperature", float, "0 takes the most likely token (default 0.8)", default=0.8)
+    flag(parser, "top-k", int, "draw from the k most likely tokens alone", metavar="K")
+    flag(parser, "top-p", float, "draw from the most likely tokens that sum to p alone", metavar="P")
+    parser.add_argument("--stop", nargs="+", default=(), metavar="TEXT", help="end before the first of these strings")
+    flag(parser, "seed", int, "the same seed draws the same text (default 0)", default=0, metavar="N")
+    parser.add_argument("--stream", action="store_true", help="show text as it comes")
+    flag(parser, "draft", path, "a smaller model of the same tokenizer that guesses ahead", metavar="RUN")
+    parser.add_argument("--compile", action="store_true", help="torch.compile (CUDA graphs on a GPU): a slow start")
+    parser.add_argument("--json", action="store_true", help="print prompts, texts and why they ended as JSON")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Return the text, or show it as it comes."""
+    _check(arguments)
+    from chinchilla_ds.inference.sampling import Sampling
+
+    sampling = Sampling(
+        temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed
+    )
+    ranks = ranks_of(arguments)
+    writer = _Writer(arguments, ranks=ranks, sampling=sampling)
+    if arguments.prompt is None:
+        _answer_lines(writer, ranks=ranks)
+        return ""
+    text = writer.write(arguments.prompt, streams=arguments.stream)
+    return text if _is_first(ranks) else ""
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what cannot go together, before anything slow.
+
+    Raises:
+        ConfigError: listing it all.
+    """
+    several = arguments.prompt is not None and len(arguments.prompt) > 1
+    ranks = arguments.tensor_model_parallel_size * arguments.pipeline_model_parallel_size
+    clashes = {
+        f"--stream shows one prompt, and --prompt has {len(arguments.prompt or ())}": arguments.stream and several,
+        "--stream beside --json, which is printed as a whole": arguments.stream and arguments.json,
+        "--json without --prompt": arguments.json and arguments.prompt is None,
+        "--compile beside --draft, whose passes over several tokens are not compiled": arguments.compile
+        and arguments.draft is not None,
+        f"--compile on {ranks} ranks, whose collectives are not compiled": arguments.compile and ranks > 1,
+    }
+    if problems := [f"{text}: drop one" for text, is_so in clashes.items() if is_so]:
+        raise ConfigError(problems)
+
+
+class _Writer:
+    """The model, or two of them, and how they are asked."""
+
+    def __init__(self, arguments: argparse.Namespace, *, ranks: "ModelRanks", sampling: "Sampling") -> None:
+        from chinchilla_ds.inference.model import TrainedModel
+        from chinchilla_ds.inference.source import CachedDecoder
+
+        self._arguments, self._sampling = arguments, sampling
+        self.is_first = _is_first(ranks)
+        self._model = TrainedModel.open(arguments.run)
+        draft = None if arguments.draft is None else TrainedModel.open(arguments.draft)
+        if draft is not None:
+            self._check_draft(draft)
+        self._context_tokens = min(one.context_tokens for one in (self._model, draft) if one is not None)
+        if arguments.prompt is not None:
+            self._prepare(arguments.prompt)  # what is too long is said before the weights are read
+        decoder = self._model.load(ranks=ranks, precision=arguments.dtype)
+        self._source = CachedDecoder(decoder, compiled=arguments.compile)
+        self._draft = None if draft is None else CachedDecoder(draft.load(ranks=ranks, precision=arguments.dtype))
+
+    def _check_draft(self, draft: "TrainedModel") -> None:
+        if draft.tokenizer.sha256 != self._model.tokenizer.sha256:
+            raise ConfigError(
+                f"--draft {self._arguments.draft} has another tokenizer than {self._arguments.run}: its tokens mean "
+                "other text; give a model that was trained with the same tokenizer"
+            )
+
+    def _prepare(self, prompts: Sequence[str]) -> tuple[list[list[int]], int]:
+        from chinchilla_ds.inference.model import new_tokens_within
+
+        tokens = [self._model.encode_prompt(prompt) for prompt in prompts]
+        wanted = self._arguments.max_tokens
+        most = new_tokens_within(
+            self._context_tokens, prompts=tokens, max_new_tokens=wanted, default=DEFAULT_MAX_TOKENS
+        )
+        return tokens, most
+
+    def write(self, prompts: Sequence[str], *, streams: bool) -> str:
+        """Return what there is to print once the texts are there; text that streams is shown on the way."""
+        tokens, most = self._prepare(prompts)
+        if streams:
+            show = _show if self.is_first else _show_nothing
+            show(prompts[0])
+            self._continue(tokens, most, lambda _, text: show(text))
+            show("\n")
+            return ""
+        found = self._continue(tokens, most, None)
+        return _as_json(prompts, found) if self._arguments.json else _as_text(prompts, found)
+
+    def _continue(self, tokens: list[list[int]], most: int, on_text: "OnText | None") -> "list[Continuation]":
+        from chinchilla_ds.inference.generate import generate
+        from chinchilla_ds.inference.speculative import generate_speculatively
+
+        settings: dict[str, Any] = {
+            "prompts": tokens,
+            "tokenizer": self._model.tokenizer,
+            "max_new_tokens": most,
+            "sampling": self._sampling,
+            "stop": self._arguments.stop,
+            "on_text": on_text,
+        }
+        if self._draft is None:
+            return generate(self._source, **settings)
+        return generate_speculatively(self._source, draft=self._draft, **settings)
+
+
+def _is_first(ranks: "ModelRanks") -> bool:
+    return ranks.pp_rank == 0 and ranks.tp_rank == 0
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _show_nothing(_text: str) -> None:
+    """What the ranks but the first do."""
+
+
+def _as_text(prompts: Sequence[str], found: "Sequence[Continuation]") -> str:
+    """Return prompt and continuation, and between several a line that counts them."""
+    texts = [prompt + one.text for prompt, one in zip(prompts, found, strict=True)]
+    if len(texts) == 1:
+        return texts[0]
+    return "\n".join(f"--- {number} of {len(texts)}\n{text}" for number, text in enumerate(texts, start=1))
+
+
+def _as_json(prompts: Sequence[str], found: "Sequence[Continuation]") -> str:
+    rows = [
+        {"prompt": prompt, "text": one.text, "num_tokens": len(one.tokens), "finish": one.finish}
+        for prompt, one in zip(prompts, found, strict=True)
+    ]
+    return json.dumps(rows, indent=2, ensure_ascii=False)
+
+
+def _answer_lines(writer: _Writer, *, ranks: "ModelRanks") -> None:
+    """Continue one line after the other: what a person types, or what comes down a pipe."""
+    asks = sys.stdin.isatty()
+    for line in _shared_lines(lambda: _typed_lines() if asks else iter(sys.stdin), ranks=ranks):
+        try:
+            writer.write([line.rstrip("\n")], streams=True)
+        except ChinchillaError as error:
+            if not asks:
+                raise
+            _show("".join(f"error: {problem}\n" for problem in error.problems))
+
+
+def _typed_lines() -> Iterator[str]:
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            _show("\n")
+            return
+
+
+def _shared_lines(read: Callable[[], Iterator[str]], *, ranks: "ModelRanks") -> Iterator[str]:
+    """Yield the lines that the first rank reads, on every rank."""
+    if ranks.world_size == 1:
+        yield from read()
+        return
+    import torch.distributed as dist
+
+    lines = read() if _is_first(ranks) else iter(())
+    while True:
+        line: list[str | None] = [next(lines, None)]
+        dist.broadcast_object_list(line, src=0)
+        if line[0] is None:
+            return
+        yield line[0]

@@ -1,0 +1,26 @@
+"""Where the prepared text of a run is, kept in the run's folder: what `chinchilla-ds evaluate` reads by default."""
+
+import json
+import os
+from pathlib import Path
+
+from chinchilla_ds.data.prepared import PreparedData, is_prepared
+
+DATA_NAME = "data.json"
+
+
+def place_of_text(prepared: PreparedData, *, run_folder: Path) -> str:
+    """Return the content of `data.json`: the place seen from the root of this machine, and from the run's folder."""
+    place = prepared.folder.resolve()
+    places = {"prepared": str(place), "prepared_from_here": os.path.relpath(place, run_folder.resolve())}
+    return json.dumps(places, indent=2, ensure_ascii=False) + "\n"
+
+
+def find_text(run_folder: Path, /) -> Path | None:
+    """Return the folder of a run's prepared text, where it still stands or has moved along with the run; else None."""
+    file = run_folder / DATA_NAME
+    if not file.is_file():
+        return None
+    places = json.loads(file.read_text(encoding="utf-8"))
+    found = (Path(places["prepared"]), run_folder / places["prepared_from_here"])
+    return next((place for place in found if is_prepared(place)), None)

@@ -1,0 +1,99 @@
+"""Documents through a model: the loss of every token, once, summed by source.
+
+Shapes: b windows, s tokens of the longest.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from chinchilla_ds.evaluation.scores import Document, Score
+from chinchilla_ds.evaluation.windows import Window, cut
+
+TokenLosses = Callable[[Tensor, Tensor], Tensor]
+"""From tokens and labels, both int64 [b, s], to the cross-entropy of each label in nats [b, s]."""
+
+BATCH_TOKENS = 8192
+"""Tokens of one forward pass, padding included."""
+_WINDOWS_SORTED = 1024
+"""Windows that are put in order of their length before they are cut into batches, so that little is padding."""
+
+
+@torch.inference_mode()
+def score_documents(
+    documents: Iterable[Document],
+    *,
+    token_losses: TokenLosses,
+    eod_id: int,
+    window: int,
+    stride: int,
+    device: torch.device,
+    on_tokens: Callable[[int], None] | None = None,
+) -> dict[str, Score]:
+    """Return the score of every source.
+
+    Each document is read by itself: what it scores does not depend on which others there are.
+
+    Args:
+        documents: In any order; they are not all in memory at once.
+        token_losses: The model.
+        eod_id: The end-of-document token: stands in front of a document, and behind it.
+        window: Most tokens that the model reads at once.
+        stride: Tokens that each window after a document's first scores.
+        device: Of the model.
+        on_tokens: Told how many tokens have been scored since the last time.
+    """
+    scores: dict[str, Score] = {}
+    for batch in _batches(_windows(documents, scores, before=eod_id, window=window, stride=stride)):
+        tokens, labels, counted = _stack([one for _, one in batch], filler=eod_id)
+        losses = token_losses(tokens.to(device), labels.to(device)).double().cpu() * counted
+        ends = (losses * (labels == eod_id)).sum(dim=1)
+        for (source, _), nats, end_nats in zip(batch, losses.sum(dim=1).tolist(), ends.tolist(), strict=True):
+            scores[source] += Score(nats=nats, end_nats=end_nats)
+        if on_tokens is not None:
+            on_tokens(int(counted.sum()))
+    return scores
+
+
+def _windows(
+    documents: Iterable[Document], scores: dict[str, Score], *, before: int, window: int, stride: int
+) -> Iterator[tuple[str, Window]]:
+    """Yield every window with its source, and count the documents in `scores` on the way."""
+    for document in documents:
+        counts = Score(documents=1, tokens=len(document.tokens), bytes=document.num_bytes)
+        scores[document.source] = scores.get(document.source, Score()) + counts
+        for one in cut(document.tokens, before=before, window=window, stride=stride):
+            yield document.source, one
+
+
+def _batches(windows: Iterable[tuple[str, Window]]) -> Iterator[list[tuple[str, Window]]]:
+    """Yield windows of about one length together, as many as give `BATCH_TOKENS`."""
+    waiting: list[tuple[str, Window]] = []
+    for one in windows:
+        waiting.append(one)
+        if len(waiting) == _WINDOWS_SORTED:
+            yield from _cut_batches(waiting)
+            waiting = []
+    yield from _cut_batches(waiting)
+
+
+def _cut_batches(waiting: list[tuple[str, Window]]) -> Iterator[list[tuple[str, Window]]]:
+    ordered = sorted(waiting, key=lambda one: len(one[1].tokens))
+    while ordered:
+        size = max(1, BATCH_TOKENS // len(ordered[-1][1].tokens))
+        yield ordered[-size:]
+        del ordered[-size:]
+
+
+def _stack(windows: list[Window], *, filler: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens and labels [b, s], filled up on the right, where no token of a window looks, and what counts."""
+    longest = max(len(one.tokens) for one in windows)
+    tokens = torch.full((len(windows), longest), filler)
+    labels = torch.full((len(windows), longest), filler)
+    counted = torch.zeros(len(windows), longest, dtype=torch.bool)
+    for row, one in enumerate(windows):
+        tokens[row, : len(one.tokens)] = torch.tensor(one.tokens)
+        labels[row, : len(one.labels)] = torch.tensor(one.labels)
+        counted[row, one.first_scored : len(one.labels)] = True
+    return tokens, labels, counted

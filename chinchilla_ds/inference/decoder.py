@@ -1,0 +1,298 @@
+"""The decoder for inference: plain PyTorch, without Megatron-core, DeepSpeed or a backward pass.
+
+The same function as `model.decoder`, from the same weights in the same order: `linear_qkv` interleaved by query group,
+`linear_fc1` as [gate; up].
+
+Shapes, TP-local: b prompts, s new tokens, h hidden, n attention heads, g query groups, r = n/g heads of a group,
+d kv_channels, f ffn_hidden_size, l cached places, v padded vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chinchilla_ds.inference.cache import KvCache
+from chinchilla_ds.inference.ranks import ModelRanks, check_divides
+from chinchilla_ds.plan import ModelShape, RunPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What all layers need to know of one pass."""
+
+    cos: Tensor
+    """Of the new tokens' rotary angles, [b or 1, s, 1, 1, d]."""
+    sin: Tensor
+    mask: Tensor | None
+    """True where a new token may look, [b or 1, 1, s, l]; None: at all that came before it, and itself."""
+    cache: KvCache | None
+    at: slice | Tensor
+    """Where in the cache the new tokens go."""
+
+
+def rotary_tables(shape: ModelShape, *, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of the rotary angles in fp32, both [positions, d]; channel i turns with i + d/2.
+
+    Source: Su et al. 2021 (arXiv:2104.09864), section 3.4.2.
+    """
+    channels = torch.arange(0, shape.kv_channels, 2, dtype=torch.float32, device=device)
+    inverse_frequencies = 1.0 / shape.rotary_base ** (channels / shape.kv_channels)
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32, device=device), inverse_frequencies)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: Tensor, context: Context) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * context.cos + torch.cat((-second, first), dim=-1) * context.sin
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) -> Tensor:
+    """Return [b, s, n * d] from queries [b, s, g, r, d], keys and values [b, g, l, d].
+
+    Without a mask a single new token sees every place, and several see their past. Heads of a group stand below one
+    another as if they were more queries, so that keys and values are never repeated for them.
+    """
+    b, s, g, r, d = query.shape
+    if mask is None and s > 1 and r > 1:
+        out = _attend_causally(query, key, value)
+    else:
+        stacked = query.permute(0, 2, 3, 1, 4).reshape(b, g, r * s, d)
+        if mask is not None and r > 1:
+            mask = mask.repeat(1, 1, r, 1)
+        out = F.scaled_dot_product_attention(
+            stacked, key, value, attn_mask=mask, is_causal=mask is None and s > 1
+        ).view(b, g, r, s, d)
+    return out.permute(0, 3, 1, 2, 4).reshape(b, s, g * r * d)
+
+
+def _attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return [b, g, r, s, d]; torch's CPU kernel knows no grouped queries, so there keys and values are repeated."""
+    b, s, g, r, d = query.shape
+    heads = query.permute(0, 2, 3, 1, 4).reshape(b, g * r, s, d)
+    grouped = heads.is_cuda
+    if not grouped:
+        key, value = key.repeat_interleave(r, dim=1), value.repeat_interleave(r, dim=1)
+    out = F.scaled_dot_product_attention(heads, key, value, is_causal=True, enable_gqa=grouped)
+    return out.view(b, g, r, s, d)
+
+
+class Layer(nn.Module):
+    """Attention, then SwiGLU, each on the normed residual stream and added back to it."""
+
+    def __init__(self, shape: ModelShape, *, ranks: ModelRanks, index: int) -> None:
+        """Make room for the weights of this tensor-parallel rank; `index` counts within the stage."""
+        super().__init__()
+        self.ranks, self.index, self.epsilon = ranks, index, shape.norm_epsilon
+        self.groups = shape.num_query_groups // ranks.tp_size
+        self.heads_per_group = shape.num_attention_heads // shape.num_query_groups
+        self.kv_channels = shape.kv_channels
+        h, f = shape.hidden_size, shape.ffn_hidden_size // ranks.tp_size
+        width = self.groups * self.kv_channels
+        self.input_layernorm = _weight(h)
+        self.linear_qkv = _weight((self.heads_per_group + 2) * width, h)
+        self.linear_proj = _weight(h, self.heads_per_group * width)
+        self.pre_mlp_layernorm = _weight(h)
+        self.linear_fc1 = _weight(2 * f, h)
+        self.linear_fc2 = _weight(h, f)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Run on the residual stream [b, s, h]."""
+        x = x + self._attention(F.rms_norm(x, x.shape[-1:], self.input_layernorm, self.epsilon), context)
+        return x + self._mlp(F.rms_norm(x, x.shape[-1:], self.pre_mlp_layernorm, self.epsilon))
+
+    def _attention(self, x: Tensor, context: Context) -> Tensor:
+        mixed = F.linear(x, self.linear_qkv)
+        b, s, _ = mixed.shape
+        mixed = mixed.view(b, s, self.groups, self.heads_per_group + 2, self.kv_channels)  # [b, s, g, r + 2, d]
+        turned = _rotate(mixed[..., :-1, :], context)
+        key, value = turned[..., -1, :].transpose(1, 2), mixed[..., -1, :].transpose(1, 2)  # [b, g, s, d]
+        if context.cache is not None:
+            key, value = context.cache.put(self.index, key, value, at=context.at)
+        out = attend(turned[..., :-1, :], key, value, mask=context.mask)
+        return self.ranks.sum_over_tp(F.linear(out, self.linear_proj))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        gate, up = F.linear(x, self.linear_fc1).chunk(2, dim=-1)
+        return self.ranks.sum_over_tp(F.linear(F.silu(gate) * up, self.linear_fc2))
+
+
+class Decoder(nn.Module):
+    """This rank's stage of the decoder. Every rank calls it with the same tokens and gets the same logits."""
+
+    def __init__(self, plan: RunPlan, *, ranks: ModelRanks, eod_id: int, dtype: torch.dtype) -> None:
+        """Make room for the weights; `inference.load.load_decoder` fills it.
+
+        Args:
+            plan: Its shape, and whether attention stays within documents.
+            ranks: The layout for inference, whatever the one of training.
+            eod_id: The token that ends a document.
+            dtype: Of weights and activations; logits are fp32.
+
+        Raises:
+            LayoutError: the layout cannot cut this shape.
+        """
+        super().__init__()
+        check_divides(plan.shape, ranks=ranks)
+        self.shape, self.ranks, self.dtype = plan.shape, ranks, dtype
+        self.masked_eod_id = eod_id if plan.document_mask else None
+        rows = self.shape.padded_vocab_size // ranks.tp_size
+        h = self.shape.hidden_size
+        tied = self.shape.tied_embeddings
+        self.embedding = _weight(rows, h) if ranks.is_first_stage or (tied and ranks.is_last_stage) else None
+        self.layers = nn.ModuleList(
+            Layer(self.shape, ranks=ranks, index=index) for index in range(self.shape.num_layers // ranks.pp_size)
+        )
+        self.final_layernorm = _weight(h) if ranks.is_last_stage else None
+        self.output_layer = _weight(rows, h) if ranks.is_last_stage and not tied else None
+        self._tables: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def new_cache(self, *, padding: Tensor, max_length: int) -> KvCache:
+        """Return an empty cache of this stage for rows with `padding` [b] and room for `max_length` places."""
+        return KvCache(
+            num_layers=len(self.layers),
+            padding=padding,
+            num_query_groups=self.shape.num_query_groups // self.ranks.tp_size,
+            max_length=max_length,
+            kv_channels=self.shape.kv_channels,
+            dtype=self.dtype,
+        )
+
+    def forward(self, tokens: Tensor, *, cache: KvCache | None = None, num_logits: int | None = None) -> Tensor:
+        """Return the logits of what follows the last `num_logits` of `tokens` (None: all), fp32 [b, num_logits, v].
+
+        Args:
+            tokens: [b, s]; with a cache, those that come behind its own.
+            cache: Is filled with the tokens.
+            num_logits: As many as are needed: the vocabulary is large.
+        """
+        hidden = self._hidden(tokens, self._context(tokens, cache=cache))
+        kept = tokens.size(1) if num_logits is None else num_logits
+        return self._logits(hidden, batch_size=len(tokens), kept=kept)
+
+    def step(self, tokens: Tensor, place: Tensor, cache: KvCache) -> Tensor:
+        """Return the logits [b, 1, v] after one more token of each row, in operations that never change their shapes.
+
+        What `torch.compile` is given: attention looks at all places of the cache, and masks those not filled yet.
+
+        Args:
+            tokens: [b, 1]
+            place: Where in the cache it goes, int64 [1].
+            cache: Its `length` is the caller's to advance.
+        """
+        cache.tokens.index_copy_(1, place, tokens)
+        places = torch.arange(cache.max_length, device=tokens.device)
+        cos, sin = self._angles(place - cache.padding.unsqueeze(1))
+        mask = self._visible(cache.tokens, places=place, all_places=places, padding=cache.padding)
+        hidden = self._hidden(tokens, Context(cos=cos, sin=sin, mask=mask, cache=cache, at=place))
+        return self._logits(hidden, batch_size=len(tokens), kept=1)
+
+    def token_losses(self, tokens: Tensor, labels: Tensor, *, vocab_size: int) -> Tensor:
+        """Return the cross-entropy of every label, fp32 nats [b, s], on every rank; no cache.
+
+        Args:
+            tokens: [b, s]
+            labels: The tokens that follow them, [b, s].
+            vocab_size: Of the tokenizer. Rows above are padding, which nothing can mean: they get no probability, as in
+                an exported model. Training counts them, which costs a trained model next to nothing.
+        """
+        hidden = self._hidden(tokens, self._context(tokens, cache=None))
+        losses = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)
+        if hidden is not None:
+            logits = self._own_logits(hidden)[..., :vocab_size]
+            losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(tokens.shape)
+        return self.ranks.share_from_last_stage(losses)
+
+    def _context(self, tokens: Tensor, *, cache: KvCache | None) -> Context:
+        s = tokens.size(1)
+        start = cache.length if cache is not None else 0
+        at, places = slice(start, start + s), torch.arange(start + s, device=tokens.device)
+        positions = places[start:].unsqueeze(0)
+        seen, padding = tokens, None
+        if cache is not None:
+            assert at.stop <= cache.max_length, f"no room for place {at.stop} in a cache of {cache.max_length}"
+            cache.tokens[:, at] = tokens
+            cache.length, seen = at.stop, cache.tokens[:, : at.stop]
+            if cache.is_padded:
+                padding = cache.padding
+                positions = (positions - padding.unsqueeze(1)).clamp(min=0)
+        cos, sin = self._angles(positions)
+        mask = None
+        if padding is not None or self.masked_eod_id is not None or (s > 1 and start > 0):
+            mask = self._visible(seen, places=places[start:], all_places=places, padding=padding)
+        return Context(cos=cos, sin=sin, mask=mask, cache=cache, at=at)
+
+    def _visible(self, tokens: Tensor, *, places: Tensor, all_places: Tensor, padding: Tensor | None) -> Tensor:
+        """Return where the tokens at `places` [s] may look: a boolean [b or 1, 1, s, l].
+
+        At what came before them, is no padding, and belongs to their document. Padding sees itself, for a softmax over
+        nothing has no value.
+        """
+        itself = all_places == places.unsqueeze(1)  # [s, l]
+        visible = (all_places <= places.unsqueeze(1)).unsqueeze(0)
+        if padding is not None:
+            visible = visible & (all_places >= padding.view(-1, 1, 1))
+        if self.masked_eod_id is not None:
+            ends = (tokens == self.masked_eod_id).int()
+            documents = ends.cumsum(dim=1) - ends  # [b, l]: an end belongs to the document that it ends
+            visible = visible & (documents.unsqueeze(1) == documents[:, places].unsqueeze(2))
+        return (visible | itself).unsqueeze(1)
+
+    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin of positions [b or 1, s] in the compute type, [b or 1, s, 1, 1, d]."""
+        if self._tables is None:
+            cos, sin = rotary_tables(self.shape, num_positions=self.shape.seq_length, device=positions.device)
+            self._tables = cos.to(self.dtype), sin.to(self.dtype)
+        cos, sin = self._tables
+        return cos[positions][:, :, None, None], sin[positions][:, :, None, None]
+
+    def _hidden(self, tokens: Tensor, context: Context) -> Tensor | None:
+        """Return the last stage's hidden states [b, s, h] before the final norm; None on other stages."""
+        ranks = self.ranks
+        if ranks.is_first_stage:
+            x = self._embed(tokens)
+        else:
+            shape = (*tokens.shape, self.shape.hidden_size)
+            x = ranks.receive(torch.empty(shape, dtype=self.dtype, device=tokens.device))
+        for layer in self.layers:
+            x = layer(x, context)
+        if ranks.is_last_stage:
+            return x
+        ranks.send(x)
+        return None
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Return [b, s, h]; each tensor-parallel rank holds a part of the rows and adds zeros for the others."""
+        assert self.embedding is not None, "the first stage holds the embedding"
+        if self.ranks.tp_size == 1:
+            return F.embedding(tokens, self.embedding)
+        local = tokens - self.ranks.tp_rank * len(self.embedding)
+        outside = (local < 0) | (local >= len(self.embedding))
+        x = F.embedding(local.masked_fill(outside, 0), self.embedding)
+        return self.ranks.sum_over_tp(x.masked_fill(outside.unsqueeze(-1), 0.0))
+
+    def _logits(self, hidden: Tensor | None, *, batch_size: int, kept: int) -> Tensor:
+        if hidden is None:
+            shape = (batch_size, kept, self.shape.padded_vocab_size)
+            logits = torch.empty(shape, dtype=torch.float32, device=self.device)
+        else:
+            logits = self._own_logits(hidden[:, hidden.size(1) - kept :])
+        return self.ranks.share_from_last_stage(logits)
+
+    def _own_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of the last stage, fp32 [b, kept, v]."""
+        weight = self.embedding if self.output_layer is None else self.output_layer
+        assert weight is not None, "the last stage holds the output layer"
+        normed = F.rms_norm(hidden, hidden.shape[-1:], self.final_layernorm, self.shape.norm_epsilon)
+        return self.ranks.join_vocab(F.linear(normed, weight)).float().contiguous()
+
+
+def _weight(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)

@@ -1,0 +1,111 @@
+"""A trained model, ready to be asked: weights, tokenizer and context out of a run's folder or a checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME
+from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.errors import CheckpointError, ConfigError
+from chinchilla_ds.inference.decoder import Decoder
+from chinchilla_ds.inference.load import load_decoder
+from chinchilla_ds.inference.ranks import ModelRanks
+from chinchilla_ds.plan import Precision
+
+_DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A checkpoint that has been opened; its weights are read by `load`."""
+
+    reader: CheckpointReader
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, path: Path, /) -> "TrainedModel":
+        """Open the newest checkpoint of a run's folder, or a checkpoint itself.
+
+        Raises:
+            CheckpointError: there is none, it holds no tokenizer, or not the one it was trained with.
+            DataError: its tokenizer cannot be read.
+        """
+        reader = CheckpointReader.open(path)
+        if reader.tokenizer_path is None:
+            raise CheckpointError(
+                f"{reader.folder} holds no tokenizer, neither tokenizer.model nor tokenizer/; copy the one that made "
+                "its training text there"
+            )
+        tokenizer = Tokenizer.load(reader.tokenizer_path)
+        known = reader.state.tokenizer_sha256
+        if known is not None and known != tokenizer.sha256:
+            raise CheckpointError(
+                f"{reader.tokenizer_path} is not the tokenizer of the training text: its SHA-256 is "
+                f"{tokenizer.sha256[:12]}..., and the checkpoint was trained with {known[:12]}...; put that one there"
+            )
+        return cls(reader=reader, tokenizer=tokenizer)
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run that wrote the checkpoint; of one that stands alone, the folder that holds it."""
+        checkpoints = self.reader.folder.resolve().parent
+        return checkpoints.parent if checkpoints.name == CHECKPOINTS_NAME else checkpoints
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that the model was trained to read at most."""
+        return self.reader.plan.shape.seq_length
+
+    def load(
+        self, *, ranks: ModelRanks, precision: Precision | None = None, device: torch.device | None = None
+    ) -> Decoder:
+        """Return this rank's stage of the decoder.
+
+        Args:
+            ranks: The layout, whatever the one of training.
+            precision: Of weights and activations; None: fp32 on the CPU, as trained on a GPU.
+            device: None: this rank's GPU, or the CPU where there is none.
+        """
+        place = device or default_device()
+        chosen = precision or (self.reader.plan.precision if place.type == "cuda" else Precision.FP32)
+        return load_decoder(self.reader, ranks=ranks, eod_id=self.tokenizer.eod_id, dtype=_DTYPES[chosen], device=place)
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Return the tokens of a prompt; nothing is the end of another document, after which a new one begins."""
+        return self.tokenizer.encode(prompt) or [self.tokenizer.eod_id]
+
+
+def default_device() -> torch.device:
+    """Return this rank's GPU, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def new_tokens_within(
+    context_tokens: int, *, prompts: Sequence[Sequence[int]], max_new_tokens: int | None, default: int
+) -> int:
+    """Return how many tokens to draw at most: what was asked for, or `default` as far as the context goes.
+
+    Raises:
+        ConfigError: a prompt fills the context, or what was asked for does not fit behind the longest.
+    """
+    problems = [
+        f"prompt {number} has {len(prompt)} tokens, and the model's context {context_tokens}; shorten it to at most "
+        f"{context_tokens - 1}"
+        for number, prompt in enumerate(prompts, start=1)
+        if len(prompt) >= context_tokens
+    ]
+    if problems:
+        raise ConfigError(problems)
+    longest = max(map(len, prompts))
+    room = context_tokens - longest
+    if max_new_tokens is None:
+        return min(default, room)
+    if max_new_tokens > room:
+        raise ConfigError(
+            f"--max-tokens {max_new_tokens} behind a prompt of {longest} tokens goes beyond the model's context of "
+            f"{context_tokens}; at most {room} fit"
+        )
+    return max_new_tokens

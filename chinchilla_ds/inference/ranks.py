@@ -1,0 +1,117 @@
+"""The ranks that share one model for inference: tensor-parallel within a pipeline stage, stages one after the other.
+
+Rank = stage * tensor_model_parallel_size + tensor-parallel rank. There is no data parallelism: every rank works on the
+same prompts and makes the same draws.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from chinchilla_ds.errors import LayoutError
+
+if TYPE_CHECKING:
+    from chinchilla_ds.plan import ModelShape
+
+
+class ModelRanks:
+    """This rank's place in the layout, and the collectives that a decoder needs; with one rank they do nothing."""
+
+    def __init__(self, *, tensor_model_parallel_size: int = 1, pipeline_model_parallel_size: int = 1) -> None:
+        """Cut the process group into the layout's; it must be initialised where there is more than one rank."""
+        self.tp_size, self.pp_size = tensor_model_parallel_size, pipeline_model_parallel_size
+        self.world_size = self.tp_size * self.pp_size
+        rank = dist.get_rank() if self.world_size > 1 else 0
+        self.pp_rank, self.tp_rank = divmod(rank, self.tp_size)
+        stages = [list(range(stage * self.tp_size, (stage + 1) * self.tp_size)) for stage in range(self.pp_size)]
+        self._tp_group = dist.new_subgroups_by_enumeration(stages)[0] if self.tp_size > 1 else None
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank embeds the tokens."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank makes the logits."""
+        return self.pp_rank == self.pp_size - 1
+
+    def sum_over_tp(self, x: Tensor) -> Tensor:
+        """Return the sum of the tensor-parallel ranks' partial results; `x` is overwritten."""
+        if self.tp_size > 1:
+            dist.all_reduce(x, group=self._tp_group)
+        return x
+
+    def join_vocab(self, logits: Tensor) -> Tensor:
+        """Return [..., v] from every tensor-parallel rank's [..., v/tp]."""
+        if self.tp_size == 1:
+            return logits
+        parts = [torch.empty_like(logits) for _ in range(self.tp_size)]
+        dist.all_gather(parts, logits.contiguous(), group=self._tp_group)
+        return torch.cat(parts, dim=-1)
+
+    def receive(self, x: Tensor) -> Tensor:
+        """Fill `x` with what the stage before this one sends."""
+        dist.recv(x, src=dist.get_rank() - self.tp_size)
+        return x
+
+    def send(self, x: Tensor) -> None:
+        """Send `x` to the next stage."""
+        dist.send(x.contiguous(), dst=dist.get_rank() + self.tp_size)
+
+    def share_from_last_stage(self, x: Tensor) -> Tensor:
+        """Return what the last stage holds in `x` on every rank; elsewhere `x` is room for it."""
+        if self.pp_size > 1:
+            dist.broadcast(x, src=(self.pp_size - 1) * self.tp_size)
+        return x
+
+
+def join_ranks(*, tensor_model_parallel_size: int, pipeline_model_parallel_size: int) -> ModelRanks:
+    """Start the process group that the launcher's environment describes, and cut it into the layout.
+
+    Raises:
+        LayoutError: the launcher has started another number of ranks than the layout has.
+    """
+    wanted = tensor_model_parallel_size * pipeline_model_parallel_size
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != wanted:
+        layout = (
+            f"--tensor-model-parallel-size {tensor_model_parallel_size} x --pipeline-model-parallel-size "
+            f"{pipeline_model_parallel_size} = {wanted} ranks"
+        )
+        raise LayoutError(
+            f"{layout}, and {started} were started; start them with torchrun --nproc-per-node {wanted} --no-python "
+            "chinchilla-ds ..., or give sizes whose product is the number of ranks"
+        )
+    if wanted > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return ModelRanks(
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        pipeline_model_parallel_size=pipeline_model_parallel_size,
+    )
+
+
+def check_divides(shape: "ModelShape", *, ranks: ModelRanks) -> None:
+    """Check that the layout cuts a decoder into equal parts.
+
+    Raises:
+        LayoutError: listing every size that cannot be cut, and the parts that can.
+    """
+    sizes = {
+        "num_query_groups": (shape.num_query_groups, ranks.tp_size, "tensor_model_parallel_size"),
+        "ffn_hidden_size": (shape.ffn_hidden_size, ranks.tp_size, "tensor_model_parallel_size"),
+        "padded_vocab_size": (shape.padded_vocab_size, ranks.tp_size, "tensor_model_parallel_size"),
+        "num_layers": (shape.num_layers, ranks.pp_size, "pipeline_model_parallel_size"),
+    }
+    problems = []
+    for name, (size, parts, field) in sizes.items():
+        if size % parts:
+            works = [str(part) for part in range(1, min(size, 2 * parts) + 1) if size % part == 0]
+            problems.append(f"{field} {parts} does not divide {name} {size}; {', '.join(works)} would")
+    if problems:
+        raise LayoutError(problems)

@@ -1,0 +1,83 @@
+"""Which token comes next: the distribution that is sampled, and the draw. One place for every sampler here.
+
+Shapes: v vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chinchilla_ds.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. Temperature first, then top-k, then top-p among what is left."""
+
+    temperature: float = 0.8
+    """Logits are divided by it; 0 takes the most likely token (greedy)."""
+    top_k: int | None = None
+    """Only the k most likely tokens can be drawn; None: all."""
+    top_p: float | None = None
+    """Only the fewest most likely tokens whose probabilities sum to this can be drawn (nucleus sampling, Holtzman et
+    al. 2019, arXiv:1904.09751); None: all."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            ConfigError: listing every value that cannot be.
+        """
+        if problems := list(self._problems()):
+            raise ConfigError(problems)
+
+    def _problems(self) -> Iterator[str]:
+        if not 0 <= self.temperature < float("inf"):
+            yield f"temperature is {self.temperature:g}; it must be at least 0 (greedy), 0.8 for example"
+        if self.top_k is not None and self.top_k < 1:
+            yield f"top_k is {self.top_k} tokens; it must be at least 1"
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            yield f"top_p is {self.top_p:g}; it must lie above 0 and not above 1, 0.95 for example"
+
+    def generator(self, row: int) -> torch.Generator:
+        """Return the source of randomness of one prompt of a batch: what it draws does not depend on the others."""
+        return torch.Generator().manual_seed((self.seed << 20) + row)
+
+
+def probabilities(logits: Tensor, *, sampling: Sampling) -> Tensor:
+    """Return the distribution that is sampled, fp64 [..., v]: that of greedy choice is one 1 and zeros.
+
+    fp64, so that sums over a large vocabulary are exact enough to draw from by one uniform number.
+    """
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    scaled = logits.double() / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < scaled.size(-1):
+        least = scaled.topk(sampling.top_k, dim=-1).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < least, float("-inf"))
+    found = scaled.softmax(dim=-1)
+    if sampling.top_p is None or sampling.top_p == 1:
+        return found
+    ordered, order = found.sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    kept = ordered.masked_fill(before >= sampling.top_p, 0.0)
+    return torch.zeros_like(found).scatter_(-1, order, kept / kept.sum(dim=-1, keepdim=True))
+
+
+def draw(distribution: Tensor, *, generator: torch.Generator) -> int:
+    """Return a token drawn from a distribution [v], which need not sum to 1 exactly, by one uniform number."""
+    cumulative = distribution.cumsum(dim=0)
+    uniform = torch.rand((), dtype=torch.float64, generator=generator).item()
+    found = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
+    # where the product rounds to the whole sum, nothing lies beyond it
+    return found if found < len(cumulative) else int(distribution.nonzero()[-1])
+
+
+def choose(logits: Tensor, *, sampling: Sampling, generator: torch.Generator) -> int:
+    """Return the next token, from its logits [v]."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    return draw(probabilities(logits, sampling=sampling), generator=generator)

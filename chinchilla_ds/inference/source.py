@@ -1,0 +1,116 @@
+"""Where logits come from: a decoder with its cache, or any function of the whole text so far.
+
+Shapes: b prompts, s new tokens, l cached places, v vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from chinchilla_ds.inference.cache import KvCache
+from chinchilla_ds.inference.decoder import Decoder
+
+NextTokenLogits = Callable[[Sequence[int]], Tensor]
+"""From the tokens so far to the next token's logits [v], the same on every rank."""
+
+
+class LogitSource(Protocol):
+    """A model that is given prompts, then one token per row at a time."""
+
+    def start(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> Tensor:
+        """Take the prompts; return the logits [b, v] of each row's next token."""
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        """Take one more token of each row; return the logits [b, v] of the next."""
+
+
+class CachedDecoder:
+    """A decoder that computes every token once."""
+
+    def __init__(self, decoder: Decoder, *, compiled: bool = False) -> None:
+        """Take a decoder.
+
+        Args:
+            decoder: Of all ranks, which make the same calls.
+            compiled: Whether steps of one token go through torch.compile, with CUDA graphs on a GPU. Compiling takes
+                tens of seconds, once for every batch size and length.
+        """
+        self.decoder = decoder
+        self.cache: KvCache | None = None
+        self._compiled = compiled
+        self._step = decoder.step
+        if compiled:
+            mode = "reduce-overhead" if decoder.device.type == "cuda" else "default"
+            self._step = torch.compile(decoder.step, mode=mode, fullgraph=True, dynamic=False)
+
+    def start(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> Tensor:
+        """Pad the prompts on the left to one length and run them; return logits [b, v]."""
+        longest = max(map(len, prompts))
+        padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=self.decoder.device)
+        rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        self.cache = self.decoder.new_cache(padding=padding, max_length=longest + max_new_tokens)
+        return self.advance(rows)[:, -1]
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        """Take one more token of each row; return logits [b, v]."""
+        cache = self._started()
+        if not self._compiled:
+            return self.advance([[token] for token in tokens])[:, -1]
+        device = self.decoder.device
+        place = torch.tensor([cache.length], device=device)
+        logits = self._step(torch.tensor(tokens, device=device).unsqueeze(1), place, cache)
+        cache.length += 1
+        return logits[:, -1].clone()  # a CUDA graph writes its next result over this one
+
+    def advance(self, tokens: Sequence[Sequence[int]], *, num_logits: int = 1) -> Tensor:
+        """Take s more tokens [b, s] of each row; return the logits after the last `num_logits` of them, [b, ..., v]."""
+        ids = torch.tensor(tokens, device=self.decoder.device)
+        logits: Tensor = self.decoder(ids, cache=self._started(), num_logits=num_logits)
+        return logits
+
+    def rewind(self, length: int) -> None:
+        """Forget what stands from place `length` on."""
+        self._started().rewind(length)
+
+    @property
+    def length(self) -> int:
+        """Tokens taken in, padding included."""
+        return self._started().length
+
+    def _started(self) -> KvCache:
+        assert self.cache is not None, "start() comes first"
+        return self.cache
+
+
+class Recomputed:
+    """Any function of the tokens so far, called anew for every token: slow, and right for every layout that trains."""
+
+    def __init__(self, next_token_logits: NextTokenLogits) -> None:
+        self._next_token_logits = next_token_logits
+        self._rows: list[list[int]] = []
+
+    def start(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> Tensor:
+        """Take the prompts; return logits [b, v]."""
+        self._rows = [list(prompt) for prompt in prompts]
+        return self._logits()
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        """Take one more token of each row; return logits [b, v]."""
+        for row, token in zip(self._rows, tokens, strict=True):
+            row.append(token)
+        return self._logits()
+
+    def _logits(self) -> Tensor:
+        return torch.stack([self._next_token_logits(row) for row in self._rows])
+
+
+def uncached(decoder: Decoder) -> Recomputed:
+    """Return a decoder that reads the whole text for every token: what the cache is compared with."""
+
+    def next_token_logits(tokens: Sequence[int]) -> Tensor:
+        logits: Tensor = decoder(torch.tensor([list(tokens)], device=decoder.device), num_logits=1)
+        return logits[0, -1]
+
+    return Recomputed(next_token_logits)
