@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from chinchilla_ds.data.corpus import Recipe, SourceRecipe
+from chinchilla_ds.data.pipeline import prepare_recipe
 from tests.launching import ROOT, finish, interrupt, launch, write_corpus
 
 FAULTY = ROOT / "tests/distributed/faulty_pretrain.py"
@@ -124,7 +126,6 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
     [
         (64, "and the checkpoint of 59552 parameters takes at least 697.88 KiB"),
         (1500, "cannot write prepared data"),
-        (2600, "the run has no checkpoint"),
     ],
     indirect=["small_disk"],
 )
@@ -134,8 +135,24 @@ def test_a_full_disk(tmp_path: Path, corpus: Path, small_disk: Path, message: st
     assert ended.exit_code == 2, ended.text
     assert ended.text.count(message) == 1, ended.text
     assert "Traceback" not in ended.text
-    assert not list(small_disk.rglob("checkpoint"))
-    assert not list(small_disk.rglob(".*"))
+    hidden = [path.name for path in small_disk.rglob(".*")]
+    assert all(name.endswith(".work") for name in hidden), "whole pieces of text are kept for the next try"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("small_disk", [760], indirect=True)
+def test_a_disk_without_room_for_the_checkpoint(tmp_path: Path, corpus: Path, small_disk: Path) -> None:
+    recipe = Recipe(sources=(SourceRecipe(paths=(str(corpus),)),), vocab_size=512)
+    prepare_recipe(recipe, folder=tmp_path / "text", num_workers=1)
+    run = launch(
+        "--flops", "6e10", "--data", tmp_path / "text", "--output", small_disk / "runs", folder=tmp_path, ranks=None
+    )  # fmt: skip
+    ended = finish(run)
+    assert ended.exit_code == 2, ended.text
+    assert ended.text.count("cannot write the checkpoint") == 1, ended.text
+    assert "Traceback" not in ended.text
+    assert not list(small_disk.rglob("step_*"))
+    assert [path.name for path in small_disk.rglob(".*")] == [".lock"]
 
 
 @pytest.mark.slow
