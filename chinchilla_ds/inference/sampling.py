@@ -11,7 +11,6 @@ from torch import Tensor
 
 from chinchilla_ds.errors import ConfigError
 
-
 _MAX_SEED = 2**40
 """Rows of a batch take the 20 bits below."""
 
