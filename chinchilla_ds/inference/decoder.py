@@ -201,7 +201,7 @@ class Decoder(nn.Module):
             tokens: [b, s]
             labels: The tokens that follow them, [b, s].
             vocab_size: Of the tokenizer. Rows above are padding, which nothing can mean: they get no probability, as in
-                an exported model. Training counts them, which costs a trained model next to nothing.
+                an exported model. Training counts them, and learns that they never come.
         """
         hidden = self._hidden(tokens, self._context(tokens, cache=None))
         losses = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)

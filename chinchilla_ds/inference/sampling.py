@@ -11,6 +11,9 @@ from torch import Tensor
 
 from chinchilla_ds.errors import ConfigError
 
+_MAX_SEED = 2**40
+"""Rows of a batch take the 20 bits below."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -41,6 +44,8 @@ class Sampling:
             yield f"top_k is {self.top_k} tokens; it must be at least 1"
         if self.top_p is not None and not 0 < self.top_p <= 1:
             yield f"top_p is {self.top_p:g}; it must lie above 0 and not above 1, 0.95 for example"
+        if not 0 <= self.seed < _MAX_SEED:
+            yield f"seed is {self.seed}; it must lie between 0 and {_MAX_SEED - 1}"
 
     def generator(self, row: int) -> torch.Generator:
         """Return the source of randomness of one prompt of a batch: what it draws does not depend on the others."""

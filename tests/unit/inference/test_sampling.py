@@ -93,9 +93,10 @@ def test_rows_and_seeds_draw_apart():
 
 def test_values_that_cannot_be_are_listed():
     with pytest.raises(ConfigError) as caught:
-        Sampling(temperature=-0.1, top_k=0, top_p=1.5)
+        Sampling(temperature=-0.1, top_k=0, top_p=1.5, seed=-1)
     assert caught.value.problems == (
         "temperature is -0.1; it must be at least 0 (greedy), 0.8 for example",
         "top_k is 0 tokens; it must be at least 1",
         "top_p is 1.5; it must lie above 0 and not above 1, 0.95 for example",
+        "seed is -1; it must lie between 0 and 1099511627775",
     )
