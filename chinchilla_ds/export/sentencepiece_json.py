@@ -10,6 +10,7 @@ SentencePiece decides by the rounding of its 32-bit sums and `tokenizers` by tha
 there; the text is the same.
 """
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,6 @@ _SPACE_MARK = "\u2581"
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 """SentencePiece's types of pieces (sentencepiece_model.proto)."""
 _UNIGRAM, _BPE = 1, 2
-_NEVER = 8
-"""Times the cost of an unknown character: a piece that costs so much is never worth its 6 characters or more."""
 
 
 def to_tokenizers(model: bytes, /, *, place: str) -> "tokenizers.Tokenizer":
@@ -46,6 +45,8 @@ def to_tokenizers(model: bytes, /, *, place: str) -> "tokenizers.Tokenizer":
         raise DataError(problems)
     make = _bpe if proto.trainer_spec.model_type == _BPE else _unigram
     tokenizer = tokenizers.Tokenizer(make(proto))
+    if make is _unigram:
+        tokenizer.pre_tokenizer = _names_apart(proto)
     steps: list[Any] = [normalizers.Replace(" ", _SPACE_MARK)]
     undo: list[Any] = [decoders.Replace(_SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
     if proto.normalizer_spec.add_dummy_prefix:
@@ -96,6 +97,17 @@ def _unigram(proto: Any) -> Any:
     from tokenizers import models
 
     worst = min(piece.score for piece in proto.pieces if piece.type == _NORMAL)
-    never = _NEVER * (worst - 10.0)  # an unknown character costs 10 more than the worst piece
-    scores = [(piece.piece, piece.score if piece.type == _NORMAL else never) for piece in proto.pieces]
+    scores = [(piece.piece, piece.score if piece.type == _NORMAL else worst) for piece in proto.pieces]
     return models.Unigram(scores, unk_id=proto.trainer_spec.unk_id, byte_fallback=True)
+
+
+def _names_apart(proto: Any) -> Any:
+    """Return what cuts text behind the first character of what reads like a piece that text never becomes.
+
+    `tokenizers` would take it for that piece, since it looks for all pieces of a unigram model in the text.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    names = [piece.piece for piece in proto.pieces if piece.type in (_UNKNOWN, _CONTROL)]
+    apart = [f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names]
+    return pre_tokenizers.Split(Regex("|".join([*apart, "<(?=0x[0-9A-F]{2}>)"])), behavior="merged_with_previous")
