@@ -20,8 +20,6 @@ class TrainingFacts:
     held_out_bits_per_byte: float | None = None
     ledger: Ledger | None = None
     tokenizer_sha256: str | None = None
-    quantized: str | None = None
-    """How the weights were quantised, one sentence."""
 
 
 def model_card(plan: RunPlan, /, *, facts: TrainingFacts, num_params: int, dtype: Precision) -> str:
@@ -36,7 +34,6 @@ def model_card(plan: RunPlan, /, *, facts: TrainingFacts, num_params: int, dtype
     head = ["---", f"license: {facts.licence or 'unknown'}", "library_name: transformers"]
     head += ["pipeline_tag: text-generation", "tags:", "- chinchilla-ds", "---"]
     licence = "" if facts.licence else " Its licence has not been named: ask whoever trained it before using it."
-    quantized = f"\n{facts.quantized}\n" if facts.quantized else ""
     return "\n".join(
         [
             *head,
@@ -45,7 +42,7 @@ def model_card(plan: RunPlan, /, *, facts: TrainingFacts, num_params: int, dtype
             "",
             f"Trained by chinchilla-ds on {format_count(facts.consumed_tokens)} tokens, "
             f"{format_flops(facts.flops_spent)}.{licence}",
-            quantized,
+            "",
             *_table("Model", _shape_rows(plan, num_params=num_params, dtype=dtype)),
             *_table("Training", _training_rows(plan, facts)),
             *_data_lines(facts),

@@ -7,6 +7,7 @@ from typing import Any
 
 from chinchilla_ds.budget.shapes import pad_vocab
 from chinchilla_ds.errors import ConfigError, DataError, reason
+from chinchilla_ds.export.vector_folder import QUANT_METHOD
 from chinchilla_ds.plan import ModelShape, Precision
 
 CONFIG_NAME = "config.json"
@@ -122,7 +123,7 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"rope_type is {kind!r}, and this decoder rotates without scaling, 'default'"
     if (share := section.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))) not in (None, 1.0):
         yield f"partial_rotary_factor is {share}, and this decoder rotates every channel, 1.0"
-    if (quantized := config.get("quantization_config")) and quantized.get("quant_method") != "chinchilla_ds_vq":
+    if (quantized := config.get("quantization_config")) and quantized.get("quant_method") != QUANT_METHOD:
         yield f"its weights are quantised ({quantized.get('quant_method')}); import the model before it was quantised"
     heads, groups = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
     if heads % groups:

@@ -14,10 +14,11 @@ from chinchilla_ds.checkpoint.writer import write_checkpoint
 from chinchilla_ds.data.tokenizer import Tokenizer
 from chinchilla_ds.errors import ConfigError, DataError
 from chinchilla_ds.export import llama
-from chinchilla_ds.export.config_json import read_config, shape_of
+from chinchilla_ds.export.config_json import CONFIG_NAME, read_config, shape_of
 from chinchilla_ds.export.imported_plan import plan_of
 from chinchilla_ds.export.shards import ShardReader
 from chinchilla_ds.export.tokenizer_files import find_tokenizer
+from chinchilla_ds.export.vector_folder import VectorReader, open_weights
 from chinchilla_ds.export.write import OURS_NAME, PADDING_NAME, PLAN_NAME, written_aside
 from chinchilla_ds.plan import ModelShape, RunPlan
 
@@ -47,12 +48,13 @@ def import_folder(source: Path, /, *, out: Path) -> Imported:
         ConfigError: it is another family, or has parts that this decoder does not have.
         OutputError: `out` holds something, or cannot be written.
     """
-    shape = shape_of(read_config(source), place=str(source / "config.json"))
+    config = read_config(source)
+    shape = shape_of(config, place=str(source / CONFIG_NAME))
     tokenizer = find_tokenizer(source)
     if (pieces := Tokenizer.load(tokenizer).vocab_size) > shape.vocab_size:
         raise DataError(f"{tokenizer} has {pieces} tokens, and the model's embedding has {shape.vocab_size} rows")
     plan = _own_plan(source, shape)
-    weights = _Weights(source, plan.shape if plan else shape, vocab_size=shape.vocab_size)
+    weights = _Weights(open_weights(source, config), source, plan.shape if plan else shape, vocab_size=shape.vocab_size)
     restored = plan is not None
     plan = plan or plan_of(shape)
     with written_aside(out) as aside:
@@ -76,8 +78,10 @@ def _own_plan(source: Path, shape: ModelShape) -> RunPlan | None:
 class _Weights:
     """The weights of a Hugging Face folder under Megatron's names, one in memory at a time."""
 
-    def __init__(self, source: Path, shape: ModelShape, *, vocab_size: int) -> None:
-        self._reader = ShardReader(source)
+    def __init__(
+        self, reader: ShardReader | VectorReader, source: Path, shape: ModelShape, *, vocab_size: int
+    ) -> None:
+        self._reader = reader
         self._weights = list(llama.weights(shape, vocab_size=vocab_size))
         self._padding = _padding_of(source, shape, vocab_size=vocab_size)
         self._check(source)
