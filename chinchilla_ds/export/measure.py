@@ -47,7 +47,7 @@ def measure(folder: Path, /, *, windows: Iterable[tuple[Tensor, Tensor]]) -> Mea
             total += float(F.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)
     return Measured(
-        num_bytes=sum(path.stat().st_size for path in folder.glob("model*.safetensors")),
+        num_bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         loss=total / count if count else None,
         num_tokens=count,
         tokens_per_s=_tokens_per_s(model, prompt=torch.zeros(1, dtype=torch.long) if prompt is None else prompt),

@@ -4,8 +4,9 @@ Only the matrices of the layers are quantised; embedding tables and norms stay a
 does, and the tables are looked up, not multiplied.
 """
 
+import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.export import vector_codec
 from chinchilla_ds.export.config_json import CONFIG_NAME, read_config
-from chinchilla_ds.export.shards import MAX_SHARD_BYTES, ShardReader, ShardWriter
+from chinchilla_ds.export.shards import STEM, ShardReader, ShardWriter
 from chinchilla_ds.export.vector_codec import Codec
-from chinchilla_ds.export.vector_folder import QUANT_METHOD
+from chinchilla_ds.export.vector_folder import CODED_STEM, QUANT_METHOD
 from chinchilla_ds.export.write import CARD_NAME, write_json, written_aside
 
 
@@ -89,9 +90,11 @@ def quantize_folder(source: Path, /, *, out: Path, method: Quantization) -> Quan
         raise ConfigError(problems)
     with written_aside(out) as aside:
         shutil.copytree(source, aside, ignore=shutil.ignore_patterns("model*.safetensors*"), dirs_exist_ok=True)
-        writer = ShardWriter(aside, num_tensors=4 * len(reader.names()), max_shard_bytes=MAX_SHARD_BYTES)
-        totals = _write(reader, writer, apply)
-        writer.finish()
+        stem = CODED_STEM if method in CODECS else STEM
+        with ShardWriter(aside, num_tensors=4 * len(reader.names()), stem=stem) as writer:
+            if method is Quantization.INT8:
+                writer.add_metadata(_torchao_metadata(reader.names()))
+            totals = _write(reader, writer, apply)
         if section is not None:
             write_json(aside / CONFIG_NAME, {**config, "quantization_config": section})
         result = Quantized(
@@ -134,7 +137,7 @@ def _write(reader: ShardReader, writer: ShardWriter, apply: _Method) -> _Totals:
         values = reader.read(name)
         totals.source_bytes += values.nbytes
         if not is_matrix(name):
-            result = _Result(tensors={name: values}, metadata={name: '{"_type":"Tensor"}'}, error=0.0)
+            result = _Result(tensors={name: values}, metadata={}, error=0.0)
         else:
             result = apply(name, values)
             totals.weights += values.numel()
@@ -197,6 +200,12 @@ def _int8_section() -> dict[str, Any]:
 
     section: dict[str, Any] = TorchAoConfig(Int8WeightOnlyConfig()).to_dict()
     return section
+
+
+def _torchao_metadata(names: Sequence[str]) -> dict[str, str]:
+    """Return what torchao's reader looks for in the headers beside each int8 matrix: all names, and the plain ones."""
+    plain = {name: json.dumps({"_type": "Tensor"}) for name in names if not is_matrix(name)}
+    return {"tensor_names": json.dumps(list(names)), **plain}
 
 
 def _int8(name: str, values: Tensor) -> _Result:

@@ -19,7 +19,7 @@ from chinchilla_ds.export.imported_plan import plan_of
 from chinchilla_ds.export.shards import ShardReader
 from chinchilla_ds.export.tokenizer_files import find_tokenizer
 from chinchilla_ds.export.vector_folder import VectorReader, open_weights
-from chinchilla_ds.export.write import OURS_NAME, PADDING_NAME, PLAN_NAME, written_aside
+from chinchilla_ds.export.write import OURS_NAME, PADDING_STEM, PLAN_NAME, written_aside
 from chinchilla_ds.plan import ModelShape, RunPlan
 
 
@@ -123,10 +123,8 @@ class _Weights:
 
 def _padding_of(source: Path, shape: ModelShape, *, vocab_size: int) -> dict[str, Tensor]:
     """Return the rows of padding of an export of ours; none where they are of another size."""
-    from safetensors.torch import load_file
-
-    path = source / OURS_NAME / PADDING_NAME
-    if not path.is_file():
+    folder = source / OURS_NAME
+    if not folder.is_dir():
         return {}
-    rows = shape.padded_vocab_size - vocab_size
-    return {name: values for name, values in load_file(path).items() if len(values) == rows}
+    reader, rows = ShardReader(folder, stem=PADDING_STEM), shape.padded_vocab_size - vocab_size
+    return {name: reader.read(name) for name in reader.names() if reader.shape(name)[0] == rows}

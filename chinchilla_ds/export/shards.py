@@ -16,8 +16,8 @@ from torch import Tensor
 
 from chinchilla_ds.errors import DataError, reason
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
+STEM = "model"
+"""What Hugging Face's tools expect file names to begin with."""
 MAX_SHARD_BYTES = 5 * 1000**3
 """Hugging Face's own default of long standing; fits every machine that can hold a layer of the model."""
 
@@ -35,11 +35,16 @@ _HEADER_BYTES_PER_TENSOR = 512
 
 
 class ShardWriter:
-    """Writes tensors one after another, and starts another file where the next one would not fit."""
+    """Writes tensors one after another, and starts another file where the next one would not fit.
 
-    def __init__(self, folder: Path, /, *, num_tensors: int, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-        """Write below `folder`, which exists, at most `num_tensors` tensors."""
-        self._folder, self._max_bytes = folder, max_shard_bytes
+    A context manager: at its end the files get their names, and an index where there are several.
+    """
+
+    def __init__(
+        self, folder: Path, /, *, num_tensors: int, max_shard_bytes: int = MAX_SHARD_BYTES, stem: str = STEM
+    ) -> None:
+        """Write below `folder`, which exists, at most `num_tensors` tensors, in files named `stem`."""
+        self._folder, self._max_bytes, self._stem = folder, max_shard_bytes, stem
         self._room = num_tensors * _HEADER_BYTES_PER_TENSOR + 4096
         self._metadata: dict[str, str] = {}
         self._headers: list[dict[str, Any]] = []
@@ -68,17 +73,25 @@ class ShardWriter:
         """Note what stands in the header of every file that is finished from now on."""
         self._metadata |= values
 
-    def finish(self) -> None:
-        """Fill in the last header, give the files their names, and write the index where there are several."""
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        if kind is None:
+            self._finish()
+        elif self._stream is not None:
+            self._stream.close()
+
+    def _finish(self) -> None:
         self._finish_file()
         count = len(self._headers)
-        names = [_shard_name(number, count) for number in range(count)]
+        names = [_shard_name(self._stem, number, count) for number in range(count)]
         for number, name in enumerate(names):
             self._aside(number).rename(self._folder / name)
         if count > 1:
             weight_map = {tensor: name for name, header in zip(names, self._headers, strict=True) for tensor in header}
             index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
-            (self._folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            (self._folder / _index_name(self._stem)).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _aside(self, number: int) -> Path:
         return self._folder / f".shard-{number:05d}"
@@ -102,15 +115,19 @@ class ShardWriter:
         self._stream = None
 
 
-def _shard_name(number: int, count: int) -> str:
-    return SINGLE_NAME if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+def _shard_name(stem: str, number: int = 0, count: int = 1) -> str:
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _index_name(stem: str) -> str:
+    return f"{stem}.safetensors.index.json"
 
 
 class ShardReader:
     """The tensors of a Hugging Face folder; what is asked for is read, and nothing stays in memory."""
 
-    def __init__(self, folder: Path, /) -> None:
-        """Read the headers.
+    def __init__(self, folder: Path, /, *, stem: str = STEM) -> None:
+        """Read the headers of the files named `stem`.
 
         Raises:
             DataError: there are no safetensors files, one is missing, or one is damaged.
@@ -119,7 +136,7 @@ class ShardReader:
         self._files: dict[str, Path] = {}
         self.metadata: dict[str, str] = {}
         """What the headers say beside the tensors."""
-        for path in _files_of(folder):
+        for path in _files_of(folder, stem):
             with self._open(path) as opened:
                 self.metadata |= opened.metadata() or {}
                 self._files |= dict.fromkeys(opened.keys(), path)
@@ -150,18 +167,18 @@ class ShardReader:
             raise DataError(f"{path} cannot be read: {reason(error)}") from None
 
 
-def _files_of(folder: Path) -> list[Path]:
-    index = folder / INDEX_NAME
+def _files_of(folder: Path, stem: str) -> list[Path]:
+    index, single = folder / _index_name(stem), folder / _shard_name(stem)
     if not index.is_file():
-        if (folder / SINGLE_NAME).is_file():
-            return [folder / SINGLE_NAME]
+        if single.is_file():
+            return [single]
         pickled = next(iter(sorted(folder.glob("*.bin"))), None)
         other = f"; {pickled.name} is a pickle, which is not read: save the model as safetensors" if pickled else ""
-        raise DataError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}{other}")
+        raise DataError(f"{folder} holds neither {single.name} nor {index.name}{other}")
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{index} is damaged: it has no weight_map") from None
     if missing := sorted(name for name in names if not (folder / name).is_file()):
-        raise DataError(f"{folder} lacks {', '.join(missing)}, which {INDEX_NAME} names")
+        raise DataError(f"{folder} lacks {', '.join(missing)}, which {index.name} names")
     return [folder / name for name in sorted(names)]

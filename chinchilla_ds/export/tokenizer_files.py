@@ -53,8 +53,12 @@ def write_tokenizer(path: Path, /, *, folder: Path, seq_length: int) -> Tokenize
         _check_ids(tokenizer, converted, place=str(model))
         converted.save(str(folder / _JSON_NAME))
         shutil.copyfile(model, folder / _MODEL_NAME)
-        # text is never taken for a control token, as in training
-        config |= {"eos_token": converted.id_to_token(tokenizer.eod_id), "split_special_tokens": True}
+        config |= {
+            "eos_token": converted.id_to_token(tokenizer.eod_id),
+            "split_special_tokens": True,  # text is never taken for a control token, as in training
+            "add_prefix_space": False,  # these two are for llama.cpp, which adds both unless it is told not to
+            "add_bos_token": False,
+        }
     else:
         assert isinstance(tokenizer, HuggingFaceTokenizer)
         shutil.copyfile(path / _JSON_NAME if path.is_dir() else path, folder / _JSON_NAME)

@@ -9,7 +9,9 @@ from chinchilla_ds.export import vector_codec
 from chinchilla_ds.export.shards import ShardReader
 
 QUANT_METHOD = "chinchilla_ds_vq"
-"""Of `quantization_config` in config.json; transformers does not know it, and says so instead of loading noise."""
+"""Of `quantization_config` in config.json."""
+CODED_STEM = "coded"
+"""File names begin with it, so that other tools miss `model.safetensors` instead of loading noise."""
 
 
 class VectorReader:
@@ -21,7 +23,7 @@ class VectorReader:
         Raises:
             DataError: files are missing or damaged.
         """
-        self._reader = ShardReader(folder)
+        self._reader = ShardReader(folder, stem=CODED_STEM)
         ends = f".{vector_codec.CODES}"
         self._coded = {name.removesuffix(ends) for name in self._reader.names() if name.endswith(ends)}
 

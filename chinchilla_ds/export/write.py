@@ -22,7 +22,7 @@ from chinchilla_ds.plan import Precision
 OURS_NAME = "chinchilla_ds"
 """Sub-folder of an export that other tools do not look at: what an import needs to restore the checkpoint exactly."""
 PLAN_NAME = "plan.json"
-PADDING_NAME = "padding.safetensors"
+PADDING_STEM = "padding"
 CARD_NAME = "README.md"
 GENERATION_NAME = "generation_config.json"
 
@@ -78,12 +78,10 @@ def export_checkpoint(
         write_json(aside / CONFIG_NAME, config)
         write_json(aside / GENERATION_NAME, {"eos_token_id": tokenizer.eod_id, "pad_token_id": tokenizer.eod_id})
         weights = list(llama.weights(shape, vocab_size=tokenizer.vocab_size))
-        writer = ShardWriter(
-            aside, num_tensors=sum(len(weight.pieces) for weight in weights), max_shard_bytes=max_shard_bytes
-        )
-        for weight in weights:
-            _write_weight(writer, weight, read=_rows_of(reader, weight), dtype=dtype)
-        writer.finish()
+        num_tensors = sum(len(weight.pieces) for weight in weights)
+        with ShardWriter(aside, num_tensors=num_tensors, max_shard_bytes=max_shard_bytes) as writer:
+            for weight in weights:
+                _write_weight(writer, weight, read=_rows_of(reader, weight), dtype=dtype)
         _write_ours(aside / OURS_NAME, reader, vocab_size=tokenizer.vocab_size, dtype=dtype)
         num_params = writer.total_bytes // DTYPES[dtype].itemsize
         card = model_card(reader.plan, facts=facts, num_params=num_params, dtype=dtype)
@@ -166,11 +164,10 @@ def _checked(values: Tensor, *, dtype: Precision, name: str) -> Tensor:
 
 def _write_ours(folder: Path, reader: CheckpointReader, *, vocab_size: int, dtype: Precision) -> None:
     """Write the plan, and the rows of padding that the export has no place for."""
-    from safetensors.torch import save_file
-
     folder.mkdir()
     (folder / PLAN_NAME).write_text(reader.plan.to_json(), encoding="utf-8")
     rows = slice(vocab_size, reader.plan.shape.padded_vocab_size)
-    names = [name for name in llama.TABLES if name in reader.names()]
-    padding = {name: _checked(reader.read_rows(name, rows=rows), dtype=dtype, name=name) for name in names}
-    save_file(padding, folder / PADDING_NAME)
+    with ShardWriter(folder, num_tensors=len(llama.TABLES), stem=PADDING_STEM) as writer:
+        for name in (name for name in llama.TABLES if name in reader.names()):
+            padding = _checked(reader.read_rows(name, rows=rows), dtype=dtype, name=name)
+            writer.add(name, shape=tuple(padding.shape), dtype=padding.dtype, parts=[padding])
