@@ -4,11 +4,12 @@ import argparse
 import itertools
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from chinchilla_ds.cli.arguments import choice, flag, path
+from chinchilla_ds.cli.libraries import hide_progress_bars, quieten
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.plan import Precision, RunPlan
 from chinchilla_ds.units import format_bytes, format_count
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from chinchilla_ds.export.measure import Measured
     from chinchilla_ds.export.quantize import Quantized
 
+_Number = TypeVar("_Number", int, float)
 _METHODS = "int8|2:4|vq4|vq3|vq2"
 _REPORT_TOKENS = 32_768
 """Held-out tokens that the report before and after quantising reads."""
@@ -39,7 +41,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> str:
     """Export, and return what was written."""
-    from chinchilla_ds.cli.libraries import quieten
     from chinchilla_ds.export.write import check_free
 
     check_free(arguments.out)
@@ -73,12 +74,11 @@ class Held(NamedTuple):
     bytes_per_token: float
 
 
-def _quantize(
-    plain: Path, arguments: argparse.Namespace, *, plan: RunPlan, prepared: "PreparedData | None"
-) -> str:
+def _quantize(plain: Path, arguments: argparse.Namespace, *, plan: RunPlan, prepared: "PreparedData | None") -> str:
     from chinchilla_ds.export.measure import measure
     from chinchilla_ds.export.quantize import Quantization, quantize_folder
 
+    hide_progress_bars()
     quantized = quantize_folder(plain, out=arguments.out, method=Quantization(arguments.quantize))
     held = Held(windows=[], bytes_per_token=1.0) if prepared is None else _held_out(prepared, plan=plan)
     before = measure(plain, windows=held.windows)
@@ -92,9 +92,7 @@ def _held_out(prepared: "PreparedData", *, plan: RunPlan) -> Held:
     sequences = open_held_out(prepared, seq_length=plan.shape.seq_length)
     most = max(1, _REPORT_TOKENS // plan.shape.seq_length)
     items = (sequences[index] for index in range(min(most, len(sequences))))
-    return Held(
-        windows=[(item["tokens"], item["labels"]) for item in items], bytes_per_token=prepared.bytes_per_token
-    )
+    return Held(windows=[(item["tokens"], item["labels"]) for item in items], bytes_per_token=prepared.bytes_per_token)
 
 
 def _report(
@@ -108,33 +106,32 @@ def _report(
     from chinchilla_ds.evaluation.bits_per_byte import bits_per_byte
 
     rows = [
-        ("size", format_bytes(before.num_bytes), format_bytes(after.num_bytes), _change(before.num_bytes, after.num_bytes)),
-        ("tokens/s", f"{before.tokens_per_s:.1f}", f"{after.tokens_per_s:.1f}", _change(before.tokens_per_s, after.tokens_per_s)),
+        _row("tensors", quantized.source_bytes, quantized.num_bytes, show=format_bytes),
+        _row("tokens/s", before.tokens_per_s, after.tokens_per_s, show="{:.1f}".format),
     ]
+    note = "No held-out text was found beside the run: name its prepared folder with --data."
     if before.loss is not None and after.loss is not None:
+        num_bytes = round(before.num_tokens * bytes_per_token)
         bits = [
-            bits_per_byte(
-                loss_nats_per_token=loss, num_tokens=before.num_tokens, num_bytes=round(before.num_tokens * bytes_per_token)
-            )
+            bits_per_byte(loss_nats_per_token=loss, num_tokens=before.num_tokens, num_bytes=num_bytes)
             for loss in (before.loss, after.loss)
         ]
-        rows.insert(1, ("bits per byte", f"{bits[0]:.4f}", f"{bits[1]:.4f}", _change(*bits)))
+        rows.insert(1, _row("bits per byte", *bits, show="{:.4f}".format))
+        note = f"Over {before.num_tokens:,} held-out tokens; greedy generation of one sequence, both on this machine."
     lines = [
         f"wrote {arguments.out}: {arguments.quantize}, {quantized.bits_per_weight:.3f} bits per weight of the layers' "
         f"matrices, squared error {quantized.relative_error:.3g} of their squares",
         "",
         f"{'':<15}{'before':>12}{'after':>12}{'change':>10}",
         *(f"{name:<15}{old:>12}{new:>12}{change:>10}" for name, old, new, change in rows),
+        "",
+        note,
     ]
-    if before.loss is None:
-        lines += ["", "No held-out text was found beside the run: name its prepared folder with --data."]
-    else:
-        lines += ["", f"Over {before.num_tokens:,} held-out tokens; greedy generation of one sequence, both on this machine."]
     return "\n".join(lines)
 
 
-def _change(before: float, after: float) -> str:
-    return f"{after / before - 1:+.2%}"
+def _row(name: str, before: _Number, after: _Number, *, show: Callable[[_Number], str]) -> tuple[str, ...]:
+    return name, show(before), show(after), f"{after / before - 1:+.2%}"
 
 
 def _facts(reader: "CheckpointReader", prepared: "PreparedData | None", *, licence: str | None) -> "TrainingFacts":
@@ -164,18 +161,18 @@ def find_prepared(run: Path, reader: "CheckpointReader", *, named: Path | None) 
         DataError: the named one is none, or was made with another tokenizer.
     """
     from chinchilla_ds.data.prepared import PreparedData
+    from chinchilla_ds.data.tokenizer import Tokenizer
 
     wanted = reader.state.tokenizer_sha256
+    if wanted is None and reader.tokenizer_path is not None:
+        wanted = Tokenizer.load(reader.tokenizer_path).sha256
     if named is not None:
         prepared = PreparedData.load(named)
-        if wanted not in (None, prepared.tokenizer_sha256):
-            raise DataError(f"--data {named} was made with another tokenizer than {run}")
+        if prepared.tokenizer_sha256 != wanted:
+            raise DataError(f"--data {named} was made with another tokenizer than {run}: its tokens mean other text")
         return prepared
-    for folder in _prepared_beside(run.absolute()):
-        prepared = PreparedData.load(folder)
-        if wanted is not None and prepared.tokenizer_sha256 == wanted:
-            return prepared
-    return None
+    beside = (PreparedData.load(folder) for folder in _prepared_beside(run.absolute()))
+    return next((prepared for prepared in beside if prepared.tokenizer_sha256 == wanted), None)
 
 
 def _prepared_beside(run: Path) -> Iterator[Path]:

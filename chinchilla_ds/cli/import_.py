@@ -3,6 +3,7 @@
 import argparse
 
 from chinchilla_ds.cli.arguments import flag, path
+from chinchilla_ds.cli.libraries import quieten
 from chinchilla_ds.units import format_count
 
 
@@ -14,7 +15,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> str:
     """Import, and return what was written."""
-    from chinchilla_ds.cli.libraries import quieten
     from chinchilla_ds.export.write import check_free
 
     check_free(arguments.out)

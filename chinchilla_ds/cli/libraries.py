@@ -13,3 +13,10 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|torchao)\.")
     for name in ("torchao", "torch.utils._pytree", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def hide_progress_bars() -> None:
+    """Keep transformers from drawing a bar for every model that it loads."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()

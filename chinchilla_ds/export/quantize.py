@@ -115,11 +115,11 @@ def is_matrix(name: str, /) -> bool:
 
 def _add_to_card(card: Path, result: Quantized, *, method: Quantization) -> None:
     text = card.read_text(encoding="utf-8").rstrip("\n")
-    card.write_text(
-        f"{text}\n\n## Quantisation\n\n{method.value}: the matrices of the layers take {result.bits_per_weight:.3f} bits "
-        f"per weight; their squared error is {result.relative_error:.3g} of their squares.\n",
-        encoding="utf-8",
+    what = (
+        f"{method.value}: the matrices of the layers take {result.bits_per_weight:.3f} bits per weight; their squared "
+        f"error is {result.relative_error:.3g} of their squares."
     )
+    card.write_text(f"{text}\n\n## Quantisation\n\n{what}\n", encoding="utf-8")
 
 
 @dataclass(kw_only=True)
@@ -214,8 +214,9 @@ def _int8(name: str, values: Tensor) -> _Result:
 
     layer = _linear(values)
     quantize_(layer, Int8WeightOnlyConfig())
-    error = float((layer.weight.dequantize().float() - values.float()).square().sum())
-    tensors, metadata = flatten_tensor_state_dict({name: layer.weight})
+    stored: Any = layer.weight  # a tensor of torchao's own
+    error = float((stored.dequantize().float() - values.float()).square().sum())
+    tensors, metadata = flatten_tensor_state_dict({name: stored})
     return _Result(tensors=tensors, metadata={name: metadata[name]}, error=error)
 
 

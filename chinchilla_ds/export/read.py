@@ -78,9 +78,7 @@ def _own_plan(source: Path, shape: ModelShape) -> RunPlan | None:
 class _Weights:
     """The weights of a Hugging Face folder under Megatron's names, one in memory at a time."""
 
-    def __init__(
-        self, reader: ShardReader | VectorReader, source: Path, shape: ModelShape, *, vocab_size: int
-    ) -> None:
+    def __init__(self, reader: ShardReader | VectorReader, source: Path, shape: ModelShape, *, vocab_size: int) -> None:
         self._reader = reader
         self._weights = list(llama.weights(shape, vocab_size=vocab_size))
         self._padding = _padding_of(source, shape, vocab_size=vocab_size)
@@ -105,7 +103,9 @@ class _Weights:
 
     def _check(self, source: Path) -> None:
         """Check names and shapes before anything is written."""
-        pieces = {piece.name: (piece.num_rows, *weight.shape[1:]) for weight in self._weights for piece in weight.pieces}
+        pieces = {
+            piece.name: (piece.num_rows, *weight.shape[1:]) for weight in self._weights for piece in weight.pieces
+        }
         found = set(self._reader.names())
         ignored = {name for name in found if name.endswith("rotary_emb.inv_freq")}
         if llama.OUTPUT not in {weight.name for weight in self._weights}:

@@ -125,7 +125,7 @@ def _codebook(vectors: npt.NDArray[np.float32], *, codec: Codec, seed: int) -> n
 
     Source: Zador 1982, "Asymptotic quantization error of continuous signals", IEEE Trans. Inf. Theory 28(2).
     """
-    from scipy.cluster.vq import kmeans2
+    from scipy.cluster.vq import kmeans2  # type: ignore[import-untyped]
 
     k, d = codec.codebook_size, codec.dimension
     generator = np.random.default_rng(seed)
@@ -139,6 +139,6 @@ def _codebook(vectors: npt.NDArray[np.float32], *, codec: Codec, seed: int) -> n
 
 
 def _nearest(vectors: npt.NDArray[np.float32], codebook: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    from scipy.cluster.vq import vq
+    from scipy.cluster.vq import vq  # type: ignore[import-untyped]
 
     return np.asarray(vq(vectors, codebook)[0], dtype=np.uint16)

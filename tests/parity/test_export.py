@@ -57,9 +57,7 @@ def train_and_save(engine, folder, tokenizer):
     """A body for `on_engine`: returns the logits before training and after it, of the token after each prefix."""
     before = logits_of(engine)
     harness.train(engine)
-    state = CheckpointState(
-        iteration=3, data_step=3, attempts=3, optimizer_step=-1, elapsed_s=0.0, world_size=-1
-    )
+    state = CheckpointState(iteration=3, data_step=3, attempts=3, optimizer_step=-1, elapsed_s=0.0, world_size=-1)
     Checkpointer(engine, folder=folder / "checkpoints", ds_config={}, tokenizer=tokenizer).save(state)
     return before, logits_of(engine)
 

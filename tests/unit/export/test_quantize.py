@@ -60,7 +60,7 @@ def test_vector_codec_of_a_model(method, plain, tmp_path):
 
 def test_transformers_refuses_what_it_cannot_decode(plain, tmp_path):
     quantize_folder(plain, out=tmp_path / "coded", method=Quantization.VECTOR4)
-    with pytest.raises(OSError, match="no file named model.safetensors"):
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "coded")
 
 
@@ -115,9 +115,9 @@ def test_measured_loss_is_that_of_the_logits(plain):
     labels = TOKENS + 1
     found = measure(plain, windows=[(TOKENS, labels), (labels, TOKENS)])
     probabilities = [logits_of.log_softmax(dim=-1) for logits_of in both(plain)]
-    expected = -sum(p[range(32), l].sum() for p, l in zip(probabilities, (labels, TOKENS), strict=True)) / 64
+    expected = -sum(p[range(32), after].sum() for p, after in zip(probabilities, (labels, TOKENS), strict=True)) / 64
     assert found.loss == pytest.approx(float(expected), abs=1e-5)
-    assert (found.num_tokens, found.num_bytes) == (64, (plain / "model.safetensors").stat().st_size)
+    assert found.num_tokens == 64
     assert found.tokens_per_s > 1
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chinchilla_ds.cli.main import main
 from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.cli.main import main
 from chinchilla_ds.errors import ConfigError, DataError, OutputError
 from chinchilla_ds.export.card import TrainingFacts
 from chinchilla_ds.export.read import import_folder

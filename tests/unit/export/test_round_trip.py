@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.export.card import TrainingFacts
@@ -126,7 +126,10 @@ def test_a_process_without_this_package_generates_the_same_tokens(make_checkpoin
     export(reader, tmp_path / "out")
     prompt = "  the model\n\tof 2024"
     found = subprocess.run(
-        [sys.executable, "-I", "-c", ELSEWHERE, str(tmp_path / "out"), prompt], capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-c", ELSEWHERE, str(tmp_path / "out"), prompt],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     name, ids, tokens = json.loads(found.stdout.splitlines()[-1])
     reference = ReferenceLlama(reader.plan.shape)

@@ -18,16 +18,19 @@ from tests.unit.data.test_tokenizer import fuzzed_texts
 
 PARTS = [
     " ", "  ", "\n", "\t", "\r\n", "a", "aa", "ab", "ba", "x = ", "def f(self):\n    return ", "the ", "0", "12", "__",
-    "--", "####", "'''", "...", "世界", "你好，", "机器学习", "🙂", "👩‍👩‍👧", "é", "e\u0301", "العرب", "\u00a0", "\u200b", "ﬁ",
-    "<0x0A>", "<|endoftext|>", "<unk>", "\u2581", "\u2585",
+    "--", "####", "'''", "...", "世界", "你好\uff0c", "机器学习", "🙂", "👩‍👩‍👧", "é", "e\u0301", "العرب",
+    "\u00a0", "\u200b", "ﬁ", "<0x0A>", "<|endoftext|>", "<unk>", "\u2581", "\u2585",
 ]  # fmt: skip
+CHINESE = "世界你好\uff0c机器学习。今天天气很好。"
 
 
 def texts(number):
     """Runs and mixtures of parts, some of them pieces, and of code points of all planes."""
     generator = random.Random(11)
     mixed = [
-        "".join(generator.choice(PARTS) * generator.choice([1, 1, 1, 2, 3, 5, 9]) for _ in range(generator.randint(1, 25)))
+        "".join(
+            generator.choice(PARTS) * generator.choice([1, 1, 1, 2, 3, 5, 9]) for _ in range(generator.randint(1, 25))
+        )
         for _ in range(number)
     ]
     return [*mixed, *fuzzed_texts(number), *make_documents(number=20), "", " ", "\n\n\n  x"]
@@ -35,7 +38,11 @@ def texts(number):
 
 @functools.cache
 def trained(model_type):
-    documents = [*make_documents(number=150), "def f(self):\n    return x  # ####\n" * 40, "世界你好，机器学习。今天天气很好。" * 60]
+    documents = [
+        *make_documents(number=150),
+        "def f(self):\n    return x  # ####\n" * 40,
+        CHINESE * 60,
+    ]
     return train_tokenizer([text.encode() for text in documents], vocab_size=900, model_type=model_type)
 
 
