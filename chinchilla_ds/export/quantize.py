@@ -223,8 +223,8 @@ def _int8(name: str, values: Tensor) -> _Result:
 def _sparse(name: str, values: Tensor) -> _Result:
     from torchao.sparsity import apply_fake_sparsity
 
-    layer = nn.Sequential(_linear(values.float().clone()))
-    apply_fake_sparsity(layer)
-    kept = layer[0].weight.detach().to(values.dtype)
+    layer = _linear(values.float().clone())
+    apply_fake_sparsity(nn.Sequential(layer))
+    kept = layer.weight.detach().to(values.dtype)
     error = float((kept.float() - values.float()).square().sum())
     return _Result(tensors={name: kept}, metadata={}, error=error)

@@ -139,6 +139,6 @@ def _codebook(vectors: npt.NDArray[np.float32], *, codec: Codec, seed: int) -> n
 
 
 def _nearest(vectors: npt.NDArray[np.float32], codebook: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    from scipy.cluster.vq import vq  # type: ignore[import-untyped]
+    from scipy.cluster.vq import vq
 
     return np.asarray(vq(vectors, codebook)[0], dtype=np.uint16)
