@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> str:
     check_free(arguments.out)
     quieten()
     from chinchilla_ds.checkpoint.reader import CheckpointReader
+    from chinchilla_ds.export.quantize import Quantization, check_installed
     from chinchilla_ds.export.write import export_checkpoint
 
     reader = CheckpointReader.open(arguments.run)
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> str:
             f"wrote {arguments.out}: {format_count(written.num_params)} parameters, "
             f"{format_bytes(written.num_bytes)} in {dtype.value}, from {reader.folder}"
         )
+    check_installed(Quantization(arguments.quantize))
     plain = arguments.out.with_name(f".{arguments.out.name}.plain")
     try:
         shutil.rmtree(plain, ignore_errors=True)  # of a process that was killed

@@ -4,6 +4,7 @@ Only the matrices of the layers are quantised; embedding tables and norms stay a
 does, and the tables are looked up, not multiplied.
 """
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,9 +81,10 @@ def quantize_folder(source: Path, /, *, out: Path, method: Quantization) -> Quan
         method: What becomes of the matrices.
 
     Raises:
-        ConfigError: torchao is not installed, or the sizes do not allow the method.
+        ConfigError: a package is missing, or the sizes do not allow the method.
         OutputError: `out` holds something, or cannot be written.
     """
+    check_installed(method)
     apply, section = _method(method)
     reader, config = ShardReader(source), read_config(source)
     names = [name for name in reader.names() if is_matrix(name)]
@@ -106,6 +108,20 @@ def quantize_folder(source: Path, /, *, out: Path, method: Quantization) -> Quan
         )
         _add_to_card(aside / CARD_NAME, result, method=method)
     return result
+
+
+def check_installed(method: Quantization, /) -> None:
+    """Check that what quantises, and what measures the result, is there.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    needed = ("transformers",) if method in CODECS else ("torchao", "transformers")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"--quantize {method.value} needs {' and '.join(missing)}, which is not installed: "
+            "pip install 'chinchilla-ds[quantize]'"
+        )
 
 
 def is_matrix(name: str, /) -> bool:
@@ -156,14 +172,6 @@ def _method(method: Quantization) -> tuple[_Method, dict[str, Any] | None]:
         codec = CODECS[method]
         section = {"quant_method": QUANT_METHOD, "dimension": codec.dimension, "codebook_size": codec.codebook_size}
         return lambda name, values: _vector(name, values, codec=codec), section
-    try:
-        import torchao  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"--quantize {method.value} needs {error.name}, which is not installed: "
-            "pip install 'chinchilla-ds[quantize]'"
-        ) from None
     if method is Quantization.SPARSE:
         return _sparse, None
     return _int8, _int8_section()

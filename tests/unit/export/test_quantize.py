@@ -23,12 +23,14 @@ GAUSSIAN_ERROR = {Quantization.VECTOR4: 0.0095, Quantization.VECTOR3: 0.0346, Qu
 """Of the best scalar quantiser of so many bits: vectors must do better."""
 
 
-@pytest.fixture(params=[False, True], ids=["untied", "tied"])
-def plain(request, make_checkpoint, tmp_path):
-    reader = make_checkpoint(small_shape(tied_embeddings=request.param, hidden_size=128, num_attention_heads=8))
+@pytest.fixture
+def plain(make_checkpoint, tmp_path):
+    return export_of(make_checkpoint, tmp_path / "plain", hidden_size=128, num_attention_heads=8)
+
+
+def export_of(make_checkpoint, out, *, dtype=Precision.FP32, **changes):
     facts = TrainingFacts(consumed_tokens=0, flops_spent=0.0)
-    export_checkpoint(reader, out=tmp_path / "plain", dtype=Precision.FP32, facts=facts)
-    return tmp_path / "plain"
+    return export_checkpoint(make_checkpoint(small_shape(**changes)), out=out, dtype=dtype, facts=facts).folder
 
 
 def logits(model):
@@ -56,6 +58,17 @@ def test_vector_codec_of_a_model(method, plain, tmp_path):
     apart = (logits(model) - logits(load_model(plain))).abs().max()
     assert 0 < apart < 5
     assert "## Quantisation" in (tmp_path / "coded" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", [Quantization.VECTOR3, Quantization.INT8])
+def test_tied_tables_stay_tied(method, make_checkpoint, tmp_path):
+    if method is Quantization.INT8:
+        pytest.importorskip("torchao")
+    plain = export_of(make_checkpoint, tmp_path / "plain", tied_embeddings=True)
+    quantize_folder(plain, out=tmp_path / "small", method=method)
+    model = load_model(tmp_path / "small")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert 0 < (logits(model) - logits(load_model(plain))).abs().max() < 5
 
 
 def test_transformers_refuses_what_it_cannot_decode(plain, tmp_path):
@@ -90,8 +103,7 @@ def test_int8_is_loaded_by_transformers(plain, tmp_path):
 
 def test_int8_in_bf16(make_checkpoint, tmp_path):
     pytest.importorskip("torchao")
-    facts = TrainingFacts(consumed_tokens=0, flops_spent=0.0)
-    export_checkpoint(make_checkpoint(), out=tmp_path / "plain", dtype=Precision.BF16, facts=facts)
+    export_of(make_checkpoint, tmp_path / "plain", dtype=Precision.BF16)
     quantize_folder(tmp_path / "plain", out=tmp_path / "int8", method=Quantization.INT8)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "int8", dtype="auto")
     assert model.model.layers[0].mlp.gate_proj.weight.dtype is torch.bfloat16
@@ -128,10 +140,17 @@ def both(folder):
 
 
 def test_sizes_that_do_not_allow_the_method(make_checkpoint, tmp_path):
-    reader = make_checkpoint(small_shape(ffn_hidden_size=130))
-    facts = TrainingFacts(consumed_tokens=0, flops_spent=0.0)
-    export_checkpoint(reader, out=tmp_path / "plain", dtype=Precision.FP32, facts=facts)
+    export_of(make_checkpoint, tmp_path / "plain", ffn_hidden_size=130)
     with pytest.raises(ConfigError, match=r"takes 4 neighbours at a time, and .*down_proj.weight has 130 columns"):
         quantize_folder(tmp_path / "plain", out=tmp_path / "coded", method=Quantization.VECTOR2)
     assert not (tmp_path / "coded").exists()
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["intermediate_size"] == 130
+
+
+def test_a_missing_package_is_named_before_anything_is_written(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"--quantize int8 needs torchao and transformers, .*chinchilla-ds\[quantize\]"
+    ):
+        quantize_folder(plain, out=tmp_path / "int8", method=Quantization.INT8)
+    assert not (tmp_path / "int8").exists()
