@@ -10,7 +10,8 @@ from torch import Tensor
 
 from chinchilla_ds.budget import ds_config
 from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME, checkpoint_name
-from chinchilla_ds.checkpoint.writer import write_checkpoint
+from chinchilla_ds.checkpoint.state import CheckpointState
+from chinchilla_ds.checkpoint.writer import library_versions, write_checkpoint
 from chinchilla_ds.data.tokenizer import Tokenizer
 from chinchilla_ds.errors import ConfigError, DataError
 from chinchilla_ds.export import llama
@@ -51,8 +52,11 @@ def import_folder(source: Path, /, *, out: Path) -> Imported:
     config = read_config(source)
     shape = shape_of(config, place=str(source / CONFIG_NAME))
     tokenizer = find_tokenizer(source)
-    if (pieces := Tokenizer.load(tokenizer).vocab_size) > shape.vocab_size:
-        raise DataError(f"{tokenizer} has {pieces} tokens, and the model's embedding has {shape.vocab_size} rows")
+    loaded = Tokenizer.load(tokenizer)
+    if loaded.vocab_size > shape.vocab_size:
+        raise DataError(
+            f"{tokenizer} has {loaded.vocab_size} tokens, and the model's embedding has {shape.vocab_size} rows"
+        )
     plan = _own_plan(source, shape)
     weights = _Weights(open_weights(source, config), source, plan.shape if plan else shape, vocab_size=shape.vocab_size)
     restored = plan is not None
@@ -60,9 +64,27 @@ def import_folder(source: Path, /, *, out: Path) -> Imported:
     with written_aside(out) as aside:
         checkpoint = Path(CHECKPOINTS_NAME) / checkpoint_name(0)
         write_checkpoint(
-            aside / checkpoint, plan=plan, ds_config=ds_config.emit(plan), weights=weights.read(), tokenizer=tokenizer
+            aside / checkpoint,
+            plan=plan,
+            ds_config=ds_config.emit(plan),
+            weights=weights.read(),
+            tokenizer=tokenizer,
+            state=_before_the_first_step(tokenizer_sha256=loaded.sha256),
         )
     return Imported(checkpoint=out / checkpoint, plan=plan, restored_plan=restored)
+
+
+def _before_the_first_step(*, tokenizer_sha256: str) -> CheckpointState:
+    return CheckpointState(
+        iteration=0,
+        data_step=0,
+        attempts=0,
+        optimizer_step=0,
+        elapsed_s=0.0,
+        tokenizer_sha256=tokenizer_sha256,
+        world_size=1,
+        versions=library_versions(),
+    )
 
 
 def _own_plan(source: Path, shape: ModelShape) -> RunPlan | None:

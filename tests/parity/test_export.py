@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from chinchilla_ds.budget.layout import layout_problems, shape_problems
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.state import CheckpointState
-from chinchilla_ds.engine.checkpoint import Checkpointer
+from chinchilla_ds.engine.checkpoint import Checkpointer, load, newest_whole
 from chinchilla_ds.export.card import TrainingFacts
+from chinchilla_ds.export.config_json import config_of
 from chinchilla_ds.export.read import import_folder
 from chinchilla_ds.export.write import export_checkpoint
 from chinchilla_ds.plan import Precision
@@ -56,7 +57,9 @@ class Case:
 def train_and_save(engine, folder, tokenizer):
     """A body for `on_engine`: returns the logits before training and after it, of the token after each prefix."""
     before = logits_of(engine)
-    harness.train(engine)
+    for step in range(engine.plan.batch.train_iters):
+        batches = harness.own_micro_batches(engine.plan, step)
+        engine.train_step(batches, learning_rate=harness.learning_rate(engine.plan, step))
     state = CheckpointState(iteration=3, data_step=3, attempts=3, optimizer_step=-1, elapsed_s=0.0, world_size=-1)
     Checkpointer(engine, folder=folder / "checkpoints", ds_config={}, tokenizer=tokenizer).save(state)
     return before, logits_of(engine)
@@ -114,6 +117,32 @@ def test_export_has_the_logits_of_the_engine(case, tmp_path):
 @pytest.mark.parametrize("case", [case for case in ALL if case not in CORE and accepted(case)], ids=str)
 def test_export_has_the_logits_of_the_engine_in_every_combination(case, tmp_path):
     check(case, tmp_path)
+
+
+def load_and_tell(engine, folder):
+    """A body for `on_engine`: the logits before loading weights and after it."""
+    before = logits_of(engine)
+    load(engine, checkpoint=newest_whole(folder, warn=pytest.fail), weights_only=True)
+    return before, logits_of(engine)
+
+
+def test_training_starts_from_a_model_of_transformers(tmp_path):
+    plan = Case(zero=3, tp=2, pp=2).plan()
+    shape, pieces = plan.shape, english_tokenizer().vocab_size
+    config = config_of(shape, vocab_size=pieces, eod_id=1, dtype=Precision.FP32)
+    source = LlamaForCausalLM(LlamaConfig(**config))
+    source.save_pretrained(tmp_path / "source")
+    english_tokenizer().save(tmp_path / "source" / "tokenizer.model")
+    imported = import_folder(tmp_path / "source", out=tmp_path / "run")
+    assert CheckpointReader.open(tmp_path / "run").state.tokenizer_sha256 == english_tokenizer().sha256
+    padded = dataclasses.replace(imported.plan.shape, vocab_size=shape.vocab_size)
+    assert padded == shape
+    [(before, after), *_] = harness.on_engine(plan, load_and_tell, tmp_path / "run")
+    with torch.no_grad():
+        truth = source(torch.tensor([TEXT])).logits[0, [length - 1 for length in PREFIXES]]
+    assert (after[:, :pieces] - truth).abs().max() <= TOLERANCE
+    assert not after[:, pieces:].any(), "rows of padding are zero"
+    assert (before[:, :pieces] - truth).abs().max() > 1e-2, "control: the weights came from the import"
 
 
 def test_only_what_the_planner_refuses_is_left_out():
