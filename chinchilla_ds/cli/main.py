@@ -24,6 +24,8 @@ COMMANDS = {
     "laws": Command("chinchilla_ds.cli.laws", "compare what published laws say of a budget"),
     "ds-config": Command("chinchilla_ds.cli.ds_config", "write the DeepSpeed JSON of a plan"),
     "prepare": Command("chinchilla_ds.cli.prepare", "clean, deduplicate, split and tokenise text"),
+    "export": Command("chinchilla_ds.cli.export", "write a trained model as a Hugging Face folder, quantised or not"),
+    "import": Command("chinchilla_ds.cli.import_", "make a checkpoint of a Llama from elsewhere, to train on"),
     "memory": Command("chinchilla_ds.cli.memory", "show what a plan needs per device, stage by stage"),
     "generate": Command("chinchilla_ds.cli.generate", "continue prompts with a trained model"),
     "evaluate": Command("chinchilla_ds.cli.evaluate", "bits per byte, perplexity and tasks of a trained model"),

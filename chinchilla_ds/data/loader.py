@@ -50,7 +50,7 @@ class TokenLoader:
         self._plan = plan
         self._shares = blend_of(prepared, num_tokens=plan.num_tokens)
         self._train = _open_train(prepared, plan=plan, shares=self._shares)
-        self._held_out = _open_held_out(prepared, seq_length=plan.shape.seq_length)
+        self._held_out = open_held_out(prepared, seq_length=plan.shape.seq_length)
 
     @property
     def shares(self) -> tuple[BlendShare, ...]:
@@ -135,7 +135,7 @@ def _open_train(prepared: PreparedData, *, plan: RunPlan, shares: tuple[BlendSha
     return load(final)
 
 
-def _open_held_out(prepared: PreparedData, *, seq_length: int) -> Sequences:
+def open_held_out(prepared: PreparedData, *, seq_length: int) -> Sequences:
     """Open one pass over the held-out part."""
 
     def load(index_folder: Path) -> Sequences:

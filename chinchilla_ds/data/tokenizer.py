@@ -295,6 +295,11 @@ class HuggingFaceTokenizer(Tokenizer):
         return token_id
 
     @property
+    def eod_token(self) -> str:
+        """What the tokenizer calls it."""
+        return self._eod_token
+
+    @property
     def sha256(self) -> str:
         """Hash of `tokenizer.json` and the end-of-document token."""
         return hashlib.sha256(self._definition + b"\0" + self._eod_token.encode()).hexdigest()

@@ -1,0 +1,184 @@
+"""safetensors files, written and read a few rows at a time, in the layout of Hugging Face folders.
+
+One `model.safetensors`, or `model-00001-of-00003.safetensors` and so on with `model.safetensors.index.json`. A file is
+the length of its header, the header in JSON, and the tensors one after another. The format lets spaces end the header:
+room is left for it, and it is filled in when the tensors are written.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from chinchilla_ds.errors import DataError, reason
+
+STEM = "model"
+"""What Hugging Face's tools expect file names to begin with."""
+MAX_SHARD_BYTES = 5 * 1000**3
+"""Hugging Face's own default of long standing; fits every machine that can hold a layer of the model."""
+
+_NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+_HEADER_BYTES_PER_TENSOR = 512
+"""Longest entry of a tensor in the header, its share of the metadata included; real ones take 130 to 400."""
+
+
+class ShardWriter:
+    """Writes tensors one after another, and starts another file where the next one would not fit.
+
+    A context manager: at its end the files get their names, and an index where there are several.
+    """
+
+    def __init__(
+        self, folder: Path, /, *, num_tensors: int, max_shard_bytes: int = MAX_SHARD_BYTES, stem: str = STEM
+    ) -> None:
+        """Write below `folder`, which exists, at most `num_tensors` tensors, in files named `stem`."""
+        self._folder, self._max_bytes, self._stem = folder, max_shard_bytes, stem
+        self._room = num_tensors * _HEADER_BYTES_PER_TENSOR + 4096
+        self._metadata: dict[str, str] = {}
+        self._headers: list[dict[str, Any]] = []
+        self._stream: BinaryIO | None = None
+        self._bytes = 0
+        self.total_bytes = 0
+        """Of all tensors so far."""
+
+    def add(self, name: str, /, *, shape: tuple[int, ...], dtype: torch.dtype, parts: Iterable[Tensor]) -> None:
+        """Write a tensor whose rows come in `parts`, each of which is converted to `dtype`."""
+        size = math.prod(shape) * dtype.itemsize
+        full = self._bytes and self._bytes + size > self._max_bytes
+        if self._stream is None or full or self._bytes % dtype.itemsize:  # readers need tensors to be aligned
+            self._next_file()
+        assert self._stream is not None
+        start = self._bytes
+        for part in parts:
+            converted = part.to(dtype).contiguous()
+            self._bytes += self._stream.write(converted.view(torch.uint8).numpy().data)
+        assert self._bytes - start == size, f"{name} has {self._bytes - start} bytes, and {shape} takes {size}"
+        entry = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, self._bytes]}
+        self._headers[-1][name] = entry
+        self.total_bytes += size
+
+    def add_metadata(self, values: Mapping[str, str], /) -> None:
+        """Note what stands in the header of every file that is finished from now on."""
+        self._metadata |= values
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        if kind is None:
+            self._finish()
+        elif self._stream is not None:
+            self._stream.close()
+
+    def _finish(self) -> None:
+        self._finish_file()
+        count = len(self._headers)
+        names = [_shard_name(self._stem, number, count) for number in range(count)]
+        for number, name in enumerate(names):
+            self._aside(number).rename(self._folder / name)
+        if count > 1:
+            weight_map = {tensor: name for name, header in zip(names, self._headers, strict=True) for tensor in header}
+            index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+            (self._folder / _index_name(self._stem)).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _aside(self, number: int) -> Path:
+        return self._folder / f".shard-{number:05d}"
+
+    def _next_file(self) -> None:
+        self._finish_file()
+        self._headers.append({})
+        self._stream = self._aside(len(self._headers) - 1).open("wb")
+        self._stream.write(b"\0" * (8 + self._room))
+        self._bytes = 0
+
+    def _finish_file(self) -> None:
+        if self._stream is None:
+            return
+        header = {"__metadata__": {"format": "pt", **self._metadata}, **self._headers[-1]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        assert len(text) <= self._room, f"the header takes {len(text)} bytes and has room for {self._room}"
+        self._stream.seek(0)
+        self._stream.write(self._room.to_bytes(8, "little") + text.ljust(self._room))
+        self._stream.close()
+        self._stream = None
+
+
+def _shard_name(stem: str, number: int = 0, count: int = 1) -> str:
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _index_name(stem: str) -> str:
+    return f"{stem}.safetensors.index.json"
+
+
+class ShardReader:
+    """The tensors of a Hugging Face folder; what is asked for is read, and nothing stays in memory."""
+
+    def __init__(self, folder: Path, /, *, stem: str = STEM) -> None:
+        """Read the headers of the files named `stem`.
+
+        Raises:
+            DataError: there are no safetensors files, one is missing, or one is damaged.
+        """
+        self._folder = folder
+        self._files: dict[str, Path] = {}
+        self.metadata: dict[str, str] = {}
+        """What the headers say beside the tensors."""
+        for path in _files_of(folder, stem):
+            with self._open(path) as opened:
+                self.metadata |= opened.metadata() or {}
+                self._files |= dict.fromkeys(opened.keys(), path)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all tensors."""
+        return tuple(sorted(self._files))
+
+    def shape(self, name: str, /) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        with self._open(self._files[name]) as opened:
+            return tuple(opened.get_slice(name).get_shape())
+
+    def read(self, name: str, /, *, rows: slice = slice(None)) -> Tensor:
+        """Return a tensor, or some of its rows, in its own type."""
+        with self._open(self._files[name]) as opened:
+            values: Tensor = opened.get_slice(name)[rows]
+            return values.clone()  # a slice of the file would keep all of it mapped
+
+    def _open(self, path: Path) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            return safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise DataError(f"{path} is no whole safetensors file: {error}") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {reason(error)}") from None
+
+
+def _files_of(folder: Path, stem: str) -> list[Path]:
+    index, single = folder / _index_name(stem), folder / _shard_name(stem)
+    if not index.is_file():
+        if single.is_file():
+            return [single]
+        pickled = next(iter(sorted(folder.glob("*.bin"))), None)
+        other = f"; {pickled.name} is a pickle, which is not read: save the model as safetensors" if pickled else ""
+        raise DataError(f"{folder} holds neither {single.name} nor {index.name}{other}")
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{index} is damaged: it has no weight_map") from None
+    if missing := sorted(name for name in names if not (folder / name).is_file()):
+        raise DataError(f"{folder} lacks {', '.join(missing)}, which {index.name} names")
+    return [folder / name for name in sorted(names)]

@@ -1,0 +1,87 @@
+"""Memory of an export and of an import, in a process of its own: a part of a shard, not the model."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from chinchilla_ds.budget import ds_config
+from chinchilla_ds.checkpoint.writer import write_checkpoint
+from chinchilla_ds.export import llama
+from chinchilla_ds.testing import tiny_plan
+from tests.unit.export.conftest import english_tokenizer, small_shape
+
+SHARD_BYTES = 60_000_000
+
+MEASURED = """
+import json, resource, sys
+from pathlib import Path
+from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.export.card import TrainingFacts
+from chinchilla_ds.export.read import import_folder
+from chinchilla_ds.export.write import export_checkpoint
+from chinchilla_ds.plan import Precision
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def export(run, out):
+    facts = TrainingFacts(consumed_tokens=0, flops_spent=0.0)
+    reader = CheckpointReader.open(run)
+    export_checkpoint(reader, out=out, dtype=Precision.FP32, facts=facts, max_shard_bytes=int(sys.argv[3]))
+
+small, large = map(Path, sys.argv[1:3])
+export(small / "run", small / "out")
+import_folder(small / "out", out=small / "back")
+start = peak()
+if sys.argv[4] == "export":
+    export(large / "run", large / "out")
+else:
+    import_folder(large / "out", out=large / "back")
+print(json.dumps(peak() - start))
+"""
+
+
+def make_run(folder, **changes):
+    """Write a checkpoint of ones, a weight at a time."""
+    plan = tiny_plan(shape=small_shape(**changes))
+    folder.mkdir()
+    english_tokenizer().save(folder / "tokenizer.model")
+    weights = llama.weights(plan.shape, vocab_size=1)
+    write_checkpoint(
+        folder / "run" / "checkpoints" / "step_0000000",
+        plan=plan,
+        ds_config=ds_config.emit(plan),
+        weights=((weight.name, torch.ones(weight.shape)) for weight in weights),
+        tokenizer=folder / "tokenizer.model",
+    )
+
+
+@pytest.mark.slow
+def test_peak_memory_is_below_the_largest_shard(tmp_path):
+    make_run(tmp_path / "small")
+    make_run(
+        tmp_path / "large", num_layers=6, hidden_size=1024, ffn_hidden_size=2560, num_attention_heads=16, kv_channels=64
+    )
+    grown = {step: peak_growth(tmp_path, step) for step in ("export", "import")}
+    shards = [path.stat().st_size for path in (tmp_path / "large" / "out").glob("*.safetensors")]
+    assert sum(shards) > 3 * max(shards), "control: the model is several shards"
+    print(f"grown by {grown}, of shards up to {max(shards)} and {sum(shards)} in all")
+    assert grown["export"] <= 1.3 * max(shards)
+    assert grown["import"] <= 1.3 * max(shards)
+
+
+def peak_growth(folder, step):
+    """Bytes that the peak memory grows by, over that of the same step on a small model."""
+    for name in ("out", "back"):
+        shutil.rmtree(folder / "small" / name, ignore_errors=True)
+    found = subprocess.run(
+        [sys.executable, "-c", MEASURED, folder / "small", folder / "large", str(SHARD_BYTES), step],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(found.stdout.splitlines()[-1])
