@@ -13,6 +13,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["DS_ACCELERATOR"] = "cpu"
     use_private_extensions_folder()
+    from chinchilla_ds.distributed import build_lock
+
+    build_lock.install()  # ranks are forks of this process: one that a test kills must leave no lock behind
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -163,7 +163,8 @@ def check_same(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -
 
 def _flat(config: RunConfig) -> Mapping[str, Any]:
     values: dict[str, Any] = json.loads(RunRequest(config=config).to_json())["config"]
-    return {name: value for name, value in values.items() if name not in (*FREE_FIELDS, "data")} | values["data"]
+    flat: dict[str, Any] = values["data"]
+    return {name: value for name, value in values.items() if name not in (*FREE_FIELDS, "data")} | flat
 
 
 class RunLock:

@@ -62,8 +62,8 @@ def install() -> None:
     Raises:
         DependencyChangedError: torch's lock is no longer a file's existence, or is used otherwise.
     """
-    if cpp_extension.FileBaton is KernelBaton:
+    if vars(cpp_extension)["FileBaton"] is KernelBaton:
         return
     require_source(inspect.getsource(file_baton.FileBaton), "os.O_CREAT | os.O_EXCL", what="torch's FileBaton")
     require_source(inspect.getsource(cpp_extension), "baton.try_acquire()", what="torch's cpp_extension")
-    cpp_extension.FileBaton = KernelBaton  # type: ignore[misc, assignment]
+    setattr(cpp_extension, "FileBaton", KernelBaton)  # noqa: B010 - a name that torch does not export
