@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
@@ -166,7 +167,10 @@ def load_blocks(blocks: Iterable[Block], *, folder: Path) -> None:
         CheckpointError: a tensor is missing, incomplete, or of another shape.
     """
     with _without_advice():
-        dcp_load({}, storage_reader=FileSystemReader(folder), planner=_LoadPlanner(blocks), no_dist=True)
+        try:
+            dcp_load({}, storage_reader=FileSystemReader(folder), planner=_LoadPlanner(blocks), no_dist=True)
+        except CheckpointException as error:  # DCP's wrapper, no Exception
+            raise next(iter(error.failures.values()))[0] from None
 
 
 def read_metadata(folder: Path) -> dict[str, TensorStorageMetadata]:
