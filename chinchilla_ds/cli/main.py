@@ -29,6 +29,9 @@ COMMANDS = {
     "memory": Command("chinchilla_ds.cli.memory", "show what a plan needs per device, stage by stage"),
     "generate": Command("chinchilla_ds.cli.generate", "continue prompts with a trained model"),
     "evaluate": Command("chinchilla_ds.cli.evaluate", "bits per byte, perplexity and tasks of a trained model"),
+    "checkpoint inspect": Command("chinchilla_ds.cli.checkpoint_inspect", "show what a run's checkpoints hold"),
+    "checkpoint verify": Command("chinchilla_ds.cli.checkpoint_verify", "read checkpoints in full and name damage"),
+    "checkpoint convert": Command("chinchilla_ds.cli.checkpoint_convert", "weights alone, or DeepSpeed's format"),
     "mix design": Command("chinchilla_ds.cli.mix_design", "choose mixtures of a corpus's sources for small runs"),
     "mix run": Command("chinchilla_ds.cli.mix_run", "train a small run on each mixture"),
     "mix fit": Command("chinchilla_ds.cli.mix_fit", "find the best mixture from the losses of small runs"),
@@ -82,7 +85,7 @@ def _command(words: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def _overview() -> str:
-    rows = [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    rows = [f"  {name:<20}{command.summary}" for name, command in COMMANDS.items()]
     lines = ["usage: chinchilla-ds COMMAND [flags]", "", *rows, "", "chinchilla-ds COMMAND --help lists the flags."]
     return "\n".join(lines)
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ class Continued:
 
     folder: Path
     checkpoint: Path
-    """Its newest, which may turn out to be damaged, or the one that was asked for."""
+    """Its newest whose plan and state are whole; tensors may turn out to be damaged. Or the one that was asked for."""
     request: RunRequest
     plan: RunPlan
     """Of the checkpoint, with the layout that it was saved under."""
@@ -97,26 +96,45 @@ class Continued:
 
 
 def find_run(request: RunRequest) -> Continued | None:
-    """Return the newest run of the same command below its output folder that has a checkpoint and no end, if any."""
+    """Return the newest run of the same command below its output folder that has a checkpoint and no end, if any.
+
+    Raises:
+        CheckpointError: it has checkpoints, and all are damaged.
+    """
     runs = request.config.output
     if not runs.is_dir():
         return None
     candidates = [path.parent for path in runs.glob(f"*/{REQUEST_NAME}")]
     for folder in sorted(candidates, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        with suppress(CheckpointError):  # another version's, or without a whole checkpoint: begin anew
-            if RunRequest.load(folder).key == request.key and not _is_complete(folder):
-                return continued(folder)
+        begun = _is_of(request, folder) and folders.list_checkpoints(folder / folders.CHECKPOINTS_NAME)
+        if begun and not _is_complete(folder):
+            return continued(folder)
     return None
 
 
+def _is_of(request: RunRequest, folder: Path) -> bool:
+    try:
+        return RunRequest.load(folder).key == request.key
+    except CheckpointError:  # another version's
+        return False
+
+
 def _is_complete(folder: Path) -> bool:
-    return _state_of(folders.find_checkpoints(folder)[0]).complete
-
-
-def _state_of(checkpoint: Path) -> CheckpointState:
+    """Return whether a run has reached its end, by its newest checkpoint whose state is as it was written."""
+    checkpoint = next((path for path in folders.find_checkpoints(folder) if not _small_problems(path)), None)
+    if checkpoint is None:
+        return False
     path = checkpoint / folders.STATE_NAME
     with folders.reported_as(checkpoint):
-        return CheckpointState.from_json(path.read_text(encoding="utf-8"), where=str(path))
+        return CheckpointState.from_json(path.read_text(encoding="utf-8"), where=str(path)).complete
+
+
+def _small_problems(checkpoint: Path) -> list[str]:
+    """Return what is wrong with the sizes of a checkpoint's files, and with the content of plan and state."""
+    try:
+        return list(folders.damage(checkpoint, names=frozenset({folders.PLAN_NAME, folders.STATE_NAME})))
+    except CheckpointError as error:
+        return list(error.problems)
 
 
 def continued(path: Path, /) -> Continued:
@@ -129,6 +147,9 @@ def continued(path: Path, /) -> Continued:
     folder = found[0].parent.parent
     problems: list[str] = []
     for checkpoint in found:
+        if damaged := _small_problems(checkpoint):
+            problems += damaged
+            continue
         try:
             with folders.reported_as(checkpoint):
                 plan = RunPlan.from_json((checkpoint / folders.PLAN_NAME).read_text(encoding="utf-8"))
@@ -141,7 +162,7 @@ def continued(path: Path, /) -> Continued:
             )
         except ChinchillaError as error:
             problems += [f"{checkpoint}: {problem}" for problem in error.problems]
-    raise CheckpointError(problems)
+    raise CheckpointError([*problems, f"no checkpoint of {folder} is whole; --resume none begins another run"])
 
 
 def check_same(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -> None:

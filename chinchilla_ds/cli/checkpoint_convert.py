@@ -1,0 +1,101 @@
+"""`chinchilla-ds checkpoint convert`: a checkpoint without its optimizer, or in DeepSpeed's universal format."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.cli.arguments import choice, flag, path
+from chinchilla_ds.errors import CheckpointError, OutputError, reason
+from chinchilla_ds.units import format_bytes
+
+if TYPE_CHECKING:
+    from chinchilla_ds.checkpoint.reader import CheckpointReader
+
+
+class Target(StrEnum):
+    """What a checkpoint is converted to."""
+
+    WEIGHTS = "weights"
+    """A checkpoint of ours with the weights alone: a third of the bytes; begins new runs with --init-from."""
+    UNIVERSAL = "universal"
+    """DeepSpeed's universal format, for other programs on DeepSpeed."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.add_argument("run", type=path, metavar="RUN", help="a run's folder (its newest checkpoint), or a checkpoint")
+    names = "|".join(target.value for target in Target)
+    text = "weights: without the optimizer, for --init-from; universal: as DeepSpeed's load_universal reads it"
+    flag(parser, "to", choice(Target), text, metavar=names, required=True)
+    flag(parser, "out", path, "folder to make; nothing is overwritten", metavar="DIR", required=True)
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Convert, and return what was written.
+
+    Raises:
+        CheckpointError: no checkpoint of the run is whole, or it lacks what is asked for.
+        OutputError: the folder is there, or cannot be written.
+    """
+    out: Path = arguments.out
+    if out.exists():
+        raise OutputError(f"--out {out} exists already, and nothing is overwritten; name a new folder")
+    from chinchilla_ds.checkpoint.reader import CheckpointReader
+
+    reader = CheckpointReader.open(arguments.run)
+    if arguments.to is Target.UNIVERSAL and not reader.has_moments:
+        raise CheckpointError(
+            f"{reader.folder} holds weights alone, and the universal format asks for AdamW's moments; convert a "
+            "checkpoint that a run has saved"
+        )
+    convert = _to_universal if arguments.to is Target.UNIVERSAL else _to_weights
+    num_bytes = _aside(out, lambda aside: convert(reader, aside))
+    where = f" of {reader.folder}"
+    if arguments.to is Target.UNIVERSAL:
+        tag = reader.folder.name
+        return (
+            f"wrote {out}: {format_bytes(num_bytes)}{where} in DeepSpeed's universal format, tag {tag}; load it with "
+            '"checkpoint": {"load_universal": true} in the ds_config'
+        )
+    return f"wrote {out}: {format_bytes(num_bytes)}, the weights{where}; begin a run from them with --init-from {out}"
+
+
+def _aside(out: Path, convert: Callable[[Path], int]) -> int:
+    """Let `convert` write a folder beside `out`, which gets the name when it is whole."""
+    aside = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        aside.mkdir(parents=True)
+        num_bytes = convert(aside)
+        aside.rename(out)
+    except OSError as error:
+        raise OutputError(f"--out {out} cannot be written: {reason(error)}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return num_bytes
+
+
+def _to_universal(reader: "CheckpointReader", aside: Path) -> int:
+    from chinchilla_ds.checkpoint.universal import write_universal
+
+    return write_universal(reader, out=aside)
+
+
+def _to_weights(reader: "CheckpointReader", aside: Path) -> int:
+    from chinchilla_ds.checkpoint.writer import write_checkpoint
+
+    ds_config = json.loads((reader.folder / folders.DS_CONFIG_NAME).read_text(encoding="utf-8"))
+    checkpoint = write_checkpoint(
+        aside / reader.folder.name,
+        plan=reader.plan,
+        ds_config=ds_config,
+        weights=((name, reader.read(name)) for name in reader.names()),
+        tokenizer=reader.tokenizer_path,
+        state=reader.state,
+    )
+    return sum(record.bytes for record in folders.read_manifest(checkpoint).values())

@@ -1,0 +1,106 @@
+"""`chinchilla-ds checkpoint inspect`: what the checkpoints of a run hold, without reading their tensors."""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chinchilla_ds.budget.report import describe_layout
+from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.cli.arguments import path
+from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.units import format_bytes, format_count, format_duration
+
+if TYPE_CHECKING:
+    from chinchilla_ds.checkpoint.reader import CheckpointReader
+
+_LABEL_WIDTH = 16
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.add_argument("run", type=path, metavar="RUN", help="a run's folder, or a checkpoint in it")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor with its shape")
+    parser.add_argument("--json", action="store_true", help="print the newest checkpoint's facts as JSON")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Return the list of checkpoints and the newest one's facts.
+
+    Raises:
+        CheckpointError: there is none that can be read.
+    """
+    from chinchilla_ds.checkpoint.reader import CheckpointReader
+
+    found = folders.find_checkpoints(arguments.run)
+    problems = {checkpoint: _problems(checkpoint) for checkpoint in found}
+    right = [checkpoint for checkpoint in found if not problems[checkpoint]]
+    if not right:
+        raise CheckpointError([problem for checkpoint in found for problem in problems[checkpoint]])
+    reader = CheckpointReader(right[0])
+    if arguments.json:
+        return json.dumps(_facts(reader), indent=2)
+    lines = [f"{found[0].parent}, newest first", *(f"  {_line(path, problems[path])}" for path in found), ""]
+    lines += [f"{label:<{_LABEL_WIDTH}}{text}" for label, text in _rows(reader)]
+    if arguments.tensors:
+        lines += ["", *(f"{name:<64} {list(reader.shape(name))}" for name in reader.names())]
+    return "\n".join(lines)
+
+
+def _problems(checkpoint: Path) -> list[str]:
+    """Return what is wrong with a checkpoint as far as the sizes of its files tell."""
+    try:
+        return list(folders.damage(checkpoint, names=frozenset()))
+    except CheckpointError as error:
+        return list(error.problems)
+
+
+def _line(checkpoint: Path, problems: list[str]) -> str:
+    if problems:
+        return f"{checkpoint.name}  damaged: {problems[0]}"
+    size = sum(record.bytes for record in folders.read_manifest(checkpoint).values())
+    return f"{checkpoint.name}  {format_bytes(size)}"
+
+
+def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
+    plan, state = reader.plan, reader.state
+    tokens, all_tokens = state.iteration * plan.tokens_per_iter, plan.batch.train_iters * plan.tokens_per_iter
+    yield "checkpoint", reader.folder.name
+    yield (
+        "trained",
+        (
+            f"{state.iteration:,} of {plan.batch.train_iters:,} steps, {format_count(tokens)} of "
+            f"{format_count(all_tokens)} tokens, in {format_duration(state.elapsed_s)}"
+            + (": to the plan's end" if state.complete else "")
+        ),
+    )
+    passed_over = f", {state.bad_batches} passed over" if state.bad_batches else ""
+    yield "data", f"{state.data_step:,} batches used up{passed_over}; text {state.data_key}"
+    if state.loss is not None:
+        yield "train loss", f"{state.loss:.4f} nats per token"
+    if state.held_out_loss is not None and state.held_out_bits_per_byte is not None:
+        yield "held-out loss", f"{state.held_out_loss:.4f} nats per token, {state.held_out_bits_per_byte:.4f} bits/byte"
+    yield "model", f"{format_count(plan.num_params)} parameters in {len(reader.names())} weights, FP32"
+    moments = f"AdamW's moments, after {state.optimizer_step:,} steps"
+    yield "optimizer", moments if reader.has_moments else "none: weights alone"
+    if state.loss_scaler:
+        yield "loss scale", f"{state.loss_scaler.get('cur_scale', '?')}"
+    yield "saved under", f"{describe_layout(plan.layout)}, {plan.precision}; loads under any other"
+    tokenizer = reader.tokenizer_path.name if reader.tokenizer_path else "none in the checkpoint"
+    yield "tokenizer", f"{tokenizer}, SHA-256 {state.tokenizer_sha256}"
+    yield "software", ", ".join(f"{name} {number}" for name, number in state.versions.items())
+
+
+def _facts(reader: "CheckpointReader") -> dict[str, Any]:
+    tensors = {name: list(reader.shape(name)) for name in reader.names()}
+    return {
+        "checkpoint": str(reader.folder),
+        "state": dataclasses.asdict(reader.state),
+        "plan": json.loads(reader.plan.to_json()),
+        "has_moments": reader.has_moments,
+        "num_params": sum(math.prod(shape) for shape in tensors.values()),
+        "tensors": tensors,
+    }

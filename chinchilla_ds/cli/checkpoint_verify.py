@@ -1,0 +1,39 @@
+"""`chinchilla-ds checkpoint verify`: every file of a run's checkpoints, held against their manifests."""
+
+import argparse
+from pathlib import Path
+
+from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.cli.arguments import path
+from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.units import format_bytes
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    parser.add_argument("run", type=path, metavar="RUN", help="a run's folder: all its checkpoints; or one of them")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Read every file; return a line for each checkpoint.
+
+    Raises:
+        CheckpointError: some are damaged; every file that is wrong is named, and which checkpoints are whole.
+    """
+    whole: list[str] = []
+    damaged: list[str] = []
+    for checkpoint in folders.find_checkpoints(arguments.run):
+        if problems := folders.problems_of(checkpoint):
+            damaged += problems
+        else:
+            whole.append(_line(checkpoint))
+    if damaged:
+        names = ", ".join(line.split()[0] for line in whole) or "none"
+        raise CheckpointError([*damaged, f"whole: {names}; a run goes on from the newest that is whole"])
+    return "\n".join(whole)
+
+
+def _line(checkpoint: Path) -> str:
+    records = folders.read_manifest(checkpoint)
+    size = sum(record.bytes for record in records.values())
+    return f"{checkpoint.name}  whole: {len(records)} files, {format_bytes(size)}"
