@@ -19,16 +19,6 @@ pytestmark = pytest.mark.slow
 FAULTY = ROOT / "tests/faults/faulty_rank.py"
 FLAGS = ("--flops", "6e10", "--seq-length", "128", "--global-batch-size", "16", "--save-every", "10-steps")
 FIRST, SECOND = "step_0000010", "step_0000020"
-FILES = (
-    "manifest.json",
-    "state.json",
-    "plan.json",
-    "ds_config.json",
-    "tokenizer.model",
-    "tensors/.metadata",
-    "tensors/__0_0.distcp",
-    "tensors/__1_0.distcp",
-)
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +145,14 @@ def stopped(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("damage", [flip, cut])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("manifest.json", flip), ("state.json", cut), ("plan.json", flip), ("tensors/__1_0.distcp", flip)],
+)
 def test_a_damaged_file_of_the_newest_is_named_and_the_one_before_is_taken(
     corpus: Path, tmp_path: Path, whole: Path, stopped: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
+    """Each kind of file: tests/distributed/test_checkpoint.py."""
     place = tmp_path / "copy"
     shutil.copytree(stopped, place, copy_function=shutil.copy2)
     path = run_of(place) / "checkpoints" / SECOND / name
