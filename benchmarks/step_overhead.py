@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chinchilla_ds.budget.hardware import peak_flops_per_s
+from chinchilla_ds.export.config_json import config_of
 from chinchilla_ds.plan import ModelShape, Precision, RunPlan
 from chinchilla_ds.testing.configs import tiny_plan
 
@@ -91,21 +92,10 @@ def make_plain_step(plan: RunPlan, *, bf16_weights: bool = False) -> Callable[[]
 
     shape = plan.shape
     torch.manual_seed(plan.seed)
-    config = LlamaConfig(
-        vocab_size=shape.padded_vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.ffn_hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_query_groups,
-        head_dim=shape.kv_channels,
-        max_position_embeddings=shape.seq_length,
-        tie_word_embeddings=shape.tied_embeddings,
-        use_cache=False,
-        attn_implementation="sdpa",
-    )
+    config = config_of(shape, vocab_size=shape.padded_vocab_size, eod_id=0, dtype=Precision.FP32) | {"use_cache": False}
     text = random_text(plan)
-    model = LlamaForCausalLM(config).to(text.device, torch.bfloat16 if bf16_weights else torch.float32)
+    model = LlamaForCausalLM(LlamaConfig(**config, attn_implementation="sdpa"))
+    model = model.to(text.device, torch.bfloat16 if bf16_weights else torch.float32)
     model.train()
     chosen = plan.optimizer
     optimizer = torch.optim.AdamW(

@@ -43,6 +43,9 @@ from chinchilla_ds.errors import CheckpointError
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = (WEIGHT, *MOMENTS)
+BLOCK_BYTES = 64 * 2**20
+"""Of a block in a file, at most, but for a single row: DCP reads a block as a whole, whatever part of it is wanted. So
+this bounds the memory that reading a few rows takes, and is still large enough for a disk to read at full speed."""
 _METADATA_NAME = ".metadata"
 """DCP's name for the file that says where every box lies."""
 
@@ -56,6 +59,15 @@ class Block:
     offsets: tuple[int, ...]
     values: Tensor
     """Of the box's shape, FP32."""
+
+
+def row_blocks(block: Block, /) -> Iterator[Block]:
+    """Cut a block into blocks of whole rows, of at most BLOCK_BYTES where a row allows it."""
+    values = block.values
+    rows = max(1, BLOCK_BYTES // (values[0].numel() * values.element_size()))
+    for start in range(0, len(values), rows):
+        offsets = (block.offsets[0] + start, *block.offsets[1:])
+        yield dataclasses.replace(block, offsets=offsets, values=values[start : start + rows])
 
 
 class _SavePlanner(DefaultSavePlanner):
@@ -156,8 +168,9 @@ def save_blocks(blocks: Iterable[Block], *, folder: Path, group: Any = None, alo
         alone: Whether one process writes everything by itself.
     """
     writer = FileSystemWriter(folder, sync_files=True, overwrite=False)
+    planner = _SavePlanner(part for block in blocks for part in row_blocks(block))
     with _without_advice():
-        dcp_save({}, storage_writer=writer, planner=_SavePlanner(blocks), process_group=group, no_dist=alone)
+        dcp_save({}, storage_writer=writer, planner=planner, process_group=group, no_dist=alone)
 
 
 def load_blocks(blocks: Iterable[Block], *, folder: Path) -> None:

@@ -51,7 +51,8 @@ def require_skips() -> None:
         DependencyChangedError: one no longer does.
     """
     for optimizer, expected in _SKIPS:
-        source = inspect.getsource(sys.modules[optimizer.__module__])  # of a class it would be parsed: seconds
+        # the module that it stands in: to find a class, inspect parses all of the file, a second for every rank
+        source = inspect.getsource(sys.modules[optimizer.__module__])
         require_source(source, expected, what=f"deepspeed's {optimizer.__name__}")
 
 

@@ -6,6 +6,7 @@ DeepSpeed takes ten. The price is that the parent must stay clean: no CUDA conte
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import pickle
@@ -104,6 +105,7 @@ def run_on_ranks(
     release_reader, release_writer = Pipe(duplex=False)
     children: list[_Child] = []
     with _reserved_port() as port:
+        gc.freeze()  # so that collections in a rank, which DeepSpeed asks for, leave out what it shares with the parent
         try:
             for rank in range(world_size):
                 rank_env = {**(env or {}), **_rank_env(rank=rank, world_size=world_size, port=port)}
@@ -113,6 +115,7 @@ def run_on_ranks(
             _wait_for_exit(children, grace_s=TERMINATION_GRACE_S)
             return [outcomes[rank].result for rank in range(world_size)]
         finally:
+            gc.unfreeze()
             release_writer.close()
             release_reader.close()
             _kill(children)

@@ -17,10 +17,12 @@ from tests.unit.inference.models import StateReader, decoder_of, random_tokens, 
 
 TOLERANCE = 1e-5
 CASES = {
-    "plain": (Case(), Precision.FP32, False),
     "masked": (Case(zero=1, tp=2), Precision.FP32, True),
-    "pipeline": (Case(zero=1, pp=2, accumulation=4), Precision.FP32, False),
     "bf16": (Case(zero=1), Precision.BF16, False),
+}
+SLOW_CASES = {
+    "plain": (Case(), Precision.FP32, False),
+    "pipeline": (Case(zero=1, pp=2, accumulation=4), Precision.FP32, False),
 }
 
 
@@ -31,6 +33,16 @@ def next_logits(engine, rows):
 
 @pytest.mark.parametrize(("case", "precision", "masked"), CASES.values(), ids=CASES)
 def test_logits_equal_those_of_the_training_engine(case, precision, masked):
+    check_logits(case, precision, masked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "precision", "masked"), SLOW_CASES.values(), ids=SLOW_CASES)
+def test_logits_equal_those_of_the_training_engine_in_more_layouts(case, precision, masked):
+    check_logits(case, precision, masked)
+
+
+def check_logits(case, precision, masked):
     plan = dataclasses.replace(case.plan(precision=precision), document_mask=masked)
     tokens = torch.cat([batch.tokens for batch in harness.micro_batches(plan, 3)])[:2]
     rows = [tokens[0, :20].tolist(), tokens[1].tolist()]

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from chinchilla_ds.plan import ModelShape
 from chinchilla_ds.testing import tiny_plan
@@ -15,6 +14,7 @@ from tests.parity.reference_llama import (
     to_megatron_state,
     train_reference,
 )
+from tests.parity.transformers_llama import llama_from_megatron
 
 SHAPES = {
     "grouped": tiny_shape(),
@@ -23,49 +23,6 @@ SHAPES = {
     "tied": tiny_shape(tied_embeddings=True),
     "wide-heads": tiny_shape(kv_channels=32, rotary_base=500000.0, norm_epsilon=1e-3),
 }
-
-
-def hugging_face_llama(shape: ModelShape, state: dict[str, torch.Tensor]) -> LlamaForCausalLM:
-    """Build Hugging Face's Llama from Megatron's weights, head by head: not the way the reference splits them."""
-    config = LlamaConfig(
-        vocab_size=shape.padded_vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.ffn_hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_query_groups,
-        head_dim=shape.kv_channels,
-        max_position_embeddings=shape.seq_length,
-        rms_norm_eps=shape.norm_epsilon,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rotary_base},
-        tie_word_embeddings=shape.tied_embeddings,
-        attn_implementation="eager",
-    )
-    weights = {
-        "model.embed_tokens.weight": state["embedding.word_embeddings.weight"],
-        "model.norm.weight": state["decoder.final_layernorm.weight"],
-        "lm_head.weight": state.get("output_layer.weight", state["embedding.word_embeddings.weight"]),
-    }
-    for number in range(shape.num_layers):
-        theirs, ours = f"model.layers.{number}.", f"decoder.layers.{number}."
-        rows = state[ours + "self_attention.linear_qkv.weight"].split(shape.kv_channels)
-        per_group = len(rows) // shape.num_query_groups
-        groups = [rows[start : start + per_group] for start in range(0, len(rows), per_group)]
-        fc1 = state[ours + "mlp.linear_fc1.weight"]
-        weights |= {
-            theirs + "input_layernorm.weight": state[ours + "input_layernorm.weight"],
-            theirs + "self_attn.q_proj.weight": torch.cat([head for group in groups for head in group[:-2]]),
-            theirs + "self_attn.k_proj.weight": torch.cat([group[-2] for group in groups]),
-            theirs + "self_attn.v_proj.weight": torch.cat([group[-1] for group in groups]),
-            theirs + "self_attn.o_proj.weight": state[ours + "self_attention.linear_proj.weight"],
-            theirs + "post_attention_layernorm.weight": state[ours + "pre_mlp_layernorm.weight"],
-            theirs + "mlp.gate_proj.weight": fc1[: shape.ffn_hidden_size],
-            theirs + "mlp.up_proj.weight": fc1[shape.ffn_hidden_size :],
-            theirs + "mlp.down_proj.weight": state[ours + "mlp.linear_fc2.weight"],
-        }
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(weights)
-    return model
 
 
 def random_batch(shape: ModelShape, *, seed: int, size: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +34,7 @@ def random_batch(shape: ModelShape, *, seed: int, size: int = 2) -> tuple[torch.
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_logits_and_gradients_equal_hugging_face(shape):
     state = random_megatron_state(shape, seed=0)
-    reference, other = ReferenceLlama(shape), hugging_face_llama(shape, state)
+    reference, other = ReferenceLlama(shape), llama_from_megatron(shape, state)
     load_from_megatron_state(reference, state)
     tokens, labels = random_batch(shape, seed=1)
 
@@ -132,7 +89,7 @@ def test_left_over_and_missing_weights_are_errors():
 
 def train_hugging_face(plan, state, batches, *, learning_rate):
     """Clip and decay by hand, on the whole batch at once."""
-    model = hugging_face_llama(plan.shape, state)
+    model = llama_from_megatron(plan.shape, state)
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
     wanted, results = plan.optimizer, []
     for step, micro_batches in enumerate(batches):

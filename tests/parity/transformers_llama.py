@@ -1,8 +1,11 @@
 """transformers' LlamaForCausalLM with weights given under Megatron's names: a second implementation of the decoder."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tests.parity.reference_llama import split_qkv
+import torch
+
+from chinchilla_ds.plan import ModelShape
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -10,9 +13,13 @@ if TYPE_CHECKING:
 
 def llama_of(weights: Any) -> "LlamaForCausalLM":
     """Return the model of a plan and a state, in fp32."""
+    return llama_from_megatron(weights.plan.shape, weights.state)
+
+
+def llama_from_megatron(shape: ModelShape, state: Mapping[str, torch.Tensor]) -> "LlamaForCausalLM":
+    """Build the model from Megatron's weights, head by head: not the way the reference or the export splits them."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape, state = weights.plan.shape, dict(weights.state)
     config = LlamaConfig(
         vocab_size=shape.padded_vocab_size,
         hidden_size=shape.hidden_size,
@@ -25,31 +32,36 @@ def llama_of(weights: Any) -> "LlamaForCausalLM":
         rms_norm_eps=shape.norm_epsilon,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rotary_base},
         tie_word_embeddings=shape.tied_embeddings,
+        attn_implementation="eager",
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=1,
     )
-    model = LlamaForCausalLM(config).float().eval()
-    named = {
-        "model.embed_tokens.weight": state.pop("embedding.word_embeddings.weight"),
-        "model.norm.weight": state.pop("decoder.final_layernorm.weight"),
+    left = dict(state)
+    embedding = left.pop("embedding.word_embeddings.weight")
+    weights = {
+        "model.embed_tokens.weight": embedding,
+        "model.norm.weight": left.pop("decoder.final_layernorm.weight"),
+        "lm_head.weight": embedding if shape.tied_embeddings else left.pop("output_layer.weight"),
     }
-    if not shape.tied_embeddings:
-        named["lm_head.weight"] = state.pop("output_layer.weight")
     for number in range(shape.num_layers):
-        ours, theirs = f"decoder.layers.{number}.", f"model.layers.{number}."
-        parts = split_qkv(state.pop(ours + "self_attention.linear_qkv.weight"), shape)
-        parts += state.pop(ours + "mlp.linear_fc1.weight").chunk(2)
-        names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
-        named |= {f"{theirs}{name}.weight": part for name, part in zip(names, parts, strict=True)}
-        for name, own in (
-            ("input_layernorm", "input_layernorm"),
-            ("self_attn.o_proj", "self_attention.linear_proj"),
-            ("post_attention_layernorm", "pre_mlp_layernorm"),
-            ("mlp.down_proj", "mlp.linear_fc2"),
-        ):
-            named[f"{theirs}{name}.weight"] = state.pop(f"{ours}{own}.weight")
-    assert not state, f"weights without a place: {sorted(state)}"
-    missing = model.load_state_dict(named, strict=False).missing_keys
-    assert set(missing) <= {"lm_head.weight"}, missing
+        theirs, ours = f"model.layers.{number}.", f"decoder.layers.{number}."
+        rows = left.pop(ours + "self_attention.linear_qkv.weight").split(shape.kv_channels)
+        per_group = len(rows) // shape.num_query_groups
+        groups = [rows[start : start + per_group] for start in range(0, len(rows), per_group)]
+        fc1 = left.pop(ours + "mlp.linear_fc1.weight")
+        weights |= {
+            theirs + "input_layernorm.weight": left.pop(ours + "input_layernorm.weight"),
+            theirs + "self_attn.q_proj.weight": torch.cat([head for group in groups for head in group[:-2]]),
+            theirs + "self_attn.k_proj.weight": torch.cat([group[-2] for group in groups]),
+            theirs + "self_attn.v_proj.weight": torch.cat([group[-1] for group in groups]),
+            theirs + "self_attn.o_proj.weight": left.pop(ours + "self_attention.linear_proj.weight"),
+            theirs + "post_attention_layernorm.weight": left.pop(ours + "pre_mlp_layernorm.weight"),
+            theirs + "mlp.gate_proj.weight": fc1[: shape.ffn_hidden_size],
+            theirs + "mlp.up_proj.weight": fc1[shape.ffn_hidden_size :],
+            theirs + "mlp.down_proj.weight": left.pop(ours + "mlp.linear_fc2.weight"),
+        }
+    assert not left, f"weights without a place: {sorted(left)}"
+    model = LlamaForCausalLM(config).float().eval()
+    model.load_state_dict(weights)
     return model

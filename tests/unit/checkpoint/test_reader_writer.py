@@ -1,8 +1,14 @@
 """Checkpoints from one process, read back one tensor at a time."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+from chinchilla_ds.checkpoint import tensors
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.checkpoint.writer import write_checkpoint
@@ -66,3 +72,78 @@ def test_nothing_is_overwritten(tmp_path):
 def test_state_of_another_version_is_refused():
     with pytest.raises(CheckpointError, match="here is no state of a checkpoint"):
         CheckpointState.from_json('{"steps": 3}', where="here")
+
+
+def test_a_block_is_cut_into_rows():
+    values = torch.empty(1000, 300_000, device="meta")  # 55.9 rows are 64 MiB
+    block = tensors.Block(key="k", full_shape=(4000, 600_000), offsets=(2000, 300_000), values=values)
+    parts = list(tensors.row_blocks(block))
+    assert [part.values.shape[0] for part in parts] == [55] * 18 + [10]
+    assert [part.offsets for part in parts] == [(2000 + 55 * number, 300_000) for number in range(19)]
+    assert {(part.key, part.full_shape) for part in parts} == {("k", (4000, 600_000))}
+
+
+@pytest.mark.parametrize("shape", [(3, 20_000_000), (20_000_000,), (1, 1)])
+def test_a_row_is_never_cut(shape):
+    values = torch.empty(shape, device="meta")
+    parts = list(tensors.row_blocks(tensors.whole_block("k", values)))
+    rows = [part.values.shape[0] for part in parts]
+    assert sum(rows) == shape[0]
+    assert rows == {3: [1, 1, 1], 20_000_000: [2**24, 20_000_000 - 2**24], 1: [1]}[shape[0]]
+
+
+def bytes_read_for(reader, rows):
+    """Return how many bytes this process reads from files for some rows, which must be right bit by bit."""
+
+    def so_far():
+        counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        return int(counters["rchar"])
+
+    start = so_far()
+    found = reader.read_rows("output_layer.weight", rows=rows)
+    read = so_far() - start
+    assert torch.equal(found, large_weight()[rows])
+    return read
+
+
+def large_weight():
+    return torch.randn(1000, 1000, generator=torch.Generator().manual_seed(0))
+
+
+def test_rows_are_read_without_the_rest(tmp_path, monkeypatch):
+    weights = {**WEIGHTS, "output_layer.weight": large_weight(), "exp_avg/output_layer.weight": large_weight() + 1}
+    uncut = CheckpointReader.open(write(tmp_path / "uncut", weights))
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 30 * 4000)
+    cut = CheckpointReader.open(write(tmp_path / "cut", weights))
+    for name in WEIGHTS:
+        assert torch.equal(cut.read(name), uncut.read(name))
+    assert torch.equal(cut.read("output_layer.weight", moment="exp_avg"), large_weight() + 1)
+    assert bytes_read_for(uncut, slice(59, 61)) > 4_000_000, "control: one block is read in full"
+    assert 2 * 120_000 < bytes_read_for(cut, slice(59, 61)) < 2 * 120_000 + 100_000, "two blocks, and the metadata"
+
+
+ROWS_READ = """
+import json, sys
+from pathlib import Path
+from chinchilla_ds.checkpoint.reader import CheckpointReader
+
+def peak():  # not ru_maxrss, which begins with that of the process that started this one
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+reader = CheckpointReader.open(Path(sys.argv[1]))
+reader.read_rows("small", rows=slice(0, 1))
+start = peak()
+reader.read_rows("large", rows=slice(70_000, 70_001))
+print(json.dumps(peak() - start))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("block_bytes", "most"), [(tensors.BLOCK_BYTES, 80e6), (400e6, 450e6)], ids=["cut", "control"])
+def test_peak_memory_of_reading_a_row(tmp_path, monkeypatch, block_bytes, most):
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", int(block_bytes))
+    weights = {"small": torch.ones(1, 1), "large": torch.ones(100_000, 1000)}
+    command = [sys.executable, "-c", ROWS_READ, write(tmp_path, weights)]
+    grown = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert most / 2 < grown < most
