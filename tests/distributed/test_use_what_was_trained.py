@@ -26,7 +26,7 @@ from chinchilla_ds.plan import RunPlan
 from tests.launching import ROOT, finish, interrupt, launch, write_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-BUDGET = ("--flops", "1e12")
+BUDGET = ("--flops", "1e12", "--max-epochs", "2")
 TOLERANCE = 1e-4
 """Of losses and bits per byte, relative."""
 
