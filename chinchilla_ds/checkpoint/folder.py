@@ -116,7 +116,8 @@ def commit(checkpoint: Path, *, records: Mapping[str, FileRecord]) -> None:
     aside = aside_of(checkpoint)
     files = {name: {"bytes": record.bytes, "blake2b": record.blake2b} for name, record in sorted(records.items())}
     manifest = {"format_version": FORMAT_VERSION, "files": files}
-    write_durably(aside / MANIFEST_NAME, json.dumps(manifest, indent=2) + "\n")
+    # no line break at the end, whose loss would go unseen: the manifest has no hash of its own
+    write_durably(aside / MANIFEST_NAME, json.dumps(manifest, indent=2))
     for folder in (*(path for path in aside.rglob("*") if path.is_dir()), aside):
         sync(folder)
     if checkpoint.exists():

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,9 @@ class Block:
     full_shape: tuple[int, ...]
     offsets: tuple[int, ...]
     values: Tensor
-    """Of the box's shape, FP32."""
+    """Of the box's shape, FP32; on the device `meta` where `read` returns them."""
+    read: Callable[[], Tensor] | None = None
+    """Called when the block is written, so that no more than one is in memory; None: `values` are there."""
 
 
 def row_blocks(block: Block, /) -> Iterator[Block]:
@@ -86,7 +88,8 @@ class _SavePlanner(DefaultSavePlanner):
         """Return a block's values."""
         offset = write_item.index.offset
         assert offset is not None
-        return self._blocks[write_item.index.fqn, tuple(offset)].values.detach()
+        block = self._blocks[write_item.index.fqn, tuple(offset)]
+        return (block.values if block.read is None else block.read()).detach()
 
 
 def _write_item(block: Block) -> WriteItem:

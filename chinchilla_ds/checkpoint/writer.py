@@ -1,13 +1,17 @@
 """Checkpoints from one process: of weights that come from elsewhere, and of other checkpoints."""
 
+import dataclasses
+import functools
 import json
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from chinchilla_ds.checkpoint import folder as folders
@@ -17,6 +21,15 @@ from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.plan import RunPlan
 
 _LIBRARIES = ("chinchilla-ds", "torch", "deepspeed", "megatron-core")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightRows:
+    """A weight that is read a few rows at a time, as they are written."""
+
+    shape: tuple[int, ...]
+    read: Callable[[slice], Tensor]
+    """Returns the rows of a slice with start and stop, in FP32."""
 
 
 def library_versions() -> dict[str, str]:
@@ -30,17 +43,17 @@ def write_checkpoint(
     *,
     plan: RunPlan,
     ds_config: Mapping[str, Any],
-    weights: Iterable[tuple[str, Tensor]],
+    weights: Iterable[tuple[str, Tensor | WeightRows]],
     tokenizer: Path | None = None,
     state: CheckpointState | None = None,
 ) -> Path:
-    """Write a checkpoint from one process; one weight is in memory at a time.
+    """Write a checkpoint from one process; one weight is in memory at a time, or some of its rows.
 
     Args:
         checkpoint: The folder to make; its name must be that of a checkpoint.
         plan: What the weights belong to.
         ds_config: The DeepSpeed JSON to go on with.
-        weights: Global names and whole weights; a name `exp_avg/NAME` or `exp_avg_sq/NAME` is a moment of NAME.
+        weights: Global names and weights; a name `exp_avg/NAME` or `exp_avg_sq/NAME` is a moment of NAME.
         tokenizer: A SentencePiece model, or a Hugging Face folder; copied.
         state: Where the run stands; None for weights alone, before the first step.
 
@@ -61,11 +74,10 @@ def write_checkpoint(
     try:
         aside = folders.begin(checkpoint)
         write_small_files(aside, plan=plan, ds_config=ds_config, state=state, tokenizer=tokenizer)
-        for number, (key, values) in enumerate(_keyed(weights)):
+        for number, (name, weight) in enumerate(weights):
             # one DCP file per tensor: nothing of it stays in memory
-            tensors.save_blocks(
-                [tensors.whole_block(key, values)], folder=aside / folders.TENSORS_NAME / f"{number:06d}", alone=True
-            )
+            blocks = _blocks(_key(name), weight)
+            tensors.save_blocks(blocks, folder=aside / folders.TENSORS_NAME / f"{number:06d}", alone=True)
         tensors.join_metadata(aside / folders.TENSORS_NAME)
         records = {str(path.relative_to(aside)): folders.record_file(path) for path in files_below(aside)}
         folders.commit(checkpoint, records=records)
@@ -78,10 +90,17 @@ def write_checkpoint(
     return checkpoint
 
 
-def _keyed(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    for name, values in weights:
-        key = name if name.startswith(tuple(f"{kind}/" for kind in tensors.KINDS)) else f"{tensors.WEIGHT}/{name}"
-        yield key, values.detach().float().contiguous()
+def _key(name: str) -> str:
+    return name if name.startswith(tuple(f"{kind}/" for kind in tensors.KINDS)) else f"{tensors.WEIGHT}/{name}"
+
+
+def _blocks(key: str, weight: Tensor | WeightRows) -> Iterator[tensors.Block]:
+    if isinstance(weight, Tensor):
+        yield tensors.whole_block(key, weight.detach().float().contiguous())
+        return
+    for block in tensors.row_blocks(tensors.whole_block(key, torch.empty(weight.shape, device="meta"))):
+        rows = slice(block.offsets[0], block.offsets[0] + len(block.values))
+        yield dataclasses.replace(block, read=functools.partial(weight.read, rows))
 
 
 def write_small_files(

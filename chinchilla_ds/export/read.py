@@ -1,6 +1,7 @@
 """A Hugging Face folder of the Llama family becomes a checkpoint that training can start from."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 from chinchilla_ds.budget import ds_config
 from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME, checkpoint_name
 from chinchilla_ds.checkpoint.state import CheckpointState
-from chinchilla_ds.checkpoint.writer import library_versions, write_checkpoint
+from chinchilla_ds.checkpoint.writer import WeightRows, library_versions, write_checkpoint
 from chinchilla_ds.data.tokenizer import Tokenizer
 from chinchilla_ds.errors import ConfigError, DataError
 from chinchilla_ds.export import llama
@@ -98,7 +99,7 @@ def _own_plan(source: Path, shape: ModelShape) -> RunPlan | None:
 
 
 class _Weights:
-    """The weights of a Hugging Face folder under Megatron's names, one in memory at a time."""
+    """The weights of a Hugging Face folder under Megatron's names, some rows in memory at a time."""
 
     def __init__(self, reader: ShardReader | VectorReader, source: Path, shape: ModelShape, *, vocab_size: int) -> None:
         self._reader = reader
@@ -106,22 +107,25 @@ class _Weights:
         self._padding = _padding_of(source, shape, vocab_size=vocab_size)
         self._check(source)
 
-    def read(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield global names and whole weights in FP32."""
+    def read(self) -> Iterator[tuple[str, WeightRows]]:
+        """Yield global names and weights in FP32."""
         for weight in self._weights:
-            yield weight.name, self._whole(weight)
+            yield weight.name, WeightRows(shape=weight.shape, read=functools.partial(self._rows, weight))
 
-    def _whole(self, weight: llama.Weight) -> Tensor:
-        whole = torch.zeros(weight.shape)
+    def _rows(self, weight: llama.Weight, wanted: slice) -> Tensor:
+        found = torch.zeros((wanted.stop - wanted.start, *weight.shape[1:]))
         for piece in weight.pieces:
             start = 0
             for rows in piece.rows:
-                end = start + rows.stop - rows.start
-                whole[rows] = self._reader.read(piece.name, rows=slice(start, end)).float()
-                start = end
-        if (padding := self._padding.get(weight.name)) is not None and len(padding):
-            whole[-len(padding) :] = padding.float()
-        return whole
+                if (own := _overlap(rows, wanted, start=start)) is not None:
+                    first = rows.start - start + own.start - wanted.start
+                    found[first : first + own.stop - own.start] = self._reader.read(piece.name, rows=own)
+                start += rows.stop - rows.start
+        padding = self._padding.get(weight.name, found[:0])
+        own = _overlap(slice(weight.shape[0] - len(padding), weight.shape[0]), wanted, start=0)
+        if own is not None:
+            found[own.start - own.stop :] = padding[own]
+        return found
 
     def _check(self, source: Path) -> None:
         """Check names and shapes before anything is written."""
@@ -141,6 +145,12 @@ class _Weights:
         ]
         if problems:
             raise ConfigError(problems)
+
+
+def _overlap(rows: slice, wanted: slice, *, start: int) -> slice | None:
+    """Return which rows of a piece are wanted, of those that lie at `rows`, the first of which is its row `start`."""
+    first, last = max(rows.start, wanted.start), min(rows.stop, wanted.stop)
+    return slice(start + first - rows.start, start + last - rows.start) if first < last else None
 
 
 def _padding_of(source: Path, shape: ModelShape, *, vocab_size: int) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Generation on several ranks: the logits of one rank, and the same tokens, whatever the layout."""
 
+import itertools
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -49,9 +51,22 @@ def on_ranks(layout, weights, tokenizer, *, dtype=torch.float32):
     return run_on_ranks(body, tp * pp, preload=())
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+QUICK = [("tp2-pp2", False), ("tp2", True)]
+EVERY = list(itertools.product(LAYOUTS, (False, True)))
+
+
+@pytest.mark.parametrize(("layout", "tied"), QUICK)
 def test_layout_equals_the_reference_and_one_rank(layout, tied, tokenizer):
+    check_layout(LAYOUTS[layout], tied, tokenizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "tied"), [case for case in EVERY if case not in QUICK])
+def test_every_layout_equals_the_reference_and_one_rank(layout, tied, tokenizer):
+    check_layout(LAYOUTS[layout], tied, tokenizer)
+
+
+def check_layout(layout, tied, tokenizer):
     weights = reader(**shape_of(tokenizer, tied_embeddings=tied, num_query_groups=4 if tied else 2))
     tokens = random_tokens(2, length=17)
     with torch.inference_mode():
@@ -75,6 +90,7 @@ def test_control_a_rank_with_the_other_ranks_rows_differs(tokenizer):
     assert (on_ranks((2, 1), weights, tokenizer)[0][0] - right).abs().max() > 100 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_bf16_runs_on_several_ranks_and_stays_near(tokenizer):
     weights = reader(**shape_of(tokenizer))
     [alone] = on_ranks((1, 1), weights, tokenizer)

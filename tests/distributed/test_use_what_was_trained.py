@@ -26,7 +26,7 @@ from chinchilla_ds.plan import RunPlan
 from tests.launching import ROOT, finish, interrupt, launch, write_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-BUDGET = ("--flops", "1e12")
+BUDGET = ("--flops", "1e12", "--max-epochs", "2")
 TOLERANCE = 1e-4
 """Of losses and bits per byte, relative."""
 
@@ -123,6 +123,7 @@ def test_int8_costs_at_most_half_a_percent_of_bits_per_byte(trained, tmp_path):
     assert type(small.model.layers[0].mlp.gate_proj.weight).__name__ == "Int8Tensor"
     plain, quantised = loss_of(trained.model(), held), loss_of(small, held)
     assert plain != quantised
+    print(f"{plain:.6f} nats per token plain, {quantised:.6f} in int8")
     assert quantised <= 1.005 * plain, "by transformers alone, over all of the held-out text"
 
 
@@ -137,7 +138,8 @@ def test_training_goes_on_from_an_import_of_the_export(trained, tmp_path):
     assert all(torch.equal(back.read(name), before.read(name)) for name in before.names())
 
     flags = (*BUDGET, "--data", trained.corpus, "--init-from", tmp_path / "back")
-    ended = interrupt(launch(*flags, folder=tmp_path, ranks=1, ds="zero1"), signal.SIGTERM, after="| loss")
+    # without the launcher, whose own exit code is the signal's
+    ended = interrupt(launch(*flags, folder=tmp_path, ranks=None, ds="zero1"), signal.SIGTERM, after="| loss")
     assert ended.exit_code == EXIT_CODE_STOPPED, ended.text
     [plan] = tmp_path.glob("runs/*/plan.json")
     run = dataclasses.replace(trained, folder=plan.parent)

@@ -35,7 +35,7 @@ def llama_from_megatron(shape: ModelShape, state: Mapping[str, torch.Tensor]) ->
         attn_implementation="eager",
         bos_token_id=None,
         eos_token_id=1,
-        pad_token_id=1,
+        pad_token_id=None,  # with one, its row of the embedding would get no gradient
     )
     left = dict(state)
     embedding = left.pop("embedding.word_embeddings.weight")

@@ -38,21 +38,26 @@ def small_shape(**changes: Any) -> ModelShape:
 MakeCheckpoint = Callable[..., CheckpointReader]
 
 
+def write_random(folder: Path, shape: ModelShape, *, seed: int = 0) -> CheckpointReader:
+    """Write a checkpoint of a shape with random weights, in a run of its own below a folder."""
+    plan = tiny_plan(shape=shape)
+    assert plan.num_params == count_parameters(shape=plan.shape).total
+    english_tokenizer().save(folder / "tokenizer.model")
+    checkpoint = write_checkpoint(
+        folder / f"run-{seed}" / "checkpoints" / "step_0000000",
+        plan=plan,
+        ds_config=ds_config.emit(plan),
+        weights=random_megatron_state(plan.shape, seed=seed).items(),
+        tokenizer=folder / "tokenizer.model",
+    )
+    return CheckpointReader.open(checkpoint)
+
+
 @pytest.fixture
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
     """Return what makes a checkpoint of a shape with random weights."""
 
     def make(shape: ModelShape | None = None, *, seed: int = 0) -> CheckpointReader:
-        plan = tiny_plan(shape=shape or small_shape())
-        assert plan.num_params == count_parameters(shape=plan.shape).total
-        english_tokenizer().save(tmp_path / "tokenizer.model")
-        folder = write_checkpoint(
-            tmp_path / f"run-{seed}" / "checkpoints" / "step_0000000",
-            plan=plan,
-            ds_config=ds_config.emit(plan),
-            weights=random_megatron_state(plan.shape, seed=seed).items(),
-            tokenizer=tmp_path / "tokenizer.model",
-        )
-        return CheckpointReader.open(folder)
+        return write_random(tmp_path, shape or small_shape(), seed=seed)
 
     return make

@@ -36,14 +36,14 @@ def test_report_of_a_quantised_export(run_folder, tmp_path, capsys):
     assert main([*prepared, "--tokenizer", str(tokenizer), "--out", str(tmp_path / "prepared")]) == 0
     assert main([*prepared, "--vocab-size", "400", "--out", str(tmp_path / "other")]) == 0
     capsys.readouterr()
-    words = ["export", str(run_folder), "--quantize", "vq2", "--data", str(tmp_path / "prepared")]
+    words = ["export", str(run_folder), "--quantize", "vq3", "--data", str(tmp_path / "prepared")]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     rows = {line[:15].strip(): line[15:].split() for line in out.splitlines() if line.endswith("%")}
     assert rows.keys() == {"tensors", "bits per byte", "tokens/s"}
     before, after, change = rows["bits per byte"]
     assert float(after) / float(before) - 1 == pytest.approx(float(change.rstrip("%")) / 100, abs=1e-3)
-    assert "vq2, " in out.splitlines()[0]
+    assert "vq3, " in out.splitlines()[0]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
     assert main([*words[:4], "--out", str(tmp_path / "alone")]) == 0

@@ -7,14 +7,19 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from chinchilla_ds.budget import ds_config
+from chinchilla_ds.checkpoint.tensors import BLOCK_BYTES
 from chinchilla_ds.checkpoint.writer import write_checkpoint
 from chinchilla_ds.export import llama
+from chinchilla_ds.export.config_json import config_of
+from chinchilla_ds.plan import Precision
 from chinchilla_ds.testing import tiny_plan
 from tests.unit.export.conftest import english_tokenizer, small_shape
 
-SHARD_BYTES = 60_000_000
+SHARD_BYTES = 120_000_000
+LARGE = {"hidden_size": 1024, "ffn_hidden_size": 2560, "num_attention_heads": 16, "kv_channels": 64}
 
 MEASURED = """
 import json, sys
@@ -61,12 +66,34 @@ def make_run(folder, **changes):
     )
 
 
+def make_model_with_a_large_table(folder):
+    """Write a Hugging Face folder with one layer and an embedding table of 410 MB."""
+    shape = small_shape(**LARGE, num_layers=1, vocab_size=100_000, padded_vocab_size=100_096, tied_embeddings=True)
+    folder.mkdir(parents=True)
+    english_tokenizer().save(folder / "tokenizer.model")
+    config = config_of(shape, vocab_size=shape.vocab_size, eod_id=1, dtype=Precision.FP32)
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {
+        piece.name: torch.ones(piece.num_rows, *weight.shape[1:])
+        for weight in llama.weights(shape, vocab_size=shape.vocab_size)
+        for piece in weight.pieces
+    }
+    save_file(weights, folder / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_peak_memory_of_importing_a_table_that_is_a_shard(tmp_path):
+    make_run(tmp_path / "small")
+    make_model_with_a_large_table(tmp_path / "large" / "out")
+    grown, shard = peak_growth(tmp_path, "import"), (tmp_path / "large" / "out" / "model.safetensors").stat().st_size
+    print(f"grown by {grown}, of a shard of {shard}")
+    assert grown <= 5 * BLOCK_BYTES < shard, "a block from the file, as it is mapped, read, put together and written"
+
+
 @pytest.mark.slow
 def test_peak_memory_is_below_the_largest_shard(tmp_path):
     make_run(tmp_path / "small")
-    make_run(
-        tmp_path / "large", num_layers=6, hidden_size=1024, ffn_hidden_size=2560, num_attention_heads=16, kv_channels=64
-    )
+    make_run(tmp_path / "large", num_layers=10, **LARGE)
     grown = {step: peak_growth(tmp_path, step) for step in ("export", "import")}
     shards = [path.stat().st_size for path in (tmp_path / "large" / "out").glob("*.safetensors")]
     assert sum(shards) > 3 * max(shards), "control: the model is several shards"

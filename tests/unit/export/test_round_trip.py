@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from chinchilla_ds.checkpoint import tensors
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.export.card import TrainingFacts
 from chinchilla_ds.export.read import import_folder
@@ -67,6 +68,17 @@ def test_import_gives_the_checkpoint_back_bit_by_bit(name, dtype, make_checkpoin
     kept = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}[dtype]
     for name in reader.names():
         assert torch.equal(back.read(name), reader.read(name).to(kept).float()), name
+
+
+@pytest.mark.parametrize("block_bytes", [37 * 256, 100 * 256], ids=["37 rows of 64", "100 rows of 64"])
+def test_import_is_the_same_whatever_rows_are_in_memory_at_a_time(block_bytes, make_checkpoint, tmp_path, monkeypatch):
+    reader = make_checkpoint(small_shape(num_layers=1))
+    assert reader.shape("embedding.word_embeddings.weight") == (512, 64), "rows of padding are among them"
+    export(reader, tmp_path / "out")
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", block_bytes)
+    import_folder(tmp_path / "out", out=tmp_path / "back")
+    back = CheckpointReader.open(tmp_path / "back")
+    assert all(torch.equal(back.read(name), reader.read(name)) for name in reader.names())
 
 
 @pytest.mark.parametrize("tied", [False, True])
