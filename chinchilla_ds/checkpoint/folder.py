@@ -4,11 +4,10 @@
     RUN/checkpoints/.step_...        one that is being written, or removed
     RUN/checkpoints/latest           the name of the newest
 
-`manifest.json` in a checkpoint holds the size and the BLAKE2b hash of every other file. Nothing here imports torch.
+`manifest.json` in a checkpoint holds the size and the XXH3 hash of every other file. Nothing here imports torch.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -17,9 +16,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
+
 from chinchilla_ds.errors import CheckpointError, reason
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"
 PLAN_NAME = "plan.json"
@@ -29,7 +30,6 @@ LATEST_NAME = "latest"
 CHECKPOINTS_NAME = "checkpoints"
 
 _NAME = re.compile(r"step_(\d{7,})")
-_HASH_BYTES = 16
 _READ_BYTES = 1 << 22
 
 
@@ -38,8 +38,8 @@ class FileRecord:
     """What the manifest knows of a file."""
 
     bytes: int
-    blake2b: str
-    """Of its content, 16 bytes, in hexadecimal."""
+    xxh3: str
+    """128 bits of its content, in hexadecimal: finds damage at the speed of memory, and is no proof against forgery."""
 
 
 def checkpoint_name(iteration: int) -> str:
@@ -69,12 +69,12 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 def record_file(path: Path) -> FileRecord:
     """Return size and hash of a file."""
-    digest, size = hashlib.blake2b(digest_size=_HASH_BYTES), 0
+    digest, size, buffer = xxhash.xxh3_128(), 0, memoryview(bytearray(_READ_BYTES))
     with path.open("rb", buffering=0) as stream:
-        while block := stream.read(_READ_BYTES):
-            digest.update(block)
-            size += len(block)
-    return FileRecord(bytes=size, blake2b=digest.hexdigest())
+        while taken := stream.readinto(buffer):
+            digest.update(buffer[:taken])
+            size += taken
+    return FileRecord(bytes=size, xxh3=digest.hexdigest())
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -114,7 +114,7 @@ def commit(checkpoint: Path, *, records: Mapping[str, FileRecord]) -> None:
         records: Of every file, by its path within the folder; the files must be on the disk already.
     """
     aside = aside_of(checkpoint)
-    files = {name: {"bytes": record.bytes, "blake2b": record.blake2b} for name, record in sorted(records.items())}
+    files = {name: {"bytes": record.bytes, "xxh3": record.xxh3} for name, record in sorted(records.items())}
     manifest = {"format_version": FORMAT_VERSION, "files": files}
     # no line break at the end, whose loss would go unseen: the manifest has no hash of its own
     write_durably(aside / MANIFEST_NAME, json.dumps(manifest, indent=2))
@@ -166,8 +166,7 @@ def read_manifest(checkpoint: Path) -> dict[str, FileRecord]:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values["format_version"]
         files = {
-            name: FileRecord(bytes=record["bytes"], blake2b=record["blake2b"])
-            for name, record in values["files"].items()
+            name: FileRecord(bytes=record["bytes"], xxh3=record["xxh3"]) for name, record in values["files"].items()
         }
     except OSError as error:
         raise CheckpointError(f"{checkpoint} is no checkpoint: {MANIFEST_NAME}: {reason(error)}") from None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -38,14 +38,15 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from chinchilla_ds.checkpoint.storage import BlockReader, BlockWriter
 from chinchilla_ds.errors import CheckpointError
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = (WEIGHT, *MOMENTS)
 BLOCK_BYTES = 64 * 2**20
-"""Of a block in a file, at most, but for a single row: DCP reads a block as a whole, whatever part of it is wanted. So
-this bounds the memory that reading a few rows takes, and is still large enough for a disk to read at full speed."""
+"""Of a block in a file, at most, but for a single row. Bounds the memory that an import takes, which makes a block when
+it is written, and that reading some columns takes; still large enough for a disk to be at full speed."""
 _METADATA_NAME = ".metadata"
 """DCP's name for the file that says where every box lies."""
 
@@ -170,7 +171,7 @@ def save_blocks(blocks: Iterable[Block], *, folder: Path, group: Any = None, alo
         group: Process group whose ranks all call this; it must carry objects on the CPU.
         alone: Whether one process writes everything by itself.
     """
-    writer = FileSystemWriter(folder, sync_files=True, overwrite=False)
+    writer = BlockWriter(folder, overwrite=False)
     planner = _SavePlanner(part for block in blocks for part in row_blocks(block))
     with _without_advice():
         dcp_save({}, storage_writer=writer, planner=planner, process_group=group, no_dist=alone)
@@ -184,7 +185,7 @@ def load_blocks(blocks: Iterable[Block], *, folder: Path) -> None:
     """
     with _without_advice():
         try:
-            dcp_load({}, storage_reader=FileSystemReader(folder), planner=_LoadPlanner(blocks), no_dist=True)
+            dcp_load({}, storage_reader=BlockReader(folder), planner=_LoadPlanner(blocks), no_dist=True)
         except CheckpointException as error:  # DCP's wrapper, no Exception
             raise next(iter(error.failures.values()))[0] from None
 

@@ -57,7 +57,7 @@ DAMAGE = {
     "a list": (lambda path: (path / "manifest.json").write_text("[]"), "is no manifest"),
     "another version": (
         lambda path: (path / "manifest.json").write_text(json.dumps({"format_version": 9, "files": {}})),
-        "has format version 9; this version reads 1",
+        "has format version 9; this version reads 2",
     ),
 }
 
