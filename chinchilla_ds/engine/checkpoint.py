@@ -23,7 +23,7 @@ from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.checkpoint.tensors import MOMENTS, WEIGHT, Block, load_blocks, save_blocks
 from chinchilla_ds.checkpoint.writer import library_versions, write_small_files
 from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
-from chinchilla_ds.engine.owned_states import OwnedState, blocks_of, owned_states, publish
+from chinchilla_ds.engine.owned_states import OwnedState, blocks_of, catch_up, owned_states, publish
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.errors import CheckpointError, ChinchillaError, OutputError, reason
 from chinchilla_ds.units import format_bytes
@@ -306,6 +306,8 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
             load_blocks(blocks_of(owned, tensors=tensors, copies=True), folder=checkpoint / folders.TENSORS_NAME)
             if len(kinds) > 1:
                 owned.set_step(reader.state.optimizer_step)
+    if states and len(kinds) > 1:
+        catch_up(states[0].optimizer, step=reader.state.optimizer_step)
     publish(engine.engine, zero_stage=zero_stage)
     if not weights_only:
         _restore_counters(engine.engine, reader.state)

@@ -74,6 +74,25 @@ class OwnedState:
         state["step"] = torch.full_like(state["step"], step) if isinstance(state["step"], Tensor) else step
 
 
+def catch_up(optimizer: torch.optim.Optimizer, *, step: int) -> None:
+    """Let DeepSpeed's CPU kernel count to `step` as it did in the run that was saved; other optimizers need nothing.
+
+    The kernel keeps the powers of AdamW's betas, and multiplies them step by step; where the count jumps it computes
+    them anew (IncrementStep in DeepSpeed 0.19.8's cpu_adam.h). In FP32 the two differ in the last bits, and so would a
+    run that goes on from one that was never interrupted.
+    """
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    if not isinstance(optimizer, DeepSpeedCPUAdam):
+        return
+    group, nothing = optimizer.param_groups[0], [torch.zeros(1) for _ in range(4)]
+    beta1, beta2 = group["betas"]
+    for count in range(1, step + 1):
+        optimizer.ds_opt_adam.adam_update(
+            optimizer.opt_id, count, 0.0, beta1, beta2, group["eps"], 0.0, group["bias_correction"], *nothing
+        )
+
+
 def _fresh_state(optimizer: torch.optim.Optimizer, key: Tensor) -> dict[str, Any]:
     """Return what the optimizer would make before its first step of a tensor."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
