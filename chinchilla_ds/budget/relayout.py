@@ -24,13 +24,16 @@ def lay_out_again(old: RunPlan, *, like: RunPlan) -> RunPlan:
     if rest:
         sizes = [size for size in range(1, global_batch_size + 1) if global_batch_size % size == 0]
         nearest = sorted(sizes, key=lambda size: abs(size - layout.data_parallel_size))[:2]
+        replica = layout.world_size // layout.data_parallel_size
         raise LayoutError(
             f"the run has a global batch of {global_batch_size} sequences, which {layout.data_parallel_size} "
-            f"data-parallel ranks cannot share; {' or '.join(map(str, sorted(nearest)))} can: start so many times "
-            f"{layout.world_size // layout.data_parallel_size} ranks"
+            f"data-parallel ranks cannot share; {' or '.join(map(str, sorted(nearest)))} can: start "
+            f"{' or '.join(str(size * replica) for size in sorted(nearest))} ranks"
         )
-    most = max(like.batch.micro_batch_size, 1)
-    micro_batch_size = max(size for size in range(1, per_rank + 1) if per_rank % size == 0 and size <= most)
+    # Interleaved stages take micro-batches in rounds of the pipeline's length.
+    unit = layout.pipeline_model_parallel_size if layout.virtual_pipeline_model_parallel_size > 1 else 1
+    fitting = (size for size in range(1, like.batch.micro_batch_size + 1) if per_rank % (size * unit) == 0)
+    micro_batch_size = max(fitting, default=1)
     batch = dataclasses.replace(
         old.batch, micro_batch_size=micro_batch_size, gradient_accumulation_steps=per_rank // micro_batch_size
     )

@@ -1,7 +1,7 @@
 """The folder of a checkpoint: written aside, made durable, then renamed, so that what has the name is whole.
 
     RUN/checkpoints/step_0000500/    a checkpoint
-    RUN/checkpoints/.step_...        one that is being written, or removed
+    RUN/checkpoints/.step_...        one that is being written, replaced, or removed
     RUN/checkpoints/latest           the name of the newest
 
 `manifest.json` in a checkpoint holds the size and the XXH3 hash of every other file. Nothing here imports torch.
@@ -29,7 +29,8 @@ TENSORS_NAME = "tensors"
 LATEST_NAME = "latest"
 CHECKPOINTS_NAME = "checkpoints"
 
-_NAME = re.compile(r"step_(\d{7,})")
+_NAME = re.compile(r"(?P<replaced>\.)?step_(?P<iteration>\d{7,})(?(replaced)\.replaced)")
+"""Of a checkpoint, or of one that is making room for another of the same step."""
 _READ_BYTES = 1 << 22
 
 
@@ -51,7 +52,7 @@ def iteration_of(checkpoint: Path) -> int:
     """Return the optimizer steps that a checkpoint's name tells."""
     match = _NAME.fullmatch(checkpoint.name)
     assert match, f"{checkpoint.name} is not the name of a checkpoint"
-    return int(match[1])
+    return int(match["iteration"])
 
 
 def aside_of(checkpoint: Path) -> Path:
@@ -59,12 +60,21 @@ def aside_of(checkpoint: Path) -> Path:
     return checkpoint.with_name(f".{checkpoint.name}.partial")
 
 
+def _replaced_of(checkpoint: Path) -> Path:
+    """Return where a checkpoint lies while another of the same step takes its place."""
+    return checkpoint.with_name(f".{checkpoint.name}.replaced")
+
+
 def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """Return the checkpoints in a folder, newest first, damaged ones included."""
+    """Return the checkpoints in a folder, newest first, damaged ones included.
+
+    One that was to be replaced counts where its place is empty: the process was killed between two renames.
+    """
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
-    return sorted(found, key=iteration_of, reverse=True)
+    places = {iteration_of(path): path for path in sorted(found)}  # "." sorts first, so what has the place wins
+    return [places[iteration] for iteration in sorted(places, reverse=True)]
 
 
 def record_file(path: Path) -> FileRecord:
@@ -100,7 +110,11 @@ def begin(checkpoint: Path) -> Path:
     """Make the folder in which `checkpoint` is written, empty, and return it."""
     aside = aside_of(checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    for stale in checkpoint.parent.glob(".step_*"):  # of a process that was killed
+    for left in list_checkpoints(checkpoint.parent):  # of a process that was killed, here and below
+        place = left.with_name(checkpoint_name(iteration_of(left)))
+        if left != place:
+            left.rename(place)
+    for stale in checkpoint.parent.glob(".step_*"):
         shutil.rmtree(stale)
     (aside / TENSORS_NAME).mkdir(parents=True)
     return aside
@@ -108,6 +122,8 @@ def begin(checkpoint: Path) -> Path:
 
 def commit(checkpoint: Path, *, records: Mapping[str, FileRecord]) -> None:
     """Give a checkpoint that lies whole in its aside folder its name, then let `latest` name it.
+
+    Another one of the same step makes room first, and is removed last: at every moment one of them is there.
 
     Args:
         checkpoint: The final folder.
@@ -120,12 +136,15 @@ def commit(checkpoint: Path, *, records: Mapping[str, FileRecord]) -> None:
     write_durably(aside / MANIFEST_NAME, json.dumps(manifest, indent=2))
     for folder in (*(path for path in aside.rglob("*") if path.is_dir()), aside):
         sync(folder)
+    replaced = _replaced_of(checkpoint)
     if checkpoint.exists():
-        remove(checkpoint)
+        checkpoint.rename(replaced)
     aside.rename(checkpoint)
     sync(checkpoint.parent)
     write_durably(checkpoint.parent / LATEST_NAME, checkpoint.name + "\n")
     sync(checkpoint.parent)
+    if replaced.exists():
+        remove(replaced)
 
 
 def abandon(checkpoint: Path) -> None:
@@ -135,7 +154,7 @@ def abandon(checkpoint: Path) -> None:
 
 def remove(checkpoint: Path) -> None:
     """Remove a checkpoint: its name first, so that half of one never has the name."""
-    removed = checkpoint.with_name(f".{checkpoint.name}.removed")
+    removed = checkpoint.with_name(f".{checkpoint_name(iteration_of(checkpoint))}.removed")
     checkpoint.rename(removed)
     shutil.rmtree(removed)
 

@@ -20,6 +20,8 @@ class CheckpointState:
     """Steps tried, skipped ones included."""
     bad_batches: int = 0
     """Batches passed over because of a loss or gradient that was no number."""
+    rewinds: int = 0
+    """How often the run went back because of a loss spike."""
     optimizer_step: int = 0
     """AdamW's own count, for its bias correction; the engine fills it in."""
     elapsed_s: float

@@ -163,7 +163,7 @@ def _seed(text: str) -> int:
 
 def flag_of(field: str) -> str:
     """Return the flag that sets a config field."""
-    named = {"compute_budget_flops": "--flops", "num_params": "--params", "num_tokens": "--tokens"}
+    named = {"compute_budget_flops": "--flops", "num_params": "--params", "num_tokens": "--tokens", "paths": "--data"}
     return named.get(field, "--" + field.replace("_", "-"))
 
 

@@ -230,7 +230,7 @@ def _train(
             )
         TokenLoader(prepared=prepared, plan=plan)
         if run is not None:
-            folder, artifacts = open_run_folder(run.folder, plan=plan, ds_config=resolved, prepared=prepared)
+            folder, artifacts = open_run_folder(run, plan=plan, ds_config=resolved, prepared=prepared)
         else:
             folder, artifacts = make_run_folder(
                 output=config.output,

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_ds.checkpoint.folder import write_durably
-from chinchilla_ds.cli.run_request import REQUEST_NAME, RunRequest
+from chinchilla_ds.cli.run_request import REQUEST_NAME, Continued, RunRequest, state_of
 from chinchilla_ds.cli.run_text import DATA_NAME, place_of_text
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.training.saving import check_text
 
 
 def make_run_folder(
@@ -42,7 +43,7 @@ def make_run_folder(
 
 
 def open_run_folder(
-    folder: Path, /, *, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData
+    run: Continued, /, *, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData
 ) -> tuple[Path, dict[str, str]]:
     """Write plan and ds_config, whose layout may be new, into the folder of a run that goes on.
 
@@ -50,8 +51,11 @@ def open_run_folder(
         As `make_run_folder`.
 
     Raises:
+        CheckpointError: the run was trained on other text or with another tokenizer; nothing has been written.
         OutputError: it cannot be written.
     """
+    folder = run.folder
+    check_text(state_of(run.checkpoint), where=run.checkpoint, prepared=prepared)
     try:
         _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared)
     except OSError as error:

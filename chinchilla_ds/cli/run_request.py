@@ -12,15 +12,20 @@ from typing import Any
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.state import CheckpointState
+from chinchilla_ds.cli.arguments import flag_of
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.data.blend_file import read_blend
 from chinchilla_ds.errors import CheckpointError, ChinchillaError, ConfigError, reason
-from chinchilla_ds.plan import RunPlan, build_dataclass
+from chinchilla_ds.plan import REPORT, RunPlan, build_dataclass
 
 REQUEST_NAME = "request.json"
 LOCK_NAME = ".lock"
 FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens")
-"""Parts of a config that may change from start to start of one run: none decides what the model learns."""
+"""Parts of a config that may change from start to start of one run: none decides what the model learns, but for
+`checkpoint.init_from`."""
+_PLACE = ("layout", "device", "cluster", "memory_bytes", "step_time", "step_time_s", "wall_clock_s", "reasons", REPORT)
+"""Parts of a plan file that say where it runs, and why."""
+_SHARE_OF_A_RANK = ("micro_batch_size", "gradient_accumulation_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +37,9 @@ class RunRequest:
     """`--plan`."""
 
     def to_json(self) -> str:
-        """Return indented JSON, paths absolute."""
-        values = {"config": dataclasses.asdict(self.config), "plan": self.plan and self.plan.resolve()}
-        return json.dumps(values, indent=2, default=_absolute) + "\n"
+        """Return indented JSON, paths absolute, with the key: the files that were named may change later."""
+        plan = None if self.plan is None else _absolute(self.plan)
+        return json.dumps({"config": _plain(self.config), "plan": plan, "key": self.key}, indent=2) + "\n"
 
     @classmethod
     def load(cls, folder: Path) -> "RunRequest":
@@ -58,13 +63,23 @@ class RunRequest:
     @property
     def key(self) -> str:
         """A hash of everything that decides what the model learns."""
-        values = {
-            name: value for name, value in json.loads(self.to_json())["config"].items() if name not in FREE_FIELDS
-        }
-        plan = "" if self.plan is None else _plan_content(self.plan)
-        blend = self.config.data.blend
-        weights = sorted(read_blend(blend).items()) if blend is not None else []
-        return hashlib.blake2b(json.dumps([values, plan, weights]).encode(), digest_size=10).hexdigest()
+        config = _plain(self.config)
+        values = {name: value for name, value in config.items() if name not in FREE_FIELDS}
+        blend, law = self.config.data.blend, self.config.law
+        content = [
+            values,
+            config["checkpoint"]["init_from"],
+            None if self.plan is None else _plan_content(self.plan),
+            None if blend is None else sorted(read_blend(blend).items()),
+            None if law is None else _law_content(Path(law)),
+        ]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """Return a config as JSON has it."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=_absolute))
+    return values
 
 
 def _absolute(value: Any) -> str:
@@ -72,12 +87,21 @@ def _absolute(value: Any) -> str:
     return str(value.resolve())
 
 
-def _plan_content(path: Path) -> str:
-    """Return a plan file's content without its layout; the plan's own reader says what is wrong with one."""
+def _law_content(path: Path) -> str:
+    """Return the content of a fitted law's file, or the name of a law; the law's own reader says what is wrong."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return str(path)
+
+
+def _plan_content(path: Path) -> Any:
+    """Return what a plan file says of learning; the plan's own reader says what is wrong with one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return json.dumps({name: value for name, value in values.items() if name != "layout"})
-    except (OSError, ValueError, AttributeError):
+        batch = {name: value for name, value in values["batch"].items() if name not in _SHARE_OF_A_RANK}
+        return {name: value for name, value in values.items() if name not in _PLACE} | {"batch": batch}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return str(path)
 
 
@@ -106,27 +130,36 @@ def find_run(request: RunRequest) -> Continued | None:
         return None
     candidates = [path.parent for path in runs.glob(f"*/{REQUEST_NAME}")]
     for folder in sorted(candidates, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        begun = _is_of(request, folder) and folders.list_checkpoints(folder / folders.CHECKPOINTS_NAME)
+        begun = _key_of(folder) == request.key and folders.list_checkpoints(folder / folders.CHECKPOINTS_NAME)
         if begun and not _is_complete(folder):
             return continued(folder)
     return None
 
 
-def _is_of(request: RunRequest, folder: Path) -> bool:
+def _key_of(folder: Path) -> str | None:
+    """Return the key of a run when it began; None for another version's."""
     try:
-        return RunRequest.load(folder).key == request.key
-    except CheckpointError:  # another version's
-        return False
+        key = json.loads((folder / REQUEST_NAME).read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return key if isinstance(key, str) else None
 
 
 def _is_complete(folder: Path) -> bool:
     """Return whether a run has reached its end, by its newest checkpoint whose state is as it was written."""
     checkpoint = next((path for path in folders.find_checkpoints(folder) if not _small_problems(path)), None)
-    if checkpoint is None:
-        return False
+    return checkpoint is not None and state_of(checkpoint).complete
+
+
+def state_of(checkpoint: Path, /) -> CheckpointState:
+    """Read where a run stood.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
     path = checkpoint / folders.STATE_NAME
     with folders.reported_as(checkpoint):
-        return CheckpointState.from_json(path.read_text(encoding="utf-8"), where=str(path)).complete
+        return CheckpointState.from_json(path.read_text(encoding="utf-8"), where=str(path))
 
 
 def _small_problems(checkpoint: Path) -> list[str]:
@@ -173,8 +206,8 @@ def check_same(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -
     """
     here, there = _flat(config), _flat(run.request.config)
     problems = [
-        f"{name} is {here[name]} here and {there[name]} in the run {run.folder}; leave it out to go on with that run,"
-        " or begin another with --resume none"
+        f"{flag_of(name)} is {_shown(here[name])} here and {_shown(there.get(name))} in the run {run.folder}; leave it "
+        "out to go on with that run, or begin another with --resume none"
         for name in sorted(explicit & here.keys())
         if here[name] != there.get(name)
     ]
@@ -183,9 +216,13 @@ def check_same(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -
 
 
 def _flat(config: RunConfig) -> Mapping[str, Any]:
-    values: dict[str, Any] = json.loads(RunRequest(config=config).to_json())["config"]
+    values = _plain(config)
     flat: dict[str, Any] = values["data"]
     return {name: value for name, value in values.items() if name not in (*FREE_FIELDS, "data")} | flat
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class RunLock:

@@ -153,7 +153,7 @@ class _Run:
                     (self.state.run_folder / STOP_FILE).unlink(missing_ok=True)  # the next start goes on
                 return
             if self.state.data_step == self.plan.batch.train_iters:
-                return
+                break
             if self.state.rewind is not None:
                 self._rewind(self.state.rewind)
                 continue
@@ -163,6 +163,8 @@ class _Run:
                 self._sample(self.state.run_folder / "samples" / f"sample_{self.state.iteration:07d}.txt")
             with self.watchdog.phase("the checkpoint", scale=SAVE_SCALE):
                 self.saver.save_if_due()
+        with self.watchdog.phase("the checkpoint", scale=SAVE_SCALE):
+            self.saver.save_last_step()  # what comes now may be long, and is no step that a signal waits for
 
     def _rewind(self, rewind: Rewind) -> None:
         """Go back to weights from before a loss spike; the data goes on after it."""

@@ -44,6 +44,8 @@ class Saver:
         )
         self._saved_at_s = time.monotonic()
         self._saved_tokens = 0
+        self._saved_data_step: int | None = None
+        """Of the newest checkpoint; None: there is none yet."""
 
     def time_is_up(self) -> bool:
         """Return whether this rank, whose clock decides, finds that it is time to save."""
@@ -62,6 +64,15 @@ class Saver:
         if step.save or by_steps or by_tokens or is_milestone:
             self.save(in_background=self._saving.save_in_background)
 
+    def save_last_step(self) -> None:
+        """Save after the last step, unless the step itself was due for it: the evaluation that follows takes long.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        if self._saved_data_step != self.state.data_step:
+            self.save()
+
     def save(self, *, complete: bool = False, in_background: bool = False) -> None:
         """Save now.
 
@@ -79,6 +90,7 @@ class Saver:
                 data_step=state.data_step,
                 attempts=state.attempts,
                 bad_batches=state.bad_batches,
+                rewinds=state.rewinds,
                 elapsed_s=state.elapsed_s,
                 tokenizer_sha256=prepared.tokenizer_sha256,
                 data_key=prepared.content_key,
@@ -91,6 +103,7 @@ class Saver:
             in_background=in_background,
         )
         self._saved_at_s, self._saved_tokens = time.monotonic(), state.consumed_tokens
+        self._saved_data_step = state.data_step
         state.artifacts["checkpoint"] = str(folder)
 
     def finish(self) -> None:
@@ -109,15 +122,15 @@ class Saver:
         """
         newest = checkpoint.newest_whole(path, warn=_log.warning)
         saved = checkpoint.load(self.engine, checkpoint=newest)
-        self._check_text(newest, saved)
+        check_text(saved, where=newest, prepared=self._prepared)
         state, plan = self.state, self.state.plan
         state.iteration, state.data_step, state.attempts = saved.iteration, saved.data_step, saved.attempts
-        state.bad_batches, state.elapsed_s = saved.bad_batches, saved.elapsed_s
+        state.bad_batches, state.rewinds, state.elapsed_s = saved.bad_batches, saved.rewinds, saved.elapsed_s
         state.consumed_tokens = saved.iteration * plan.tokens_per_iter
         state.flops_spent = saved.attempts * plan.tokens_per_iter * plan.flops_per_token
         state.resumed_at = saved.iteration
         state.artifacts["checkpoint"] = str(newest)
-        self._saved_tokens = state.consumed_tokens
+        self._saved_tokens, self._saved_data_step = state.consumed_tokens, state.data_step
 
     def rewind(self, rewind: Rewind) -> bool:
         """Go back to the newest whole checkpoint from before a loss spike; return whether there is one.
@@ -135,10 +148,11 @@ class Saver:
             state.notes.append(f"no checkpoint of at most {rewind.before} steps to go back to: going on")
             return False
         kept = (state.attempts, state.elapsed_s, state.bad_batches)
+        rewinds = state.rewinds + 1
         left = state.iteration
         self.resume(state.run_folder / CHECKPOINTS_NAME)
         state.attempts, state.elapsed_s, state.bad_batches = kept
-        state.data_step, state.rewinds = rewind.data_step, state.rewinds + 1
+        state.data_step, state.rewinds = rewind.data_step, rewinds
         state.flops_spent = state.attempts * state.plan.tokens_per_iter * state.plan.flops_per_token
         state.step = None
         self.save()
@@ -153,24 +167,42 @@ class Saver:
         """
         newest = checkpoint.newest_whole(path, warn=_log.warning)
         saved = checkpoint.load(self.engine, checkpoint=newest, weights_only=True)
-        self._check_tokenizer(newest, saved)
+        if problems := _tokenizer_problems(saved, where=newest, prepared=self._prepared):
+            raise CheckpointError(problems)
 
-    def _check_text(self, path: Path, saved: CheckpointState) -> None:
-        self._check_tokenizer(path, saved)
-        if saved.data_key is not None and saved.data_key != self._prepared.content_key:
-            raise CheckpointError(
-                f"the checkpoint {path} was trained on text with key {saved.data_key}, and {self._prepared.folder} has "
-                f"key {self._prepared.content_key}: text or preparation have changed, so the samples that are left are "
-                "not known; give the same text, or begin a new run with --resume none --init-from"
-            )
 
-    def _check_tokenizer(self, path: Path, saved: CheckpointState) -> None:
-        known, here = saved.tokenizer_sha256, self._prepared.tokenizer_sha256
-        if known is not None and known != here:
-            raise CheckpointError(
-                f"the checkpoint {path} was trained with tokenizer {known} and the data was made with {here}; prepare "
-                f"the data with the checkpoint's tokenizer, which lies beside it"
-            )
+def check_text(saved: CheckpointState, *, where: Path, prepared: PreparedData) -> None:
+    """Check that a run goes on with the text and the tokenizer of its checkpoint.
+
+    Args:
+        saved: What the checkpoint says.
+        where: The checkpoint.
+        prepared: What there is now.
+
+    Raises:
+        CheckpointError: one of them differs; both are named.
+    """
+    problems = []
+    if saved.data_key is not None and saved.data_key != prepared.content_key:
+        problems.append(
+            f"the checkpoint {where} was trained on text with key {saved.data_key}, and {prepared.folder} has "
+            f"key {prepared.content_key}: text or preparation have changed, so the samples that are left are not "
+            f"known; give the same text, or begin a new run with --resume none --init-from {where}"
+        )
+    problems += _tokenizer_problems(saved, where=where, prepared=prepared)
+    if problems:
+        raise CheckpointError(problems)
+
+
+def _tokenizer_problems(saved: CheckpointState, *, where: Path, prepared: PreparedData) -> list[str]:
+    known, here = saved.tokenizer_sha256, prepared.tokenizer_sha256
+    if known is None or known == here:
+        return []
+    tokenizer = next(where.glob("tokenizer*"), where)
+    return [
+        f"the checkpoint {where} was trained with tokenizer {known}, and {prepared.folder} was made with {here}; "
+        f"prepare the text with the checkpoint's: chinchilla-ds prepare --tokenizer {tokenizer}"
+    ]
 
 
 def _keep_before(iteration: int, *, folder: Path) -> bool:

@@ -30,12 +30,17 @@ class StopRequest:
 
     @contextmanager
     def honoured(self) -> Iterator[None]:
-        """Say that within this block steps are taken and `asked` is read after each."""
+        """Say that within this block steps are taken and `asked` is read after each.
+
+        A signal that came too late for the last step is raised again at the end of the block, where it is no request.
+        """
         self._steps.set()
         try:
             yield
         finally:
             self._steps.clear()
+        if self._taken is not None and not self._done:
+            signal.raise_signal(self._taken)
 
     @property
     def can_be_honoured(self) -> bool:

@@ -61,10 +61,10 @@ def rewound(engine: Any, folder: Any) -> tuple[Any, ...]:
     return at, saved, harness.shards_of(engine.stage), state.step.loss
 
 
-def resumed(engine: Any, folder: Any) -> tuple[int, int]:
+def resumed(engine: Any, folder: Any) -> tuple[int, int, int]:
     saver, state = _saver(engine, folder)
     saver.resume(folder)
-    return state.iteration, state.data_step
+    return state.iteration, state.data_step, state.rewinds
 
 
 def spared(engine: Any, folder: Any) -> tuple[Any, ...]:
@@ -87,4 +87,4 @@ def test_a_rewind_is_as_if_the_batches_had_never_been(case: Case, precision: Pre
         assert loss == wanted_loss
         for name, shard in shards.items():
             assert torch.equal(shard.value, wanted[name].value), name
-    assert harness.on_engine(plan, resumed, tmp_path) == [(2, 4)] * plan.layout.world_size, "also after a restart"
+    assert harness.on_engine(plan, resumed, tmp_path) == [(2, 4, 1)] * plan.layout.world_size, "also after a restart"

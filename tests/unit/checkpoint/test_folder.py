@@ -1,7 +1,9 @@
 """A checkpoint is whole or has no name; what is wrong with one is named."""
 
+import itertools
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +42,55 @@ def test_a_second_checkpoint_of_the_same_step_takes_its_place(tmp_path):
     checkpoint = write(tmp_path, 7, "second")
     assert (checkpoint / "plan.json").read_text() == "second"
     assert folders.problems_of(checkpoint) == []
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(monkeypatch, call):
+    """Kill the process, so to speak, in front of the `call`th rename or removal."""
+    left = itertools.count(call - 1, -1)
+
+    def counted(real):
+        def run(*args):
+            if next(left) <= 0:
+                raise Killed
+            return real(*args)
+
+        return run
+
+    monkeypatch.setattr(Path, "rename", counted(Path.rename))
+    monkeypatch.setattr(Path, "replace", counted(Path.replace))
+    monkeypatch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+
+
+@pytest.mark.parametrize("call", range(1, 7))
+def test_at_every_moment_of_a_replacement_one_of_the_two_is_there_whole(call, tmp_path, monkeypatch):
+    """The manifest, the old one aside, the new one in, `latest`, the old one's name, its files."""
+    write(tmp_path, 6, "before")
+    write(tmp_path, 7, "first")
+    with monkeypatch.context() as patch:
+        killed_at(patch, call)
+        with pytest.raises(Killed):
+            write(tmp_path, 7, "second")
+    [newest, before] = folders.find_checkpoints(tmp_path)
+    assert (folders.iteration_of(newest), before.name) == (7, "step_0000006")
+    assert folders.problems_of(newest) == []
+    wanted = "first" if call <= 3 else "second"
+    assert (newest / "plan.json").read_text() == wanted
+    assert (newest.name == "step_0000007") == (call != 3)
+    folders.begin(tmp_path / "step_0000008")
+    names = sorted(path.name for path in tmp_path.iterdir() if "step" in path.name)
+    assert names == [".step_0000008.partial", "step_0000006", "step_0000007"]
+    assert (tmp_path / "step_0000007/plan.json").read_text() == wanted
+
+
+def test_one_that_was_to_be_replaced_can_be_removed(tmp_path):
+    write(tmp_path, 6)
+    write(tmp_path, 7).rename(tmp_path / ".step_0000007.replaced")
+    assert [path.name for path in folders.prune(tmp_path, keep=0, milestone_iters=2)] == [".step_0000007.replaced"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_0000006"]
 
 
 def flip(path):

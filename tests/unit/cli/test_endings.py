@@ -46,9 +46,16 @@ def take_steps():
             time.sleep(0.05)
         print("saving", flush=True)
         time.sleep(float(sys.argv[2]))
-    stop.done()
+        stop.done()
     time.sleep(0.5)
     return 85
+
+def save_after_the_last_step():
+    with stop.honoured():
+        print("ready", flush=True)
+        time.sleep(0.5)
+        print("saved", flush=True)
+    time.sleep(60)  # the evaluation
 
 sys.exit(endings.end_well(globals()[sys.argv[1]], stop=stop))
 """
@@ -158,6 +165,17 @@ def test_a_signal_during_steps_is_honoured_and_what_comes_after_it_changes_nothi
     assert program.returncode == 85
     assert errors.startswith(f"{number.name}: finishing the step, then saving")
     assert "interrupted" not in errors
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_too_late_for_the_last_step_lets_the_save_end_and_then_ends_it(
+    number: signal.Signals, exit_code: int
+) -> None:
+    with _start("save_after_the_last_step") as program:
+        os.kill(program.pid, number)
+        shown, errors = program.communicate(timeout=20)
+    assert (program.returncode, shown) == (exit_code, "saved\n")
+    assert errors.endswith(f"interrupted by {number.name}\n")
 
 
 def test_a_second_ctrl_c_ends_it_at_once() -> None:

@@ -28,3 +28,73 @@ def test_a_second_run_appends(tmp_path: Path) -> None:
         tracker.close(RunStatus.FINISHED)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+# ---- a run that is continued -----------------------------------------------------------------------------------------
+
+
+def step(number: int, loss: float = 1.0) -> MetricRecord:
+    return record(number, **{"train/loss": loss})
+
+
+def evaluation(number: int, loss: float = 1.0) -> MetricRecord:
+    return record(number, **{"held_out/loss": loss})
+
+
+def moments(path: Path) -> list[tuple[int, str, float]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line["step"], name, line[name]) for line in lines for name in line if name.endswith("loss")]
+
+
+def written(path: Path, *batches: list[MetricRecord]) -> None:
+    """Write what one process writes."""
+    backend = JsonlBackend(path=path)
+    for batch in batches:
+        backend.write(batch)
+    backend.close(RunStatus.KILLED)
+
+
+def test_steps_that_are_taken_again_stand_there_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written(path, [step(number, 1.0) for number in range(1, 8)])
+    written(path, [step(5, 2.0)], [step(6, 2.0)])
+    assert moments(path) == [(number, "train/loss", 1.0 if number < 5 else 2.0) for number in range(1, 7)]
+
+
+def test_the_evaluation_at_the_checkpoints_own_step_stays(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written(path, [step(4), evaluation(4), step(5), evaluation(5), step(6)])
+    written(path, [step(5, 2.0), evaluation(5, 2.0)])
+    kept = [(4, "train/loss", 1.0), (4, "held_out/loss", 1.0)]
+    assert moments(path) == [*kept, (5, "train/loss", 2.0), (5, "held_out/loss", 2.0)]
+
+
+def test_a_last_evaluation_that_is_made_again_leaves_its_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written(path, [step(4), evaluation(4)])
+    written(path, [evaluation(4, 2.0)])
+    assert moments(path) == [(4, "train/loss", 1.0), (4, "held_out/loss", 2.0)]
+
+
+def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written(path, [step(4), step(5)])
+    path.write_text(path.read_text() + '{"step": 6, "tra')
+    written(path, [step(6, 2.0)])
+    assert moments(path) == [(4, "train/loss", 1.0), (5, "train/loss", 1.0), (6, "train/loss", 2.0)]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_process_that_takes_no_step_leaves_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written(path, [step(4)])
+    before = path.read_bytes()
+    written(path)
+    assert path.read_bytes() == before
+
+
+def test_going_back_within_one_process_cuts_nothing(tmp_path: Path) -> None:
+    """A rewind after a spike: what was seen of the spike stays."""
+    path = tmp_path / "metrics.jsonl"
+    written(path, [step(1)], [step(2, 9.0)], [step(2, 1.5)])
+    assert moments(path) == [(1, "train/loss", 1.0), (2, "train/loss", 9.0), (2, "train/loss", 1.5)]

@@ -1,10 +1,14 @@
+import dataclasses
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
-from chinchilla_ds.tracking.mlflow import MlflowDestination, mlflow_tracker
+from chinchilla_ds.tracking.mlflow import MlflowBackend, MlflowDestination, mlflow_tracker
 from chinchilla_ds.tracking.tracker import RunStatus
 
 
@@ -80,3 +84,73 @@ def test_what_is_logged_can_be_read_back(tmp_path: Path, capfd: pytest.CaptureFi
     assert (run.info.run_name, run.info.status) == ("tiny", "FINISHED")
     assert run.info.artifact_uri.startswith((tmp_path / "mlartifacts").as_uri())
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"plan.json", "tokenizer"}
+
+
+class FakeClient:
+    """MlflowClient, as far as a run that is continued needs it; on a server that may have lost runs."""
+
+    runs: ClassVar[dict[str, SimpleNamespace]] = {}
+
+    def __init__(self, *, tracking_uri: str) -> None:
+        pass
+
+    def get_experiment_by_name(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(experiment_id="1")
+
+    def create_run(self, _experiment: str, *, run_name: str, start_time: int) -> SimpleNamespace:
+        run_id = f"run-{len(self.runs)}"
+        info = SimpleNamespace(run_id=run_id, name=run_name, start_time=start_time, status="RUNNING")
+        self.runs[run_id] = SimpleNamespace(info=info, data=SimpleNamespace(params={}), tags={})
+        return self.runs[run_id]
+
+    def update_run(self, run_id: str, *, status: str) -> None:
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
+        if run_id not in self.runs:
+            raise MlflowException("no such run", error_code=RESOURCE_DOES_NOT_EXIST)
+        self.runs[run_id].info.status = status
+
+    def get_run(self, run_id: str) -> SimpleNamespace:
+        return self.runs[run_id]
+
+    def log_batch(self, run_id: str, *, params: Sequence[Any]) -> None:
+        for param in params:
+            assert param.key not in self.runs[run_id].data.params, "MLflow refuses a second value"
+            self.runs[run_id].data.params[param.key] = param.value
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        self.runs[run_id].tags[key] = value
+
+    def set_terminated(self, run_id: str, *, status: str, end_time: int) -> None:
+        self.runs[run_id].info.status = status
+
+
+@pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs
+def test_a_run_that_is_continued_goes_on_in_the_same_mlflow_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.tracking
+
+    monkeypatch.setattr(mlflow.tracking, "MlflowClient", FakeClient)
+    monkeypatch.setattr(FakeClient, "runs", {})
+    destination = MlflowDestination.resolve(output=tmp_path, run_name="tiny", run_folder=tmp_path)
+    first = MlflowBackend(destination=destination, started_s=1.0)
+    first.log_params({"shape.num_layers": 4, "layout.zero_stage": 1})
+    first.close(RunStatus.KILLED)
+    assert (tmp_path / "mlflow_run_id").read_text() == f"{first.run_id}\n"
+
+    again = MlflowBackend(destination=destination, started_s=2.0)
+    assert again.run_id == first.run_id
+    run = FakeClient.runs[first.run_id]
+    assert run.info.status == "RUNNING"
+    again.log_params({"shape.num_layers": 4, "layout.zero_stage": 3, "new": 1})
+    assert run.data.params == {"shape.num_layers": "4", "layout.zero_stage": "1", "new": "1"}
+    assert run.tags == {"continued.layout.zero_stage": "3"}, "the first value stays"
+
+    FakeClient.runs.clear()
+    lost = MlflowBackend(destination=destination, started_s=3.0)
+    assert list(FakeClient.runs) == [lost.run_id], "a server that has lost the run gets a new one"
+
+    apart = dataclasses.replace(destination, run_id_file=None)
+    assert MlflowBackend(destination=apart, started_s=4.0).run_id != lost.run_id, "control: without the file"
