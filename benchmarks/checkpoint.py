@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from step_overhead import GPU_SHAPE
 
 from chinchilla_ds.budget import ds_config
 from chinchilla_ds.checkpoint.state import CheckpointState
-from chinchilla_ds.cli.pretrain import _default_to_one_rank
+from chinchilla_ds.cli.pretrain import default_to_one_rank
 from chinchilla_ds.distributed import cpu_backend, groups
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.engine.owned_states import owned_states
@@ -47,17 +48,6 @@ CPU_SHAPE = ModelShape(
     vocab_size=8192,
     padded_vocab_size=8192,
     seq_length=256,
-)
-GPU_SHAPE = ModelShape(
-    num_layers=18,
-    hidden_size=2048,
-    ffn_hidden_size=5632,
-    num_attention_heads=16,
-    num_query_groups=16,
-    kv_channels=128,
-    vocab_size=32768,
-    padded_vocab_size=32768,
-    seq_length=2048,
 )
 OURS, BACKGROUND, PLAIN, FLUSHED = "ours", "ours, until training goes on", "torch", "torch, flushed"
 
@@ -169,7 +159,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    _default_to_one_rank()
+    default_to_one_rank()
     groups.initialize(layout=tiny_plan(zero_stage=1).layout)
     results = {}
     for zero_stage in (1, 3):

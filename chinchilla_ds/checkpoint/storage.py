@@ -3,8 +3,8 @@
 torch.distributed.checkpoint (DCP) plans what is written and read, and keeps the list of boxes; these are the two ends
 that touch files. A block is its FP32 values in row-major order and in the machine's byte order (little-endian where
 torch runs). Rows are read into the memory that wants them, without a copy, and nothing but the rows that are wanted.
-torch's own format costs a checksum, a copy of every block, and reading blocks as a whole: twice to four times the time
-(`benchmarks/checkpoint.py`). The whole file has its hash in the manifest.
+torch's own format costs a checksum and a copy of every block, and reads blocks as a whole. The whole file has its hash
+in the manifest.
 """
 
 import math

@@ -63,11 +63,11 @@ def run() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and return the exit code: 0, 2 for a user's error, 85 stopped on request; docs/faults.md has them all."""
     started_s, stop = time.monotonic(), StopRequest()
-    _default_to_one_rank()
+    default_to_one_rank()
     return end_well(lambda: _run(parse(argv), started_s=started_s, stop=stop), stop=stop)
 
 
-def _default_to_one_rank() -> None:
+def default_to_one_rank() -> None:
     """Stand in for the deepspeed launcher where the script is run by itself."""
     if "RANK" in os.environ:
         return
