@@ -1,6 +1,7 @@
 """What every test stands on."""
 
 import os
+import signal
 
 import pytest
 
@@ -12,6 +13,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "not gpu" in config.getoption("markexpr", default=""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["DS_ACCELERATOR"] = "cpu"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores; tests send it
     use_private_extensions_folder()
     from chinchilla_ds.distributed import build_lock
 

@@ -50,8 +50,13 @@ class JsonlBackend:
 
 
 def jsonl_tracker(*, run_folder: Path) -> BackgroundTracker:
-    """Return a tracker that writes `metrics.jsonl` in the run's folder."""
-    return BackgroundTracker(lambda: JsonlBackend(path=run_folder / METRICS_FILE), name=METRICS_FILE)
+    """Return a tracker that writes `metrics.jsonl` in the run's folder.
+
+    Lines do not gather: a step that a checkpoint holds should have its line, however the process ends.
+    """
+    return BackgroundTracker(
+        lambda: JsonlBackend(path=run_folder / METRICS_FILE), name=METRICS_FILE, batch_interval_s=0.0
+    )
 
 
 def _cut(path: Path, *, before: MetricRecord) -> None:

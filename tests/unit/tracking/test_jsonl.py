@@ -1,8 +1,9 @@
 import json
 import math
+import time
 from pathlib import Path
 
-from chinchilla_ds.tracking.jsonl import JsonlBackend, jsonl_tracker
+from chinchilla_ds.tracking.jsonl import METRICS_FILE, JsonlBackend, jsonl_tracker
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
 
 
@@ -98,3 +99,21 @@ def test_going_back_within_one_process_cuts_nothing(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     written(path, [step(1)], [step(2, 9.0)], [step(2, 1.5)])
     assert moments(path) == [(1, "train/loss", 1.0), (2, "train/loss", 9.0), (2, "train/loss", 1.5)]
+
+
+def test_lines_do_not_gather(tmp_path: Path) -> None:
+    """A process may be killed after any step; MLflow's batches gather for two seconds."""
+    path, tracker = tmp_path / METRICS_FILE, jsonl_tracker(run_folder=tmp_path)
+
+    def seconds_until(lines: int) -> float:
+        started_s = time.monotonic()
+        while not path.is_file() or path.read_text().count("\n") < lines:
+            assert time.monotonic() - started_s < 30.0
+            time.sleep(0.01)
+        return time.monotonic() - started_s
+
+    tracker.log_metrics({"train/loss": 1.0}, step=1)
+    seconds_until(1)  # the thread has started
+    tracker.log_metrics({"train/loss": 0.5}, step=2)
+    assert seconds_until(2) < 1.5
+    tracker.close(RunStatus.FINISHED)
