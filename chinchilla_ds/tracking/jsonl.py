@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from chinchilla_ds.tracking.background import BackgroundTracker
@@ -57,6 +57,18 @@ def jsonl_tracker(*, run_folder: Path) -> BackgroundTracker:
     return BackgroundTracker(
         lambda: JsonlBackend(path=run_folder / METRICS_FILE), name=METRICS_FILE, batch_interval_s=0.0
     )
+
+
+def read_metrics(path: Path, /) -> Iterator[MetricRecord]:
+    """Yield what a run has written so far; a last line that is cut off ends it."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if not line.endswith("\n"):
+                return
+            moment = json.loads(line)
+            step, time_s = moment.pop("step"), moment.pop("time")
+            metrics = {key: value for key, value in moment.items() if value is not None}
+            yield MetricRecord(metrics=metrics, step=step, time_s=time_s)
 
 
 def _cut(path: Path, *, before: MetricRecord) -> None:

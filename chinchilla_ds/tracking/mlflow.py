@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.errors import DataError, did_you_mean
 from chinchilla_ds.tracking.background import BackgroundTracker
+from chinchilla_ds.tracking.jsonl import METRICS_FILE, read_metrics
 from chinchilla_ds.tracking.process import ProcessBackend, serve_backend
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 DEFAULT_EXPERIMENT = "chinchilla-ds"
 RUN_ID_FILE = "mlflow_run_id"
 
+_ONE_OF_EACH_MOMENT = ("train/loss", "held_out/loss")
+"""Every step that was taken logs the one, every evaluation the other."""
 _METRICS_PER_REQUEST = 1000
 _PARAMS_PER_REQUEST = 100
 """Limits of MLflow's log-batch request (REST API reference, "Request Limits")."""
@@ -111,6 +114,24 @@ class MlflowBackend:
             if destination.run_id_file is not None:
                 Path(destination.run_id_file).write_text(run.info.run_id + "\n", encoding="utf-8")
         self.run_id: str = run.info.run_id
+        if destination.run_id_file is not None:
+            self._take_up(Path(destination.run_id_file).with_name(METRICS_FILE))
+
+    def _take_up(self, path: Path) -> None:
+        """Write what stands in the run's metrics.jsonl and not here: a process that was killed, or a lost server."""
+        if not path.is_file():
+            return
+        steps = {name: self._steps_of(name) for name in _ONE_OF_EACH_MOMENT}
+        self.write(
+            [
+                record
+                for record in read_metrics(path)
+                if any(name in record.metrics and record.step not in known for name, known in steps.items())
+            ]
+        )
+
+    def _steps_of(self, name: str) -> set[int]:
+        return {metric.step for metric in self._client.get_metric_history(self.run_id, name)}
 
     def write(self, records: Sequence[MetricRecord]) -> None:
         """Write metrics with as few requests as MLflow admits."""

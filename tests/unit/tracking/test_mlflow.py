@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from chinchilla_ds.tracking.jsonl import METRICS_FILE, JsonlBackend
 from chinchilla_ds.tracking.mlflow import MlflowBackend, MlflowDestination, mlflow_tracker
-from chinchilla_ds.tracking.tracker import RunStatus
+from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
 
 
 @pytest.fixture(autouse=True)
@@ -154,3 +155,38 @@ def test_a_run_that_is_continued_goes_on_in_the_same_mlflow_run(
 
     apart = dataclasses.replace(destination, run_id_file=None)
     assert MlflowBackend(destination=apart, started_s=4.0).run_id != lost.run_id, "control: without the file"
+
+
+@pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs
+def test_a_run_that_was_killed_takes_up_what_it_had_not_sent(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    def moment(step: int, **metrics: float) -> MetricRecord:
+        return MetricRecord(metrics=metrics, step=step, time_s=1000.0 + step)
+
+    written = [
+        moment(1, **{"train/loss": 6.0, "flops": 10.0}),
+        moment(2, **{"train/loss": 5.0, "flops": 20.0}),
+        moment(2, **{"held_out/loss": 5.5}),
+        moment(3, **{"train/loss": 4.0, "flops": 30.0}),
+    ]
+    file = JsonlBackend(path=tmp_path / METRICS_FILE)
+    destination = MlflowDestination.resolve(output=tmp_path, run_name="tiny", run_folder=tmp_path)
+    killed = MlflowBackend(destination=destination, started_s=1.0)
+    file.write(written)
+    file.close(RunStatus.FAILED)
+    killed.write(written[:1])
+    with (tmp_path / METRICS_FILE).open("a") as stream:
+        stream.write('{"step": 4, "time": 1004.0, "train/lo')
+
+    again = MlflowBackend(destination=destination, started_s=2.0)
+    client = MlflowClient(tracking_uri=destination.tracking_uri)
+
+    def history(name: str) -> list[tuple[int, float, int]]:
+        return [
+            (metric.step, metric.value, metric.timestamp) for metric in client.get_metric_history(again.run_id, name)
+        ]
+
+    assert history("train/loss") == [(1, 6.0, 1001000), (2, 5.0, 1002000), (3, 4.0, 1003000)]
+    assert [value for _, value, _ in history("flops")] == [10.0, 20.0, 30.0]
+    assert history("held_out/loss") == [(2, 5.5, 1002000)]
