@@ -115,10 +115,13 @@ class MlflowBackend:
                 Path(destination.run_id_file).write_text(run.info.run_id + "\n", encoding="utf-8")
         self.run_id: str = run.info.run_id
         if destination.run_id_file is not None:
-            self._take_up(Path(destination.run_id_file).with_name(METRICS_FILE))
+            self._take_up(Path(destination.run_id_file).with_name(METRICS_FILE), before_s=started_s)
 
-    def _take_up(self, path: Path) -> None:
-        """Write what stands in the run's metrics.jsonl and not here: a process that was killed, or a lost server."""
+    def _take_up(self, path: Path, *, before_s: float) -> None:
+        """Write what stands in the run's metrics.jsonl and not here: a process that was killed, or a lost server.
+
+        What is not from before `before_s` is this process's own, and comes through `write`.
+        """
         if not path.is_file():
             return
         steps = {name: self._steps_of(name) for name in _ONE_OF_EACH_MOMENT}
@@ -126,7 +129,8 @@ class MlflowBackend:
             [
                 record
                 for record in read_metrics(path)
-                if any(name in record.metrics and record.step not in known for name, known in steps.items())
+                if record.time_s < before_s
+                and any(name in record.metrics and record.step not in known for name, known in steps.items())
             ]
         )
 

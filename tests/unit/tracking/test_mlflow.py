@@ -169,6 +169,7 @@ def test_a_run_that_was_killed_takes_up_what_it_had_not_sent(tmp_path: Path) -> 
         moment(2, **{"train/loss": 5.0, "flops": 20.0}),
         moment(2, **{"held_out/loss": 5.5}),
         moment(3, **{"train/loss": 4.0, "flops": 30.0}),
+        moment(7, **{"train/loss": 3.0, "flops": 70.0}),  # of the process that goes on, and comes from it
     ]
     file = JsonlBackend(path=tmp_path / METRICS_FILE)
     destination = MlflowDestination.resolve(output=tmp_path, run_name="tiny", run_folder=tmp_path)
@@ -179,7 +180,7 @@ def test_a_run_that_was_killed_takes_up_what_it_had_not_sent(tmp_path: Path) -> 
     with (tmp_path / METRICS_FILE).open("a") as stream:
         stream.write('{"step": 4, "time": 1004.0, "train/lo')
 
-    again = MlflowBackend(destination=destination, started_s=2.0)
+    again = MlflowBackend(destination=destination, started_s=1006.5)
     client = MlflowClient(tracking_uri=destination.tracking_uri)
 
     def history(name: str) -> list[tuple[int, float, int]]:
