@@ -1,6 +1,6 @@
-"""Compile the DeepSpeed kernels that runs on a CPU and optimizer offload need, so that no run waits for them.
+"""Compile the DeepSpeed kernel that runs on a CPU and optimizer offload need, so that no run waits for it.
 
-DeepSpeed compiles them at first use otherwise. They land in the folder that runs look in.
+DeepSpeed compiles it at first use otherwise. It lands in the folder that runs look in.
 """
 
 import contextlib
@@ -18,19 +18,12 @@ def main() -> int:
         return 2
     use_private_extensions_folder()
     with contextlib.redirect_stdout(io.StringIO()):  # ninja's commands
-        import deepspeed  # noqa: F401 - registers the builders
-        import torch
-
         from chinchilla_ds.distributed import build_lock
 
         build_lock.install()
-        from deepspeed.accelerator import get_accelerator
         from deepspeed.ops.op_builder import CPUAdamBuilder
 
         CPUAdamBuilder().load(verbose=False)
-        if not torch.cuda.is_available():
-            builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-            builder.load(verbose=False)
     return 0
 
 

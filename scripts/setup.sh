@@ -117,7 +117,7 @@ rm -f "$done_file"
 pip install --constraint constraints.txt --upgrade pip setuptools wheel
 [[ -n $update_only || -n $keep_torch ]] || install_torch
 install_the_rest
-say "compiling DeepSpeed's CPU kernels"
+say "compiling DeepSpeed's CPU Adam"
 # by the ninja that runs will find: another version would not trust its log, and would build again
 PATH="$venv/bin:$PATH" "$venv/bin/python" scripts/build_ops.py
 printf '%s\n%s\n' "$inputs" "$chosen" > "$done_file"

@@ -117,6 +117,15 @@ def wait_until_gone(run: "subprocess.Popen[str]") -> None:
     while left := session_of(run.pid):
         assert time.monotonic() < deadline_s, f"processes {left} were left behind"
         time.sleep(0.1)
+    buffers = [name for name in os.listdir("/dev/shm") if f"_{_port_of(run)}_" in name]
+    assert not buffers, f"{buffers} were left in shared memory"
+
+
+def _port_of(run: "subprocess.Popen[str]") -> str | None:
+    """Return the port that the launcher was given, which DeepSpeed names its shared memory by."""
+    command = run.args
+    assert isinstance(command, list)
+    return command[command.index("--master_port") + 1] if "--master_port" in command else None
 
 
 @contextlib.contextmanager

@@ -5,9 +5,12 @@ Corrects megatron-core 0.16: it asks `torch.cuda.current_device()` where it mean
 `device="cuda"`.
 
 Corrects deepspeed 0.19.8: it refuses FP16 on CPUs without AVX512-FP16, where torch computes it all the same, slowly;
-that is enough to test loss scaling.
+that is enough to test loss scaling. And it never unlinks the 66 MiB of shared memory that every rank maps for its
+all-reduce of inference, so each run on one host takes that much of the host's memory until the next boot; training
+never calls that all-reduce, so it is not built.
 """
 
+import importlib
 import inspect
 import types
 from typing import Any
@@ -46,12 +49,15 @@ def install() -> None:
     """Make Megatron-core run on the CPU; does nothing where there is CUDA, and nothing the second time.
 
     Raises:
-        DependencyChangedError: megatron-core's schedules no longer need this.
+        DependencyChangedError: megatron-core's schedules or DeepSpeed's backend no longer need this.
     """
     global _installed
     if has_cuda() or _installed:
         return
     get_accelerator().is_fp16_supported = lambda: True
+    backend: Any = importlib.import_module("deepspeed.comm.torch")  # by `from`, the name is torch itself
+    require_source(inspect.getsource(backend), "self.shm_comm_op = build_shm_op()", what="deepspeed.comm.torch")
+    backend.build_shm_op = lambda: None
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda *_, **__: None
     from megatron.core.pipeline_parallel import schedules
