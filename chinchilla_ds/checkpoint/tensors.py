@@ -60,8 +60,9 @@ class Block:
     offsets: tuple[int, ...]
     values: Tensor
     """Of the box's shape, FP32; on the device `meta` where `read` returns them."""
-    read: Callable[[], Tensor] | None = None
-    """Called when the block is written, so that no more than one is in memory; None: `values` are there."""
+    read: Callable[["Block"], Tensor] | None = None
+    """Called when the block is written, so that it need not be in memory before, with the block or some rows of it, and
+    returns their values; None: `values` are there."""
 
 
 def row_blocks(block: Block, /) -> Iterator[Block]:
@@ -90,7 +91,7 @@ class _SavePlanner(DefaultSavePlanner):
         offset = write_item.index.offset
         assert offset is not None
         block = self._blocks[write_item.index.fqn, tuple(offset)]
-        return (block.values if block.read is None else block.read()).detach()
+        return (block.values if block.read is None else block.read(block)).detach()
 
 
 def _write_item(block: Block) -> WriteItem:

@@ -1,11 +1,10 @@
 """Checkpoints from one process: of weights that come from elsewhere, and of other checkpoints."""
 
 import dataclasses
-import functools
 import json
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -76,7 +75,7 @@ def write_checkpoint(
         write_small_files(aside, plan=plan, ds_config=ds_config, state=state, tokenizer=tokenizer)
         for number, (name, weight) in enumerate(weights):
             # one DCP file per tensor: nothing of it stays in memory
-            blocks = _blocks(_key(name), weight)
+            blocks = [_block(_key(name), weight)]
             tensors.save_blocks(blocks, folder=aside / folders.TENSORS_NAME / f"{number:06d}", alone=True)
         tensors.join_metadata(aside / folders.TENSORS_NAME)
         records = {str(path.relative_to(aside)): folders.record_file(path) for path in files_below(aside)}
@@ -94,13 +93,13 @@ def _key(name: str) -> str:
     return name if name.startswith(tuple(f"{kind}/" for kind in tensors.KINDS)) else f"{tensors.WEIGHT}/{name}"
 
 
-def _blocks(key: str, weight: Tensor | WeightRows) -> Iterator[tensors.Block]:
+def _block(key: str, weight: Tensor | WeightRows) -> tensors.Block:
     if isinstance(weight, Tensor):
-        yield tensors.whole_block(key, weight.detach().float().contiguous())
-        return
-    for block in tensors.row_blocks(tensors.whole_block(key, torch.empty(weight.shape, device="meta"))):
-        rows = slice(block.offsets[0], block.offsets[0] + len(block.values))
-        yield dataclasses.replace(block, read=functools.partial(weight.read, rows))
+        return tensors.whole_block(key, weight.detach().float().contiguous())
+    whole = tensors.whole_block(key, torch.empty(weight.shape, device="meta"))
+    return dataclasses.replace(
+        whole, read=lambda part: weight.read(slice(part.offsets[0], part.offsets[0] + len(part.values)))
+    )
 
 
 def write_small_files(

@@ -221,15 +221,40 @@ def _output_error(checkpoint: Path, failures: Iterable[Any]) -> OutputError:
 
 
 def _blocks(states: list[OwnedState]) -> list[Block]:
-    """Return blocks over the live states; those on NVMe are copied to the host."""
-    blocks = []
+    """Return blocks over the live states; those on NVMe are read as they are written."""
+    blocks, on_nvme = [], _OnNvme()
     for owned in states:
-        with owned.resident():
-            tensors = owned.tensors()
-            if owned.swapped:
-                tensors = {kind: flat.clone() for kind, flat in tensors.items()}
-            blocks += list(blocks_of(owned, tensors=tensors, copies=False))
+        if owned.swapped:
+            blocks += on_nvme.blocks(owned)
+        else:
+            blocks += list(blocks_of(owned, tensors=owned.tensors(), copies=False))
     return blocks
+
+
+class _OnNvme:
+    """States on NVMe on their way into a checkpoint: one sub-group is on the host at a time, since not all may fit."""
+
+    def __init__(self) -> None:
+        self._held: OwnedState | None = None
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def blocks(self, owned: OwnedState) -> list[Block]:
+        """Return blocks that are read when they are written, one after another."""
+        numel = max((piece.flat_start + piece.numel for piece in owned.pieces), default=0)
+        places = {kind: torch.empty(numel, device="meta") for kind in (WEIGHT, *MOMENTS)}
+        return [
+            dataclasses.replace(block, read=lambda part: self._read(owned, part))
+            for block in blocks_of(owned, tensors=places, copies=False)
+        ]
+
+    def _read(self, owned: OwnedState, part: Block) -> torch.Tensor:
+        if self._held is not owned:
+            self._tensors = {}
+            with owned.resident():
+                self._tensors = {kind: flat.clone() for kind, flat in owned.tensors().items()}
+            self._held = owned
+        kind, place = part.key.partition("/")[0], part.values
+        return self._tensors[kind].as_strided(place.shape, place.stride(), place.storage_offset())
 
 
 def _loss_scaler(engine: Any) -> dict[str, Any]:

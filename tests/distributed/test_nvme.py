@@ -1,12 +1,17 @@
-"""Offload to NVMe trains the same model. Needs libaio, to build DeepSpeed's asynchronous reads and writes."""
+"""Offload to NVMe trains the same model, and its checkpoints are as any other.
+
+Needs libaio, to build DeepSpeed's asynchronous reads and writes.
+"""
 
 import dataclasses
 
 import pytest
+import torch
 
 from chinchilla_ds.plan import Offload
 from chinchilla_ds.testing.configs import tiny_shape
-from tests.parity.harness import difference, parity_plan, reference, trained
+from tests.distributed.test_checkpoint import load_and_train, train_and_save
+from tests.parity.harness import difference, largest_relative, on_engine, parity_plan, reference, trained
 
 SHAPE = tiny_shape(hidden_size=128, ffn_hidden_size=384, kv_channels=32, vocab_size=2048, padded_vocab_size=2048)
 """DeepSpeed leaves in memory what is below 1 MiB; here the embedding alone is that large."""
@@ -21,22 +26,52 @@ def require_libaio() -> None:
         pytest.skip("DeepSpeed's NVMe offload needs libaio (on Debian and Ubuntu: libaio-dev)")
 
 
+def plan_and_json(folder, offload_param):
+    layout = {"zero_stage": 3, "offload_optimizer": Offload.NVME, "offload_param": offload_param}
+    plan = dataclasses.replace(parity_plan(gradient_accumulation_steps=4, **layout), shape=SHAPE)
+    nvme = {"device": "nvme", "nvme_path": str(folder), "pin_memory": False}
+    zero = {"stage": 3, "reduce_bucket_size": 20_000, "stage3_param_persistence_threshold": 0}
+    zero["offload_optimizer"] = dict(nvme)
+    if offload_param is Offload.NVME:
+        zero["offload_param"] = {**nvme, "buffer_size": 1_000_000}
+    return plan, zero
+
+
+def swapped_kinds(folder):
+    return {path.parent.parent.name for path in folder.rglob("*.swp")}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize("offload_param", [Offload.NONE, Offload.NVME])
 def test_offload_to_nvme_equals_single_process(tmp_path, offload_param):
     require_libaio()
-    layout = {"zero_stage": 3, "offload_optimizer": Offload.NVME, "offload_param": offload_param}
-    plan = dataclasses.replace(parity_plan(gradient_accumulation_steps=4, **layout), shape=SHAPE)
-    nvme = {"device": "nvme", "nvme_path": str(tmp_path), "pin_memory": False}
-    zero = {"stage": 3, "reduce_bucket_size": 20_000, "stage3_param_persistence_threshold": 0}
-    zero["offload_optimizer"] = dict(nvme)
-    if offload_param is Offload.NVME:
-        zero["offload_param"] = {**nvme, "buffer_size": 1_000_000}
+    plan, zero = plan_and_json(tmp_path, offload_param)
     found = difference(trained(plan, timeout_s=TIMEOUT_S, zero_optimization=zero), reference(plan), plan)
     assert found.loss < 1e-5
     assert found.grad_norm < 1e-5
     other_seed = dataclasses.replace(plan, seed=7)
     assert difference(reference(other_seed), reference(plan), plan).loss > 1e-3
-    kinds = {path.parent.parent.name for path in tmp_path.rglob("*.swp")}
-    assert kinds == ({"optimizer", "float32params"} if offload_param is Offload.NVME else {"optimizer"})
+    wanted = {"optimizer", "float32params"} if offload_param is Offload.NVME else {"optimizer"}
+    assert swapped_kinds(tmp_path) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.parametrize("offload_param", [Offload.NONE, Offload.NVME])
+def test_checkpoint_from_nvme_goes_on_there_bit_by_bit_and_in_another_layout(tmp_path, offload_param):
+    require_libaio()
+    plan, zero = plan_and_json(tmp_path / "nvme", offload_param)
+    saved, steps, shards = on_engine(plan, train_and_save, tmp_path, True, timeout_s=TIMEOUT_S, zero_optimization=zero)[
+        0
+    ]
+    assert "optimizer" in swapped_kinds(tmp_path / "nvme")
+    again = on_engine(plan, load_and_train, tmp_path, timeout_s=TIMEOUT_S, zero_optimization=zero)[0]
+    assert again[1:3] == (saved, steps)
+    assert all(torch.equal(again[3][name].value, shard.value) for name, shard in shards.items())
+    assert abs(again[0] - saved) > 1e-3 * saved, "control: what was loaded does not show"
+
+    elsewhere = dataclasses.replace(parity_plan(gradient_accumulation_steps=4, zero_stage=1), shape=SHAPE)
+    _, loaded, other_steps, _ = on_engine(elsewhere, load_and_train, tmp_path)[0]
+    assert abs(loaded - saved) < 1e-5 * saved
+    assert largest_relative([loss for loss, _ in other_steps], [loss for loss, _ in steps]) < 1e-5

@@ -166,6 +166,29 @@ def test_generated_text_is_that_of_transformers(trained, tmp_path):
 
 
 @torch.inference_mode()
+def test_llama_cpp_converts_the_export_and_writes_the_same_text(trained, tmp_path):
+    if "LLAMA_CPP" not in os.environ:
+        pytest.skip("LLAMA_CPP does not name a folder of llama.cpp's source")
+    pytest.importorskip("gguf", reason="gguf, which transformers reads llama.cpp's files with, is not installed")
+    source, file = Path(os.environ["LLAMA_CPP"]), tmp_path / "model.gguf"
+    script = (source / "convert_hf_to_gguf.py", trained.export, "--outtype", "f32", "--outfile", file)
+    subprocess.run([sys.executable, *map(str, script)], check=True, capture_output=True, timeout=200)
+    back, wanted = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name), trained.model()
+    assert back.state_dict().keys() == wanted.state_dict().keys()
+    assert all(torch.equal(back.state_dict()[name], value) for name, value in wanted.state_dict().items())
+
+    program, prompt = source / "build/bin/llama-simple", "def __init__(self"
+    if not program.exists():
+        pytest.skip("converted and read back; llama.cpp itself is not built: cmake --build build -t llama-simple")
+    theirs = subprocess.run(
+        [program, "-m", file, "-n", "40", prompt], check=True, capture_output=True, text=True, timeout=100
+    ).stdout
+    words = ("generate", trained.folder, "--prompt", prompt, "--temperature", "0", "--max-tokens", "40", "--json")
+    [row] = json.loads(command(*words, folder=tmp_path))
+    assert prompt + row["text"] == theirs.removesuffix("\n")
+
+
+@torch.inference_mode()
 def test_bits_per_byte_of_evaluate_are_those_of_transformers(trained, tmp_path):
     model, tokenizer = trained.model(), AutoTokenizer.from_pretrained(trained.export)
     lines = trained.corpus.read_text(encoding="utf-8").splitlines(keepends=True)
