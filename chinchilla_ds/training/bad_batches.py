@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chinchilla_ds.distributed import groups
 from chinchilla_ds.engine.nonfinite import FirstBad
 from chinchilla_ds.errors import DivergedError
 from chinchilla_ds.plan import BatchPlan, ParallelLayout, Precision, RunPlan
@@ -62,7 +63,7 @@ class BadBatches:
         return self._same_scale < SAME_SCALE_OVERFLOWS
 
     def add(self, seen: Sequence[FirstBad], *, step: StepResult, state: TrainingState) -> BadBatch:
-        """Take in a batch that is passed over, and return its record.
+        """Take in a batch that is passed over, and return its record; every rank calls this.
 
         Args:
             seen: Of every rank.
@@ -78,6 +79,7 @@ class BadBatches:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(bad)) + "\n")
         if len(self._row) >= self._limit:
+            groups.wait_for_all()  # the first rank that leaves takes the others with it: the line must be written
             raise DivergedError(
                 [
                     f"{len(self._row)} batches in a row made a loss or gradients that are no numbers (learning rate "

@@ -7,6 +7,7 @@ weights.
 import dataclasses
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,12 @@ def test_control_without_the_check_the_weights_are_ruined(
     assert harness.on_engine(plan, ruined) == [True, True]
 
 
-def test_too_many_in_a_row_end_the_run_and_are_named(tmp_path: Path) -> None:
+def test_too_many_in_a_row_end_the_run_and_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_slowly(path: Path, *args: Any, **more: Any) -> Any:
+        time.sleep(0.5 if path.name == "bad_batches.jsonl" else 0.0)
+        return open(path, *args, **more)
+
+    monkeypatch.setattr(Path, "open", open_slowly)  # the rank that writes is the last one to see the end
     plan = _plan(Case(zero=1, dp=2, accumulation=2), Precision.FP32)
     fault = Fault(rank=1, kind="forward", steps=(1, 2, 3))
     with pytest.raises(RankError) as caught:
