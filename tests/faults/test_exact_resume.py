@@ -31,7 +31,7 @@ CASES = {
     "zero1-bf16": (Case(zero=1, dp=2), Precision.BF16),
     "zero3-bf16": (Case(zero=3, dp=2), Precision.BF16),
 }
-QUICK = ("zero3-pp2",)
+QUICK = ("zero1-tp2",)
 
 
 def train_to_the_end(engine, folder, kill_after_s=None, victim=0):

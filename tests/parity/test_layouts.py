@@ -79,11 +79,17 @@ CONTROLS = {
 }
 
 
+CONTROL_CASE = Case(zero=2, dp=2, accumulation=4)
+
+
+@pytest.fixture(scope="module")
+def control():
+    return trained(CONTROL_CASE.plan())
+
+
 @pytest.mark.parametrize("change", CONTROLS.values(), ids=CONTROLS)
-def test_layout_control_another_run_differs(change):
-    case = Case(zero=2, dp=2, accumulation=4)
-    plan = case.plan()
-    found = difference(trained(plan), reference(case.plan(**change)), plan)
+def test_layout_control_another_run_differs(control, change):
+    found = difference(control, reference(CONTROL_CASE.plan(**change)), CONTROL_CASE.plan())
     assert found.loss > 2 * FP32_TOLERANCE
     assert found.grad_norm > 10 * FP32_TOLERANCE
     assert found.weights > 10 * WEIGHTS_TOLERANCE
