@@ -1,4 +1,4 @@
-"""Compile the DeepSpeed kernel that runs on a CPU and optimizer offload need, so that no run waits for it.
+"""Compile the DeepSpeed kernel that optimizer offload needs, so that no run waits for it.
 
 DeepSpeed compiles it at first use otherwise. It lands in the folder that runs look in.
 """

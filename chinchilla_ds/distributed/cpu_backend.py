@@ -6,8 +6,8 @@ Corrects megatron-core 0.16: it asks `torch.cuda.current_device()` where it mean
 
 Corrects deepspeed 0.19.8: it refuses FP16 on CPUs without AVX512-FP16, where torch computes it all the same, slowly;
 that is enough to test loss scaling. And it never unlinks the 66 MiB of shared memory that every rank maps for its
-all-reduce of inference, so each run on one host takes that much of the host's memory until the next boot; training
-never calls that all-reduce, so it is not built.
+all-reduce of inference, so a run on one host leaves that much behind, for each rank and master port, until the next
+boot; training never calls that all-reduce, so it is not built.
 """
 
 import importlib

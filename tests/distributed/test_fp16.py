@@ -137,7 +137,7 @@ def test_overflow_skips_the_step_lowers_the_scale_and_goes_on(case):
     check_trained_like_fp32(plan, taken)
 
 
-@pytest.mark.parametrize("case", [CASES[1], *SLOW], ids=str)
+@pytest.mark.parametrize("case", [CASES[1], pytest.param(CASES[2], marks=pytest.mark.slow), *SLOW], ids=str)
 def test_overflow_control_a_small_scale_skips_nothing(case):
     plan, attempts = fp16_attempts(case, scale_power=SAFE_SCALE_POWER)
     assert [attempt.skipped for attempt in attempts] == [False] * plan.batch.train_iters

@@ -62,16 +62,15 @@ def test_offload_to_nvme_equals_single_process(tmp_path, offload_param):
 def test_checkpoint_from_nvme_goes_on_there_bit_by_bit_and_in_another_layout(tmp_path, offload_param):
     require_libaio()
     plan, zero = plan_and_json(tmp_path / "nvme", offload_param)
-    saved, steps, shards = on_engine(plan, train_and_save, tmp_path, True, timeout_s=TIMEOUT_S, zero_optimization=zero)[
-        0
-    ]
+    extra = {"timeout_s": TIMEOUT_S, "zero_optimization": zero}
+    [(saved, steps, shards)] = on_engine(plan, train_and_save, tmp_path, True, **extra)
     assert "optimizer" in swapped_kinds(tmp_path / "nvme")
-    again = on_engine(plan, load_and_train, tmp_path, timeout_s=TIMEOUT_S, zero_optimization=zero)[0]
-    assert again[1:3] == (saved, steps)
-    assert all(torch.equal(again[3][name].value, shard.value) for name, shard in shards.items())
-    assert abs(again[0] - saved) > 1e-3 * saved, "control: what was loaded does not show"
+    [(fresh, loaded, again, ended)] = on_engine(plan, load_and_train, tmp_path, **extra)
+    assert (loaded, again) == (saved, steps)
+    assert all(torch.equal(ended[name].value, shard.value) for name, shard in shards.items())
+    assert abs(fresh - saved) > 1e-3 * saved, "control: what was loaded does not show"
 
     elsewhere = dataclasses.replace(parity_plan(gradient_accumulation_steps=4, zero_stage=1), shape=SHAPE)
-    _, loaded, other_steps, _ = on_engine(elsewhere, load_and_train, tmp_path)[0]
+    [(_, loaded, others, _)] = on_engine(elsewhere, load_and_train, tmp_path)
     assert abs(loaded - saved) < 1e-5 * saved
-    assert largest_relative([loss for loss, _ in other_steps], [loss for loss, _ in steps]) < 1e-5
+    assert largest_relative([loss for loss, _ in others], [loss for loss, _ in steps]) < 1e-5
