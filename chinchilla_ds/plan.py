@@ -4,16 +4,13 @@
 """
 
 import dataclasses
-import functools
 import json
-import types
-import typing
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.errors import ConfigError, did_you_mean
+from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.structured import build, parse_json
 
 PLAN_FORMAT_VERSION = 2
 
@@ -319,16 +316,13 @@ class RunPlan:
             ConfigError: not JSON, another format version, missing and unknown fields, or a derived value that was
                 edited.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"the plan is not JSON: {error}") from None
+        data = parse_json(text, where="the plan")
         if not isinstance(data, dict) or data.pop("format_version", None) != PLAN_FORMAT_VERSION:
             raise ConfigError(f"the plan is not a chinchilla-ds plan of format_version {PLAN_FORMAT_VERSION}")
         data.pop(REPORT, None)
         told = {name: data.pop(name) for name in DERIVED if name in data}
-        plan: RunPlan = build_dataclass(cls, data, "plan")
-        follows = json.loads(json.dumps({name: getattr(plan, name) for name in told}))
+        plan: RunPlan = build(cls, data, where="plan")
+        follows = parse_json(json.dumps({name: getattr(plan, name) for name in told}), where="the plan")
         if edited := [name for name in told if told[name] != follows[name]]:
             raise ConfigError(
                 [
@@ -344,66 +338,3 @@ DERIVED = ("tokens_per_param", "predicted_loss", "interval", "step_time_s", "wal
 """Properties of the plan that its JSON spells out for other programs."""
 REPORT = "report"
 """Key under which `chinchilla-ds plan --json` adds what the plan does not hold: runners-up, rejections, other laws."""
-
-
-def build_dataclass(cls: Any, data: Any, where: str) -> Any:
-    """Build dataclass `cls` from plain data, naming every missing, unknown and mistyped field at once."""
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be a JSON object, not {type(data).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    problems = [f"{where}.{name} is not a field{did_you_mean(name, fields)}" for name in data.keys() - fields.keys()]
-    values: dict[str, Any] = {}
-    for name, field in fields.items():
-        if name not in data:
-            if field.default is dataclasses.MISSING:
-                problems.append(f"{where}.{name} is missing")
-            continue
-        try:
-            values[name] = _convert(_field_types(cls)[name], data[name], f"{where}.{name}")
-        except ConfigError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise ConfigError(sorted(problems))
-    return cls(**values)
-
-
-@functools.cache
-def _field_types(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _convert(wanted: Any, value: Any, where: str) -> Any:
-    """Return `value`, as JSON has it, as the type `wanted`: a dataclass, an enum, a tuple, a number, text, or None."""
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin is types.UnionType:
-        if value is None:
-            return None
-        return _convert(next(kind for kind in arguments if kind is not types.NoneType), value, where)
-    if origin is tuple:
-        return _convert_tuple(arguments, value, where)
-    if dataclasses.is_dataclass(wanted):
-        return build_dataclass(wanted, value, where)
-    if wanted is Path and isinstance(value, str):
-        return Path(value)
-    if issubclass(wanted, StrEnum):
-        try:
-            return wanted(value)
-        except ValueError:
-            allowed = ", ".join(str(choice) for choice in wanted)
-            raise ConfigError(f"{where} is {value!r}; it must be one of {allowed}") from None
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not wanted:
-        raise ConfigError(f"{where} is {value!r}; it must be of type {wanted.__name__}")
-    return value
-
-
-def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise ConfigError(f"{where} is {value!r}; it must be a list")
-    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-    if len(kinds) != len(value):
-        raise ConfigError(f"{where} is {value!r}; it must have {len(kinds)} entries")
-    return tuple(
-        _convert(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
-    )

@@ -16,7 +16,8 @@ from chinchilla_ds.cli.arguments import flag_of
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.data.blend_file import read_blend
 from chinchilla_ds.errors import CheckpointError, ChinchillaError, ConfigError, reason
-from chinchilla_ds.plan import REPORT, RunPlan, build_dataclass
+from chinchilla_ds.plan import REPORT, RunPlan
+from chinchilla_ds.structured import build
 
 REQUEST_NAME = "request.json"
 LOCK_NAME = ".lock"
@@ -53,7 +54,7 @@ class RunRequest:
             values = json.loads(path.read_text(encoding="utf-8"))
             plan = values["plan"]
             return cls(
-                config=build_dataclass(RunConfig, values["config"], "config"), plan=None if plan is None else Path(plan)
+                config=build(RunConfig, values["config"], where="config"), plan=None if plan is None else Path(plan)
             )
         except OSError as error:
             raise CheckpointError(f"{folder} is no run that can be continued: {path}: {reason(error)}") from None

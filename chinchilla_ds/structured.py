@@ -1,0 +1,379 @@
+"""The one reader of JSON and YAML: what comes from a file is either plain, finite data of the right types, or one line.
+
+Files come from people, from other programs, from power cuts and from strangers. Nothing else in the package calls
+`json.loads` or `yaml.load`, so every file meets the same limits:
+
+- A regular file (a FIFO or a device would hang the reader) of bounded size, in UTF-8.
+- No doubled keys, of which JSON readers silently keep the last; no NaN or Infinity, also none written as 1e400.
+- No integer beyond the range of a float, and no nesting that a recursive function could not follow.
+- No half of a surrogate pair, which no encoding can write: it becomes U+FFFD.
+- YAML: mappings with text keys, lists and plain values; no tags, so nothing is constructed.
+
+`build` then makes a dataclass of it. Types are strict (no 1.0 or "1" for 1), ranges stand in the dataclass as
+`Annotated[int, Ge(1)]`, cross-checks in its `__post_init__` as ValueError, and every problem is told at once.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import stat
+import types
+import typing
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from chinchilla_ds.errors import ChinchillaError, ConfigError, did_you_mean, reason
+
+MAX_JSON_BYTES = 64 << 20
+"""The largest JSON file that is read whole; tokenizer.json and indices of sharded weights reach tens of MB."""
+MAX_YAML_BYTES = 256 << 10
+"""The largest YAML file: recipes and blends, written by hand."""
+MAX_DEPTH = 100
+"""Lists and objects within one another."""
+MAX_YAML_VALUES = 100_000
+"""Values of a YAML file once its aliases are written out."""
+_MAX_DIGITS = 308
+"""Of an integer, so that it can always be made a float."""
+_SHOWN_CHARACTERS = 80
+
+Error = type[ChinchillaError]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def open_regular(path: Path, /) -> BinaryIO:
+    """Open a file to read, without waiting for the writer of a FIFO.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a FIFO, a socket or a device.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(None, "it is not a regular file")
+    return open(descriptor, "rb")
+
+
+def read_bytes(path: Path, *, what: str, error: Error = ConfigError, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Return the content of a small file; `what` names it in messages.
+
+    Raises:
+        ChinchillaError: as `error`: it is missing, unreadable, no regular file, or larger than `max_bytes`.
+    """
+    try:
+        with open_regular(path) as stream:
+            content = stream.read(max_bytes + 1)
+    except OSError as problem:
+        raise error(f"{what} {path} cannot be read: {reason(problem)}{_neighbour(path, problem)}") from None
+    except ValueError as problem:  # a NUL in the name
+        raise error(f"{what} {str(path)!r} cannot be read: {problem}") from None
+    if len(content) > max_bytes:
+        raise error(f"{what} {path} is larger than {max_bytes >> 10} KiB, the most that is read of such a file")
+    return content
+
+
+def _neighbour(path: Path, problem: OSError) -> str:
+    if not isinstance(problem, FileNotFoundError) or not path.parent.is_dir():
+        return ""
+    return did_you_mean(path.name, (file.name for file in path.parent.glob(f"*{path.suffix}")))
+
+
+def _text(content: bytes, *, where: str, error: Error) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"{where} is not UTF-8: {problem.reason} at byte {problem.start}") from None
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path, *, what: str, error: Error = ConfigError) -> Any:
+    """Return the plain data in a JSON file.
+
+    Args:
+        path: The file.
+        what: What it is, for messages: `plan`, `tokenizer`.
+        error: The class of what is raised.
+
+    Raises:
+        ChinchillaError: as `error`, in one line: it cannot be read, or is not JSON within the limits above.
+    """
+    return parse_json(read_bytes(path, what=what, error=error), where=f"{what} {path}", error=error)
+
+
+def parse_json(text: str | bytes, *, where: str, error: Error = ConfigError) -> Any:
+    """Return the plain data in JSON text, such as one line of a JSONL file; raises as `read_json` does."""
+    if isinstance(text, bytes):
+        text = _text(text, where=where, error=error)
+    try:
+        data = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > MAX_DEPTH:
+            _check_extent(data)
+        if _SURROGATE.search(text):
+            data = _without_lone_surrogates(data)
+    except json.JSONDecodeError as problem:
+        place = f"line {problem.lineno} column {problem.colno}"
+        raise error(f"{where} is not JSON: {problem.msg.removesuffix(' at')} at {place}") from None
+    except RecursionError:
+        raise error(f"{where} is not JSON that can be read: {_TOO_DEEP}") from None
+    except ValueError as problem:
+        raise error(f"{where} is not JSON that can be read: {problem}") from None
+    return data
+
+
+_TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        seen: set[str] = set()
+        doubled = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {_shown(doubled)} stands twice in one object")
+    return values
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"an integer has {len(text)} digits; at most {_MAX_DIGITS} are read")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:_SHOWN_CHARACTERS]} is beyond the range of a float")
+    return value
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is not a finite number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _without_lone_surrogates(value: Any) -> Any:
+    """Return `value` with U+FFFD for every half of a surrogate pair, which no text encoding can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        return [_without_lone_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_lone_surrogates(name): _without_lone_surrogates(item) for name, item in value.items()}
+    return value
+
+
+def _check_extent(data: Any, *, max_values: float = math.inf) -> None:
+    """Check depth and number of values, level by level: aliases of YAML may make one value stand in many places.
+
+    Raises:
+        ValueError: too deep, or too many.
+    """
+    level, depth, count = [data], 0, 0
+    while level:
+        depth, count = depth + 1, count + len(level)
+        if depth > MAX_DEPTH + 1:
+            raise ValueError(_TOO_DEEP)
+        if count > max_values:
+            raise ValueError(f"it holds more than {max_values:,} values")
+        holders = (value for value in level if isinstance(value, dict | list))
+        level = [item for holder in holders for item in (holder.values() if isinstance(holder, dict) else holder)]
+
+
+# ---- YAML ------------------------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: Path, *, what: str, error: Error = ConfigError) -> Any:
+    """Return the plain data in a YAML file, None for an empty one; see `read_json` for arguments and errors."""
+    where = f"{what} {path}"
+    content = read_bytes(path, what=what, error=error, max_bytes=MAX_YAML_BYTES)
+    return parse_yaml(_text(content, where=where, error=error), where=where, error=error)
+
+
+def parse_yaml(text: str, *, where: str, error: Error = ConfigError) -> Any:
+    """Return the plain data in YAML text; raises as `read_json` does."""
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        data = yaml.load(text, Loader=_yaml_loader())
+        _check_extent(data, max_values=MAX_YAML_VALUES)
+    except yaml.MarkedYAMLError as problem:
+        mark = problem.problem_mark or problem.context_mark
+        place = f" at line {mark.line + 1} column {mark.column + 1}" if mark else ""
+        raise error(f"{where} is not YAML that can be read: {problem.problem or problem.context}{place}") from None
+    except RecursionError:
+        raise error(f"{where} is not YAML that can be read: {_TOO_DEEP}") from None
+    except (yaml.YAMLError, ValueError) as problem:
+        first_line = str(problem).splitlines()[0]
+        raise error(f"{where} is not YAML that can be read: {first_line}") from None
+    return data
+
+
+@functools.cache
+def _yaml_loader() -> Any:
+    """Return a loader of plain values: text keys that stand once, finite numbers, no tags, dates as text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            tag = getattr(event, "tag", None)
+            if tag is not None:
+                raise yaml.MarkedYAMLError(problem=f"the tag {_shown(tag)} is not read", problem_mark=event.start_mark)
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                plain = isinstance(key, yaml.ScalarNode) and key.tag in ("tag:yaml.org,2002:str", _MERGE)
+                if not plain:
+                    written = _shown(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {written} is not text; quote it", problem_mark=key.start_mark
+                    )
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"key {_shown(key.value)} stands twice in one mapping", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+            values: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+            return values
+
+    def number(construct: Any) -> Any:
+        def checked(loader: Any, node: Any) -> int | float:
+            value = _integer(node.value) if len(node.value) > _MAX_DIGITS else construct(loader, node)
+            if not math.isfinite(value):
+                raise ValueError(f"{node.value} is not a finite number, line {node.start_mark.line + 1}")
+            return typing.cast(float, value)
+
+        return checked
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    # YAML 1.2's floats, such as 1e-3, which YAML 1.1 takes for text
+    exponent = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
+    Loader.add_constructor("tag:yaml.org,2002:int", number(yaml.SafeLoader.construct_yaml_int))
+    Loader.add_constructor("tag:yaml.org,2002:float", number(yaml.SafeLoader.construct_yaml_float))
+    return Loader
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+# ---- dataclasses -----------------------------------------------------------------------------------------------------
+
+
+def build(cls: Any, data: Any, *, where: str, error: Error = ConfigError) -> Any:
+    """Make a dataclass of plain data, its fields and theirs.
+
+    Args:
+        cls: A dataclass; its fields are numbers, text, paths, enums, tuples, dicts, dataclasses, or None.
+        data: What `read_json` or `read_yaml` returned, or a part of it.
+        where: What it is called in messages: `plan`, whose fields are then `plan.shape.num_layers`.
+        error: The class of what is raised.
+
+    Raises:
+        ChinchillaError: as `error`, with every missing, unknown, mistyped and invalid field at once.
+    """
+    import pydantic
+
+    if not isinstance(data, dict):
+        raise error(f"{where} must be an object of named fields, not {_kind(data)}")
+    try:
+        text = json.dumps(data, allow_nan=False)
+        return _adapter(cls).validate_json(text, strict=True, extra="forbid")
+    except pydantic.ValidationError as invalid:
+        problems = [line for found in invalid.errors(include_url=False) for line in _problems(found, cls, where)]
+        raise error(sorted(problems)) from None
+
+
+@functools.cache
+def _adapter(cls: Any) -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(cls)
+
+
+_RANGES = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+    "multiple_of": ("multiple_of", "a multiple of"),
+}
+_WANTED = {
+    "bool_type": "true or false",
+    "dataclass_type": "an object of named fields",
+    "dict_type": "an object",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "path_type": "text",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+
+
+def _problems(found: Any, cls: Any, where: str) -> Iterator[str]:
+    """Yield what one of pydantic's findings says, in our words."""
+    kind, limits, place = found["type"], found.get("ctx", {}), _place(where, found["loc"])
+    is_value = f"{place} is {_shown(found['input'])}"
+    if kind == "missing":
+        yield f"{place} is missing"
+    elif kind == "unexpected_keyword_argument":
+        yield f"{place} is not a field{did_you_mean(str(found['loc'][-1]), _fields(cls, found['loc'][:-1]))}"
+    elif kind == "value_error":
+        yield from (f"{place}: {line}" for line in str(limits["error"]).splitlines())
+    elif kind in _RANGES:
+        limit, word = _RANGES[kind]
+        bound = limits[limit]
+        yield (
+            f"{is_value}; it must be {word} {bound:,}"
+            if isinstance(bound, int)
+            else f"{is_value}; it must be {word} {bound:g}"
+        )
+    elif kind == "too_long":
+        yield f"{is_value}; it must have {limits['max_length']} entries"
+    elif kind == "enum":
+        yield f"{is_value}; it must be one of {limits['expected']}"
+    elif kind in _WANTED:
+        yield f"{is_value}; it must be {_WANTED[kind]}"
+    else:
+        yield f"{is_value}; {found['msg'][:1].lower()}{found['msg'][1:]}"
+
+
+def _place(where: str, path: tuple[str | int, ...]) -> str:
+    return where + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+
+
+def _fields(cls: Any, path: tuple[str | int, ...]) -> list[str]:
+    """Return the names of the fields of the dataclass at `path` within `cls`; none where that is not a dataclass."""
+    for step in path:
+        hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        cls = hints.get(str(step))
+        if isinstance(cls, types.UnionType):
+            cls = next((part for part in typing.get_args(cls) if dataclasses.is_dataclass(part)), None)
+    return [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
