@@ -44,6 +44,9 @@ class Rule(StrEnum):
 DEFAULT_RULES = frozenset({Rule.MOJIBAKE, Rule.CONTROL_CHARACTERS, Rule.MIN_LENGTH})
 """What is on unless the user says otherwise: none of it changes clean text."""
 
+CLEANING_VERSION = 2
+"""Of what the rules do and of the form in which texts are compared: part of the key of a prepared corpus."""
+
 DEFAULT_MIN_CHARACTERS = 200
 """SlimPajama's (Soboleva et al. 2023)."""
 
@@ -76,13 +79,13 @@ class CleaningConfig:
                 f" {Rule.MIN_LENGTH} is off; turn it on, or leave the length out"
             )
 
-    def describe(self, rule: Rule) -> str:
+    def describe(self, rule: str, /) -> str:
         """Return a rule's name with what is set for it, for messages."""
-        if rule is not Rule.MIN_LENGTH:
-            return rule.value
+        if rule != Rule.MIN_LENGTH:
+            return rule
         return (
-            f"{rule} (fewer than {self.min_characters} characters; one of a script without spaces counts for"
-            f" {words.UNIT_CHARACTERS}; set by --min-length)"
+            f"{rule} (fewer than {self.min_characters} characters, where one of a script without spaces counts for"
+            f" {words.UNIT_CHARACTERS}; `chinchilla-ds prepare --min-length` sets it)"
         )
 
 

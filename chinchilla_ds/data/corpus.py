@@ -216,17 +216,18 @@ class _Reader:
 
     def _cleaning(self, node: Any) -> CleaningConfig:
         fields = self._mapping(node, known=("rules", "min_characters"))
-        cleaning = CleaningConfig()
+        cleaning, place = CleaningConfig(), node
         try:
             if "rules" in fields:
-                cleaning = rules_of(self._texts(fields["rules"], "rules"))
+                place = fields["rules"]
+                cleaning = rules_of(self._texts(place, "rules"))
+            if "min_characters" in fields:
+                place = fields["min_characters"]
+                length = self._value(place, "min_characters", int)
+                cleaning = dataclasses.replace(cleaning, min_characters=length)
         except ConfigError as error:
             for problem in error.problems:
-                self._add(fields["rules"], problem)
-        if "min_characters" in fields:
-            cleaning = dataclasses.replace(
-                cleaning, min_characters=self._value(fields["min_characters"], "min_characters", int)
-            )
+                self._add(place, problem)
         return cleaning
 
     def _dedup(self, node: Any) -> tuple[bool, MinHashConfig | None]:

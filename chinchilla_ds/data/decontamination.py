@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from chinchilla_ds.data.dedup.bands import Unit
 from chinchilla_ds.data.dedup.shingles import shingle_hashes
-from chinchilla_ds.data.words import words
+from chinchilla_ds.data.words import comparable, words
 from chinchilla_ds.errors import DataError, reason
 from chinchilla_ds.structured import open_regular, parse_json
 
@@ -70,7 +70,7 @@ class Contamination:
 
 def _runs(text: str, *, n: int) -> tuple[list[str], NDArray[np.uint64]]:
     """Return the words of a text, and the hash of each run of n of them: [max(words - n + 1, 0)]."""
-    units = words(text)
+    units = words(comparable(text))
     if len(units) < n:
         return units, np.empty(0, dtype=np.uint64)
     return units, shingle_hashes([" ".join(units)], unit=Unit.WORD, size=n)[0]

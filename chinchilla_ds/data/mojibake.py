@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001, RUF002 (characters that look alike are what this is about)
+# ruff: noqa: RUF001 (characters that look alike are what this is about)
 """Mojibake: text that was decoded with the wrong encoding is decoded again, where the whole document proves it.
 
 UTF-8 checks itself: beyond ASCII, a first byte says how many bytes of another kind must follow. If every character of a
@@ -77,12 +77,12 @@ def repair(text: str) -> tuple[str, int]:
     What no text can hold is put right in any document: C1 controls become what Windows-1252 has in their place, as
     HTML 5 has it, and halves of UTF-16 pairs are joined or become U+FFFD.
     """
-    if text.isascii():
+    if text.isascii() or not suspects(text):
         return text, 0
     fixed = fixes.fix_surrogates(text) if _SURROGATE.search(text) else text
-    if suspects(fixed):
-        fixed = _decoded_again(fixed) or fixed
-        fixed = fixes.fix_c1_controls(fixed) if _C1.search(fixed) else fixed
+    while (again := _decoded_again(fixed)) is not None:  # each layer with a proof of its own
+        fixed = again
+    fixed = fixes.fix_c1_controls(fixed) if _C1.search(fixed) else fixed
     if fixed == text:
         return text, 0
     return fixed, sum(left != right for left, right in zip(text.split("\n"), fixed.split("\n"), strict=True))

@@ -11,13 +11,15 @@ decomposed), lower case, and without characters that are not seen.
 import re
 import string
 import unicodedata
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import cache
+from typing import NamedTuple
 
 UNIT_CHARACTERS = 4
 """Characters that a unit of a script without spaces counts for in a length.
 
-The first article of the Universal Declaration of Human Rights has 4.4 times as many characters in English as in Chinese.
+The first article of the Universal Declaration of Human Rights has 4.4 times as many in English as in Chinese.
 """
 
 _IDEOGRAPHS = (
@@ -49,60 +51,44 @@ _MIXED_BLOCKS = (
 )
 """Blocks of scripts without spaces that hold letters beside marks, digits and punctuation. Korean has spaces."""
 
-_SELECTORS = "\u0300-\u036f\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef"
-"""Marks of no script of their own, joiners, and selectors of variants."""
+_SELECTORS = "\u0300-\u036f\ufe00-\ufe0f\U000e0100-\U000e01ef"
+"""Marks of no script of their own, and selectors of variants."""
 
-_ASCII_PUNCTUATION = frozenset(string.punctuation)
-
-
-@lru_cache(maxsize=1)
-def _unspaced() -> re.Pattern[str]:
-    """Return the pattern of a unit of a script without spaces."""
-    mixed = [chr(code) for first, last in _MIXED_BLOCKS for code in range(first, last + 1)]
-    letters = "".join(one for one in mixed if unicodedata.category(one) in ("Lo", "Lm", "Nl"))
-    marks = "".join(one for one in mixed if unicodedata.category(one).startswith("M"))
-    ideographs = "".join(f"{chr(first)}-{chr(last)}" for first, last in _IDEOGRAPHS)
-    return re.compile(f"[{letters}{ideographs}][{marks}{_SELECTORS}]*")
+_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-@lru_cache(maxsize=1)
-def _beside_unspaced() -> re.Pattern[str]:
-    """Return the pattern of a unit of a script without spaces with a space on either side or both."""
-    unit = _unspaced().pattern
-    return re.compile(f" ?({unit}) ?")
+class _Kind(StrEnum):
+    """What a character is to a comparison."""
+
+    PUNCTUATION = "ASCII's 32 marks, and Unicode's categories P"
+    CONTROL = "a control character"
+    INVISIBLE = "only for layout: soft hyphen, joiner, mark of direction, zero-width space"
+    UNSPACED = "a letter of a script without spaces"
+    OTHER = "a letter, digit or symbol, or white space"
 
 
 def comparable(text: str, /) -> str:
-    """Return the form of a text in which it is compared: NFKC, lower case, no invisible characters."""
+    """Return a text in NFKC and lower case."""
     if text.isascii():
         return text.lower()
-    lowered = unicodedata.normalize("NFKC", text).lower()
-    return replace_kind(lowered, _is_invisible, "")
+    for character in set(text):  # a few replacements, after which `normalize` sees that there is nothing to do
+        if (plain := _nfkc(character)) != character:
+            text = text.replace(character, plain)
+    return unicodedata.normalize("NFKC", text).lower()
 
 
-def without_punctuation(text: str, /) -> str:
-    """Return the text without punctuation: ASCII's 32 marks, and Unicode's categories P."""
-    return replace_kind(text, _is_punctuation, "")
+def characters(text: str, /) -> str:
+    """Return a text as characters are compared: no punctuation, single spaces, none beside a script without spaces."""
+    kept, has_unspaced = _sorted_out(comparable(text), {_Kind.PUNCTUATION: "", _Kind.INVISIBLE: ""})
+    kept = " ".join(kept.split())
+    return _patterns().gap.sub("", kept) if has_unspaced else kept
 
 
-def without_separators(text: str, /) -> str:
-    """Return the text with a space for each mark of punctuation and control character."""
-    return replace_kind(text, _is_separator, " ")
-
-
-def words(text: str, /) -> list[str]:
-    """Return the units of a text, in the form in which they are compared."""
-    return space_out(without_separators(comparable(text))).split()
-
-
-def space_out(text: str, /) -> str:
-    """Return the text with a space on both sides of each unit of a script without spaces."""
-    return text if text.isascii() else _unspaced().sub(r" \g<0> ", text)
-
-
-def close_up(text: str, /) -> str:
-    """Return the text without the single spaces beside units of scripts without spaces, which mean little there."""
-    return text if text.isascii() else _beside_unspaced().sub(r"\1", text)
+def words(comparable_text: str, /) -> list[str]:
+    """Return the units of what `comparable` returned; punctuation and control characters part them."""
+    by = {_Kind.PUNCTUATION: " ", _Kind.CONTROL: " ", _Kind.INVISIBLE: ""}
+    kept, has_unspaced = _sorted_out(comparable_text, by)
+    return _patterns().word.findall(kept) if has_unspaced else kept.split()
 
 
 def length(text: str, /) -> int:
@@ -111,28 +97,63 @@ def length(text: str, /) -> int:
     A unit of a script without spaces counts for UNIT_CHARACTERS, and the space beside it for nothing. A text is
     measured in NFC, so that it is as long in each Unicode form, and without invisible characters.
     """
-    if not text.isascii():
-        text = replace_kind(unicodedata.normalize("NFC", text), _is_invisible, "")
-    plain = without_punctuation(text.lower())
-    rest, num_units = (plain, 0) if plain.isascii() else _unspaced().subn("", plain)
+    lowered = text.lower() if text.isascii() else unicodedata.normalize("NFC", text).lower()
+    kept, has_unspaced = _sorted_out(lowered, {_Kind.PUNCTUATION: "", _Kind.INVISIBLE: ""})
+    rest, num_units = _patterns().unit.subn("", kept) if has_unspaced else (kept, 0)
     return len(" ".join(rest.split())) + UNIT_CHARACTERS * num_units
 
 
-def replace_kind(text: str, condition: Callable[[str], bool], by: str, /) -> str:
-    """Replace the characters of a kind, one `str.replace` for each distinct one: faster than any table."""
-    for character in filter(condition, set(text)):
-        text = text.replace(character, by)
-    return text
+def _sorted_out(text: str, by: Mapping[_Kind, str], /) -> tuple[str, bool]:
+    """Return the text with its kinds of characters replaced, and whether it has letters of scripts without spaces.
+
+    One `str.replace` for each distinct character is faster than any table.
+    """
+    if text.isascii() and not by[_Kind.PUNCTUATION]:
+        return text.translate(_ASCII_PUNCTUATION), False
+    has_unspaced = False
+    for character in set(text):
+        kind = _kind(character)
+        has_unspaced |= kind is _Kind.UNSPACED
+        if kind in by:
+            text = text.replace(character, by[kind])
+    return text, has_unspaced
 
 
-def _is_punctuation(character: str) -> bool:
-    return unicodedata.category(character).startswith("P") or character in _ASCII_PUNCTUATION
+@cache
+def _nfkc(character: str) -> str:
+    return unicodedata.normalize("NFKC", character)
 
 
-def _is_separator(character: str) -> bool:
-    return _is_punctuation(character) or unicodedata.category(character) == "Cc"
+@cache
+def _kind(character: str) -> _Kind:
+    category = unicodedata.category(character)
+    if category.startswith("P") or character in string.punctuation:
+        return _Kind.PUNCTUATION
+    if category == "Cc":
+        return _Kind.CONTROL
+    if category == "Cf":
+        return _Kind.INVISIBLE
+    return _Kind.UNSPACED if _patterns().unit.match(character) else _Kind.OTHER
 
 
-def _is_invisible(character: str) -> bool:
-    """Return whether a character is only for layout: soft hyphen, joiners, marks of direction, zero-width space."""
-    return unicodedata.category(character) == "Cf"
+class _Patterns(NamedTuple):
+    unit: re.Pattern[str]
+    """A unit of a script without spaces."""
+    word: re.Pattern[str]
+    """A unit of any script."""
+    gap: re.Pattern[str]
+    """A space beside a unit of a script without spaces; it begins with the space, which is looked for fast."""
+
+
+@cache
+def _patterns() -> _Patterns:
+    mixed = [chr(code) for first, last in _MIXED_BLOCKS for code in range(first, last + 1)]
+    letters = "".join(one for one in mixed if unicodedata.category(one) in ("Lo", "Lm", "Nl"))
+    letters += "".join(f"{chr(first)}-{chr(last)}" for first, last in _IDEOGRAPHS)
+    marks = "".join(one for one in mixed if unicodedata.category(one).startswith("M")) + _SELECTORS
+    unit = f"[{letters}][{marks}]*"
+    return _Patterns(
+        unit=re.compile(unit),
+        word=re.compile(rf"{unit}|[^\s{letters}]+"),
+        gap=re.compile(f" (?:(?=[{letters}])|(?<=[{letters}{marks}] ))"),
+    )

@@ -2,7 +2,6 @@
 
 import functools
 import re
-import string
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -10,48 +9,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_ds.data.dedup.bands import Unit
-from chinchilla_ds.data.words import (
-    close_up,
-    comparable,
-    replace_kind,
-    space_out,
-    without_punctuation,
-    without_separators,
-)
+from chinchilla_ds.data.words import characters, comparable, words
 
 _BASE = 0x9E3779B97F4A7C15
 """Base of the polynomial hashes, modulo 2^64; odd, so that it has an inverse."""
 
-_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 
 
 def normalise(text: str, /, *, unit: Unit) -> str:
     """Return what is compared of a text; the text itself is not changed anywhere.
 
-    Both units: the form of `words.comparable`; white space becomes single spaces. Where nothing else would be left,
-    only white space is collapsed.
+    Both units: NFKC, lower case, no characters that are only for layout; white space becomes single spaces. Where
+    nothing else would be left, only white space is collapsed.
 
     Characters, as SlimPajama's to_hash.py: punctuation is deleted, here that of all scripts; so is the space beside a
     character of a script without spaces. Words, after FineWeb's settings of datatrove's simplify_text: each number
     becomes 0; punctuation and control characters become white space; combining marks are deleted after NFD. In scripts
     without spaces, a character with its marks is a word.
     """
-    lowered = comparable(text)
     if unit is Unit.CHARACTER:
-        is_ascii = lowered.isascii()  # where a table is fastest
-        kept = lowered.translate(_ASCII_PUNCTUATION) if is_ascii else without_punctuation(lowered)
-        kept = close_up(" ".join(kept.split()))
+        kept = characters(text)
     else:
-        kept = space_out(without_separators(_NUMBER.sub("0", lowered)))
-        if not kept.isascii():
-            kept = replace_kind(unicodedata.normalize("NFD", kept), _is_mark, "")
-        kept = " ".join(kept.split())
+        kept = " ".join(words(_NUMBER.sub("0", comparable(text))))
+        kept = kept if kept.isascii() else " ".join(_without_marks(kept).split())
     return kept or " ".join(text.split())
 
 
-def _is_mark(character: str) -> bool:
-    return unicodedata.category(character) == "Mn"
+def _without_marks(text: str) -> str:
+    """Return the text in NFD without its combining marks."""
+    decomposed = unicodedata.normalize("NFD", text)
+    for character in set(decomposed):
+        if unicodedata.category(character) == "Mn":
+            decomposed = decomposed.replace(character, "")
+    return decomposed
 
 
 def pieces(normalised: str, /, *, unit: Unit, size: int, units: int) -> Iterator[str]:
