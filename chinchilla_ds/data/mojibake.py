@@ -24,7 +24,7 @@ import ftfy
 import numpy as np
 import numpy.typing as npt
 from ftfy import fixes
-from ftfy.badness import BADNESS_RE, is_bad
+from ftfy.badness import BADNESS_RE
 from ftfy.chardata import CHARMAP_ENCODINGS
 
 FTFY_CONFIG = ftfy.TextFixerConfig(
@@ -89,23 +89,24 @@ def repair(text: str) -> tuple[str, int]:
 
 
 def _decoded_again(text: str) -> str | None:
-    """Return the document in UTF-8, of the first of ftfy's encodings in which all of it is that; None if in none."""
-    for encoding in CHARMAP_ENCODINGS:
-        try:
-            content = text.encode(encoding)
-        except UnicodeEncodeError:
-            continue
+    """Return the document in UTF-8 where ftfy's encodings agree on it; None where none proves it, or two differ."""
+    found = {decoded for encoding in CHARMAP_ENCODINGS if (decoded := _decoded_from(text, encoding)) is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _decoded_from(text: str, encoding: str) -> str | None:
+    """Return the document in UTF-8 if all of it is that, read as one old encoding, and proves it."""
+    try:
+        content = text.encode(encoding)
         if not _is_proof(content, encoding=encoding) or _LOST_QUOTE in content:
-            continue
+            return None
         if encoding != "macroman":  # where it is an en dash before a space
             content = fixes.restore_byte_a0(content)
         if encoding.startswith("sloppy"):
             content = fixes.replace_lossy_sequences(content)
-        try:
-            return content.decode() if is_bad(text) else None
-        except UnicodeDecodeError:
-            continue
-    return None
+        return content.decode()
+    except UnicodeError:
+        return None
 
 
 def _is_proof(content: bytes, *, encoding: str) -> bool:

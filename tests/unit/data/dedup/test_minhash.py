@@ -22,8 +22,14 @@ ODD_TEXTS = ["", " \n", "a", "...", "one two", "数据 科学", "🙂" * 40, "x"
 
 def slimpajama_normalise(text: str) -> str:
     """get_features of SlimPajama's to_hash.py, before the n-grams."""
-    stripped = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return re.sub(r"\s+", " ", stripped.strip())
+    lowered = unicodedata.normalize("NFKC", text).lower()
+    stripped = "".join(c for c in lowered if c not in string.punctuation and unicodedata.category(c)[0] != "P")
+    single = re.sub(r"\s+", " ", without_layout(stripped).strip())
+    return single.replace(" 数", "数").replace("据 ", "据")
+
+
+def without_layout(text: str) -> str:
+    return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 def fineweb_normalise(text: str) -> str:
