@@ -48,6 +48,7 @@ _MIXED_BLOCKS = (
     (0xF900, 0xFAFF),  # compatibility ideographs
     (0xFF66, 0xFF9F),  # half-width Katakana
     (0x11700, 0x1174F),  # Ahom
+    (0x16FE0, 0x16FFF),  # marks of Tangut, Nushu and Khitan
 )
 """Blocks of scripts without spaces that hold letters beside marks, digits and punctuation. Korean has spaces."""
 
@@ -150,8 +151,8 @@ def _patterns() -> _Patterns:
     mixed = [chr(code) for first, last in _MIXED_BLOCKS for code in range(first, last + 1)]
     letters = "".join(one for one in mixed if unicodedata.category(one) in ("Lo", "Lm", "Nl"))
     letters += "".join(f"{chr(first)}-{chr(last)}" for first, last in _IDEOGRAPHS)
-    marks = "".join(one for one in mixed if unicodedata.category(one).startswith("M")) + _SELECTORS
-    unit = f"[{letters}][{marks}]*"
+    marks = "".join(one for one in mixed if unicodedata.category(one).startswith("M"))
+    unit = f"[{letters}][{marks}{_SELECTORS}]*"
     return _Patterns(
         unit=re.compile(unit),
         word=re.compile(rf"{unit}|[^\s{letters}]+"),

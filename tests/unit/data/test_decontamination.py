@@ -113,7 +113,9 @@ def test_what_is_too_short_is_told(tmp_path: Path) -> None:
     assert found.overlap("法国的首都是哪里？").is_too_short
     assert not found.overlap("x " * 13).is_too_short
     (tmp_path / "short.jsonl").write_text('{"q": "What is the capital?"}', encoding="utf-8")
-    with pytest.raises(DataError, match=r"none of the 1 texts in .*short\.jsonl has 13 words \(in scripts without spaces"):
+    with pytest.raises(
+        DataError, match=r"none of the 1 texts in .*short\.jsonl has 13 words \(in scripts without spaces"
+    ):
         read_contamination([tmp_path / "short.jsonl"])
 
 

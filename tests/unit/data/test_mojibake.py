@@ -148,7 +148,18 @@ def test_what_is_not_mojibake_stays(text: str) -> None:
 
 
 CAPITALS = ("“MANHÃ”", "MANHÃ”", "MANHû", "MANHÃ…", "A MANHÃ DE HOJE", "«IRMû", "XÃ HỘI", "“HÂLÔ", "HÂL™", "„”", "“”")
-CAPITALS = (*CAPITALS, "AVELî", "IRMû¹", "PÃO, MANHÃ?", "CHÃ–MATE", "É A MANHÃ\xa0!", "НІ, ЦІ, ТІ", "Úžas", "×½", "CAFɔ…")
+CAPITALS = (
+    *CAPITALS,
+    "AVELî",
+    "IRMû¹",
+    "PÃO, MANHÃ?",
+    "CHÃ–MATE",
+    "É A MANHÃ\xa0!",
+    "НІ, ЦІ, ТІ",
+    "Úžas",
+    "×½",
+    "CAFɔ…",
+)
 """Clean: capitals that are the first byte of a UTF-8 sequence where something stands behind that could be the rest."""
 
 
