@@ -2,15 +2,12 @@
 
 import argparse
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
 from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.errors import ConfigError
-
-_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +18,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="[NAME=]PATH",
-        help="text, JSONL, CSV, Parquet (.gz, .zst), folders, patterns, or hf://org/name[:config][@split]; repeatable",
+        help="text, JSON, JSONL, CSV (also .gz, .bz2, .xz, .zst), Parquet, folders, patterns, or "
+        "hf://org/name[:config][@split]; repeatable",
     )
     flag(parser, "out", path, "folder for the prepared data", metavar="FOLDER")
     flag(parser, "text-field", str, f"column that holds the text (default {DataConfig().text_field})")
@@ -62,7 +60,11 @@ def run(arguments: argparse.Namespace) -> str:
     text = (prepared.folder / LEDGER_NAME).read_text(encoding="utf-8")
     if arguments.json:
         return text
-    return f"{format_ledger(Ledger.from_json(text))}\n\nprepared      {out}; train on it with --data {out}"
+    return (
+        f"{format_ledger(Ledger.from_json(text))}\n\n"
+        f"text          {prepared.source}\n"
+        f"prepared      {out}; train on it with --data {out}"
+    )
 
 
 def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -93,8 +95,9 @@ def _sources(words: list[str], *, text_field: str) -> tuple[Any, ...]:
 
     paths: dict[str, list[str]] = {}
     for word in words:
-        named = None if Path(word).exists() else _NAMED.fullmatch(word)
-        name, place = (named[1], named[2]) if named else (DEFAULT_NAME, word)
+        name, equals, place = word.partition("=")
+        if Path(word).exists() or not equals or "/" in name or not name:
+            name, place = DEFAULT_NAME, word
         paths.setdefault(name, []).append(place)
     return tuple(
         SourceRecipe(name=name, paths=tuple(found), text_field=text_field) for name, found in sorted(paths.items())

@@ -20,6 +20,8 @@ from chinchilla_ds.data.shards import ENDS_NAME, Segment, whole_folder
 from chinchilla_ds.data.split import Kept
 from chinchilla_ds.data.stages import COUNTS_NAME
 from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.errors import DataError
+from chinchilla_ds.structured import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -276,7 +278,7 @@ def read_counts(folders: Sequence[Path], /) -> Counter[str]:
     """Return the sum of the counts that workers wrote."""
     total = Counter[str]()
     for folder in folders:
-        total.update(json.loads((folder / COUNTS_NAME).read_text(encoding="utf-8")))
+        total.update(read_json(folder / COUNTS_NAME, what="the counts", error=DataError))
     return total
 
 
