@@ -49,6 +49,8 @@ def write_text(path: Path, /, *, text: str, named: str = "--out ") -> None:
     Raises:
         OutputError: the folder is missing, cannot be written to, or the disk is full.
     """
+    if not path.name or path.is_dir():
+        raise OutputError(f"{named}{path} cannot be written: it is a folder; name a file in it")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.write_text(text, encoding="utf-8")
