@@ -87,7 +87,8 @@ def read_csv(part: Part) -> Documents:
         rows = _rows(feed, path)
         header = next(rows, [])
         if isinstance(header, Problem):
-            raise DataError(header.message)
+            yield header
+            return
         column = _column(header, text_field=part.text_field, where=f"{path}:1")
         for row in rows:
             if isinstance(row, Problem):
