@@ -8,6 +8,12 @@ from typing import Any
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
 from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.units import format_bytes
+
+_OF_PREPARATION = (
+    *("recipe", "source", "out", "text_field", "held_out_fraction", "dedup", "clean", "decontaminate", "tokenizer"),
+    *("vocab_size", "on_error", "workers", "seed", "json"),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag(parser, "workers", whole, "processes (default: the cores of this machine)")
     flag(parser, "seed", whole, f"tokenizer sample (default {RunConfig().seed})")
     parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
+    flag(parser, "verify", path, "prepare nothing; check every byte of a prepared folder", metavar="FOLDER")
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -44,6 +51,8 @@ def run(arguments: argparse.Namespace) -> str:
     from chinchilla_ds.data.pipeline import prepare_recipe
     from chinchilla_ds.data.prepared import LEDGER_NAME
 
+    if arguments.verify is not None:
+        return _verify(arguments)
     if (arguments.recipe is None) == (arguments.source is None):
         raise ConfigError("give either a recipe, or --source PATH with --out FOLDER")
     recipe, out = Recipe(), arguments.out
@@ -65,6 +74,22 @@ def run(arguments: argparse.Namespace) -> str:
         f"text          {prepared.source}\n"
         f"prepared      {out}; train on it with --data {out}"
     )
+
+
+def _verify(arguments: argparse.Namespace) -> str:
+    """Check a prepared folder, and say how much of it has been read."""
+    from chinchilla_ds.cli.preparation import WITHOUT_DIGESTS
+    from chinchilla_ds.data.prepared import PreparedData
+
+    others = [name for name, value in vars(arguments).items() if value and name in _OF_PREPARATION]
+    if others:
+        flags = ", ".join("a recipe" if name == "recipe" else f"--{name.replace('_', '-')}" for name in others)
+        raise ConfigError(f"{flags} beside --verify, which prepares nothing: drop it")
+    prepared = PreparedData.load(arguments.verify)
+    num_bytes = prepared.check_content(max_bytes=None)
+    if prepared.files is None:
+        return f"unchecked     {WITHOUT_DIGESTS}"
+    return f"sound         {arguments.verify}: {len(prepared.files)} files, {format_bytes(num_bytes)}"
 
 
 def _changes(arguments: argparse.Namespace) -> dict[str, Any]:

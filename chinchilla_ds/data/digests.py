@@ -25,7 +25,7 @@ BLOCKS_NAME = "blocks.xxh3"
 BLOCK_BYTES = 4 * 2**20
 
 START_BYTES = 4 * 2**30
-"""What a training run reads at its start: a corpus of this size is checked whole, of a larger one as much, by chance."""
+"""What a training run reads at its start: a corpus of this size is checked whole, of a larger one a sample as large."""
 
 _HASH_BYTES = 8
 _WHOLE_BYTES = 64 * 2**20

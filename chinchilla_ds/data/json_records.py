@@ -196,15 +196,15 @@ class JsonScanner:
         position, depth = 0, 0
         while position <= parts.MAX_RECORD_BYTES:
             found = _OUTSIDE.search(self._buffer, position)
-            string = found and (found[0] != b'"' or _STRING.match(self._buffer, found.start()))
-            if found is None or string is None:
+            if found is not None and found[0] == b'"':
+                position, found = found.start(), _STRING.match(self._buffer, found.start())
+                if found is not None:
+                    position = found.end()
+                    continue
+            if found is None:
                 if len(self._buffer) <= parts.MAX_RECORD_BYTES and self._fill():
-                    position = position if found is None else found.start()
                     continue
                 return len(self._buffer)
-            if found[0] == b'"':
-                position = string.end()
-                continue
             if not depth and found[0] in b",]":
                 return found.start()
             depth += (found[0] in b"[{") - (found[0] in b"]}")

@@ -115,8 +115,8 @@ def _micro_batch(sequences: Sequences, samples: "range | list[int]", *, prepared
         low, high = (int(bound) for bound in torch.aminmax(found))
         if low < 0 or high >= prepared.vocab_size:
             raise DataError(
-                f"{prepared.folder} holds token {low if low < 0 else high}, and its tokenizer has {prepared.vocab_size} "
-                "pieces: its files have been damaged; restore them, or prepare the text again"
+                f"{prepared.folder} holds token {low if low < 0 else high}, and its tokenizer has "
+                f"{prepared.vocab_size} pieces: its files are damaged; restore them, or prepare the text again"
             )
     return MicroBatch(tokens=tokens, labels=labels)
 

@@ -22,7 +22,7 @@ from chinchilla_ds.data.assembly import write
 from chinchilla_ds.data.corpus import Recipe, find_sources
 from chinchilla_ds.data.decontamination import read_benchmarks
 from chinchilla_ds.data.dedup.components import find_duplicates
-from chinchilla_ds.data.encode import EncodeTask, encode_segment
+from chinchilla_ds.data.encode import EncodeTask, encode_segment, read_counts
 from chinchilla_ds.data.held_out import NearTask, find_near, write_keys
 from chinchilla_ds.data.job import Job, run_tasks
 from chinchilla_ds.data.prepared import INPUTS_NAME, PREPARED_FORMAT_VERSION, PreparedData, is_prepared
@@ -210,10 +210,25 @@ def _read(job: Job) -> dict[str, list[Path]]:
     results = run_tasks(job, read_shard_or_problems, tasks, stage="reading and cleaning", size=_task_bytes)
     found = {task.folder: problems for task, problems in results}
     raise_problems(messages(problem for task in tasks for problem in found[task.folder]))
-    return {
+    shards = {
         corpus.name: [task.folder for task in tasks if task.source == source]
         for source, corpus in enumerate(job.corpora)
     }
+    raise_problems([_nothing_left(name, folders) for name, folders in shards.items() if not segments_of(folders)])
+    return shards
+
+
+def _nothing_left(name: str, shards: Sequence[Path]) -> str:
+    """Return what became of the records of a source of which none is left."""
+    counts = read_counts(shards)
+    fates = {
+        fate.removesuffix("/documents"): count
+        for fate, count in sorted(counts.items())
+        if fate.startswith("skipped/") or fate.endswith("/documents")
+    }
+    told = ", ".join(f"{fate} {count}" for fate, count in fates.items())
+    strict = "; without --on-error skip each is told with its place" if "skipped/" in told else ""
+    return f"source {name} has no training document: of {counts['documents_in']} read, {told or 'none'}{strict}"
 
 
 def _task_bytes(task: ReadTask) -> float:

@@ -178,9 +178,8 @@ class PreparedData(Manifest):
         try:
             prepared = _of_tree(read_json(path, what="the manifest", error=DataError), folder=folder)
         except DataError as error:
-            raise DataError(
-                [f"{folder} holds no usable prepared data: {problem}" for problem in error.problems]
-            ) from None
+            *others, last = (f"{folder} holds no usable prepared data: {problem}" for problem in error.problems)
+            raise DataError([*others, f"{last}; restore the folder, or remove it to prepare the text again"]) from None
         prepared.check_files()
         return prepared
 
@@ -198,14 +197,15 @@ class PreparedData(Manifest):
                 f"manifest's {self.tokenizer_sha256}; restore it, or prepare the text again"
             )
 
-    def check_content(self, *, max_bytes: int | None = START_BYTES) -> None:
-        """Check the content of the files against their digests, where the manifest has them; see `digests`.
+    def check_content(self, *, max_bytes: int | None = START_BYTES) -> int:
+        """Check the content of the files against their digests, and return the bytes read; see `digests`.
+
+        Without digests in the manifest nothing is read.
 
         Raises:
             DataError: naming what has changed.
         """
-        if self.files is not None:
-            check_content(self.folder, self.files, max_bytes=max_bytes)
+        return 0 if self.files is None else check_content(self.folder, self.files, max_bytes=max_bytes)
 
     def _dataset_sizes(self) -> dict[str, int]:
         """Return the bytes of the datasets, which follow from the numbers of tokens and documents."""
@@ -228,7 +228,7 @@ def _of_tree(tree: Any, *, folder: Path) -> PreparedData:
     if version not in (PREPARED_FORMAT_VERSION, _WITHOUT_DIGESTS):
         raise DataError(
             f"the manifest's format_version is {version!r}; {PREPARED_FORMAT_VERSION} and {_WITHOUT_DIGESTS} can be "
-            "read: remove the folder to prepare the text again"
+            "read"
         )
     tree.pop("folder", None)  # older manifests say "."
     manifest: Manifest = build(Manifest, tree, where="manifest", error=DataError)
