@@ -38,6 +38,8 @@ class _Lines:
         self._path = path
         self.number = 0
         """Lines that have been read."""
+        self.torn_until = 0
+        """The last line of what was taken for a row and is none; what it holds may be rests of rows."""
         self._again: deque[_Line] = deque()
         self.row: list[_Line] = []
         """Of the present row, as far as it has been read."""
@@ -49,6 +51,7 @@ class _Lines:
 
     def read_again(self) -> None:
         """Go back to the second line of the present row."""
+        self.torn_until = max(self.torn_until, self.row[-1].number)
         self._again.extendleft(reversed(self.row[1:]))
 
     def __iter__(self) -> "_Lines":
@@ -128,8 +131,19 @@ def _rows(feed: _Lines, path: Path) -> Iterator[list[str] | Problem]:
             feed.read_again()
             continue
         problem = next((line.problem for line in feed.row if line.problem is not None), None)
+        if problem is None and feed.row[0].number <= feed.torn_until and _is_torn(row, feed.row):
+            problem = Problem(
+                kind="not CSV", message=f"{path}:{feed.row[0].number} is the rest of a row that is not CSV"
+            )
         if problem is not None or row:
             yield problem or row
+
+
+def _is_torn(row: list[str], lines: list[_Line]) -> bool:
+    """Return whether a row holds quotes in a field that is not quoted, as the rest of a torn row does."""
+    content = "".join(line.text for line in lines)
+    quoted = ('"' + field.replace('"', '""') + '"' for field in row if '"' in field)
+    return any(field not in content for field in quoted)
 
 
 def _bad_row(feed: _Lines, error: Exception, *, path: Path) -> Problem:

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import itertools
 import shlex
 from pathlib import Path
 
@@ -15,10 +14,10 @@ _BOM = b"\xef\xbb\xbf"
 _BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _HEAD_BYTES = 2**12
 _SAMPLE_BYTES = 2**18
-_GUESS_BYTES = 2**14
-"""Text that is shown to the detection; more takes seconds."""
+_GUESS_BYTES = 2**12
+"""Text that is shown to the detection."""
 _MIN_EVIDENCE_BYTES = 8
-"""Fewer bytes outside ASCII tell nothing."""
+"""Fewer bytes that are not UTF-8 are stray ones."""
 _MAX_NUL_SHARE = 0.1
 _COMMON = ("euc_jp",)
 """Named rather than a wider encoding that the same bytes could be in, and that iconv may not know."""
@@ -85,39 +84,38 @@ def utf8_problem(document: bytes, *, where: str, path: Path, offset: int = 0) ->
     except UnicodeDecodeError as error:
         byte, position = document[error.start], offset + error.start
         message = f"{where} is not UTF-8: byte 0x{byte:02x} at offset {position} ({error.reason})"
-        sample = _sample(path)
-        if not _is_other_encoding(sample):
+        advice = _advice(path)
+        if advice is None:
             return Problem(kind=NOT_UTF8, message=message)
-        encoding = _guess(sample)
-        advice = f"; it may be {encoding} (a guess); {_conversion(path, encoding)}" if encoding else ""
         return Problem(kind=NOT_UTF8, message=f"{message}{advice}", of_file=str(path))
     return None
 
 
 @functools.lru_cache(maxsize=4)
+def _advice(path: Path) -> str | None:
+    """Return what to do with a file that is in another encoding; None for UTF-8 with stray bytes in it."""
+    sample = _sample(path)
+    replaced = sample.decode(errors="replace")
+    invalid = replaced.count("\ufffd")
+    valid = sum(1 for character in replaced if character > "\x7f") - invalid
+    if invalid <= valid or invalid < _MIN_EVIDENCE_BYTES:
+        return None
+    encoding = _guess(sample)
+    return f"; it may be {encoding} (a guess); {_conversion(path, encoding)}" if encoding else ""
+
+
 def _sample(path: Path) -> bytes:
-    """Return the first lines of a file that are not ASCII, as far as they can be read."""
+    """Return the first lines of a file that are not ASCII, each once, as far as they can be read."""
     try:
         with open_bytes(path) as stream:
             head = stream.read(_SAMPLE_BYTES)
     except (ArchiveError, OSError):
         return b""
-    return b"\n".join(line for line in head.split(b"\n") if not line.isascii())
+    return b"\n".join(dict.fromkeys(line for line in head.split(b"\n") if not line.isascii()))
 
 
-def _is_other_encoding(sample: bytes) -> bool:
-    """Return whether most of what is not ASCII is no UTF-8 either."""
-    replaced = sample.decode(errors="replace")
-    invalid = replaced.count("\ufffd")
-    valid = sum(1 for character in replaced if character > "\x7f") - invalid
-    return invalid > valid
-
-
-@functools.lru_cache(maxsize=4)
 def _guess(sample: bytes) -> str | None:
     """Return the likely encoding, by the name that iconv knows."""
-    if sum(byte > 0x7F for byte in itertools.islice(sample, _GUESS_BYTES)) < _MIN_EVIDENCE_BYTES:
-        return None
     import charset_normalizer
 
     shown = sample[:_GUESS_BYTES]

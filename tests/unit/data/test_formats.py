@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from chinchilla_ds.data import encodings, parts
+from chinchilla_ds.data import parts
 from chinchilla_ds.data.parts import Mended, Problem
 from chinchilla_ds.data.readers import parts_of, read_part
 from chinchilla_ds.data.sources import find_source
@@ -120,7 +120,7 @@ def test_deep_nesting_in_an_array_and_in_a_line(tmp_path: Path) -> None:
 
 
 def test_an_array_that_is_cut_off(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", json.dumps(RECORDS).encode()[:-30])
+    path = write(tmp_path / "a.json", json.dumps(RECORDS).encode()[:-10])
     assert texts(path) == TEXTS[:2]
     assert problems(path)[-1] == f"{path} is not JSON: its array does not end; it may be cut off"
 
@@ -235,12 +235,13 @@ def test_an_arrow_folder_that_names_files_elsewhere(tmp_path: Path) -> None:
 
 # ---- encodings -------------------------------------------------------------------------------------------------------
 
-CHINESE = "第一回，甄士隐梦幻识通灵，贾雨村风尘怀闺秀。此开卷第一回也。作者自云曾历过一番梦幻之后，故将真事隐去。\n"
-TRADITIONAL = "第一回，甄士隱夢幻識通靈，賈雨村風塵懷閨秀。此開卷第一回也。作者自云曾歷過一番夢幻之後，故將真事隱去。\n"
+CHINESE = "第一回,甄士隐梦幻识通灵,贾雨村风尘怀闺秀。此开卷第一回也。作者自云曾历过一番梦幻之后,故将真事隐去。\n"
+TRADITIONAL = "第一回,甄士隱夢幻識通靈,賈雨村風塵懷閨秀。此開卷第一回也。作者自云曾歷過一番夢幻之後,故將真事隱去。\n"
 JAPANESE = (
-    "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗いじめじめした所で泣いていた。\n"
+    "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"
+    "何でも薄暗いじめじめした所でニャーニャー泣いていた事だけは記憶している。\n"
 )
-RUSSIAN = "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"
+RUSSIAN = "Известно, что все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему.\n"
 
 
 @pytest.mark.parametrize(
@@ -268,10 +269,10 @@ def test_another_encoding_is_one_line_with_a_guess(
     content = ("text\n" * (name == "a.csv") + line * 1500).encode(codec)
     path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
     (message,) = problems(path)
-    assert message.startswith(f"{path}") and " is not UTF-8: " in message
+    assert message.startswith(f"{path}")
+    assert " is not UTF-8: " in message
     assert named in message
     assert "iconv -f " in message
-    encodings._sample.cache_clear()
 
 
 def test_a_few_stray_bytes_in_utf8_are_each_told_and_nothing_is_guessed(tmp_path: Path) -> None:
