@@ -190,7 +190,7 @@ class PreparedData(Manifest):
             DataError: listing those that have not.
         """
         sizes = {} if self.files is None else {name: file.num_bytes for name, file in self.files.items()}
-        check_sizes(self.folder, {**sizes, **self._dataset_sizes()})
+        check_sizes(self.folder, {**sizes, **self.dataset_sizes()})
         if (found := tokenizer_sha256(self.tokenizer_path)) != self.tokenizer_sha256:
             raise DataError(
                 f"{self.tokenizer_path} is not the tokenizer that the text was prepared with: its hash is {found}, the "
@@ -207,7 +207,7 @@ class PreparedData(Manifest):
         """
         return 0 if self.files is None else check_content(self.folder, self.files, max_bytes=max_bytes)
 
-    def _dataset_sizes(self) -> dict[str, int]:
+    def dataset_sizes(self) -> dict[str, int]:
         """Return the bytes of the datasets, which follow from the numbers of tokens and documents."""
         token_bytes = 2 if self.vocab_size < UINT16_VOCAB_SIZE else 4
         datasets = {
@@ -236,7 +236,7 @@ def _of_tree(tree: Any, *, folder: Path) -> PreparedData:
     if (version == PREPARED_FORMAT_VERSION) != (manifest.files is not None):
         raise DataError("manifest.files is missing" if manifest.files is None else "manifest.files is not a field")
     if manifest.files is not None:
-        wanted = {*prepared._dataset_sizes()}
+        wanted = {*prepared.dataset_sizes()}
         problems = [f"manifest.files lacks {name}" for name in sorted(wanted - manifest.files.keys())]
         problems += [f"manifest.files names {name!r}" for name in manifest.files if not _is_inside(name)]
         if problems:
