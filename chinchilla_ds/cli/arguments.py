@@ -178,7 +178,7 @@ def path(text: str) -> Path:
     longest = max(len(os.fsencode(part)) for part in text.split("/"))
     if longest > _LONGEST_NAME_BYTES or len(os.fsencode(text)) > _LONGEST_PATH_BYTES:
         raise argparse.ArgumentTypeError(
-            f"{text[:80]!r}... is no path: names have at most {_LONGEST_NAME_BYTES} bytes, and paths {_LONGEST_PATH_BYTES}"
+            f"{text[:80]!r}... is too long: names have at most {_LONGEST_NAME_BYTES} bytes, paths {_LONGEST_PATH_BYTES}"
         )
     return Path(text)
 

@@ -162,10 +162,11 @@ def csv_files(content: bytes) -> st.SearchStrategy[bytes]:
     return st.one_of(tables(content), tables(content), damaged(content))
 
 
+# No path of the machine's own: a flag may name an output, and tests may run as root.
 _WORDS = (
     "", " ", "-", "--", "---", "-1", "0", "1", "1e400", "nan", "inf", "1e21", "7B", "9" * 400, "a\0b",
-    "../..", "/", "/dev/null",
-    "/dev/zero", "/proc/self/mem", "?", "#", "%", "文", "\udcff", "=", "--=x", "-h x", "@file", "a" * 300,
+
+    "?", "#", "%", "文", "\udcff", "=", "--=x", "-h x", "@file", "a" * 300,
     "true", "[1]", "{}", "-nan",
     "1e308FLOPs", "1e-320", "0x10", "1_0", "1e3tokens", "½",
 )  # fmt: skip
