@@ -61,8 +61,6 @@ def run(arguments: argparse.Namespace) -> str:
         recipe, out = loaded.recipe, out or loaded.out
         if arguments.text_field is not None:
             raise ConfigError("--text-field beside a recipe, whose sources name theirs: drop it")
-    if arguments.workers is not None and arguments.workers < 1:
-        raise ConfigError(f"--workers is {arguments.workers} processes; it must be at least 1")
     if out is None:
         raise ConfigError("--out FOLDER is missing: where the prepared data goes")
     recipe = dataclasses.replace(recipe, **_changes(arguments))
