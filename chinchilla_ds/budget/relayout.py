@@ -1,6 +1,7 @@
 """An old plan on other ranks: the same model, the same batches, another layout."""
 
 import dataclasses
+import math
 
 from chinchilla_ds.budget.layout import validate_layout
 from chinchilla_ds.errors import LayoutError
@@ -22,7 +23,8 @@ def lay_out_again(old: RunPlan, *, like: RunPlan) -> RunPlan:
         return old
     per_rank, rest = divmod(global_batch_size, layout.data_parallel_size)
     if rest:
-        sizes = [size for size in range(1, global_batch_size + 1) if global_batch_size % size == 0]
+        low = [size for size in range(1, math.isqrt(global_batch_size) + 1) if global_batch_size % size == 0]
+        sizes = sorted({*low, *(global_batch_size // size for size in low)})
         nearest = sorted(sizes, key=lambda size: abs(size - layout.data_parallel_size))[:2]
         replica = layout.world_size // layout.data_parallel_size
         raise LayoutError(
