@@ -122,9 +122,18 @@ def parse_json(text: str | bytes, *, where: str, error: Error = ConfigError) -> 
         raise error(f"{where} is not JSON: {problem.msg.removesuffix(' at')} at {place}") from None
     except RecursionError:
         raise error(f"{where} is not JSON that can be read: {_TOO_DEEP}") from None
+    except _NonFiniteError as problem:
+        line = text.count("\n", 0, text.find(problem.written)) + 1
+        raise error(f"{where} is not JSON that can be read: {problem}, line {line}") from None
     except ValueError as problem:
         raise error(f"{where} is not JSON that can be read: {problem}") from None
     return data
+
+
+class _NonFiniteError(ValueError):
+    def __init__(self, written: str) -> None:
+        self.written = written
+        super().__init__(f"{written[:_SHOWN_CHARACTERS]} is not a finite number")
 
 
 _TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep"
@@ -148,12 +157,12 @@ def _integer(text: str) -> int:
 def _float(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f"{text[:_SHOWN_CHARACTERS]} is beyond the range of a float")
+        raise _NonFiniteError(text)
     return value
 
 
 def _constant(name: str) -> float:
-    raise ValueError(f"{name} is not a finite number")
+    raise _NonFiniteError(name)
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
@@ -345,6 +354,8 @@ def _problems(found: Any, cls: Any, where: str) -> Iterator[str]:
             if isinstance(bound, int)
             else f"{is_value}; it must be {word} {bound:g}"
         )
+    elif kind == "string_too_short":
+        yield f"{place} is empty"
     elif kind == "too_long":
         yield f"{is_value}; it must have {limits['max_length']} entries"
     elif kind == "enum":
