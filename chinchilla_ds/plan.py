@@ -118,6 +118,13 @@ class ModelShape:
             )
 
 
+FUNCTION_FIELDS = tuple(
+    field.name for field in dataclasses.fields(ModelShape) if field.name not in ("vocab_size", "seq_length", "init_std")
+)
+"""What decides which function given weights compute. Of the others, vocab_size lies within the table's rows, positions
+are rotary whatever the length, and init_std is used up when the weights are made."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
     """How the token budget is cut into optimizer steps."""
@@ -410,8 +417,8 @@ class RunPlan:
         if edited := [name for name in told if told[name] != follows[name]]:
             raise ConfigError(
                 [
-                    f"plan.{name} is {told[name]!r:.80}, but {follows[name]!r:.80} follows from the plan's other fields; "
-                    "it is there to be read: make the plan anew"
+                    f"plan.{name} is {told[name]!r:.80}, but {follows[name]!r:.80} follows from the plan's other "
+                    "fields; it is there to be read: make the plan anew"
                     for name in edited
                 ]
             )
@@ -425,7 +432,7 @@ REPORT = "report"
 
 
 def _contradictions(plan: RunPlan) -> Iterator[str]:
-    """Yield what of a plan's parts cannot be true together; what takes a count of the model is in budget.plan_checks."""
+    """Yield what of a plan cannot be true together; counts of the model are checked in budget.plan_checks."""
     if plan.device not in DEVICE_KINDS:
         yield f"device is {plan.device!r}; it must be one of {', '.join(DEVICE_KINDS)}"
     yield from plan.shape.contradictions()

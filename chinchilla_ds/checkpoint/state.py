@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 
 from chinchilla_ds.checkpoint.folder import PLAN_NAME
 from chinchilla_ds.errors import CheckpointError, ConfigError
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.plan import FUNCTION_FIELDS, ModelShape, RunPlan
 from chinchilla_ds.structured import build, parse_json, read_bytes
 
 LOSS_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -112,3 +112,20 @@ def state_problems(state: CheckpointState, plan: RunPlan) -> Iterator[str]:
         yield f"data_step is {state.data_step}, and its plan has {plan.batch.train_iters} batches (batch.train_iters)"
     if state.optimizer_step > state.attempts + 1:  # DeepSpeed may take a step of its own before the first
         yield f"optimizer_step is {state.optimizer_step}, and {state.attempts} steps were tried (attempts)"
+
+
+def shape_problems(saved: ModelShape, wanted: ModelShape, *, checkpoint: Path) -> list[str]:
+    """Return where a checkpoint's decoder differs from a plan's, so that its weights would compute something else.
+
+    Tensors of equal sizes do not tell: another rotary base, norm epsilon or split into heads fits them all.
+    """
+    different = [name for name in FUNCTION_FIELDS if getattr(saved, name) != getattr(wanted, name)]
+    problems = [
+        f"shape.{name} is {getattr(saved, name)} in the checkpoint {checkpoint} and {getattr(wanted, name)} in the plan"
+        for name in different
+    ]
+    if problems:
+        problems[-1] += (
+            f"; its weights belong to its own shape: give a plan of that shape, such as --plan {checkpoint / PLAN_NAME}"
+        )
+    return problems

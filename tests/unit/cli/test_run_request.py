@@ -151,12 +151,13 @@ def test_a_plan_files_layout_and_estimates_are_free_and_its_learning_is_not(tmp_
     key = key_of_plan(file, plan)
     elsewhere = tiny_plan(micro_batch_size=2, data_parallel_size=2, gradient_accumulation_steps=2, zero_stage=3)
     assert key_of_plan(file, dataclasses.replace(elsewhere, device="cuda", reasons=("of another machine",))) == key
+    twice = {"num_tokens": 2 * plan.num_tokens, "true_flops": 2 * plan.true_flops}
     others = [
         dataclasses.replace(plan, seed=1),
         dataclasses.replace(plan, precision=Precision.BF16),
         dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, num_layers=5)),
         dataclasses.replace(plan, optimizer=dataclasses.replace(plan.optimizer, beta2=0.99)),
-        dataclasses.replace(plan, batch=dataclasses.replace(plan.batch, global_batch_size=16)),
+        dataclasses.replace(plan, batch=dataclasses.replace(plan.batch, global_batch_size=16), **twice),
     ]
     assert len({key, *(key_of_plan(file, other) for other in others)}) == 1 + len(others)
     assert RunRequest(config=RunConfig()).key != key

@@ -132,6 +132,7 @@ def test_the_clock_of_rank_0_asks_and_all_ranks_save_after_the_step_that_says_so
     assert not saver.time_is_up(), "another rank's clock decides nothing"
     monkeypatch.setattr(saving.groups, "is_rank_zero", lambda: True)
     take_step(state)
+    state.data_step += 1
     state.step = StepResult(loss=4.0, grad_norm=1.0, learning_rate=1e-3, skipped=False, loss_scale=1.0, save=True)
     saver.save_if_due()
     assert steps_saved(saver) == [1]
