@@ -80,9 +80,10 @@ def choose_model(config: RunConfig, /) -> ModelChoice:
     """
     choice = _choose(config, laws=choose_laws(config.law, nominal_budget_flops=nominal_budget(config)))
     if choice.wanted_tokens > MAX_AMOUNT:
+        params = count_parameters(shape=choice.shape).total
         raise PlanError(
-            f"{format_flops(choice.compute_budget_flops)} on {format_count(count_parameters(shape=choice.shape).total)} "
-            f"parameters are {choice.wanted_tokens:.2g} tokens; at most {MAX_AMOUNT:.0e} can be planned: give a larger "
+            f"{format_flops(choice.compute_budget_flops)} on {format_count(params)} parameters are "
+            f"{choice.wanted_tokens:.2g} tokens; at most {MAX_AMOUNT:.0e} can be planned: give a larger "
             "model or a smaller budget"
         )
     unique_tokens = config.unique_tokens

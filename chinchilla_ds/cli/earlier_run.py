@@ -1,6 +1,7 @@
 """The run that a command goes on with: the last one of the same command, or the one that `--resume` names."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,11 @@ def continued(path: Path, /) -> Continued:
 
 
 # ---- --resume FOLDER -------------------------------------------------------------------------------------------------
+
+
+def named_run(name: str) -> Continued:
+    """Return the run of `--resume NAME`, which may be written from within it; raises as `continued` does."""
+    return continued(Path(os.path.abspath(name)))
 
 
 def take_over(arguments: Arguments, run: Continued, *, config: RunConfig) -> Arguments:

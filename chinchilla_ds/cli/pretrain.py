@@ -22,7 +22,7 @@ from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.budget.relayout import lay_out_again
 from chinchilla_ds.budget.report import format_plan
 from chinchilla_ds.cli.arguments import BESIDE_A_PLAN, Arguments, flag_of, parse
-from chinchilla_ds.cli.earlier_run import Continued, continued, find_run, take_over
+from chinchilla_ds.cli.earlier_run import Continued, find_run, named_run, take_over
 from chinchilla_ds.cli.endings import end_well
 from chinchilla_ds.cli.initial_weights import check_initial_tokenizer, check_initial_weights
 from chinchilla_ds.cli.output import check_output, output_errors
@@ -114,7 +114,7 @@ def _run_to_continue(arguments: Arguments, ds: Mapping[str, Any]) -> tuple[Conti
         raise ConfigError(problems)
     named, run = config.checkpoint.resume, None
     if named not in ("none", "latest"):
-        run = continued(Path(named))
+        run = named_run(named)
         return run, take_over(arguments, run, config=config)
     if named == "latest":
         run = find_run(RunRequest(config=config, plan=arguments.plan))

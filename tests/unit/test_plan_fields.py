@@ -106,9 +106,12 @@ def refusal(text: str, folder: Path) -> str | None:
     try:
         plan = read_plan(path)
     except (ConfigError, LayoutError) as error:
-        assert error.problems
-        assert all("\n" not in problem and len(problem) < 500 for problem in error.problems)
-        return str(error)
+        problems = error.problems
+    else:
+        problems = ()
+    if problems:
+        assert all("\n" not in problem and len(problem) < 500 for problem in problems)
+        return "\n".join(problems)
     assert plan == RunPlan.from_json(plan.to_json())
     return None
 
@@ -274,5 +277,5 @@ def test_a_layout_of_many_ranks_is_read_back(tmp_path: Path) -> None:
 
 
 def test_more_tokens_than_can_be_counted_have_no_plan() -> None:
-    with pytest.raises(PlanError, match="tokens; at most 1e[+]18 can be planned"):
+    with pytest.raises(PlanError, match=r"tokens; at most 1e\+18 can be planned"):
         make_plan(RunConfig(compute_budget_flops=1e33, num_params=1e7), world_size=1, device="cpu")
