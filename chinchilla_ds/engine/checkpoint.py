@@ -123,7 +123,14 @@ class Checkpointer:
         values = rehearsal.sample_values(states)
         self._write(checkpoint, blocks=rehearsal.sample_blocks(values, rank=rank), state=self._completed(state, states))
         problems = rehearsal.read_back(checkpoint, values=values, rank=rank, plan=self.engine.plan)
-        self._agree([f"rank {rank}: {problem}" for problem in problems], kind=OutputError)
+        where = (
+            f"rank {rank} cannot read back a first, small checkpoint, which all ranks wrote; they must share its folder"
+        )
+        try:
+            self._agree([f"{where}: {problem}" for problem in problems], kind=OutputError)
+        except OutputError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         run_on_rank_zero(lambda: shutil.rmtree(folder))
 
     def _agree(self, problems: list[str], *, kind: type[ChinchillaError]) -> None:
