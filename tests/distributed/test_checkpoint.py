@@ -246,11 +246,14 @@ def test_states_that_no_checkpoint_can_hold_are_refused_before_the_first_step(tm
 def test_a_folder_that_one_rank_does_not_see_is_an_error_on_every_rank(tmp_path):
     def rehearse(engine):
         mine = tmp_path / f"disk-of-rank-{torch.distributed.get_rank()}"
-        with pytest.raises(OutputError, match="cannot write the checkpoint .* No such file or directory"):
+        with pytest.raises(OutputError, match=r"cannot read back .* they must share its folder") as error:
             checkpoint.Checkpointer(engine, folder=mine, ds_config={}).rehearse(state_at(0))
-        return True
+        assert list(mine.iterdir()) == []
+        return error.value.problems
 
-    assert harness.on_engine(Case(zero=1, dp=2).plan(), rehearse) == [True, True]
+    first, second = harness.on_engine(Case(zero=1, dp=2).plan(), rehearse)
+    assert first == second
+    assert any("__1_0.distcp cannot be read: No such file" in problem for problem in first)
 
 
 def test_what_is_read_back_must_be_what_was_written(tmp_path):
@@ -264,7 +267,7 @@ def test_what_is_read_back_must_be_what_was_written(tmp_path):
             file.write_bytes(file.read_bytes()[::-1])
 
         saver._write = write_and_spoil
-        with pytest.raises(OutputError, match="rank 0: .*__0_0.distcp is damaged"):
+        with pytest.raises(OutputError, match=r"rank 0 .*__0_0\.distcp is damaged"):
             saver.rehearse(state_at(0))
         return True
 
