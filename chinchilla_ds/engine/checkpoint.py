@@ -111,8 +111,9 @@ class Checkpointer:
             state: As for `save`.
 
         Raises:
-            CheckpointError: the optimizer keeps states that a checkpoint cannot hold, or what is read back differs.
-            OutputError: the folder cannot be written, is too full for a checkpoint, or is not shared by all ranks.
+            CheckpointError: the optimizer keeps states that a checkpoint cannot hold.
+            OutputError: the folder cannot be written, is too full for a checkpoint, is not shared by all ranks, or
+                gives back something else.
         """
         states, rank = self._states(), dist.get_rank(self._group)
         self._agree(rehearsal.precision_problems(states), kind=CheckpointError)
@@ -123,9 +124,7 @@ class Checkpointer:
         values = rehearsal.sample_values(states)
         self._write(checkpoint, blocks=rehearsal.sample_blocks(values, rank=rank), state=self._completed(state, states))
         problems = rehearsal.read_back(checkpoint, values=values, rank=rank, plan=self.engine.plan)
-        where = (
-            f"rank {rank} cannot read back a first, small checkpoint, which all ranks wrote; they must share its folder"
-        )
+        where = f"rank {rank} cannot read back a small checkpoint that all ranks wrote; they must share its folder"
         try:
             self._agree([f"{where}: {problem}" for problem in problems], kind=OutputError)
         except OutputError:
