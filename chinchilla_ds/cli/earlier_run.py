@@ -21,7 +21,7 @@ from chinchilla_ds.cli.run_request import (
     learning_part,
     plain_config,
 )
-from chinchilla_ds.config import RunConfig
+from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import CheckpointError, ChinchillaError
 from chinchilla_ds.plan import RunPlan
 
@@ -63,10 +63,15 @@ def find_run(request: RunRequest) -> Continued | None:
         return None
     with folders.reported_as(runs):
         saved = [path for path in runs.iterdir() if folders.list_checkpoints(path / folders.CHECKPOINTS_NAME)]
-        newest_first = sorted(saved, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        newest_first = sorted(saved, key=_saved_at, reverse=True)
     key = request.key
     found = next((folder for folder in newest_first if _key_of(folder) == key), None)
     return None if found is None else continued(found)
+
+
+def _saved_at(folder: Path) -> int:
+    """Return when a run saved last; the folder of the run itself changes with an evaluation or a look at it too."""
+    return (folder / folders.CHECKPOINTS_NAME).stat().st_mtime_ns
 
 
 def _key_of(folder: Path) -> str | None:
@@ -132,7 +137,7 @@ def named_run(name: str) -> Continued:
 def take_over(arguments: Arguments, run: Continued, *, config: RunConfig) -> Arguments:
     """Return the arguments of a command that names a run: what the run was asked for, where no flag says otherwise.
 
-    Output, text and tracking are the run's own. Layout and micro-batch are this command's, as its ds_config says them.
+    Output, text and tracking are the run's own. ZeRO and the micro-batch are this command's, as its ds_config says.
 
     Args:
         arguments: This command's.
@@ -155,7 +160,7 @@ def take_over(arguments: Arguments, run: Continued, *, config: RunConfig) -> Arg
         plan=plan,
         config=dataclasses.replace(
             before,
-            layout=config.layout,
+            layout=_layout(config.layout, before.layout, explicit=explicit),
             micro_batch_size=config.micro_batch_size,
             output=run.folder.parent,
             guards=_given(config.guards, before.guards, explicit=explicit),
@@ -169,6 +174,17 @@ def _given(here: Any, before: Any, *, explicit: frozenset[str]) -> Any:
     """Return `before` with the fields that flags have set here."""
     names = (field.name for field in dataclasses.fields(here) if field.name in explicit)
     return dataclasses.replace(before, **{name: getattr(here, name) for name in names})
+
+
+def _layout(here: LayoutConfig, before: LayoutConfig, *, explicit: frozenset[str]) -> LayoutConfig:
+    """Return the layout that is asked for here, with the run's own where neither a flag nor the ds_config says any."""
+    default, always_said = LayoutConfig(), ("zero_stage", "offload_optimizer", "offload_param")
+    unsaid = [
+        field.name
+        for field in dataclasses.fields(here)
+        if field.name not in explicit.union(always_said) and getattr(here, field.name) == getattr(default, field.name)
+    ]
+    return dataclasses.replace(here, **{name: getattr(before, name) for name in unsaid})
 
 
 def _different_flags(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -> Iterator[str]:

@@ -81,7 +81,8 @@ def _run(arguments: Arguments, *, started_s: float, stop: StopRequest) -> int:
     config = arguments.config
     plan = _plan(arguments, world_size=world_size)
     if run is not None:
-        plan = lay_out_again(run.plan, like=plan)
+        is_asked = config.micro_batch_size is not None or arguments.plan is not None
+        plan = lay_out_again(run.plan, like=plan, micro_batch_is_asked=is_asked)
     elif config.checkpoint.init_from is not None:
         check_initial_weights(config.checkpoint.init_from, plan=plan)
     resolved = ds_json.resolve(ds, plan)

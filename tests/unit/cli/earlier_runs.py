@@ -34,12 +34,13 @@ def save(run: Path, iteration: int, *, plan: RunPlan | None = None, edits: Any =
 
 
 def begin(request: RunRequest, name: str, *, at_s: int, saved: tuple[int, ...] = (4,), complete: bool = False) -> Path:
-    """Make the folder of a run that was touched last at a given time."""
+    """Make the folder of a run that saved last at a given time."""
     folder = request.config.output / name
     folder.mkdir(parents=True)
     (folder / "request.json").write_text(request.to_json())
     (folder / "plan.json").write_text(tiny_plan(train_iters=TRAIN_ITERS).to_json())
     for iteration in saved:
         save(folder, iteration, complete=complete)
-    os.utime(folder, (at_s, at_s))
+    if saved:
+        os.utime(folder / folders.CHECKPOINTS_NAME, (at_s, at_s))
     return folder

@@ -20,6 +20,7 @@ from chinchilla_ds.config import (
     SaveInterval,
 )
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.plan import Recompute
 from chinchilla_ds.testing import tiny_plan
 from tests.unit.cli.earlier_runs import TRAIN_ITERS, begin, save, state_at
 
@@ -55,6 +56,7 @@ def test_a_run_that_has_ended_is_found_as_such(request_: RunRequest) -> None:
     assert (found := find_run(request_)) is not None
     assert (found.folder, found.is_finished) == (folder, True)
     begin(request_, "--resume none", at_s=int(folder.stat().st_mtime) + 100)
+    (folder / "evaluation.json").touch()
     assert (found := find_run(request_)) is not None
     assert not found.is_finished, "another was begun since"
 
@@ -231,6 +233,18 @@ def test_a_run_goes_on_in_its_own_place_with_what_it_was_asked_for(tmp_path: Pat
         checkpoint=dataclasses.replace(before.checkpoint, keep=30, resume=str(run.folder)),
     )
     assert RunRequest(config=taken.config).key == RunRequest(config=before).key
+
+
+def test_the_layout_is_the_runs_own_where_nothing_else_is_said(tmp_path: Path) -> None:
+    own = LayoutConfig(
+        tensor_model_parallel_size=2, pipeline_model_parallel_size=2, zero_stage=3, sequence_parallel=True
+    )
+    request = RunRequest(config=RunConfig(layout=own, output=tmp_path / "runs"))
+    run = continued(begin(request, "run", at_s=100))
+    assert taken_over(run).config.layout == dataclasses.replace(own, zero_stage=0), "ZeRO is the ds_config's"
+    flags = ("--tensor-model-parallel-size", "1", "--no-sequence-parallel", "--recompute", "full")
+    said = LayoutConfig(pipeline_model_parallel_size=2, recompute=Recompute.FULL)
+    assert taken_over(run, *flags).config.layout == said
 
 
 def test_a_run_that_was_moved_goes_on_where_it_is_now(request_: RunRequest, tmp_path: Path) -> None:
