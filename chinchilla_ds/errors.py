@@ -15,6 +15,7 @@ Anything else that escapes is a bug of ours and keeps its traceback.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -96,6 +97,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the known name nearest to `name`, or the empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_NOT_OUR_DOING = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ELOOP,
+    errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR,
+}  # fmt: skip
+"""What the operating system answers for the machine's own state. A file that is missing or there already is rather a
+bug of ours, where nobody has said so before."""
+
+
+def machine_problem(error: OSError) -> str | None:
+    """Return one line for an error that the user's machine or paths have caused; None for one that may be a bug."""
+    if error.errno not in _NOT_OUR_DOING:
+        return None
+    return f"{error.filename}: {reason(error)}" if error.filename is not None else reason(error)
 
 
 def reason(error: OSError) -> str:
