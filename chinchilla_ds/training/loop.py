@@ -65,7 +65,8 @@ def pretrain(
 
     Raises:
         DivergedError: losses or gradients are no numbers, batch after batch.
-        CheckpointError: no checkpoint in `resume_from` is whole, or it is of other text.
+        CheckpointError: no checkpoint in `resume_from` is whole, it is of other text, or the optimizer keeps what
+            cannot be saved.
         OutputError: a checkpoint cannot be written.
     """
     guards, saving, stop = guards or GuardConfig(), saving or CheckpointConfig(), stop or StopRequest()
@@ -116,7 +117,8 @@ class _Run:
         self.watchdog = Watchdog(timeout_s=guards.hang_timeout_s, run_folder=run_folder, rank=groups.global_rank())
 
     def begin(self, resume_from: Path | None, *, init_from: Path | None) -> None:
-        """Go on from a checkpoint, or begin with given or with fresh weights."""
+        """Try a save; then go on from a checkpoint, or begin with given or with fresh weights."""
+        self.saver.rehearse()
         if resume_from is not None:
             self.saver.resume(resume_from)
         elif init_from is not None:
