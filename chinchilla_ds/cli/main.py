@@ -29,6 +29,7 @@ COMMANDS = {
     "memory": Command("chinchilla_ds.cli.memory", "show what a plan needs per device, stage by stage"),
     "generate": Command("chinchilla_ds.cli.generate", "continue prompts with a trained model"),
     "evaluate": Command("chinchilla_ds.cli.evaluate", "bits per byte, perplexity and tasks of a trained model"),
+    "track": Command("chinchilla_ds.cli.track", "bring MLflow to what a run's metrics.jsonl holds"),
     "checkpoint inspect": Command("chinchilla_ds.cli.checkpoint_inspect", "show what a run's checkpoints hold"),
     "checkpoint verify": Command("chinchilla_ds.cli.checkpoint_verify", "read checkpoints in full and name damage"),
     "checkpoint convert": Command("chinchilla_ds.cli.checkpoint_convert", "weights alone, or DeepSpeed's format"),

@@ -1,0 +1,71 @@
+"""Where a run is kept in MLflow. Needs no MLflow to be made or printed."""
+
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chinchilla_ds.errors import TrackingError
+from chinchilla_ds.tracking.redaction import public_uri, uri_problem
+
+DEFAULT_EXPERIMENT = "chinchilla-ds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlflowDestination:
+    """A tracking server or database, an experiment and the run's name."""
+
+    tracking_uri: str = field(repr=False)
+    """May hold a password: printed as `short_uri` alone."""
+    run_name: str
+    experiment: str = DEFAULT_EXPERIMENT
+    artifact_location: str | None = None
+    """URI of a new experiment's artifacts; None leaves it to the tracking server."""
+
+    @classmethod
+    def resolve(cls, *, output: Path, run_name: str, tracking_uri: str | None = None) -> "MlflowDestination":
+        """Return what MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say, or an SQLite file in the output folder.
+
+        Args:
+            output: Holds the SQLite file.
+            run_name: The run's name.
+            tracking_uri: In place of MLFLOW_TRACKING_URI.
+        """
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if uri:
+            return cls(tracking_uri=uri, run_name=run_name, experiment=experiment)
+        folder = output.resolve()
+        return cls(
+            tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
+            run_name=run_name,
+            experiment=experiment,
+            artifact_location=(folder / "mlartifacts").as_uri(),
+        )
+
+    @property
+    def ui_command(self) -> str:
+        """The shell command that opens the UI, or the address to open where a server runs already."""
+        if self.tracking_uri.startswith(("http://", "https://")):
+            return f"open {self.short_uri} in a browser"
+        if public_uri(self.tracking_uri) != self.tracking_uri:
+            return 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.short_uri)}"
+
+    @property
+    def short_uri(self) -> str:
+        """The tracking URI to print: without a password, an SQLite path under the working directory made relative."""
+        path = Path(self.tracking_uri.removeprefix("sqlite:///"))
+        if self.tracking_uri.startswith("sqlite:///") and path.is_relative_to(Path.cwd()):
+            return f"sqlite:///{path.relative_to(Path.cwd())}"
+        return public_uri(self.tracking_uri)
+
+
+def check_uri(tracking_uri: str, /) -> None:
+    """Check that no part of a tracking URI would be taken for another.
+
+    Raises:
+        TrackingError: it cannot be an address.
+    """
+    if problem := uri_problem(tracking_uri):
+        raise TrackingError(f"the tracking URI {public_uri(tracking_uri)} is not an address: {problem}")
