@@ -123,7 +123,7 @@ def _record(content: bytes, *, where: str) -> MetricRecord:
     moment = parse_json(content, where=where, error=TrackingError)
     if not isinstance(moment, dict):
         raise TrackingError(f"{where} is not an object")
-    step, time_s = moment.pop("step", None), moment.pop("time", None)
+    step, time_s = moment.pop("step", None), moment.pop("time", 0)  # a value counts more than when it was taken
     if type(step) is not int or not 0 <= step < _MAX_STEP:
         raise TrackingError(f"{where} has the step {_shown(step)}, which is not a number of steps")
     if type(time_s) not in (int, float) or not 0 <= time_s <= MAX_TIME_S:

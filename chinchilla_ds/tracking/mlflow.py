@@ -8,18 +8,20 @@ import dataclasses
 import itertools
 import shlex
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.errors import ChinchillaError, ConfigError, TrackingError
 from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.structured import read_bytes
 from chinchilla_ds.tracking.destination import MlflowDestination, check_uri
 from chinchilla_ds.tracking.metrics_file import METRICS_FILE, MetricsReader
 from chinchilla_ds.tracking.mlflow_database import ensure_database
 from chinchilla_ds.tracking.mlflow_run import RunFinder
 from chinchilla_ds.tracking.mlflow_session import describe, environment, mlflow_session
-from chinchilla_ds.tracking.points import Columns, check_same_run, gather, same_value
+from chinchilla_ds.tracking.points import Columns, Point, ValuesByStep, check_same_run, gather, same_value
 from chinchilla_ds.tracking.process import Endings, FollowingProcess, follow, serve
 from chinchilla_ds.tracking.record import RunRecord
 from chinchilla_ds.tracking.tracker import RunStatus
@@ -108,64 +110,58 @@ class MlflowMirror:
         self.experiment = self._client.get_experiment(run.info.experiment_id).name
         self._params, self._tags, self._logged = dict(run.data.params), dict(run.data.tags), set(run.data.metrics)
         self._copied: set[str] = set()
-        self._stale: dict[tuple[str, int], set[float | None]] = {}
+        self._ahead: defaultdict[str, ValuesByStep] = defaultdict(dict)
+        """What MLflow has of steps that are not in metrics.jsonl yet: the run went back, and takes them again."""
         self._reader = MetricsReader(self._folder / METRICS_FILE)
         self._record = None
 
     def _send_metrics(self, record: RunRecord, *, is_ended: bool) -> None:
         """Send the new lines of metrics.jsonl; where it is read from its beginning, what MLflow lacks of them."""
         columns = gather(self._reader.records(is_ended=is_ended))
+        known = self._ahead.__getitem__
         if self._reader.begins_anew:
             self._check_same_run(columns)
-            missing, has_left = self._compare(columns)
-        else:
-            missing, has_left = columns, self._contradicts(columns)
-        if has_left:
+            known = self._history
+        if any(_went_another_way(known(key), columns.values_by_step(key)) for key in _BRANCH_METRICS):
             assert self.run_id is not None
             self._take(self._finder.make_anew(self.run_id, record=record))
-            missing = gather(self._reader.records(is_ended=is_ended))
-        self._send(missing)
+            columns, known = gather(self._reader.records(is_ended=is_ended)), self._history
+        self._send(columns, known=known)
 
     def _check_same_run(self, columns: Columns) -> None:
         try:
-            plan = RunPlan.from_json((self._folder / "plan.json").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, ConfigError):  # nothing to compare with
+            content = read_bytes(self._folder / "plan.json", what="plan")
+            plan = RunPlan.from_json(content.decode("utf-8", "replace"))
+        except ConfigError:  # nothing to compare with
             return
         check_same_run(columns, plan=plan)
 
-    def _compare(self, columns: Columns) -> tuple[Columns, bool]:
-        """Return the points that MLflow lacks, and whether it shows a way that the run has left."""
-        missing, has_left = Columns(), False
-        self._stale = {}
-        for key in {*columns, *_BRANCH_METRICS}:
-            history = self._client.get_metric_history(self.run_id, key) if key in self._logged else ()
-            known = {(metric.step, same_value(metric.value)) for metric in history}
-            missing.add(key, (point for point in columns.points(key) if (point[0], same_value(point[1])) not in known))
-            if key in _BRANCH_METRICS:
-                here = columns.values_by_step(key)
-                has_left |= any(value not in here.get(step, {value}) for step, value in known)
-                for step, value in known:
-                    if step not in here:
-                        self._stale.setdefault((key, step), set()).add(value)
-        return missing, has_left
+    def _history(self, key: str) -> ValuesByStep:
+        """Return what MLflow has of a metric."""
+        values: ValuesByStep = {}
+        for metric in self._client.get_metric_history(self.run_id, key) if key in self._logged else ():
+            values.setdefault(metric.step, set()).add(same_value(metric.value))
+        return values
 
-    def _contradicts(self, columns: Columns) -> bool:
-        """Return whether new points contradict what MLflow has of the same steps from before the run went back."""
-        return any(
-            same_value(value) not in self._stale.get((key, step), {same_value(value)})
-            for key in _BRANCH_METRICS
-            for step, value, _ in columns.points(key)
-        )
-
-    def _send(self, columns: Columns) -> None:
+    def _send(self, columns: Columns, *, known: Callable[[str], ValuesByStep]) -> None:
+        """Send the points that are not known."""
         from mlflow.entities import Metric
 
-        points = ((key, point) for key in columns for point in columns.points(key))
-        for chunk in _chunks(points, _METRICS_PER_REQUEST):
+        for chunk in _chunks(self._missing(columns, known=known), _METRICS_PER_REQUEST):
             metrics = [Metric(key, value, time_ms, step) for key, (step, value, time_ms) in chunk]
             self._client.log_batch(self.run_id, metrics=metrics)
             self.num_sent += len(metrics)
         self._logged |= set(columns)
+
+    def _missing(self, columns: Columns, *, known: Callable[[str], ValuesByStep]) -> Iterator[tuple[str, Point]]:
+        """Yield the points that are not known, metric by metric, for a long run's history is large."""
+        for key in {**dict.fromkeys(columns), **dict.fromkeys(_BRANCH_METRICS)}:
+            values = known(key)
+            for point in columns.points(key):
+                if same_value(point[1]) not in values.get(point[0], ()):
+                    yield key, point
+            here = {step for step, _, _ in columns.points(key)}
+            self._ahead[key] = {step: found for step, found in values.items() if step not in here}
 
     def _send_settings(self, record: RunRecord) -> None:
         """Send parameters that MLflow lacks; a later value of one becomes a tag, for MLflow keeps the first."""
@@ -206,6 +202,11 @@ class MlflowMirror:
             elif path.name not in {item.path for item in self._client.list_artifacts(self.run_id)}:
                 self.notes.append(f"{path} is gone, and MLflow has no copy of it")
             self._copied.add(name)
+
+
+def _went_another_way(known: ValuesByStep, here: ValuesByStep) -> bool:
+    """Return whether a step has another value in MLflow than in metrics.jsonl."""
+    return any(not known[step] <= here[step] for step in known.keys() & here.keys())
 
 
 def _make_tables(tracking_uri: str) -> None:

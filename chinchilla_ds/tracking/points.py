@@ -11,6 +11,8 @@ from chinchilla_ds.tracking.tracker import MetricRecord
 
 Point = tuple[int, float, int]
 """Step, value, milliseconds since the epoch."""
+ValuesByStep = dict[int, set[float | None]]
+"""Values as `same_value` has them; more than one where a run went back within one process."""
 
 
 class Columns:
@@ -27,9 +29,9 @@ class Columns:
         """Yield the points of one metric; none where there is no such metric."""
         return zip(*self._columns.get(key, ((), (), ())), strict=True)
 
-    def values_by_step(self, key: str) -> dict[int, set[float | None]]:
-        """Return the values of one metric at each step; more than one where a run went back within one process."""
-        values: dict[int, set[float | None]] = {}
+    def values_by_step(self, key: str) -> ValuesByStep:
+        """Return the values of one metric at each step."""
+        values: ValuesByStep = {}
         for step, value, _ in self.points(key):
             values.setdefault(step, set()).add(same_value(value))
         return values

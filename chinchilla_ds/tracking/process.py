@@ -71,35 +71,45 @@ class FollowingProcess(NullTracker):
         if self._is_closed:
             return
         self._is_closed = True
-        process = self._process
-        if process is None or process.poll() is not None:
-            process = self._start()
-        if process is None:
+        if self._process is None or self._process.poll() is not None:
+            self._end(self._process)
+            self._process = self._start()
+        if self._process is None:
             return
-        assert process.stdin is not None
+        assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has ended by itself
-            process.stdin.write(status.value + "\n")
-            process.stdin.close()
-        try:
-            process.wait(self._close_timeout_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self._process.stdin.write(status.value + "\n")
+        if not self._end(self._process):
             _logger.warning(
                 "%s was not up to date within %g s of the run's end: %s brings it there",
                 self._name,
                 self._close_timeout_s,
                 self._remedy,
             )
-            return
-        self._listener.join()
-        if process.returncode < 0:
+        elif self._process.returncode < 0:
             _logger.warning(
                 "%s may lack what this run has logged, for its process was killed by signal %d: %s brings it there",
                 self._name,
-                -process.returncode,
+                -self._process.returncode,
                 self._remedy,
             )
+
+    def _end(self, process: "subprocess.Popen[str] | None") -> bool:
+        """Close the pipes and wait; return False where the process had to be killed."""
+        if process is None:
+            return True
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(self._close_timeout_s)
+            return True
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return False
+        finally:
+            self._listener.join()
 
     def _start(self) -> "subprocess.Popen[str] | None":
         search_path = os.pathsep.join(filter(None, [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH")]))
@@ -127,8 +137,9 @@ class FollowingProcess(NullTracker):
 
 
 def _pass_on(messages: IO[str]) -> None:
-    for line in messages:
-        _logger.warning("%s", parse_json(line, where="a message of the tracking process"))
+    with messages:
+        for line in messages:
+            _logger.warning("%s", parse_json(line, where="a message of the tracking process"))
 
 
 # ---- in the process --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ GOOD = '{"step": 1, "time": 5.5, "train/loss": 2.5}\n'
         (b'{"step": 1' + b"0" * 30 + b', "time": 1}\n', "which is not a number of steps"),
         (b'{"step": 2, "time": "now"}\n', "line 2 has the time 'now'"),
         (b'{"step": 2, "time": 1e300}\n', "line 2 has the time 1e+300"),
+        (b'{"step": 2, "time": null}\n', "line 2 has the time None"),
         (b'{"step": 2, "time": -1}\n', "line 2 has the time -1"),
         (b'{"step": 2, "time": 1, "x": "high"}\n', "line 2 has the value 'high' for x"),
         (b'{"step": 2, "time": 1, "x": [1]}\n', "line 2 has the value [1] for x"),
