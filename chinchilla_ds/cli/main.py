@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from chinchilla_ds.cli.arguments import Help, Parser
 from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError, did_you_mean
+from chinchilla_ds.tracking.redaction import redacted
 
 
 class Command(NamedTuple):
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if text := run_command(words):
             print(text, flush=True)
     except ChinchillaError as error:
-        sys.stderr.write("".join(f"error: {problem}\n" for problem in error.problems))
+        sys.stderr.write("".join(f"error: {redacted(problem)}\n" for problem in error.problems))
         return EXIT_CODE_USER_ERROR
     except KeyboardInterrupt:
         return _SIGINT_EXIT_CODE

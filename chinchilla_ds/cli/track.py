@@ -30,7 +30,7 @@ _FILES = ("plan.json", "ds_config.json", "environment.json", "sample.txt")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.add_argument("run", type=path, metavar="RUN", help="a run's folder")
-    text = "MLflow's place (default: MLFLOW_TRACKING_URI, or mlflow.db beside the run); a password is safer there"
+    text = "MLflow's place (default: MLFLOW_TRACKING_URI, else where it was tracked, else mlflow.db beside it)"
     flag(parser, "tracking-uri", _uri, text, metavar="URI")
     parser.add_argument("--uri", dest="tracking_uri", type=_uri, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -45,8 +45,9 @@ def run(arguments: argparse.Namespace) -> str:
     folder: Path = arguments.run
     _check_run(folder)
     notes = _begin_record(folder)
+    place = folder.resolve()
     destination = MlflowDestination.resolve(
-        output=folder.resolve().parent, run_name=folder.resolve().name, tracking_uri=arguments.tracking_uri
+        output=place.parent, run_name=place.name, tracking_uri=arguments.tracking_uri, record=RunRecord.load(folder)
     )
     from chinchilla_ds.tracking.mlflow import track
 

@@ -2,11 +2,12 @@
 
 import os
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chinchilla_ds.errors import TrackingError
-from chinchilla_ds.tracking.redaction import public_uri, uri_problem
+from chinchilla_ds.tracking.record import RunRecord
+from chinchilla_ds.tracking.redaction import MASK, public_uri, uri_problem
 
 DEFAULT_EXPERIMENT = "chinchilla-ds"
 
@@ -23,16 +24,28 @@ class MlflowDestination:
     """URI of a new experiment's artifacts; None leaves it to the tracking server."""
 
     @classmethod
-    def resolve(cls, *, output: Path, run_name: str, tracking_uri: str | None = None) -> "MlflowDestination":
+    def resolve(
+        cls, *, output: Path, run_name: str, tracking_uri: str | None = None, record: RunRecord | None = None
+    ) -> "MlflowDestination":
         """Return what MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say, or an SQLite file in the output folder.
 
         Args:
             output: Holds the SQLite file.
             run_name: The run's name.
             tracking_uri: In place of MLFLOW_TRACKING_URI.
+            record: Of a run that was tracked before: where, unless something else is said now.
+
+        Raises:
+            TrackingError: the record's URI had a secret, which is not kept.
         """
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
-        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        record = record or RunRecord.new()
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or record.experiment or DEFAULT_EXPERIMENT
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or record.tracking_uri
+        if uri == record.tracking_uri and MASK in uri:
+            raise TrackingError(
+                f"the run {run_name} was tracked at {uri}, of which the secret part is not kept: set "
+                "MLFLOW_TRACKING_URI, or name a place by --tracking-uri"
+            )
         if uri:
             return cls(tracking_uri=uri, run_name=run_name, experiment=experiment)
         folder = output.resolve()
@@ -42,6 +55,11 @@ class MlflowDestination:
             experiment=experiment,
             artifact_location=(folder / "mlartifacts").as_uri(),
         )
+
+    def noted_in(self, record: RunRecord) -> RunRecord:
+        """Return the record with the place that the user named."""
+        named = "" if self.artifact_location is not None else public_uri(self.tracking_uri)
+        return replace(record, tracking_uri=named, experiment=self.experiment)
 
     @property
     def ui_command(self) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chinchilla_ds.tracking.background import BackgroundTracker
+from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.tracking.metrics_file import METRICS_FILE, MetricsReader, describe_skipped
 from chinchilla_ds.tracking.record import load_or_begin, write_durably
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
@@ -32,10 +33,18 @@ class JsonlBackend:
     the texts "NaN", "Infinity" and "-Infinity". A batch is written whole or not at all, and may be tried again.
     """
 
-    def __init__(self, *, path: Path) -> None:
+    def __init__(self, *, path: Path, followed_by: MlflowDestination | None = None) -> None:
+        """Open a run's record.
+
+        Args:
+            path: The metrics' file, in the run's folder; made where it does not exist.
+            followed_by: Who is brought to this record; kept in it for whoever does so afterwards.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        load_or_begin(path.parent)
+        record = load_or_begin(path.parent)
+        if followed_by is not None:
+            followed_by.noted_in(record).save(path.parent)
         self._is_continued = path.is_file()
         self._descriptor: int | None = None
         self._synced_s = 0.0
@@ -70,13 +79,15 @@ class JsonlBackend:
             os.close(self._descriptor)
 
 
-def jsonl_tracker(*, run_folder: Path) -> BackgroundTracker:
-    """Return a tracker that writes `metrics.jsonl` in the run's folder.
+def jsonl_tracker(*, run_folder: Path, followed_by: MlflowDestination | None = None) -> BackgroundTracker:
+    """Return a tracker that writes `metrics.jsonl` and `tracking.json` in the run's folder; see `JsonlBackend`.
 
     Lines do not gather: a step that a checkpoint holds should have its line, however the process ends.
     """
     return BackgroundTracker(
-        lambda: JsonlBackend(path=run_folder / METRICS_FILE), name=METRICS_FILE, batch_interval_s=0.0
+        lambda: JsonlBackend(path=run_folder / METRICS_FILE, followed_by=followed_by),
+        name=METRICS_FILE,
+        batch_interval_s=0.0,
     )
 
 

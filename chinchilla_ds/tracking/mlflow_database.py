@@ -18,6 +18,8 @@ from chinchilla_ds.errors import TrackingError
 LOCK_PATIENCE_S = 10.0
 """How long another process may hold the database; a batch of metrics takes milliseconds."""
 _PREFIX = "sqlite:///"
+_LEFT_BY_MIGRATION = r"SELECT count(*) FROM sqlite_master WHERE name LIKE '\_alembic\_tmp\_%' ESCAPE '\'"
+"""Tables that exist only while MLflow changes its schema."""
 
 
 def sqlite_path(tracking_uri: str, /) -> Path | None:
@@ -74,6 +76,11 @@ def _check(path: Path) -> None:
         with contextlib.closing(
             sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=LOCK_PATIENCE_S)
         ) as database:
-            database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            [(num_left,)] = database.execute(_LEFT_BY_MIGRATION)
     except sqlite3.Error as error:
         raise TrackingError(f"{path}: {error}") from None
+    if num_left:
+        raise TrackingError(
+            f"{path} was left half-made, or another process migrates it now; if it stays so, move it away: "
+            "`chinchilla-ds track` brings each run into a new one"
+        )

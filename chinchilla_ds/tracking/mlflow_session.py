@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import sqlite3
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it holds the password
 }
+_MAX_CHARACTERS = 400
 _CHATTY_LOGGERS = ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool")
 """They report every table of the first migration, and every failure with a traceback; what they say is raised too."""
 
@@ -44,6 +47,16 @@ def mlflow_session(tracking_uri: str, /) -> Iterator[None]:
 
 
 def describe(error: Exception, tracking_uri: str, /) -> str:
-    """Return the first line of what was raised, without secrets."""
-    text = "; ".join(error.problems) if isinstance(error, ChinchillaError) else f"{type(error).__name__}: {error}"
-    return redactor(tracking_uri)(text).splitlines()[0]
+    """Return one line about what was raised, without secrets: what lies at its root, or its own first line."""
+    root: BaseException = error
+    while cause := root.__cause__ or root.__context__:
+        root = cause
+    if isinstance(error, ChinchillaError):
+        text = "; ".join(error.problems)
+    elif isinstance(root, OSError) and root.strerror:
+        text = f"{root.strerror}: {root.filename}" if root.filename else root.strerror
+    elif isinstance(root, sqlite3.Error):
+        text = str(root)
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return textwrap.shorten(redactor(tracking_uri)(text).strip().splitlines()[0], _MAX_CHARACTERS)

@@ -38,6 +38,9 @@ class RunRecord:
     """By which its MLflow run is found on any server."""
     started_s: Annotated[float, Ge(0), Le(MAX_TIME_S)]
     """Seconds since the epoch."""
+    tracking_uri: str = ""
+    """The tracking server or database that the user named, without secrets; empty for the one beside the run."""
+    experiment: str = ""
     params: dict[str, str] = dataclasses.field(default_factory=dict)
     """Settings by name, with the first value that each had."""
     continued: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -18,6 +18,7 @@ _USERINFO = re.compile(r"(?<=://)(?!/)[^\s'\"<>]*@")
 _PREFIX = re.compile(r"[\w+.-]*:?/+")
 """A URI's scheme and slashes, as far as they are there."""
 _END_OF_AUTHORITY = re.compile(r"[/?#]")
+_HOST_AND_PORT = re.compile(r"[\w.-]+:[0-9]+(/|$)")
 _MIN_QUERY_SECRET_CHARACTERS = 4
 """Shorter values of a query are no secrets, and stand in other words."""
 
@@ -41,6 +42,8 @@ def uri_problem(uri: str, /) -> str | None:
     MLflow takes what has no scheme for a folder, which it makes, and quotes pieces of a password that it mistakes for
     a port.
     """
+    if _HOST_AND_PORT.match(uri):
+        return f"it has no scheme; write http://{uri}"
     if _is_path(uri) or "@" not in uri:
         return None
     _, separator, _, tail = _parts(uri)

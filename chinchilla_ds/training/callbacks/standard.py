@@ -29,8 +29,9 @@ def standard_callbacks(
     destination = MlflowDestination.resolve(output=output, run_name=run_folder.name)
     tracker: Tracker = NullTracker()
     if groups.owns_loss():
+        file = jsonl_tracker(run_folder=run_folder, followed_by=destination)
         mlflow = mlflow_tracker(destination=destination, run_folder=run_folder)
-        tracker = CompositeTracker([jsonl_tracker(run_folder=run_folder), mlflow])  # which is closed after its source
+        tracker = CompositeTracker([file, mlflow])  # closed in this order: the one reads what the other writes
     return (
         ProgressCallback(),
         TrackingCallback(tracker=tracker, device_type=cpu_backend.device().type),

@@ -1,7 +1,9 @@
 """`chinchilla-ds track`: whatever has happened, MLflow then holds what the run's folder holds."""
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
 import resource
 import shutil
@@ -9,7 +11,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +24,12 @@ from chinchilla_ds.cli.run_request import RunLock
 from chinchilla_ds.cli.track import status_of
 from chinchilla_ds.testing import tiny_plan
 from chinchilla_ds.tracking import mlflow_database
+from chinchilla_ds.tracking.destination import MlflowDestination
+from chinchilla_ds.tracking.jsonl import JsonlBackend
+from chinchilla_ds.tracking.mlflow import mlflow_tracker
 from chinchilla_ds.tracking.mlflow_session import mlflow_session
-from chinchilla_ds.tracking.tracker import RunStatus
+from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
+from tests.launching import ROOT, free_port
 from tests.unit.tracking.recorded import Recorded, everything, pairs_of, rows, runs_in, values_in_file, values_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs
@@ -44,6 +52,7 @@ def output(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """Where runs go, with an MLflow database."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    monkeypatch.chdir(tmp_path)  # where MLflow keeps the artifacts of places that do not say
     (tmp_path / "runs").mkdir()
     shutil.copy(template, tmp_path / "runs" / "mlflow.db")
     return tmp_path / "runs"
@@ -212,7 +221,7 @@ while not run.metrics.exists() or run.metrics.read_text().count("\\n") < 19 or n
     time.sleep(0.01)
 os.killpg(0, signal.SIGKILL)
 """
-    killed = subprocess.run([sys.executable, "-c", code], start_new_session=True, check=False, cwd=os.getcwd())
+    killed = subprocess.run([sys.executable, "-c", code], start_new_session=True, check=False, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
     [(_, status)] = runs_in(run.database, "tiny")
     assert status == "RUNNING", "control: nobody closed it"
@@ -341,10 +350,98 @@ def test_a_server_that_is_down_is_one_line_without_the_password(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("error: MLflow at http://***@127.0.0.1:9/?*** cannot be brought up to date: ")
-    assert "refused" in err
-    assert err.endswith("; the same command goes on where this one stopped\n")
+    assert err.endswith(" Connection refused; the same command goes on where this one stopped\n")
     assert "hidden" not in err
     assert "veiled" not in err
+
+
+def test_a_run_is_brought_where_it_was_tracked(
+    output: Path, capsys: pytest.CaptureFixture[str], template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = output.parent / "other.db"
+    shutil.copy(template, other)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "ours")
+    named = MlflowDestination.resolve(output=output, run_name="tiny", tracking_uri=f"sqlite:///{other}")
+    run = Recorded(output)
+    backend = JsonlBackend(path=run.metrics, followed_by=named)
+    backend.write([MetricRecord(metrics={"train/loss": 2.5}, step=1, time_s=5.0)])
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    assert main(["track", str(run.folder)]) == 0
+    assert f"in sqlite:///{other}, experiment ours" in capsys.readouterr().out
+    secret = dataclasses.replace(named, tracking_uri="http://me:hidden@host")
+    JsonlBackend(path=run.metrics, followed_by=secret)
+    assert "hidden" not in (run.folder / "tracking.json").read_text()
+    assert main(["track", str(run.folder)]) == 2
+    assert capsys.readouterr().err == (
+        "error: the run tiny was tracked at http://***@host, of which the secret part is not kept: set "
+        "MLFLOW_TRACKING_URI, or name a place by --tracking-uri\n"
+    )
+
+
+def test_a_uri_in_the_wrong_place_is_not_repeated_with_its_password(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["track", "runs/tiny", "http://me:hidden@host"]) == 2
+    assert capsys.readouterr().err == "error: 'http://***@host' belongs to no flag; --help lists them\n"
+
+
+@pytest.mark.slow
+def test_a_real_server_that_dies_and_comes_back(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By way of the process that follows the run, over HTTP."""
+    with mlflow_server(output.parent) as uri:
+        run = Recorded(output, uri=uri)
+        follower = mlflow_tracker(destination=run.destination, run_folder=run.folder)
+        run.write(range(1, 100))
+        wait_until(lambda: rows(output.parent / "server.db", "SELECT * FROM metrics WHERE step = 99"))
+    run.write(range(100, 200))
+    run.write([200], loss=math.inf)
+    ended(run)
+    follower.close(RunStatus.FINISHED)
+    assert main(["track", str(run.folder), "--uri", uri]) == 2
+    with mlflow_server(output.parent) as uri:
+        for sent in (303, 0):
+            capsys.readouterr()
+            assert main(["track", str(run.folder), "--uri", uri, "--json"]) == 0
+            assert json.loads(capsys.readouterr().out)["values_sent"] == sent
+        [(run_id, status)] = runs_in(output.parent / "server.db", "tiny")
+        assert status == "FINISHED"
+        assert set(values_of(output.parent / "server.db", run_id)) == values_in_file(run.metrics)
+        client = MlflowClient(tracking_uri=uri)
+        assert [item.path for item in client.list_artifacts(run_id)] == ["plan.txt"]
+        client.delete_run(run_id)
+        client.delete_experiment(client.get_run(run_id).info.experiment_id)
+        assert main(["track", str(run.folder), "--uri", uri]) == 0
+        assert runs_in(output.parent / "server.db", "tiny") == [(run_id, "FINISHED")]
+
+
+PORT = free_port()
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """Run a server, and kill it."""
+    uri = f"http://127.0.0.1:{PORT}"
+    place = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"]
+    command = [sys.executable, "-m", "mlflow", "server", *place, "--port", str(PORT), "--workers", "1"]
+    with (folder / "server.log").open("a") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_until(lambda: server.poll() is not None or _answers(f"{uri}/health"))
+        yield uri
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _answers(address: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=1):
+        return True
+    return False
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + 120.0
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def test_another_place_gets_a_run_of_its_own_and_the_first_stays_known(

@@ -65,6 +65,7 @@ def test_what_is_printed_passes_through() -> None:
         ("http://me:p@ss@host", None),
         ("sqlite:////a/me@work/m.db", None),
         ("databricks", None),
+        ("localhost:5000", "it has no scheme; write http://localhost:5000"),
         ("htp//me:secret@host", "no scheme"),
         ("me:secret@host", "no scheme"),
         ("http://me:se/cret@host", "write % as %25, / as %2F"),
