@@ -125,7 +125,8 @@ def _is_being_trained(folder: Path) -> bool:
 
 
 def _as_text(mirror: "MlflowMirror", destination: MlflowDestination, notes: list[str]) -> str:
-    sent = f"{mirror.num_sent:,} values that it lacked" if mirror.num_sent else "nothing: it has every value"
+    values = "1 value" if mirror.num_sent == 1 else f"{mirror.num_sent:,} values"
+    sent = f"{values} that it lacked" if mirror.num_sent else "nothing: it has every value"
     lines = [
         f"MLflow run    {destination.run_name}, {mirror.status}, in {destination.short_uri}, "
         f"experiment {mirror.experiment}",

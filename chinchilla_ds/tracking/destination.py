@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chinchilla_ds.errors import TrackingError
+from chinchilla_ds.tracking.mlflow_database import sqlite_path
 from chinchilla_ds.tracking.record import RunRecord
 from chinchilla_ds.tracking.redaction import MASK, public_uri, uri_problem
 
@@ -58,7 +59,10 @@ class MlflowDestination:
 
     def noted_in(self, record: RunRecord) -> RunRecord:
         """Return the record with the place that the user named."""
-        named = "" if self.artifact_location is not None else public_uri(self.tracking_uri)
+        path = sqlite_path(self.tracking_uri)
+        named = public_uri(self.tracking_uri) if path is None else f"sqlite:///{path.absolute()}"
+        if self.artifact_location is not None:
+            named = ""
         return replace(record, tracking_uri=named, experiment=self.experiment)
 
     @property

@@ -361,13 +361,14 @@ def test_a_run_is_brought_where_it_was_tracked(
     other = output.parent / "other.db"
     shutil.copy(template, other)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "ours")
-    named = MlflowDestination.resolve(output=output, run_name="tiny", tracking_uri=f"sqlite:///{other}")
+    named = MlflowDestination.resolve(output=output, run_name="tiny", tracking_uri="sqlite:///other.db")
     run = Recorded(output)
     backend = JsonlBackend(path=run.metrics, followed_by=named)
     backend.write([MetricRecord(metrics={"train/loss": 2.5}, step=1, time_s=5.0)])
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    assert json.loads((run.folder / "tracking.json").read_text())["tracking_uri"] == f"sqlite:///{other}", "absolute"
     assert main(["track", str(run.folder)]) == 0
-    assert f"in sqlite:///{other}, experiment ours" in capsys.readouterr().out
+    assert "in sqlite:///other.db, experiment ours\nsent          1 value that it lacked" in capsys.readouterr().out
     secret = dataclasses.replace(named, tracking_uri="http://me:hidden@host")
     JsonlBackend(path=run.metrics, followed_by=secret)
     assert "hidden" not in (run.folder / "tracking.json").read_text()
