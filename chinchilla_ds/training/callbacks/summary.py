@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chinchilla_ds.budget.scaling_laws import LAWS
-from chinchilla_ds.tracking.mlflow import MlflowDestination
+from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.training.callback import Callback, TrainingState
 from chinchilla_ds.units import format_count, format_duration, format_flops
 
