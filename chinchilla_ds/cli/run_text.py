@@ -2,11 +2,20 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from chinchilla_ds.data.prepared import PreparedData, is_prepared
+from chinchilla_ds.errors import DataError
+from chinchilla_ds.structured import build, read_json
 
 DATA_NAME = "data.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    prepared: Path
+    prepared_from_here: Path
 
 
 def place_of_text(prepared: PreparedData, *, run_folder: Path) -> str:
@@ -17,10 +26,16 @@ def place_of_text(prepared: PreparedData, *, run_folder: Path) -> str:
 
 
 def find_text(run_folder: Path, /) -> Path | None:
-    """Return the folder of a run's prepared text, where it still stands or has moved along with the run; else None."""
+    """Return the folder of a run's prepared text, where it still stands or has moved along with the run; else None.
+
+    Raises:
+        DataError: the file that says so is damaged.
+    """
     file = run_folder / DATA_NAME
     if not file.is_file():
         return None
-    places = json.loads(file.read_text(encoding="utf-8"))
-    found = (Path(places["prepared"]), run_folder / places["prepared_from_here"])
+    places: _Places = build(
+        _Places, read_json(file, what="the file", error=DataError), where=str(file), error=DataError
+    )
+    found = (places.prepared, run_folder / places.prepared_from_here)
     return next((place for place in found if is_prepared(place)), None)

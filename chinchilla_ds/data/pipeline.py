@@ -26,6 +26,7 @@ from chinchilla_ds.data.encode import EncodeTask, encode_segment
 from chinchilla_ds.data.held_out import NearTask, find_near, write_keys
 from chinchilla_ds.data.job import Job, run_tasks
 from chinchilla_ds.data.prepared import INPUTS_NAME, PREPARED_FORMAT_VERSION, PreparedData, is_prepared
+from chinchilla_ds.data.sentencepiece_json import check_exportable
 from chinchilla_ds.data.shards import remove_asides, segments_of, whole_folder
 from chinchilla_ds.data.sources import Corpus, Progress, identities, raise_problems
 from chinchilla_ds.data.split import Kept, held_out_threshold, tokenizer_sample
@@ -273,6 +274,7 @@ def _tokenizer(job: Job, kept: dict[str, list[Kept]], *, threshold: int) -> Path
         flat = [one for segments in kept.values() for one in segments]
         with whole_folder(folder) as aside:
             tokenizer = _make_tokenizer(job, flat, threshold=threshold)
+            check_exportable(tokenizer)  # said now, and not after the training
             tokenizer.save(aside / tokenizer.saved_as)
     job.progress(stage, 1.0)
     (path,) = folder.iterdir()
