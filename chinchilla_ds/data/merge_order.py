@@ -41,9 +41,13 @@ def merges_of(scores: Mapping[str, float], /) -> list[Merge]:
     for piece, merge in last.items():
         for part in merge:
             parts[part].append(piece)
+    runs: dict[str, list[str]] = defaultdict(list)
+    for piece in scores:
+        if len(set(piece)) == 1:
+            runs[piece[0]].append(piece)
     for group in tied.values():
         if len(group) > 1:
-            _check_tied(group, last, parts, scores)
+            _check_tied(group, last, scores, parts=parts, runs=runs)
     return [last[piece] for piece in sorted(last, key=lambda piece: (-scores[piece], -len(piece), piece))]
 
 
@@ -73,17 +77,18 @@ def merged(text: str, scores: Mapping[str, float], *, until: int = 1) -> list[st
 
 
 def _check_tied(
-    group: list[str], last: Mapping[str, Merge], parts: Mapping[str, list[str]], scores: Mapping[str, float]
+    group: list[str],
+    last: Mapping[str, Merge],
+    scores: Mapping[str, float],
+    *,
+    parts: Mapping[str, list[str]],
+    runs: Mapping[str, list[str]],
 ) -> None:
     """Check that pieces of one score never meet, or are runs of a character that can be put in order."""
-    runs: dict[str, list[str]] = defaultdict(list)
-    for piece in group:
-        if len(set(piece)) == 1:
-            runs[piece[0]].append(piece)
-    all_runs = {character: [piece for piece in scores if set(piece) == {character}] for character in runs}
-    whole = {character for character, found in runs.items() if len(found) == len(all_runs[character])}
+    repeated = {piece[0] for piece in group if len(set(piece)) == 1}
+    whole = {character for character in repeated if len({scores[piece] for piece in runs[character]}) == 1}
     for character in whole:
-        _check_runs(character, scores)
+        _check_runs(character, lengths=frozenset(map(len, runs[character])))
 
     def known(one: str, other: str) -> bool:
         return one[0] in whole and set(one) == set(other) and len(set(one)) == 1
@@ -110,9 +115,8 @@ def _can_meet(left: str, middle: str, right: str, scores: Mapping[str, float]) -
     return merged(left + middle + right, scores, until=3) == [left, middle, right]
 
 
-def _check_runs(character: str, scores: Mapping[str, float]) -> None:
+def _check_runs(character: str, *, lengths: frozenset[int]) -> None:
     """Compare both ways to merge runs of one character, step by step."""
-    lengths = frozenset(len(piece) for piece in scores if set(piece) == {character})
     for length in range(2, 3 * max(lengths) + 4):
         if list(_steps(length, lengths, longest_first=False)) != list(_steps(length, lengths, longest_first=True)):
             raise TiedScoresError(f"runs of {character!r} of one score cannot be put in an order")

@@ -28,7 +28,7 @@ def find_named(
         ChinchillaError: as `error`: the name is not one of a file, it is a link to somewhere else, or not a regular
             file.
     """
-    if Path(name).name != name or "\0" in name or name == "..":
+    if Path(name).name != name or "\0" in name or name in ("", ".."):
         raise error(f"{folder} names the file {name!r}, which is not a plain name of a file in it")
     path, home = folder / name, (home or folder)
     if not os.path.lexists(path):

@@ -76,6 +76,8 @@ def prepare_recipe(
         workers=Workers(num_workers or num_cores()),
     )
     if not _is_done(job):
+        if recipe.tokenizer is not None:
+            check_exportable(Tokenizer.load(recipe.tokenizer))  # said now, and not after hours of reading
         _build_in_place(job)
     return PreparedData.load(folder)
 
@@ -274,7 +276,7 @@ def _tokenizer(job: Job, kept: dict[str, list[Kept]], *, threshold: int) -> Path
         flat = [one for segments in kept.values() for one in segments]
         with whole_folder(folder) as aside:
             tokenizer = _make_tokenizer(job, flat, threshold=threshold)
-            check_exportable(tokenizer)  # said now, and not after the training
+            check_exportable(tokenizer)
             tokenizer.save(aside / tokenizer.saved_as)
     job.progress(stage, 1.0)
     (path,) = folder.iterdir()
@@ -283,7 +285,7 @@ def _tokenizer(job: Job, kept: dict[str, list[Kept]], *, threshold: int) -> Path
 
 def _make_tokenizer(job: Job, kept: Sequence[Kept], *, threshold: int) -> Tokenizer:
     if job.recipe.tokenizer is not None:
-        return Tokenizer.load(job.recipe.tokenizer)
+        return Tokenizer.load(job.recipe.tokenizer, trusted=True)
     num_bytes = sum(int(one.hashes_and_sizes()[1].sum()) for one in kept)
     vocab_size = job.recipe.vocab_size or choose_vocab_size(
         compute_budget_flops=get_law(DEFAULT_LAW).budget_for_tokens(num_tokens=num_bytes / _BYTES_PER_TOKEN)

@@ -24,6 +24,8 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 """SentencePiece's types of pieces (sentencepiece_model.proto)."""
 _BPE = 2
 _MODEL_TYPES = {1: "unigram", 3: "word", 4: "character"}
+_MAX_WORK = 50_000_000
+"""Squared lengths of pieces, summed; 256,000 pieces of natural text have a quarter of it, and take 4 s."""
 _PROBES = (
     "",
     " a  b   c\n\n\td ",
@@ -138,6 +140,8 @@ def _unsupported_pieces(proto: Any) -> Iterator[str]:
     if spaced := [name for name in names[_USER_DEFINED] if " " in name]:
         yield f"has a user-defined piece with a space in it, {spaced[0]!r}"
     characters = {name for name in names[_NORMAL] + names[_USER_DEFINED] if len(name) == 1}
+    if sum(len(name) ** 2 for name in names[_NORMAL]) > _MAX_WORK:
+        yield f"has pieces of up to {max(map(len, names[_NORMAL]))} characters, too long to be compared"
     if lost := [name for name in names[_NORMAL] if not characters.issuperset(name)]:
         yield f"has a piece, {lost[0]!r}, of characters that are not pieces"
 

@@ -20,9 +20,7 @@ def by_rank(text, ranks):
 
 
 def random_scores(generator, *, alphabet, levels):
-    pieces = {
-        "".join(generator.choices(alphabet, k=generator.randint(2, 5))) for _ in range(generator.randint(1, 8))
-    }
+    pieces = {"".join(generator.choices(alphabet, k=generator.randint(2, 5))) for _ in range(generator.randint(1, 8))}
     return {piece: float(-generator.randrange(levels)) for piece in sorted(pieces)}
 
 
@@ -30,7 +28,9 @@ def all_texts(alphabet, longest):
     return ["".join(text) for length in range(longest + 1) for text in itertools.product(alphabet, repeat=length)]
 
 
-@pytest.mark.parametrize(("alphabet", "longest", "levels"), [("ab", 9, 3), ("ab", 9, 1000), ("abc", 6, 4), ("a", 60, 2)])
+@pytest.mark.parametrize(
+    ("alphabet", "longest", "levels"), [("ab", 9, 3), ("ab", 9, 1000), ("abc", 6, 4), ("a", 60, 2)]
+)
 def test_what_is_not_refused_is_exact(alphabet, longest, levels):
     generator, texts, exact = random.Random(3), all_texts(alphabet, longest), 0
     for _ in range(120):
@@ -41,7 +41,11 @@ def test_what_is_not_refused_is_exact(alphabet, longest, levels):
             assert len(set(scores.values())) < len(scores), "different scores are never refused"
             continue
         exact += 1
-        wrong = [text for text in generator.sample(texts, min(150, len(texts))) if merged(text, scores) != by_rank(text, ranks)]
+        wrong = [
+            text
+            for text in generator.sample(texts, min(150, len(texts)))
+            if merged(text, scores) != by_rank(text, ranks)
+        ]
         assert wrong == [], scores
     assert exact > 30, "most of them can be put in an order"
 
