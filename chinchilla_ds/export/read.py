@@ -5,18 +5,20 @@ import functools
 import itertools
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from chinchilla_ds.budget import ds_config
 from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME, checkpoint_name
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.checkpoint.writer import WeightRows, library_versions, write_checkpoint
 from chinchilla_ds.data.named_files import read_named
-from chinchilla_ds.errors import ConfigError, DataError
+from chinchilla_ds.errors import ChinchillaError, ConfigError, DataError
 from chinchilla_ds.export import llama
 from chinchilla_ds.export.config_json import CONFIG_NAME, read_config, shape_of
 from chinchilla_ds.export.finite import count_non_finite, is_finite
@@ -78,16 +80,29 @@ def import_folder(source: Path, /, *, out: Path) -> Imported:
         checkpoint, files = Path(CHECKPOINTS_NAME) / checkpoint_name(0), aside / _TOKENIZER_NAME
         files.mkdir()
         tokenizer.save(files / tokenizer.saved_as)
-        write_checkpoint(
-            aside / checkpoint,
-            plan=plan,
-            ds_config=ds_config.emit(plan),
-            weights=weights.read(),
-            tokenizer=files / tokenizer.saved_as,
-            state=_before_the_first_step(tokenizer_sha256=tokenizer.sha256),
-        )
+        with _own_errors():
+            write_checkpoint(
+                aside / checkpoint,
+                plan=plan,
+                ds_config=ds_config.emit(plan),
+                weights=weights.read(),
+                tokenizer=files / tokenizer.saved_as,
+                state=_before_the_first_step(tokenizer_sha256=tokenizer.sha256),
+            )
         shutil.rmtree(files)
     return Imported(checkpoint=out / checkpoint, plan=plan, restored_plan=restored)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise what was raised where weights are read: torch wraps whatever happens while it writes."""
+    try:
+        yield
+    except CheckpointException as wrapped:
+        for error, _ in wrapped.failures.values():
+            if isinstance(error, ChinchillaError | OSError):
+                raise error from None
+        raise
 
 
 def _before_the_first_step(*, tokenizer_sha256: str) -> CheckpointState:
