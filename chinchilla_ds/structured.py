@@ -14,6 +14,7 @@ Files come from people, from other programs, from power cuts and from strangers.
 """
 
 import dataclasses
+import errno
 import functools
 import json
 import math
@@ -53,9 +54,12 @@ def open_regular(path: Path, /) -> BinaryIO:
         OSError: it cannot be opened, or is a folder, a FIFO, a socket or a device.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(None, "it is not a regular file")
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return open(descriptor, "rb")
 
 

@@ -87,7 +87,7 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.json", Path("/dev/zero")):
         with pytest.raises(ConfigError, match="not a regular file"):
             read_json(path, what="plan")
-    with pytest.raises(ConfigError, match=r"Is a directory|not a regular file"):
+    with pytest.raises(ConfigError, match="Is a directory"):
         read_json(tmp_path, what="plan")
     with pytest.raises(ConfigError, match="larger than 256 KiB"):
         read_yaml(tmp_path / "large.yaml", what="recipe")
