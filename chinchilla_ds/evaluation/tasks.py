@@ -48,9 +48,9 @@ def _check_task_files(folder: Path) -> None:
     Raises:
         ConfigError: naming every file that is not YAML.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
-    problems = []
+    problems: list[str] = []
     for path in sorted(folder.rglob("*.yaml")):
         try:
             yaml.compose(read_bytes(path, what="the task file"), Loader=yaml.SafeLoader)

@@ -163,7 +163,7 @@ def shape_of(config: Mapping[str, Any], /, *, place: str) -> ModelShape:
         padded_vocab_size=pad_vocab(vocab_size=llama.vocab_size),
         seq_length=llama.max_position_embeddings,
         tied_embeddings=bool(llama.tie_word_embeddings),
-        rotary_base=next(filter(None, (one.rope_theta for one in (*llama.rotary, llama))), 10000.0),
+        rotary_base=next(filter(None, [*(section.rope_theta for section in llama.rotary), llama.rope_theta]), 10000.0),
         norm_epsilon=llama.rms_norm_eps,
         init_std=llama.initializer_range,
     )
@@ -210,8 +210,8 @@ def _unsupported(llama: LlamaConfig) -> Iterator[str]:
     for section in llama.rotary:
         if (kind := section.rope_type or section.type or "default") != "default":
             yield f"rope_type is {kind!r}, and this decoder rotates without scaling, 'default'"
-    for one in (*llama.rotary, llama):
-        if (share := one.partial_rotary_factor) not in (None, 1.0):
+    for share in (*(section.partial_rotary_factor for section in llama.rotary), llama.partial_rotary_factor):
+        if share not in (None, 1.0):
             yield f"partial_rotary_factor is {share}, and this decoder rotates every channel, 1.0"
     stored = llama.quantization_config
     if stored is not None and stored.quant_method != QUANT_METHOD:

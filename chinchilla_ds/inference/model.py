@@ -47,6 +47,11 @@ class TrainedModel:
                 f"{reader.tokenizer_path} is not the tokenizer of the training text: its SHA-256 is "
                 f"{tokenizer.sha256[:12]}..., and the checkpoint was trained with {known[:12]}...; put that one there"
             )
+        if tokenizer.vocab_size > (rows := reader.plan.shape.padded_vocab_size):
+            raise CheckpointError(
+                f"{reader.tokenizer_path} has {tokenizer.vocab_size} tokens, and the model's embedding {rows} rows: it "
+                "is not the tokenizer of the training text; put that one there"
+            )
         return cls(reader=reader, tokenizer=tokenizer)
 
     @property
