@@ -246,7 +246,7 @@ class _Run:
 
     def _sample(self, path: Path) -> None:
         """Let the model write, on every rank, and keep it in `path`."""
-        tokenizer = Tokenizer.load(self.prepared.tokenizer_path)
+        tokenizer = Tokenizer.load(self.prepared.tokenizer_path, trusted=True)
         with self.watchdog.phase("the sample", scale=samples.NEW_TOKENS):
             sample = samples.draw_sample(
                 self.engine.next_token_logits, loader=self.loader, tokenizer=tokenizer, seed=self.plan.seed
