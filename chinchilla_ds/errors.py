@@ -8,6 +8,7 @@
     |-- DataError              the training text: missing, unreadable, or too small
     |-- CheckpointError        a checkpoint is missing, damaged, or of another model or text
     |-- OutputError            the output folder cannot be written
+    |-- TrackingError          a run's record or the place that keeps runs, such as MLflow, cannot be read or written
     |-- DivergedError          loss or gradients are no numbers, batch after batch
     `-- OutOfMemoryError       a rank needs more memory than there is
 
@@ -81,6 +82,10 @@ class CheckpointError(ChinchillaError):
 
 class OutputError(ChinchillaError):
     """The output folder cannot be written."""
+
+
+class TrackingError(ChinchillaError):
+    """A run's record cannot be read, or the place that keeps runs cannot be reached, read or written."""
 
 
 class DivergedError(ChinchillaError):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from chinchilla_ds.cli.arguments import Help, Parser
 from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError, did_you_mean, machine_problem
+from chinchilla_ds.tracking.redaction import redacted
 
 
 class Command(NamedTuple):
@@ -29,6 +30,7 @@ COMMANDS = {
     "memory": Command("chinchilla_ds.cli.memory", "show what a plan needs per device, stage by stage"),
     "generate": Command("chinchilla_ds.cli.generate", "continue prompts with a trained model"),
     "evaluate": Command("chinchilla_ds.cli.evaluate", "bits per byte, perplexity and tasks of a trained model"),
+    "track": Command("chinchilla_ds.cli.track", "bring MLflow to what a run's metrics.jsonl holds"),
     "checkpoint inspect": Command("chinchilla_ds.cli.checkpoint_inspect", "show what a run's checkpoints hold"),
     "checkpoint verify": Command("chinchilla_ds.cli.checkpoint_verify", "read checkpoints in full and name damage"),
     "checkpoint convert": Command("chinchilla_ds.cli.checkpoint_convert", "weights alone, or DeepSpeed's format"),
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(*problems: str) -> int:
-    sys.stderr.write("".join(f"error: {problem}\n" for problem in problems))
+    sys.stderr.write("".join(f"error: {redacted(problem)}\n" for problem in problems))
     return EXIT_CODE_USER_ERROR
 
 

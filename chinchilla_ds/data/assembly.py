@@ -38,7 +38,7 @@ def write(
 
     counts = {name: read_counts(shards[name]) + read_counts(encoded[name]) for name in shards}
     _check_sources(counts)
-    loaded = Tokenizer.load(tokenizer)
+    loaded = Tokenizer.load(tokenizer, trusted=True)
     everything = tuple(path for found in encoded.values() for path in found)
     parts = [(folder / "held_out", everything, 0, threshold)]
     parts += [(train_prefix(folder, name=name), tuple(found), threshold, 2**64) for name, found in encoded.items()]

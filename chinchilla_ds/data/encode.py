@@ -95,7 +95,7 @@ def _fates(task: EncodeTask, *, segment: Segment, keep: "npt.NDArray[np.bool_]")
 
 @lru_cache(maxsize=1)
 def _tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.load(path)
+    return Tokenizer.load(path, trusted=True)
 
 
 def token_dtype(vocab_size: int) -> "np.dtype[Any]":

@@ -26,6 +26,7 @@ from chinchilla_ds.data.encode import EncodeTask, encode_segment, read_counts
 from chinchilla_ds.data.held_out import NearTask, find_near, write_keys
 from chinchilla_ds.data.job import Job, run_tasks
 from chinchilla_ds.data.prepared import INPUTS_NAME, PREPARED_FORMAT_VERSION, PreparedData, is_prepared
+from chinchilla_ds.data.sentencepiece_json import check_exportable
 from chinchilla_ds.data.shards import remove_asides, segments_of, whole_folder
 from chinchilla_ds.data.sources import Corpus, Progress, identities, raise_problems
 from chinchilla_ds.data.split import Kept, held_out_threshold, tokenizer_sample
@@ -76,6 +77,8 @@ def prepare_recipe(
         workers=Workers(num_workers or num_cores()),
     )
     if not _is_done(job):
+        if recipe.tokenizer is not None:
+            check_exportable(Tokenizer.load(recipe.tokenizer))  # said now, and not after hours of reading
         _build_in_place(job)
     return PreparedData.load(folder)
 
@@ -290,6 +293,7 @@ def _tokenizer(job: Job, kept: dict[str, list[Kept]], *, threshold: int) -> Path
         flat = [one for segments in kept.values() for one in segments]
         with whole_folder(folder) as aside:
             tokenizer = _make_tokenizer(job, flat, threshold=threshold)
+            check_exportable(tokenizer)
             tokenizer.save(aside / tokenizer.saved_as)
     job.progress(stage, 1.0)
     (path,) = folder.iterdir()
@@ -298,7 +302,7 @@ def _tokenizer(job: Job, kept: dict[str, list[Kept]], *, threshold: int) -> Path
 
 def _make_tokenizer(job: Job, kept: Sequence[Kept], *, threshold: int) -> Tokenizer:
     if job.recipe.tokenizer is not None:
-        return Tokenizer.load(job.recipe.tokenizer)
+        return Tokenizer.load(job.recipe.tokenizer, trusted=True)
     num_bytes = sum(int(one.hashes_and_sizes()[1].sum()) for one in kept)
     vocab_size = job.recipe.vocab_size or choose_vocab_size(
         compute_budget_flops=get_law(DEFAULT_LAW).budget_for_tokens(num_tokens=num_bytes / _BYTES_PER_TOKEN)

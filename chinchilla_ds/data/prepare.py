@@ -1,6 +1,7 @@
 """A training run's text: prepared already, or prepared now from files; checked before anything slow begins."""
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.blend_file import epoch_problems, read_blend, with_blend
 from chinchilla_ds.data.corpus import Recipe, SourceRecipe, find_sources
 from chinchilla_ds.data.prepared import PreparedData, is_prepared
+from chinchilla_ds.data.sentencepiece_json import check_exportable
 from chinchilla_ds.data.sources import Progress
-from chinchilla_ds.data.tokenizer import MIN_VOCAB_SIZE
+from chinchilla_ds.data.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.units import format_count
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -123,7 +127,22 @@ def _check(data: DataConfig, *, vocab_size: int) -> PreparedData | None:
             f"{prepared.folder} was prepared with {prepared.vocab_size} tokenizer pieces and the plan has room for "
             f"{vocab_size}; leave --vocab-size out, or give {prepared.vocab_size}"
         )
+    if prepared is not None:
+        _check_tokenizer(prepared)
     return prepared
+
+
+def _check_tokenizer(prepared: PreparedData) -> None:
+    """Check that the tokenizer can be read, and say where no export will hold it: earlier versions took such ones.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    tokenizer = Tokenizer.load(prepared.tokenizer_path, home=prepared.folder)
+    try:
+        check_exportable(tokenizer)
+    except DataError as error:
+        _log.warning("%s; training goes on, and `chinchilla-ds export` will refuse", error)
 
 
 def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens: int, seq_length: int) -> None:
