@@ -4,7 +4,6 @@ import functools
 import io
 import shlex
 from pathlib import Path
-from typing import Any
 
 from chinchilla_ds.data.parts import NOT_UTF8, Problem
 from chinchilla_ds.data.streams import PACKED_SUFFIXES, ArchiveError, open_bytes
