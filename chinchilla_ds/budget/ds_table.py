@@ -259,6 +259,7 @@ _BUFFERS: Mapping[str, Key] = {
 _MONITOR: Mapping[str, Key] = {"enabled": _passed(BOOL), "output_path": _passed(TEXT), "job_name": _passed(TEXT)}
 _NAME = _passed(TEXT, nullable=True)
 _AS_BUILT = "the engine builds the optimizer itself"
+_KERNEL = "it names a kernel, of the same arithmetic"
 
 SECTIONS: Mapping[Path, Mapping[str, Key]] = {
     (): _TOP | {name: _refused(_REMOVED) for name in _REMOVED_TOP},
@@ -379,14 +380,18 @@ SECTIONS: Mapping[Path, Mapping[str, Key]] = {
         "adam_w_mode": _refused("weight decay is decoupled: AdamW's, not L2 regularisation; remove it", True),
         "amsgrad": _refused("AdamW keeps no maximum of its second moment; remove it", False),
         "betas": _plan(BETAS),
+        "capturable": _idle(BOOL, _KERNEL),
+        "differentiable": _refused("nothing differentiates through the optimizer's step; remove it", False),
         "bias_correction": _refused("AdamW corrects the bias of its moments; remove it", True),
         "eps": _plan(number(0)),
-        "foreach": _idle(BOOL, "it names a kernel, of the same arithmetic"),
+        "foreach": _idle(BOOL, _KERNEL),
         "fp32_optimizer_states": _refused(_FP32_STATES, True),
-        "fused": _idle(BOOL, "it names a kernel, of the same arithmetic"),
+        "fused": _idle(BOOL, _KERNEL),
         "lr": _plan(number(0)),
+        "maximize": _refused("the loss is minimised; remove it", False),
         "max_grad_norm": _refused("DeepSpeed takes it for no parameter of an optimizer; use gradient_clipping"),
-        "torch_adam": _idle(BOOL, "it names a kernel, of the same arithmetic"),
+        "set_grad_none": _idle(BOOL, "gradients are cleared by the engine"),
+        "torch_adam": _idle(BOOL, _KERNEL),
         "weight_decay": _plan(number(0)),
     },
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from chinchilla_ds.budget.layout import validate_layout
 from chinchilla_ds.budget.parameters import count_parameters
+from chinchilla_ds.budget.relayout import is_laid_out
 from chinchilla_ds.errors import ConfigError, LayoutError, did_you_mean, reason
 from chinchilla_ds.plan import RunPlan
 
@@ -17,7 +18,7 @@ def read_plan(path: Path, *, world_size: int | None = None) -> RunPlan:
 
     Args:
         path: what `chinchilla-ds plan --out` or a run wrote.
-        world_size: ranks that are there to run it; None where it is only looked at.
+        world_size: ranks that are there to run it, if it was made for a machine; None where it is only looked at.
 
     Raises:
         ConfigError: no such file, no plan, or numbers that contradict one another.
@@ -37,7 +38,7 @@ def read_plan(path: Path, *, world_size: int | None = None) -> RunPlan:
     problems = list(_size_problems(plan)) or list(_sum_problems(plan))
     if problems:
         raise ConfigError([f"plan {path}: {problem}" for problem in problems])
-    if world_size is not None and plan.layout.world_size != world_size:
+    if world_size is not None and is_laid_out(plan) and plan.layout.world_size != world_size:
         raise LayoutError(
             f"plan {path} is for {plan.layout.world_size} ranks, and {world_size} were started; start it with "
             f"deepspeed --num_gpus {plan.layout.world_size}, or make a plan for {world_size}"
