@@ -33,6 +33,8 @@ def clips_itself(plan: RunPlan) -> bool:
 def check_with_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> None:
     """Let DeepSpeed read the JSON and look at the device, as `deepspeed.initialize` will once the text is prepared.
 
+    After `groups.initialize`, which tells DeepSpeed what our CPU backend can do.
+
     Raises:
         DsConfigError: DeepSpeed refuses a value of the user's, or the device does not know the precision. What it
             refuses of the plan's own values is a bug of ours, and keeps its traceback.
