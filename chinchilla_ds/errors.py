@@ -15,7 +15,9 @@ Anything else that escapes is a bug of ours and keeps its traceback.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 EXIT_CODE_USER_ERROR = 2
 """What the process returns when a `ChinchillaError` ends it, as argparse does for a bad flag."""
@@ -26,15 +28,31 @@ EXIT_CODE_HUNG = 86
 
 
 class ChinchillaError(Exception):
-    """Something the user can put right; carries every problem that was found."""
+    """Something the user can put right; carries every problem that was found, a line each."""
+
+    holds_table: ClassVar[bool] = False
+    """Whether a problem is a text of several lines that we made, and is shown as it is."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        texts = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems: tuple[str, ...] = texts if self.holds_table else tuple(map(_one_line, texts))
         super().__init__("\n".join(self.problems))
 
     def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:
         """Pickle by problems, so that an error raised on one rank can be raised on all."""
         return type(self), (self.problems,)
+
+
+_LONGEST = 1000
+"""Characters of a problem: a quoted value of a broken file may have millions."""
+_CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+"""Line breaks, and what a terminal would obey."""
+
+
+def _one_line(problem: str) -> str:
+    """Return a problem as one line of bounded length, whatever the values that it quotes hold."""
+    text = problem.translate(_CONTROL)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class ConfigError(ChinchillaError):
@@ -72,11 +90,28 @@ class DivergedError(ChinchillaError):
 class OutOfMemoryError(ChinchillaError):
     """A rank needs more memory than there is."""
 
+    holds_table = True
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the known name nearest to `name`, or the empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_NOT_OUR_DOING = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ELOOP,
+    errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR,
+}  # fmt: skip
+"""What the operating system answers for the machine's own state. A file that is missing or there already is rather a
+bug of ours, where nobody has said so before."""
+
+
+def machine_problem(error: OSError) -> str | None:
+    """Return one line for an error that the user's machine or paths have caused; None for one that may be a bug."""
+    if error.errno not in _NOT_OUR_DOING:
+        return None
+    return f"{error.filename}: {reason(error)}" if error.filename is not None else reason(error)
 
 
 def reason(error: OSError) -> str:

@@ -14,6 +14,7 @@ Files come from people, from other programs, from power cuts and from strangers.
 """
 
 import dataclasses
+import errno
 import functools
 import json
 import math
@@ -53,9 +54,12 @@ def open_regular(path: Path, /) -> BinaryIO:
         OSError: it cannot be opened, or is a folder, a FIFO, a socket or a device.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(None, "it is not a regular file")
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return open(descriptor, "rb")
 
 
@@ -122,9 +126,18 @@ def parse_json(text: str | bytes, *, where: str, error: Error = ConfigError) -> 
         raise error(f"{where} is not JSON: {problem.msg.removesuffix(' at')} at {place}") from None
     except RecursionError:
         raise error(f"{where} is not JSON that can be read: {_TOO_DEEP}") from None
+    except _NonFiniteError as problem:
+        line = text.count("\n", 0, text.find(problem.written)) + 1
+        raise error(f"{where} is not JSON that can be read: {problem}, line {line}") from None
     except ValueError as problem:
         raise error(f"{where} is not JSON that can be read: {problem}") from None
     return data
+
+
+class _NonFiniteError(ValueError):
+    def __init__(self, written: str) -> None:
+        self.written = written
+        super().__init__(f"{written[:_SHOWN_CHARACTERS]} is not a finite number")
 
 
 _TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep"
@@ -148,12 +161,12 @@ def _integer(text: str) -> int:
 def _float(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f"{text[:_SHOWN_CHARACTERS]} is beyond the range of a float")
+        raise _NonFiniteError(text)
     return value
 
 
 def _constant(name: str) -> float:
-    raise ValueError(f"{name} is not a finite number")
+    raise _NonFiniteError(name)
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
@@ -345,6 +358,8 @@ def _problems(found: Any, cls: Any, where: str) -> Iterator[str]:
             if isinstance(bound, int)
             else f"{is_value}; it must be {word} {bound:g}"
         )
+    elif kind == "string_too_short":
+        yield f"{place} is empty"
     elif kind == "too_long":
         yield f"{is_value}; it must have {limits['max_length']} entries"
     elif kind == "enum":

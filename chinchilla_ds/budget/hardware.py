@@ -8,16 +8,15 @@ back. The network is that of the usual cluster, one card per device: an assumpti
 """
 
 import dataclasses
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.errors import ConfigError, did_you_mean, reason
+from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plan import Precision
+from chinchilla_ds.structured import read_json
 
 KINDS = ("cuda", "cpu")
 _MIB, _GIB = 2**20, 2**30
@@ -290,6 +289,9 @@ _UNITS = {
     "bytes_per_s": "bytes/s",
     "devices_per_node": "devices",
 }
+_LARGEST = 1e24
+"""Far beyond any machine, and far from where the arithmetic of plans overflows."""
+_LEAST_EFFICIENCY = 1e-6
 _WHOLE = ("memory_bytes", "host_memory_bytes", "devices_per_node")
 
 
@@ -302,12 +304,7 @@ def load_hardware(path: Path | str, /) -> tuple[Device, ...]:
     Raises:
         ConfigError: unreadable, not JSON, or every field that is unknown, of the wrong kind, or out of range.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"hardware file {path} cannot be read: {reason(error)}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"hardware file {path} is not JSON: {error}") from None
+    data = read_json(Path(path), what="hardware file")
     entries = data if isinstance(data, list) else [data]
     problems = [text for index, entry in enumerate(entries) for text in _entry_problems(entry, index)]
     if not entries:
@@ -360,16 +357,16 @@ def _entry_problems(entry: Any, index: int) -> Iterator[str]:
 
 def _wanted(key: str) -> str:
     if key.endswith("efficiency"):
-        return "a share of the peak, above 0 and at most 1"
+        return f"a share of the peak, {_LEAST_EFFICIENCY:g} to 1"
     unit = next(text for ending, text in _UNITS.items() if key.endswith(ending))
-    return f"a positive {'whole ' if key in _WHOLE else ''}number of {unit}"
+    return f"a {'whole ' if key in _WHOLE else ''}number of {unit}, 1 to {_LARGEST:g}"
 
 
 def _fits(key: str, value: Any) -> bool:
     if value is None:
         return not key.endswith("efficiency") and key != "devices_per_node"
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+    if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    if key in _WHOLE:
-        return value == int(value)
-    return not key.endswith("efficiency") or value <= 1
+    if key.endswith("efficiency"):
+        return _LEAST_EFFICIENCY <= value <= 1
+    return 1 <= value <= _LARGEST and (key not in _WHOLE or value == int(value))

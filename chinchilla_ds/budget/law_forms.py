@@ -11,6 +11,10 @@ from chinchilla_ds.units import format_flops
 MAX_EXTRAPOLATION = 300.0
 """How many times beyond its fitted range a law is still followed without a warning: 3e21, the end of the Chinchilla
 sweep, to 5.76e23, the budget of the model that was trained to prove it, is 192 times."""
+LARGEST_LOSS = 50.0
+"""Nats per token; a uniform guess among 10^21 pieces. Above it a loss is in another unit, or means nothing."""
+_WIDEST_SPREAD = math.log(1e6)
+"""Half the width of an interval, of a logarithm, beyond which it says nothing and is not given."""
 
 Covariance = tuple[tuple[float, ...], ...]
 """5 x 5, of (log A, log B, log E, alpha, beta)."""
@@ -164,7 +168,8 @@ class SurfaceLaw(Law):
     def loss_interval(self, *, num_params: float, num_tokens: float, level: float = 0.8) -> tuple[float, float] | None:
         """Return where the loss lies with probability `level`, by the delta method; normal in the logarithm.
 
-        Leaves out the scatter of single runs around the surface, and what other data and tokenizers would say.
+        Leaves out the scatter of single runs around the surface, and what other data and tokenizers would say. None
+        where there is no covariance, or one so large that the interval says nothing.
         """
         if self.covariance is None:
             return None
@@ -178,12 +183,14 @@ class SurfaceLaw(Law):
             -outer * params_term * math.log(num_params) / loss,
             -outer * tokens_term * math.log(num_tokens) / loss,
         )
-        return _log_normal(loss, _spread(gradient, self.covariance, level=level))
+        spread = _spread(gradient, self.covariance, level=level)
+        return _log_normal(loss, spread) if spread <= _WIDEST_SPREAD else None
 
     def optimal_interval(self, *, compute_budget_flops: float, level: float = 0.8) -> OptimumInterval | None:
         """Return where N*, D* and D*/N* lie with probability `level`, by the delta method; normal in the logarithms.
 
-        The three are one uncertainty: on 6 N D = C, log D* = const - log N* and log(D*/N*) = const - 2 log N*.
+        The three are one uncertainty: on 6 N D = C, log D* = const - log N* and log(D*/N*) = const - 2 log N*. None
+        where there is no covariance, or one so large that the interval says nothing.
         """
         if self.covariance is None:
             return None
@@ -196,6 +203,8 @@ class SurfaceLaw(Law):
             (-1 / self.beta - self._log_scale + (1 - self.params_exponent) * log_budget) / total,
         )
         spread = _spread(gradient, self.covariance, level=level)
+        if not spread <= _WIDEST_SPREAD:
+            return None
         best = self.optimal(compute_budget_flops=compute_budget_flops)
         return OptimumInterval(
             level=level,

@@ -3,14 +3,16 @@
 The forms are in `law_forms`, the constants in `law_registry`.
 """
 
-import json
-import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le, Len
 
 from chinchilla_ds.budget.law_forms import (
+    LARGEST_LOSS,
     MAX_EXTRAPOLATION,
     FrontierLaw,
     Law,
@@ -20,7 +22,8 @@ from chinchilla_ds.budget.law_forms import (
     SurfaceLaw,
 )
 from chinchilla_ds.budget.law_registry import PUBLISHED
-from chinchilla_ds.errors import ConfigError, did_you_mean, reason
+from chinchilla_ds.errors import ConfigError, did_you_mean
+from chinchilla_ds.structured import build, read_json
 
 __all__ = [
     "ALIASES", "DEFAULT_LAW", "LAWS", "LAW_FORMAT", "LAW_FORMAT_VERSION", "MAX_EXTRAPOLATION",
@@ -40,9 +43,6 @@ _REFUSED = {
     "hoffmann2022_rounded": "its constants are rounded to two digits, which moves N for 5.76e23 FLOPs from 40.4B to "
     "32.2B; use 'hoffmann2022'",
 }
-_REQUIRED = ("name", "E", "A", "B", "alpha", "beta", "k", "params_convention", "min_flops", "max_flops", "covariance")
-_KEYS = {"format", "format_version", "source", *_REQUIRED}
-_POSITIVE = ("A", "B", "alpha", "beta", "k", "min_flops", "max_flops")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def get_law(name_or_path: str, /) -> Law:
     if name in _REFUSED:
         raise ConfigError(f"law {name!r} is not for planning: {_REFUSED[name]}")
     path = Path(name)
-    if path.suffix == ".json" or len(path.parts) > 1 or path.is_file():
+    if path.suffix == ".json" or len(path.parts) > 1 or os.path.isfile(path):
         return load_law(path)
     raise ConfigError(
         f"law ({name!r}) must be one of {', '.join(LAWS)}, or the path of a fitted law{did_you_mean(name, LAWS)}"
@@ -85,30 +85,83 @@ def load_law(path: Path, /) -> SurfaceLaw:
     Raises:
         ConfigError: unreadable, not a law, or values that mean nothing, all of them named.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"law file {path}: {reason(error)}") from None
-    except ValueError as error:
-        raise ConfigError(f"law file {path} is not JSON: {error}") from None
-    problems = list(_file_problems(data))
-    if problems:
-        raise ConfigError([f"law file {path}: {problem}" for problem in problems])
-    covariance = data["covariance"]
-    return SurfaceLaw(
-        name=data["name"],
-        irreducible_loss=float(data["E"]),
-        params_coefficient=float(data["A"]),
-        tokens_coefficient=float(data["B"]),
-        alpha=float(data["alpha"]),
-        beta=float(data["beta"]),
-        outer_exponent=float(data["k"]),
-        covariance=None if covariance is None else tuple(tuple(map(float, row)) for row in covariance),
-        params_convention=ParamsConvention(data["params_convention"]),
-        min_flops=float(data["min_flops"]),
-        max_flops=float(data["max_flops"]),
-        source=data.get("source", f"fitted, {path.name}"),
-    )
+    data = read_json(path, what="law file")
+    if not isinstance(data, dict) or data.get("format") != LAW_FORMAT:
+        raise ConfigError(f'law file {path}: not a fitted law: it must be a JSON object with "format": "{LAW_FORMAT}"')
+    if (version := data.get("format_version")) != LAW_FORMAT_VERSION:
+        raise ConfigError(f"law file {path}: format_version is {version!r}; this version reads {LAW_FORMAT_VERSION}")
+    law: SurfaceLaw = build(_LawFile, data, where=f"law file {path}: law").law(file_name=path.name)
+    return law
+
+
+_Positive = Annotated[float, Gt(0)]
+_Exponent = Annotated[float, Gt(0), Le(10)]
+_Row = tuple[float, float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LawFile:
+    """What a law file holds, under the names that papers use."""
+
+    format: str
+    format_version: int
+    name: Annotated[str, Len(1, 200)]
+    E: Annotated[float, Ge(0), Le(LARGEST_LOSS)]
+    A: _Positive
+    B: _Positive
+    alpha: _Exponent
+    beta: _Exponent
+    k: Annotated[float, Gt(0), Le(100)]
+    params_convention: ParamsConvention
+    min_flops: _Positive
+    max_flops: _Positive
+    covariance: tuple[_Row, _Row, _Row, _Row, _Row] | None
+    """Of log A, log B, log E, alpha and beta."""
+    source: Annotated[str, Len(1)] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what the fields say together.
+
+        Raises:
+            ValueError: every rule that is broken.
+        """
+        problems = []
+        if self.min_flops > self.max_flops:
+            problems.append(f"min_flops ({self.min_flops:g} FLOPs) is above max_flops ({self.max_flops:g} FLOPs)")
+        elif not all(map(self._is_believable_at, (self.min_flops, self.max_flops))):
+            problems.append(
+                f"its constants mean nothing: at {self.min_flops:g} to {self.max_flops:g} FLOPs, where it was fitted, "
+                f"the best model must have at least 1 parameter and 1 token and a loss of at most {LARGEST_LOSS:g} nats"
+            )
+        if rows := self.covariance:
+            pairs = [(row, column) for row in range(5) for column in range(5)]
+            if any(rows[i][i] < 0 or rows[i][j] != rows[j][i] for i, j in pairs):
+                problems.append("covariance is not symmetric with a diagonal of at least 0")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def _is_believable_at(self, compute_budget_flops: float) -> bool:
+        try:
+            best = self.law(file_name="").optimal(compute_budget_flops=compute_budget_flops)
+        except ArithmeticError:
+            return False
+        return min(best.num_params, best.num_tokens) >= 1 and best.loss is not None and best.loss <= LARGEST_LOSS
+
+    def law(self, *, file_name: str) -> SurfaceLaw:
+        return SurfaceLaw(
+            name=self.name,
+            irreducible_loss=self.E,
+            params_coefficient=self.A,
+            tokens_coefficient=self.B,
+            alpha=self.alpha,
+            beta=self.beta,
+            outer_exponent=self.k,
+            covariance=self.covariance,
+            params_convention=self.params_convention,
+            min_flops=self.min_flops,
+            max_flops=self.max_flops,
+            source=self.source or f"fitted, {file_name}",
+        )
 
 
 def compare_laws(*, compute_budget_flops: float) -> tuple[LawRow, ...]:
@@ -128,53 +181,3 @@ def compare_laws(*, compute_budget_flops: float) -> tuple[LawRow, ...]:
             )
         )
     return tuple(rows)
-
-
-def _file_problems(data: Any) -> Iterator[str]:
-    """Yield what is wrong with a law file's content."""
-    if not isinstance(data, dict) or data.get("format") != LAW_FORMAT:
-        yield f'not a fitted law: it must be a JSON object with "format": "{LAW_FORMAT}"'
-        return
-    if data.get("format_version") != LAW_FORMAT_VERSION:
-        yield f"format_version is {data.get('format_version')!r}; this version reads {LAW_FORMAT_VERSION}"
-        return
-    for key in _REQUIRED:
-        if key not in data:
-            yield f"{key} is missing"
-    for key in sorted(data.keys() - _KEYS):
-        yield f"{key} is not a field{did_you_mean(key, _KEYS)}"
-    for key in ("name", "source"):
-        if key in data and (not isinstance(data[key], str) or not data[key]):
-            yield f"{key} is {data[key]!r}; it must be text"
-    yield from _number_problems(data)
-    allowed = [str(convention) for convention in ParamsConvention]
-    if "params_convention" in data and data["params_convention"] not in allowed:
-        yield f"params_convention is {data['params_convention']!r}; it must be one of {', '.join(allowed)}"
-    if data.get("covariance") is not None:
-        yield from _covariance_problems(data["covariance"])
-
-
-def _number_problems(data: Mapping[str, Any]) -> Iterator[str]:
-    for key in _POSITIVE:
-        if key in data and not (_is_number(data[key]) and data[key] > 0):
-            yield f"{key} is {data[key]!r}; it must be a positive finite number"
-    if "E" in data and not (_is_number(data["E"]) and data["E"] >= 0):
-        yield f"E is {data['E']!r} nats per token; it must be a finite number of at least 0"
-    bounds: list[Any] = [data.get("min_flops"), data.get("max_flops")]
-    if all(map(_is_number, bounds)) and bounds[0] > bounds[1]:
-        yield f"min_flops ({bounds[0]:g} FLOPs) is above max_flops ({bounds[1]:g} FLOPs)"
-
-
-def _covariance_problems(covariance: Any) -> Iterator[str]:
-    shape = "it must be null or 5 rows of 5 finite numbers, of (log A, log B, log E, alpha, beta)"
-    rows = covariance if isinstance(covariance, list) else []
-    if len(rows) != 5 or any(not isinstance(row, list) or len(row) != 5 for row in rows):
-        yield f"covariance is not 5 x 5; {shape}"
-    elif not all(_is_number(entry) for row in rows for entry in row):
-        yield f"covariance has entries that are no finite numbers; {shape}"
-    elif any(rows[i][i] < 0 or rows[i][j] != rows[j][i] for i in range(5) for j in range(5)):
-        yield "covariance is not symmetric with a diagonal of at least 0"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

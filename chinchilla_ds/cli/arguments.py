@@ -34,6 +34,8 @@ DATA_FIELDS = {field.name for field in dataclasses.fields(DataConfig)}
 _GUARD_FIELDS = {field.name for field in dataclasses.fields(GuardConfig)}
 _CHECKPOINT_FIELDS = {field.name for field in dataclasses.fields(CheckpointConfig)}
 _SAVE_EVERY = re.compile(r"(?P<amount>[0-9.eE+_]+ ?[KMBTkmbt]?)(?:(?P<time>[smh])|[- ]?(?P<unit>tokens|steps))")
+_LONGEST_NAME_BYTES, _LONGEST_PATH_BYTES = 255, 4095
+"""NAME_MAX and PATH_MAX of Linux."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -168,9 +170,16 @@ def flag_of(field: str) -> str:
 
 
 def path(text: str) -> Path:
-    """Return a path that is not empty."""
+    """Return a path that is not empty, and that a file system could hold."""
     if not text.strip():
         raise argparse.ArgumentTypeError("a path cannot be empty")
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a NUL, which no path can")
+    longest = max(len(os.fsencode(part)) for part in text.split("/"))
+    if longest > _LONGEST_NAME_BYTES or len(os.fsencode(text)) > _LONGEST_PATH_BYTES:
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r}... is too long: names have at most {_LONGEST_NAME_BYTES} bytes, paths {_LONGEST_PATH_BYTES}"
+        )
     return Path(text)
 
 

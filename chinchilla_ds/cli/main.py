@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from chinchilla_ds.cli.arguments import Help, Parser
-from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError, did_you_mean
+from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError, did_you_mean, machine_problem
 
 
 class Command(NamedTuple):
@@ -46,13 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if text := run_command(words):
             print(text, flush=True)
     except ChinchillaError as error:
-        sys.stderr.write("".join(f"error: {problem}\n" for problem in error.problems))
-        return EXIT_CODE_USER_ERROR
+        return _refuse(*error.problems)
     except KeyboardInterrupt:
         return _SIGINT_EXIT_CODE
     except BrokenPipeError:  # `chinchilla-ds plan | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if (problem := machine_problem(error)) is None:
+            raise
+        return _refuse(problem)
     return 0
+
+
+def _refuse(*problems: str) -> int:
+    sys.stderr.write("".join(f"error: {problem}\n" for problem in problems))
+    return EXIT_CODE_USER_ERROR
 
 
 def run_command(words: Sequence[str], /) -> str:

@@ -17,7 +17,7 @@ from chinchilla_ds.structured import MAX_YAML_BYTES, build, parse_json, parse_ya
         ('{"a": 1, "a": 2}', "key 'a' stands twice"),
         ("NaN", "NaN is not a finite number"),
         ("[-Infinity]", "-Infinity is not a finite number"),
-        ("[1e400]", "1e400 is beyond the range"),
+        ("[1,\n1e400]", "1e400 is not a finite number, line 2"),
         ("9" * 5000, "an integer has 5000 digits"),
         ("[" * 100_000, "nested more than 100 deep"),
         ("[" * 150 + "]" * 150, "nested more than 100 deep"),
@@ -87,7 +87,7 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.json", Path("/dev/zero")):
         with pytest.raises(ConfigError, match="not a regular file"):
             read_json(path, what="plan")
-    with pytest.raises(ConfigError, match=r"Is a directory|not a regular file"):
+    with pytest.raises(ConfigError, match="Is a directory"):
         read_json(tmp_path, what="plan")
     with pytest.raises(ConfigError, match="larger than 256 KiB"):
         read_yaml(tmp_path / "large.yaml", what="recipe")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from chinchilla_ds.budget.fitting.csv_lines import csv_lines
 from chinchilla_ds.budget.fitting.runs import RunTable, run_table
+from chinchilla_ds.budget.law_forms import LARGEST_LOSS
 from chinchilla_ds.errors import DataError, did_you_mean
 from chinchilla_ds.units import parse_quantity
 
@@ -27,8 +28,6 @@ SMALLEST_COUNT = 1e3
 """Parameters or tokens below this are taken for millions or billions."""
 LARGEST_COUNT = 1e18
 """Parameters or tokens above this are in another unit, or another column; where FLOPs are given, those tell."""
-LARGEST_LOSS = 50.0
-"""Nats per token; a uniform guess among 10^21 pieces."""
 SMALLEST_LOSS = 0.01
 
 

@@ -21,14 +21,13 @@ from chinchilla_ds.cli.main import main
 from chinchilla_ds.errors import ChinchillaError, ConfigError, DataError, OutputError
 from chinchilla_ds.tracking.mlflow import MlflowBackend, MlflowDestination
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
+from tests.shared_data import shared_data
 
 TRUTH = Surface(irreducible_loss=1.7, params_coefficient=400.0, tokens_coefficient=1000.0, alpha=0.35, beta=0.32)
 SKALING = Surface(
     irreducible_loss=1.7, params_coefficient=60.0, tokens_coefficient=90.0, alpha=0.25, beta=0.22, outer_exponent=1.5
 )
 BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20)
-POINTS = Path(__file__).parents[4] / "shared" / "data" / "scaling" / "epoch_chinchilla_245.csv"
-needs_points = pytest.mark.skipif(not POINTS.is_file(), reason=f"{POINTS.name} is not beside the repository")
 
 Rows = list[tuple[float, float, float]]
 
@@ -250,11 +249,10 @@ def test_a_picture(noisy: Path, tmp_path: Path) -> None:
     assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
 
 
-@needs_points
 def test_the_240_points(tmp_path: Path) -> None:
     """Besiroglu et al. 2024 (arXiv:2404.10102): the sum-Huber optimum, and N*, D* at Chinchilla's budget."""
     path = tmp_path / "240.csv"
-    with POINTS.open(newline="", encoding="utf-8") as lines:
+    with shared_data("data/scaling/epoch_chinchilla_245.csv").open(newline="", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row["excluded_by_epoch"] == "0"]
     write(path, [(float(row["N"]), float(row["D"]), float(row["loss"])) for row in rows])
     data = run_json(path, "--approach", "all", "--flops", "5.76e23", "--bootstrap", "200")
