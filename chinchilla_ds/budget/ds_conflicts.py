@@ -56,8 +56,11 @@ def _monitor_problems(ds: Mapping[str, Any]) -> Iterator[str]:
             )
     for section in ("tensorboard", "csv_monitor"):
         folder = find(ds, (section, "output_path"))
-        if find(ds, (section, "enabled")) is True and isinstance(folder, str) and not _can_be_made(Path(folder)):
+        if find(ds, (section, "enabled")) is True and isinstance(folder, str) and not can_be_made(Path(folder)):
             yield f"{section}.output_path is {show(folder)}, where no folder can be made; name one that can be written"
+    file = find(ds, ("flops_profiler", "output_file"))
+    if find(ds, ("flops_profiler", "enabled")) is True and isinstance(file, str) and not can_be_made(Path(file).parent):
+        yield f"flops_profiler.output_file is {show(file)}, in a folder that cannot be made; leave it out to print"
 
 
 def _package_problem(package: str) -> str | None:
@@ -71,11 +74,14 @@ def _package_problem(package: str) -> str | None:
     return None
 
 
-def _can_be_made(folder: Path) -> bool:
-    """Return whether the folder is there, or can be made, and be written."""
+def can_be_made(folder: Path, /) -> bool:
+    """Return whether a folder is there, or can be made, and can be written."""
     folder = folder.absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except OSError:  # a name that no file system holds, or a folder that may not be looked into
+        return False
 
 
 def _report_problems(ds: Mapping[str, Any]) -> Iterator[str]:

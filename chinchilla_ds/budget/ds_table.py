@@ -100,7 +100,7 @@ _REMOVED = f"DeepSpeed {DEEPSPEED_VERSION} no longer has it and refuses it; remo
 
 # ---- the sections ----------------------------------------------------------------------------------------------------
 
-_TOP: Mapping[str, Key] = {
+_TOP: dict[str, Key] = {
     "activation_checkpointing": _SECTION,
     "aio": _SECTION,
     "autotuning": _refused(
@@ -199,7 +199,7 @@ _REMOVED_TOP = (
 )
 _REMOVED_ZERO = ("mics_hierarchical_params_gather", "mics_shard_size", "zeropp_loco_param")
 
-_ZERO: Mapping[str, Key] = {
+_ZERO: dict[str, Key] = {
     "allgather_bucket_size": _passed(whole(0)),
     "allgather_partitions": _passed(BOOL),
     "compute_grad_norm": _refused("a step is skipped, and a bad batch found, by its gradient norm; remove it", True),

@@ -56,7 +56,7 @@ def one_of(*choices: str) -> Kind:
 
 
 BOOL = Kind(text="true or false", accepts=lambda value: isinstance(value, bool))
-TEXT = Kind(text="text", accepts=lambda value: isinstance(value, str))
+TEXT = Kind(text="text", accepts=lambda value: isinstance(value, str) and "\0" not in value)
 POSITIVE = Kind(text="a number above 0", accepts=lambda value: is_number(value) and value > 0)
 TEXTS = Kind(
     text="a list of texts",

@@ -1,12 +1,16 @@
 """What DeepSpeed is told of the resolved ds_config, and its own opinion of it before anything slow."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from chinchilla_ds.budget.ds_config import emit
+from chinchilla_ds.budget.ds_conflicts import ZERO, can_be_made
+from chinchilla_ds.budget.ds_keys import find
 from chinchilla_ds.budget.ds_table import DEEPSPEED_VERSION
+from chinchilla_ds.budget.ds_values import show
 from chinchilla_ds.errors import DsConfigError
-from chinchilla_ds.plan import Precision, RunPlan
+from chinchilla_ds.plan import Offload, Precision, RunPlan
 
 
 def for_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
@@ -36,8 +40,8 @@ def check_with_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> None:
     After `groups.initialize`, which tells DeepSpeed what our CPU backend can do.
 
     Raises:
-        DsConfigError: DeepSpeed refuses a value of the user's, or the device does not know the precision. What it
-            refuses of the plan's own values is a bug of ours, and keeps its traceback.
+        DsConfigError: DeepSpeed refuses a value of the user's, the device does not know the precision, or a folder
+            cannot be made. What DeepSpeed refuses of the plan's own values is a bug of ours, and keeps its traceback.
     """
     from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
@@ -49,6 +53,8 @@ def check_with_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> None:
             f"precision is {plan.precision}, which DeepSpeed cannot compute with on this {device.device_name()}; "
             f"nearest: --precision {Precision.FP32}"
         )
+    if problems := list(_nvme_problems(ds_config)):
+        raise DsConfigError(problems)
     try:
         DeepSpeedConfig(for_deepspeed(ds_config, plan))
     except (DeepSpeedConfigError, AssertionError, ValueError) as refusal:  # pydantic's are ValueErrors
@@ -56,6 +62,14 @@ def check_with_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> None:
         raise DsConfigError(
             [f"DeepSpeed {DEEPSPEED_VERSION} refuses the ds_config: {text}" for text in _texts(refusal)]
         ) from None
+
+
+def _nvme_problems(ds_config: dict[str, Any]) -> Iterator[str]:
+    """Yield folders on NVMe that this machine cannot make: a plan may have been made, and looked at, on another."""
+    for name in ("offload_optimizer", "offload_param"):
+        section = find(ds_config, (ZERO, name)) or {}
+        if section.get("device") == Offload.NVME and not can_be_made(Path(section["nvme_path"])):
+            yield f"{ZERO}.{name}.nvme_path is {show(section['nvme_path'])}, where this machine can make no folder"
 
 
 def _texts(refusal: Exception) -> Iterator[str]:

@@ -44,13 +44,20 @@ def test_comet_of_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "comet_ml 3.40.9 is installed, and DeepSpeed needs 3.41.0" in problem
 
 
-def test_a_monitor_must_have_a_place_to_write(tmp_path: Path) -> None:
+def test_a_monitor_must_have_a_place_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     (tmp_path / "file").touch()
     good, bad = tmp_path / "new" / "deeper", tmp_path / "file" / "x"
     assert not list(ds_conflicts.own_conflicts({"csv_monitor": {"enabled": True, "output_path": str(good)}}))
     assert not list(ds_conflicts.own_conflicts({"csv_monitor": {"enabled": True}}))
     [problem] = ds_conflicts.own_conflicts({"csv_monitor": {"enabled": True, "output_path": str(bad)}})
     assert "csv_monitor.output_path is" in problem
+    [problem] = ds_conflicts.own_conflicts({"tensorboard": {"enabled": True, "output_path": "x" * 300}})
+    assert "where no folder can be made" in problem
+    profiler = {"enabled": True, "output_file": str(bad)}
+    [problem] = ds_conflicts.own_conflicts({"flops_profiler": profiler})
+    assert "leave it out to print" in problem
+    assert not list(ds_conflicts.own_conflicts({"flops_profiler": profiler | {"output_file": str(good)}}))
     assert not good.exists()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.engine import deepspeed_json
 from chinchilla_ds.engine.deepspeed_json import check_with_deepspeed
 from chinchilla_ds.errors import DsConfigError
-from chinchilla_ds.plan import Precision, RunPlan
+from chinchilla_ds.plan import Offload, Precision, RunPlan
 
 VALUES: tuple[Any, ...] = (
     *(True, False, 0, 1, 2, -1, 0.5, 5e8, 5e8 + 0.5, 10**300, -1e300),
@@ -80,6 +81,17 @@ def test_what_deepspeed_refuses_of_the_plan_is_our_bug(monkeypatch: pytest.Monke
     monkeypatch.setattr(deepspeed_json, "emit", lambda plan: {"train_micro_batch_size_per_gpu": 0})
     with pytest.raises(AssertionError):
         check_with_deepspeed({"train_micro_batch_size_per_gpu": 0}, plan_for(1))
+
+
+def test_a_folder_on_nvme_that_this_machine_cannot_make(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    layout = LayoutConfig(zero_stage=3, offload_optimizer=Offload.NVME)
+    plan = make_plan(RunConfig(layout=layout), world_size=1, device="cpu")
+    for folder, is_fine in ((tmp_path / "new", True), (tmp_path / "file" / "x", False)):
+        section = {"device": "nvme", "nvme_path": str(folder)}
+        resolved = resolve({"zero_optimization": {"offload_optimizer": section}}, plan)
+        with contextlib.nullcontext() if is_fine else pytest.raises(DsConfigError, match=r"nvme_path is .*no folder"):
+            check_with_deepspeed(resolved, plan)
 
 
 def test_a_precision_that_the_device_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
