@@ -205,7 +205,7 @@ def _told(problems: list[str], text: str) -> bool:
 
 def _as_deepspeed_reads(section: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     """Return a section with 5e8 written as a whole number where one is due, and without "auto": DeepSpeed's default."""
-    read = {}
+    read: dict[str, Any] = {}
     for name, value in section.items():
         here = (*path, name)
         key = table_key(here)
