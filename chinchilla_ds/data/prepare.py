@@ -1,5 +1,7 @@
 """A training run's text: prepared already, or prepared now from files; checked before anything slow begins."""
 
+import dataclasses
+import os
 from pathlib import Path
 
 from chinchilla_ds.config import DataConfig
@@ -25,7 +27,9 @@ def prepare(
 ) -> PreparedData:
     """Return the tokenised corpus that `data` describes, from `folder` if it is there already.
 
-    A prepared folder in `data.paths` is taken as it is, with the weights of `data.blend` where that is given.
+    A prepared folder in `data.paths` is taken as it is, with the weights of `data.blend` where that is given. What was
+    prepared before is checked against its digests. Where it may only be read, the order of the sequences is kept in
+    `folder`.
 
     Args:
         data: The text and how it is split.
@@ -37,17 +41,25 @@ def prepare(
         progress: Told how far each stage is.
 
     Raises:
-        DataError: the text is missing, unreadable, or too small; every problem found is listed.
+        DataError: the text is missing, unreadable, or too small, or has changed since it was prepared; every problem
+            found is listed.
         OutputError: `folder` cannot be written.
     """
     from chinchilla_ds.data.pipeline import content_key, prepare_recipe
 
     prepared = _check(data, vocab_size=vocab_size)
-    if prepared is None:
+    if prepared is not None:
+        prepared.check_content()
+        if not os.access(prepared.folder, os.W_OK):
+            prepared = dataclasses.replace(prepared, index_folder=folder / f"index-{prepared.content_key}")
+    else:
         recipe = _recipe(data, vocab_size=vocab_size, seed=seed)
         corpora = find_sources(recipe)
         place = folder / content_key(corpora, recipe)
+        is_new = not is_prepared(place)
         prepared = prepare_recipe(recipe, folder=place, corpora=corpora, progress=progress)
+        if not is_new:
+            prepared.check_content()
     check_enough_tokens(prepared, data=data, num_tokens=num_tokens, seq_length=seq_length)
     return prepared
 
