@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import hashlib
 import json
 import os
 import sys
