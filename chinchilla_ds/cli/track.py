@@ -52,7 +52,12 @@ def run(arguments: argparse.Namespace) -> str:
     )
     from chinchilla_ds.tracking.mlflow import track
 
-    mirror = track(destination=destination, run_folder=folder, status=status_of(folder))
+    try:
+        status = status_of(folder)
+    except TrackingError as error:
+        status = None
+        notes.append(f"how the run ended is not known: {error.problems[0]}")
+    mirror = track(destination=destination, run_folder=folder, status=status)
     notes += mirror.notes
     if mirror.skipped:
         notes.append(describe_skipped(folder / METRICS_FILE, mirror.skipped))
@@ -60,7 +65,11 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def status_of(folder: Path, /) -> RunStatus | None:
-    """Return how a run stands by its folder; None where it has ended and nothing there says how."""
+    """Return how a run stands by its folder; None where it has ended and nothing there says how.
+
+    Raises:
+        TrackingError: what says so cannot be read.
+    """
     if _is_being_trained(folder):
         return RunStatus.RUNNING
     file = folder / STATUS_NAME
