@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from chinchilla_ds.cli.run_request import RunRequest, SavedRequest
 from chinchilla_ds.config import DataConfig, RunConfig
+from chinchilla_ds.tracking.metrics_file import read_metrics
+from chinchilla_ds.tracking.record import RunRecord
 from tests.fuzz.conftest import Fuzz
 from tests.fuzz.mutations import damaged, json_files
 from tests.fuzz.outcome import accepted, ends_well, put
@@ -104,3 +106,20 @@ def test_requests(fuzz: Fuzz, tmp_path: Path) -> None:
             json.loads(SavedRequest.load(tmp_path).request.to_json())
 
     fuzz(try_one, json_files(REQUEST.to_json().encode()))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tracking.json"])
+def test_what_a_run_has_told(fuzz: Fuzz, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    moment = {"step": 3, "time": 1.7e9, "train/loss": 3.5, "learning_rate": 1e-3}
+    record = {"id": "a1", "started_s": 1.7e9, "params": {"seed": "1"}, "artifacts": ["plan.json"]}
+    seed = json.dumps(moment if name == "metrics.jsonl" else record).encode()
+
+    def read() -> None:
+        list(read_metrics(path)) if name == "metrics.jsonl" else RunRecord.load(tmp_path)
+
+    def try_one(content: bytes) -> None:
+        put(path, b"\n".join([content, seed, content]) if name == "metrics.jsonl" else content)
+        accepted(read)
+
+    fuzz(try_one, json_files(seed), share=0.5)
