@@ -61,7 +61,7 @@ def _problems(checkpoint: Path) -> list[str]:
 def _line(checkpoint: Path, problems: list[str]) -> str:
     if problems:
         return f"{checkpoint.name}  damaged: {problems[0]}"
-    size = sum(record.bytes for record in folders.read_manifest(checkpoint).values())
+    size = sum(record.bytes for record in folders.read_manifest(checkpoint).files.values())
     return f"{checkpoint.name}  {format_bytes(size)}"
 
 

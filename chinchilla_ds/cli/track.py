@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.cli.arguments import flag, path
-from chinchilla_ds.cli.run_request import LOCK_NAME, state_of
+from chinchilla_ds.cli.run_request import LOCK_NAME
 from chinchilla_ds.errors import CheckpointError, ConfigError, TrackingError
 from chinchilla_ds.plan import RunPlan
 from chinchilla_ds.structured import read_bytes, read_json
@@ -69,7 +70,7 @@ def status_of(folder: Path, /) -> RunStatus | None:
         return _ENDED.get(str(state), RunStatus.FAILED)  # one that says "running", and is not, was killed
     try:
         newest = folders.find_checkpoints(folder)[0]
-        return RunStatus.FINISHED if state_of(newest).complete else None
+        return RunStatus.FINISHED if CheckpointState.load(newest / folders.STATE_NAME).complete else None
     except CheckpointError:
         return None
 

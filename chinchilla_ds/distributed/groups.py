@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
-from chinchilla_ds.distributed import build_lock, cpu_backend, deepspeed_patches
+from chinchilla_ds.distributed import build_lock, cpu_backend, deepspeed_patches, zero_step
 from chinchilla_ds.errors import LayoutError
 from chinchilla_ds.plan import ParallelLayout
 
@@ -28,6 +28,7 @@ def initialize(*, layout: ParallelLayout) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     cpu_backend.install()
     deepspeed_patches.install()
+    zero_step.install()
     build_lock.install()
     backend = "nccl" if cpu_backend.has_cuda() else "gloo"
     try:
