@@ -187,8 +187,8 @@ def _flag_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"--delta belongs to huber and has no effect on --objective {values['objective']}: drop it")
     if values.get("bootstrap", 0) > MAX_RESAMPLES:
         problems.append(
-            f"--bootstrap is {values['bootstrap']:,} resamples; at most {MAX_RESAMPLES:,}: percentiles settle at 1,000 to "
-            "4,000"
+            f"--bootstrap is {values['bootstrap']:,} resamples; at most {MAX_RESAMPLES:,}: percentiles "
+            "settle at 1,000 to 4,000"
         )
     if "seed" in values and values.get("bootstrap") == 0:
         problems.append("--seed has no effect with --bootstrap 0: drop it")
