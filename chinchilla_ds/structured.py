@@ -343,6 +343,8 @@ def build(cls: Any, data: Any, *, where: str, error: Error = ConfigError) -> Any
     except pydantic.ValidationError as invalid:
         problems = [line for found in invalid.errors(include_url=False) for line in _problems(found, cls, where)]
         raise error(sorted(problems)) from None
+    except ChinchillaError as invalid:  # of a dataclass that code makes too
+        raise error([f"{where}: {problem}" for problem in invalid.problems]) from None
 
 
 @functools.cache
