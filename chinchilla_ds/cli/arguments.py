@@ -22,6 +22,7 @@ from chinchilla_ds.config import (
     RunConfig,
     SaveInterval,
 )
+from chinchilla_ds.distributed.launch import rank_of
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plan import Decay, Precision, Recompute
 from chinchilla_ds.units import parse_quantity
@@ -89,7 +90,7 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: Any = None) -> None:
         """Print the help once, not once per rank."""
-        if os.environ.get("RANK", "0") == "0":
+        if rank_of() == 0:
             super().print_help(file)
 
 
