@@ -45,9 +45,8 @@ from chinchilla_ds.plan import RunPlan
 from chinchilla_ds.training.stopping import StopRequest
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
-
     from chinchilla_ds.distributed.peers import Peers
+    from chinchilla_ds.distributed.rendezvous import Store
 
 
 def run() -> NoReturn:

@@ -11,7 +11,7 @@ from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
 from chinchilla_ds.distributed import build_lock, cpu_backend, deepspeed_patches
 from chinchilla_ds.distributed.launch import Place, read_place
-from chinchilla_ds.distributed.rendezvous import open_store
+from chinchilla_ds.distributed.rendezvous import Store, open_store
 from chinchilla_ds.errors import LayoutError
 from chinchilla_ds.plan import ParallelLayout
 
@@ -19,7 +19,7 @@ _TIMEOUT = timedelta(days=1)
 """Of a collective. Watchdogs tell sooner what hangs, and know what may take long, such as a large checkpoint."""
 
 
-def initialize(*, layout: ParallelLayout, store: dist.Store | None = None) -> None:
+def initialize(*, layout: ParallelLayout, store: Store | None = None) -> None:
     """Start the process group and cut it into the layout's tensor-, pipeline- and data-parallel groups.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE, MASTER_ADDR and MASTER_PORT, as `launch.settle` sets them.
@@ -60,7 +60,7 @@ def initialize(*, layout: ParallelLayout, store: dist.Store | None = None) -> No
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
 
 
-def _take_gpu(place: Place, *, store: dist.Store) -> None:
+def _take_gpu(place: Place, *, store: Store) -> None:
     """Make this rank's GPU the current one, and let LOCAL_RANK, by which DeepSpeed chooses, name it.
 
     Raises:

@@ -131,12 +131,13 @@ def settle(environ: MutableMapping[str, str] = os.environ) -> Place:
     if place.world_size == 1:  # it meets nobody: `rendezvous` opens no port
         environ.setdefault("MASTER_ADDR", LOOPBACK)
         environ.setdefault("MASTER_PORT", "29500")
-    environ |= {
-        "RANK": str(place.rank),
-        "WORLD_SIZE": str(place.world_size),
-        "LOCAL_RANK": str(place.local_rank),
-        "LOCAL_SIZE": str(place.local_size),
+    settled = {
+        "RANK": place.rank,
+        "WORLD_SIZE": place.world_size,
+        "LOCAL_RANK": place.local_rank,
+        "LOCAL_SIZE": place.local_size,
     }
+    environ.update({name: str(value) for name, value in settled.items()})
     return place
 
 

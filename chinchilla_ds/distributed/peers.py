@@ -15,10 +15,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import torch.distributed as dist
-
 from chinchilla_ds.distributed.launch import Place
-from chinchilla_ds.distributed.rendezvous import connect
+from chinchilla_ds.distributed.rendezvous import Store, connect
 from chinchilla_ds.errors import EXIT_CODE_HUNG
 from chinchilla_ds.structured import build, parse_json
 
@@ -44,7 +42,7 @@ class Departure:
 class Peers:
     """The other ranks of a run; `leave` is called once, in a thread, when this rank has to go because of one."""
 
-    def __init__(self, store: dist.Store, *, place: Place, leave: Callable[[Departure], object]) -> None:
+    def __init__(self, store: Store, *, place: Place, leave: Callable[[Departure], object]) -> None:
         """Begin to listen; with one rank there is nobody to listen to."""
         self._place, self._leave = place, leave
         self._store = connect(store)
@@ -134,7 +132,7 @@ class _Heard:
         self._signs: dict[int, tuple[bytes, float]] = {}
         self._looked_s = time.monotonic()
 
-    def silent(self, store: dist.Store) -> Departure | None:
+    def silent(self, store: Store) -> Departure | None:
         """Return the departure of a rank that has been silent for too long, on rank 0."""
         if self._place.rank != 0:
             return None

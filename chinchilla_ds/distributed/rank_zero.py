@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
+from chinchilla_ds.distributed.rendezvous import Store
 from chinchilla_ds.errors import ChinchillaError
 
 T = TypeVar("T")
@@ -14,7 +15,7 @@ _DONE = "rank_zero/done"
 _POLL_S = 0.5
 
 
-def run_on_rank_zero(work: Callable[[], T], *, store: dist.Store | None = None) -> T:
+def run_on_rank_zero(work: Callable[[], T], *, store: Store | None = None) -> T:
     """Run `work` on global rank 0 and return what it returned on every rank.
 
     Args:
@@ -32,7 +33,7 @@ def run_on_rank_zero(work: Callable[[], T], *, store: dist.Store | None = None) 
         except ChinchillaError as error:
             outcome[0] = error
         if store is not None:
-            store.set(_DONE, b"")
+            store.set(_DONE, "1")
     elif store is not None:
         while not store.check([_DONE]):
             time.sleep(_POLL_S)

@@ -10,9 +10,12 @@ import socket
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, Store, TCPStore  # torch.distributed has them without exporting them
 
 from chinchilla_ds.distributed.launch import LOOPBACK, Place
 from chinchilla_ds.errors import LayoutError
+
+__all__ = ["MEET_S", "Store", "connect", "open_store"]
 
 MEET_S = 600.0
 """How long the first rank waits for the last: node images load, filesystems mount."""
@@ -20,7 +23,7 @@ _BACKLOG = 4096
 _LOOPBACK_INTERFACE = "lo"
 
 
-def open_store(place: Place, /, *, timeout_s: float = MEET_S) -> dist.Store:
+def open_store(place: Place, /, *, timeout_s: float = MEET_S) -> Store:
     """Return the store of this run's ranks, once all have come; reads MASTER_ADDR and MASTER_PORT.
 
     Raises:
@@ -28,7 +31,7 @@ def open_store(place: Place, /, *, timeout_s: float = MEET_S) -> dist.Store:
     """
     if place.world_size == 1:
         _keep_gloo_local()
-        return dist.HashStore()
+        return HashStore()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)  # torchrun's own process holds the store
     listening = None
@@ -37,7 +40,7 @@ def open_store(place: Place, /, *, timeout_s: float = MEET_S) -> dist.Store:
         address = LOOPBACK
         listening = _listen(port) if place.rank == 0 else None
     try:
-        return dist.TCPStore(
+        return TCPStore(
             address,
             port,
             None if agent else place.world_size,
@@ -49,9 +52,9 @@ def open_store(place: Place, /, *, timeout_s: float = MEET_S) -> dist.Store:
         raise _cannot_meet(port, place=place, address=address, said=str(error)) from None
 
 
-def connect(store: dist.Store, /) -> dist.Store:
+def connect(store: Store, /) -> Store:
     """Return a connection of its own to the same store, for a thread: calls on one connection wait for each other."""
-    return store if isinstance(store, dist.HashStore) else store.clone()
+    return store if isinstance(store, HashStore) else store.clone()  # type: ignore[attr-defined]
 
 
 def _listen(port: int) -> int:

@@ -86,8 +86,8 @@ def join_ranks(*, tensor_model_parallel_size: int, pipeline_model_parallel_size:
             f"{pipeline_model_parallel_size} = {wanted} ranks"
         )
         raise LayoutError(
-            f"{layout}, and {place.world_size} were started; start them with torchrun --nproc-per-node {wanted} --no-python "
-            "chinchilla-ds ..., or give sizes whose product is the number of ranks"
+            f"{layout}, and {place.world_size} were started; start them with torchrun --nproc-per-node {wanted} "
+            "--no-python chinchilla-ds ..., or give sizes whose product is the number of ranks"
         )
     if wanted > 1 and not dist.is_initialized():
         cuda = device_type() == "cuda"
