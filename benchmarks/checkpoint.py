@@ -31,6 +31,7 @@ from step_overhead import GPU_SHAPE
 from chinchilla_ds.budget import ds_config
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.distributed import cpu_backend, groups
+from chinchilla_ds.distributed.launch import settle
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.engine.owned_states import owned_states
 from chinchilla_ds.engine.zero import TrainingEngine

@@ -8,9 +8,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint import tensors
-from chinchilla_ds.checkpoint.state import CheckpointState
-from chinchilla_ds.errors import CheckpointError, ConfigError, did_you_mean
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.checkpoint.state import CheckpointState, plan_of_checkpoint
+from chinchilla_ds.errors import CheckpointError, did_you_mean
 
 
 class CheckpointReader:
@@ -23,15 +22,10 @@ class CheckpointReader:
             CheckpointError: a part of it is missing or unreadable.
         """
         self.folder = checkpoint
+        self.state = CheckpointState.load(checkpoint / folders.STATE_NAME)
+        self.plan = plan_of_checkpoint(checkpoint)
         with folders.reported_as(checkpoint):
-            text = (checkpoint / folders.STATE_NAME).read_text(encoding="utf-8")
-            self.state = CheckpointState.from_json(text, where=str(checkpoint / folders.STATE_NAME))
-            plan = (checkpoint / folders.PLAN_NAME).read_text(encoding="utf-8")
             self._known = tensors.read_metadata(checkpoint / folders.TENSORS_NAME)
-        try:
-            self.plan = RunPlan.from_json(plan)
-        except ConfigError as error:
-            raise CheckpointError([f"{checkpoint / folders.PLAN_NAME}: {text}" for text in error.problems]) from None
 
     @classmethod
     def open(cls, path: Path) -> "CheckpointReader":

@@ -111,7 +111,10 @@ def write_small_files(
     folders.write_durably(aside / folders.DS_CONFIG_NAME, json.dumps(ds_config, indent=2) + "\n")
     if tokenizer is not None:
         target = aside / ("tokenizer" if tokenizer.is_dir() else "tokenizer.model")
-        (shutil.copytree if tokenizer.is_dir() else shutil.copyfile)(tokenizer, target)
+        if tokenizer.is_dir():
+            shutil.copytree(tokenizer, target, symlinks=True)  # what lies outside is none of it
+        else:
+            shutil.copyfile(tokenizer, target)
         for path in files_below(target) if target.is_dir() else [target]:
             folders.sync(path)
 

@@ -1,7 +1,6 @@
 """`chinchilla-ds checkpoint convert`: a checkpoint without its optimizer, or in DeepSpeed's universal format."""
 
 import argparse
-import json
 import shutil
 from collections.abc import Callable
 from enum import StrEnum
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.cli.arguments import choice, flag, path
 from chinchilla_ds.errors import CheckpointError, OutputError, reason
+from chinchilla_ds.structured import read_json
 from chinchilla_ds.units import format_bytes
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _to_universal(reader: "CheckpointReader", aside: Path) -> int:
 def _to_weights(reader: "CheckpointReader", aside: Path) -> int:
     from chinchilla_ds.checkpoint.writer import write_checkpoint
 
-    ds_config = json.loads((reader.folder / folders.DS_CONFIG_NAME).read_text(encoding="utf-8"))
+    ds_config = read_json(reader.folder / folders.DS_CONFIG_NAME, what="ds_config", error=CheckpointError)
     checkpoint = write_checkpoint(
         aside / reader.folder.name,
         plan=reader.plan,

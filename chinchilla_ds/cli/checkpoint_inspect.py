@@ -78,7 +78,7 @@ def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
         ),
     )
     passed_over = f", {state.bad_batches} passed over" if state.bad_batches else ""
-    yield "data", f"{state.data_step:,} batches used up{passed_over}; text {state.data_key}"
+    yield "data", f"{state.data_step:,} batches used up{passed_over}; text {state.data_key or 'not told'}"
     if state.loss is not None:
         yield "train loss", f"{state.loss:.4f} nats per token"
     if state.held_out_loss is not None and state.held_out_bits_per_byte is not None:
@@ -90,7 +90,7 @@ def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
         yield "loss scale", f"{state.loss_scaler.get('cur_scale', '?')}"
     yield "saved under", f"{describe_layout(plan.layout)}, {plan.precision}; loads under any other"
     tokenizer = reader.tokenizer_path.name if reader.tokenizer_path else "none in the checkpoint"
-    yield "tokenizer", f"{tokenizer}, SHA-256 {state.tokenizer_sha256}"
+    yield "tokenizer", f"{tokenizer}, SHA-256 {state.tokenizer_sha256 or 'not told'}"
     yield "software", ", ".join(f"{name} {number}" for name, number in state.versions.items())
 
 

@@ -136,7 +136,8 @@ def _report(values: Mapping[str, Any]) -> "FitReport":
 def _mlflow_runs(source: str, *, tracking_uri: str | None, min_rows: int) -> "ReadRuns":
     """Return the finished runs of an MLflow experiment that have logged their size, tokens and held-out loss."""
     from chinchilla_ds.budget.fitting.read import ReadRuns, Row, table_of
-    from chinchilla_ds.tracking.mlflow import DEFAULT_EXPERIMENT, finished_runs
+    from chinchilla_ds.tracking.destination import DEFAULT_EXPERIMENT
+    from chinchilla_ds.tracking.mlflow_runs import finished_runs
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:

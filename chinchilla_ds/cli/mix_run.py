@@ -5,7 +5,6 @@ The runs are those of launchers/pretrain.py, each in a process of its own, one a
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import read_place
 from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
 from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.structured import parse_json, read_json
 from chinchilla_ds.units import format_count, format_flops
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _keep_settings(
     corpus_text = dataclasses.replace(corpus, folder=Path()).to_json()
     for name, text in ((PLAN_NAME, plan.to_json()), (CORPUS_NAME, corpus_text)):
         kept = output / name
-        if num_done and kept.is_file() and (difference := _difference(kept.read_text(encoding="utf-8"), text)):
+        if num_done and kept.is_file() and (difference := _difference(kept, text)):
             raise ConfigError(
                 f"{num_done} rows of {table} have losses made with another {name.removesuffix('.json')} than now "
                 f"({kept}: {difference}); only the weights may differ: ask for the same, or empty the column and name "
@@ -148,9 +148,15 @@ def _keep_settings(
         write_text(kept, text=text, named="")
 
 
-def _difference(before: str, now: str) -> str:
-    """Return the first field in which two JSON objects differ, or the empty string."""
-    first, second = json.loads(before), json.loads(now)
+def _difference(kept: Path, now: str) -> str:
+    """Return the first field in which the JSON object in a file and another differ, or the empty string.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    first, second = read_json(kept, what="settings of the runs"), parse_json(now, where="settings")
+    if not isinstance(first, dict):
+        raise ConfigError(f"settings of the runs {kept} must be an object of named fields")
     for name in second:
         if name != "reasons" and first.get(name) != second[name]:
             return f"{name} was {first.get(name)!r:.80} and is {second[name]!r:.80}"

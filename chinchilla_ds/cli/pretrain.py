@@ -21,21 +21,14 @@ from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.budget.relayout import lay_out_again
 from chinchilla_ds.budget.report import format_plan
-from chinchilla_ds.cli.arguments import DATA_FIELDS, Arguments, flag_of, parse
+from chinchilla_ds.cli.arguments import BESIDE_A_PLAN, Arguments, flag_of, parse
+from chinchilla_ds.cli.earlier_run import Continued, find_run, named_run, take_over
 from chinchilla_ds.cli.endings import at_ending, end_well, follow, leave_hung, no_library_exits
+from chinchilla_ds.cli.initial_weights import check_initial_tokenizer, check_initial_weights
 from chinchilla_ds.cli.output import check_output, output_errors
 from chinchilla_ds.cli.plan_file import read_plan
 from chinchilla_ds.cli.prepared_corpus import with_prepared_corpus
-from chinchilla_ds.cli.run_request import (
-    FREE_FIELDS,
-    Continued,
-    RunLock,
-    RunRequest,
-    check_same,
-    continued,
-    find_run,
-    known_problems,
-)
+from chinchilla_ds.cli.run_request import RunLock, RunRequest, known_problems
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.data.prepare import check_source, prepare
 from chinchilla_ds.distributed.devices import device_type
@@ -81,10 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Arguments, *, place: Place, started_s: float, stop: StopRequest) -> int:
     ds = ds_json.load_ds_config(arguments.ds_config)
     run, arguments = _run_to_continue(arguments, ds)
+    if run is not None and run.is_finished:
+        return _say_finished(run, place=place)
     config = arguments.config
     plan = _plan(arguments, world_size=place.world_size)
     if run is not None:
-        plan = lay_out_again(run.plan, like=plan)
+        is_asked = config.micro_batch_size is not None or arguments.plan is not None
+        plan = lay_out_again(run.plan, like=plan, micro_batch_is_asked=is_asked)
+    elif config.checkpoint.init_from is not None:
+        check_initial_weights(config.checkpoint.init_from, plan=plan)
     resolved = ds_json.resolve(ds, plan)
     if place.rank == 0:
         _check_places(config, plan=plan, place=place)
@@ -129,24 +127,26 @@ def _run_to_continue(arguments: Arguments, ds: Mapping[str, Any]) -> tuple[Conti
     config = with_prepared_corpus(ds_json.apply_to_config(arguments.config, ds, explicit=arguments.explicit))
     if problems := list(known_problems(config)):
         raise ConfigError(problems)
-    named = config.checkpoint.resume
-    if named == "none":
-        run = None
-    elif named == "latest":
+    named, run = config.checkpoint.resume, None
+    if named not in ("none", "latest"):
+        run = named_run(named)
+        return run, take_over(arguments, run, config=config)
+    if named == "latest":
         run = find_run(RunRequest(config=config, plan=arguments.plan))
-    else:
-        run = continued(Path(named))
-        check_same(config, run, explicit=arguments.explicit)
-        kept = {name: getattr(config, name) for name in FREE_FIELDS}
-        config = dataclasses.replace(run.request.config, **kept)
-        if arguments.plan is None:
-            arguments = dataclasses.replace(arguments, plan=run.request.plan)
     return run, dataclasses.replace(arguments, config=config)
+
+
+def _say_finished(run: Continued, *, place: Place) -> int:
+    if place.rank == 0:
+        from chinchilla_ds.cli.finished import describe_finished
+
+        print(describe_finished(run), flush=True)
+    return 0
 
 
 def _plan(arguments: Arguments, *, world_size: int) -> RunPlan:
     if arguments.plan is not None:
-        if answered := sorted(arguments.explicit - {"output", "sample_interval_tokens"} - DATA_FIELDS):
+        if answered := sorted(arguments.explicit - BESIDE_A_PLAN):
             flags = ", ".join(flag_of(name) for name in answered)
             raise ConfigError(f"{flags} beside --plan, which fixes that: drop it, or make another plan")
         device_type()  # refuses a GPU that torch cannot use
@@ -198,6 +198,7 @@ def _train(
     from chinchilla_ds.cli.preparation import describe, show_preparation
     from chinchilla_ds.cli.run_folder import make_run_folder, open_run_folder
     from chinchilla_ds.cli.run_status import RunStatus
+    from chinchilla_ds.cli.run_text import folder_of_texts
     from chinchilla_ds.data.loader import TokenLoader
     from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
@@ -224,9 +225,11 @@ def _train(
                 seq_length=plan.shape.seq_length,
                 num_tokens=plan.num_tokens,
                 seed=plan.seed,
-                folder=config.output / "data",
+                folder=config.output / "data" if run is None else folder_of_texts(run.folder),
                 progress=progress,
             )
+        if run is None and config.checkpoint.init_from is not None:
+            check_initial_tokenizer(config.checkpoint.init_from, prepared=prepared)
         TokenLoader(prepared=prepared, plan=plan)
         if run is not None:
             folder, artifacts = open_run_folder(run, plan=plan, ds_config=resolved, prepared=prepared)

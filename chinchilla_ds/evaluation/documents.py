@@ -36,11 +36,17 @@ def held_out_documents(prepared: PreparedData, *, tokenizer: Tokenizer) -> Itera
         return
     names = [source.name for source in prepared.sources]
     for tokens, (source, num_bytes) in zip(documents, np.load(file).tolist(), strict=True):
-        yield Document(source=names[source], tokens=tokens.tolist(), num_bytes=num_bytes)
+        yield Document(source=names[source], tokens=_without_bos(tokens.tolist(), tokenizer), num_bytes=num_bytes)
 
 
 def _document(source: str, tokens: list[int], *, tokenizer: Tokenizer) -> Document:
-    return Document(source=source, tokens=tokens, num_bytes=len(tokenizer.decode(tokens).encode()))
+    num_bytes = len(tokenizer.decode(tokens).encode())
+    return Document(source=source, tokens=_without_bos(tokens, tokenizer), num_bytes=num_bytes)
+
+
+def _without_bos(tokens: list[int], tokenizer: Tokenizer) -> list[int]:
+    """Return a document's tokens without the one that begins it, which tells nothing of a model."""
+    return tokens[1:] if tokens[:1] == [tokenizer.bos_id] else tokens
 
 
 def find_files(paths_by_source: Mapping[str, Sequence[str]], /, *, text_field: str) -> tuple[Corpus, ...]:

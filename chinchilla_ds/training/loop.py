@@ -71,7 +71,8 @@ def pretrain(
 
     Raises:
         DivergedError: losses or gradients are no numbers, batch after batch.
-        CheckpointError: no checkpoint in `resume_from` is whole, or it is of other text.
+        CheckpointError: no checkpoint in `resume_from` is whole, it is of other text, or the optimizer keeps what
+            cannot be saved.
         OutputError: a checkpoint cannot be written.
     """
     guards, saving, stop = guards or GuardConfig(), saving or CheckpointConfig(), stop or StopRequest()
@@ -128,7 +129,8 @@ class _Run:
         self.watchdog = watchdog
 
     def begin(self, resume_from: Path | None, *, init_from: Path | None) -> None:
-        """Go on from a checkpoint, or begin with given or with fresh weights."""
+        """Try a save; then go on from a checkpoint, or begin with given or with fresh weights."""
+        self.saver.rehearse()
         if resume_from is not None:
             self.saver.resume(resume_from)
         elif init_from is not None:
@@ -256,7 +258,7 @@ class _Run:
 
     def _sample(self, path: Path) -> None:
         """Let the model write, on every rank, and keep it in `path`."""
-        tokenizer = Tokenizer.load(self.prepared.tokenizer_path)
+        tokenizer = Tokenizer.load(self.prepared.tokenizer_path, trusted=True)
         with self.watchdog.phase("the sample", scale=samples.NEW_TOKENS):
             sample = samples.draw_sample(
                 self.engine.next_token_logits, loader=self.loader, tokenizer=tokenizer, seed=self.plan.seed

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from chinchilla_ds.budget.ds_config import write_shipped
 from chinchilla_ds.cli.main import run_command
 from tests.unit.budget.fitting.synthetic import sweep
+from tests.unit.data.conftest import make_documents
+from tests.unit.export.conftest import small_shape, write_random
 
 QUICK, LONG = 60, 2000
 """Inputs per kind of file in `make test` and in `make test-slow`."""
@@ -59,6 +61,34 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mixtures += [(0.2, 0.1 * i, 0.8 - 0.1 * i, 3.1 + 0.02 * i * i) for i in range(1, 7)]
     lines = [",".join(f"{value:.4f}" for value in row) for row in mixtures]
     (folder / "mixtures.csv").write_text("\n".join(["w:web,w:code,w:books,loss", *lines]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a prepared folder, to be copied before it is changed."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "text.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in make_documents(number=200))
+    )
+    run_command(
+        ["prepare", "--source", str(folder / "text.jsonl"), "--out", str(folder / "out"), "--vocab-size", "400"]
+    )
+    return folder / "out"
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run with one checkpoint of random weights, to be copied before it is changed."""
+    folder = tmp_path_factory.mktemp("run")
+    return write_random(folder, small_shape(num_layers=1, hidden_size=32, kv_channels=8)).folder.parent.parent
+
+
+@pytest.fixture(scope="session")
+def exported_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return that run as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    run_command(["export", str(run_folder), "--out", str(folder)])
     return folder
 
 

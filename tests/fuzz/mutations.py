@@ -131,6 +131,43 @@ def json_files(content: bytes) -> st.SearchStrategy[bytes]:
     return st.one_of(changed_trees(tree).map(write_json), changed_trees(tree).map(write_json), damaged(content))
 
 
+_YAML_VALUES = (
+    "", "~", "yes", ".nan", ".inf", "-1", "0", "1e400", "9" * 5000, "1e-3", "'a", '"a', "[", "[]", "{}",
+    "&a [*a]", "*a", "!!python/name:os.system",
+    "!!float x", "!!binary aGk=", "2026-99-99", "0x_", "1:2:3", "|", ">-", "%", "@a", "`", "a: b", "- a",
+    "? a", "\t", "[" * 500, "../..", "~root",
+)  # fmt: skip
+
+_YAML_KEYS = ("no", "1", "x" * 300, "é", "<<", "a b", "../x")
+
+
+@st.composite
+def _edited_yaml(draw: st.DrawFn, content: bytes) -> bytes:
+    lines = content.decode().splitlines()
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(lines) - 1))
+        key, colon, _ = lines[at].partition(":")
+        kind = draw(st.sampled_from(("value", "value", "value", "double", "indent", "key", "remove")))
+        if kind == "value":
+            lines[at] = f"{key}{colon} {draw(st.sampled_from(_YAML_VALUES))}"
+        elif kind == "double":
+            lines.insert(at, lines[at])
+        elif kind == "indent":
+            lines[at] = draw(st.sampled_from((" ", "  ", "\t", "- "))) + lines[at]
+        elif kind == "key":
+            lines[at] = lines[at].replace(
+                key.strip(), draw(st.sampled_from(("no", "1", "x" * 300, "é", "<<", "a b", "../x"))), 1
+            )
+        elif len(lines) > 1:
+            del lines[at]
+    return "\n".join(lines).encode()
+
+
+def yaml_files(content: bytes) -> st.SearchStrategy[bytes]:
+    """Draw the content of a YAML file that begins as `content`."""
+    return st.one_of(_edited_yaml(content), _edited_yaml(content), damaged(content))
+
+
 _CELLS = (
     "", " ", "0", "-1", "1e400", "nan", "inf", "-inf", "9" * 5000, "1e-400", "7B", "70 M", "1,000", '"',
     '""', '"a', "a,b", "=1+1",

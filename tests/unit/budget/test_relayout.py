@@ -32,6 +32,15 @@ def test_nothing_changes_for_the_same_layout() -> None:
     assert lay_out_again(old, like=dataclasses.replace(old, seed=9, cluster=other_cluster)) is old
 
 
+def test_the_micro_batch_stays_with_its_layout_unless_another_is_asked_for() -> None:
+    old, like = old_plan(), made_for(ranks=1, micro_batch_size=1)
+    assert old.layout == like.layout
+    assert lay_out_again(old, like=like, micro_batch_is_asked=False) is old
+    assert lay_out_again(old, like=like).batch.micro_batch_size == 1
+    elsewhere = made_for(ranks=2, micro_batch_size=1)
+    assert lay_out_again(old, like=elsewhere, micro_batch_is_asked=False).batch.micro_batch_size == 1
+
+
 @pytest.mark.parametrize(
     ("ranks", "most", "micro_batch_size", "accumulation"),
     [(1, 24, 24, 1), (1, 5, 4, 6), (2, 4, 4, 3), (3, 3, 2, 4), (4, 4, 3, 2), (8, 64, 3, 1), (24, 1, 1, 1)],

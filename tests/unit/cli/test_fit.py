@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from chinchilla_ds.cli import fit
 from chinchilla_ds.cli.arguments import Parser
 from chinchilla_ds.cli.main import main
 from chinchilla_ds.errors import ChinchillaError, ConfigError, DataError, OutputError
-from chinchilla_ds.tracking.mlflow import MlflowBackend, MlflowDestination
+from chinchilla_ds.tracking.destination import MlflowDestination
+from chinchilla_ds.tracking.jsonl import JsonlBackend
+from chinchilla_ds.tracking.mlflow import track
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
 from tests.shared_data import shared_data
 
@@ -363,12 +366,14 @@ def test_files_that_cannot_be_written(exact: Path, tmp_path: Path) -> None:
 
 
 def log_run(uri: str, *, name: str, params: dict[str, object], metrics: dict[str, float], finished: bool) -> None:
-    destination = MlflowDestination(tracking_uri=uri, run_name=name, experiment="sweep")
-    backend = MlflowBackend(destination=destination, started_s=time.time())
+    folder = Path(tempfile.mkdtemp(dir=Path(uri.removeprefix("sqlite:///")).parent))
+    backend = JsonlBackend(path=folder / "metrics.jsonl")
     backend.log_params(params)
     backend.write([MetricRecord(metrics={"held_out/loss": 99.0}, step=1, time_s=time.time())])
     backend.write([MetricRecord(metrics=metrics, step=2, time_s=time.time())])
-    backend.close(RunStatus.FINISHED if finished else RunStatus.FAILED)
+    destination = MlflowDestination(tracking_uri=uri, run_name=name, experiment="sweep")
+    track(destination=destination, run_folder=folder, status=RunStatus.FINISHED if finished else RunStatus.FAILED)
+    backend.close(RunStatus.FINISHED)
 
 
 @pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs

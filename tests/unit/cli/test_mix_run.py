@@ -154,6 +154,18 @@ def test_losses_of_another_plan_or_corpus_are_not_mixed(table: Path, corpus: Pat
     assert "tokenizer_sha256" in problem
 
 
+@pytest.mark.parametrize(("text", "said"), [("{", "is not JSON"), ("[]", "must be an object"), ("\0\0", "is not JSON")])
+def test_settings_that_cannot_be_read_do_not_pass_for_the_same(
+    text: str, said: str, table: Path, corpus: Path, ds_configs: Path
+) -> None:
+    (corpus / "trouble").write_text("refuse mix-1")
+    refused(ConfigError, words(table, corpus, ds_configs))
+    (kept,) = Path.cwd().glob("runs/*/corpus.json")
+    kept.write_text(text)
+    (problem,) = refused(ConfigError, words(table, corpus, ds_configs))
+    assert f"settings of the runs {kept.relative_to(Path.cwd())} {said}" in problem
+
+
 def test_what_cannot_be_is_refused_before_the_first_run(table: Path, corpus: Path, ds_configs: Path) -> None:
     found = refused(DataError, words(table, corpus, ds_configs, "--params", 1e5, "--tokens", 1.2e6))
     assert [problem.split(": ")[1] for problem in found] == ["mix-1", "again", "mix-2"]
