@@ -100,6 +100,7 @@ class OutOfMemoryError(ChinchillaError):
 
 _MIN_PART = 3
 """Fewer characters than this are a part of too many names."""
+_MOST_GUESSES = 2
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -110,13 +111,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     candidates = {_plain(one): one for one in known}
     meant = _plain(name)
-    parts = [one for one in candidates if _is_part(meant, one) or (_is_part(one, meant) and meant.startswith(one))]
-    if meant not in candidates and 1 <= len(parts) <= 2:
-        near = parts
-    else:
-        likely = difflib.get_close_matches(meant, candidates, n=5, cutoff=0.6)
-        near = [one for one in likely if _num_typing_errors(meant, one) <= 1 + min(len(meant), len(one)) // 6][:1]
-    near = near if len(meant) >= _MIN_PART else []
+    likely = difflib.get_close_matches(meant, candidates, n=5, cutoff=0.6)
+    near = [one for one in likely if _num_typing_errors(meant, one) <= 1 + min(len(meant), len(one)) // 6][:1]
+    if not near:
+        near = [one for one in candidates if _is_part(meant, one) or (_is_part(one, meant) and meant.startswith(one))]
+    near = near if len(meant) >= _MIN_PART and len(near) <= _MOST_GUESSES else []
     return f"; did you mean {' or '.join(repr(candidates[one]) for one in near)}?" if near else ""
 
 

@@ -24,7 +24,7 @@ _LEFT_BY_MIGRATION = r"SELECT count(*) FROM sqlite_master WHERE name LIKE '\_ale
 
 def sqlite_uri(path: Path, /) -> str:
     """Return the URI of an SQLite file; a `?` or `%` in its name would otherwise be read as part of the syntax."""
-    return _PREFIX + quote(str(path))
+    return _PREFIX + str(path).replace("%", "%25").replace("?", "%3F")
 
 
 def sqlite_path(tracking_uri: str, /) -> Path | None:

@@ -39,7 +39,8 @@ def test_memory_that_runs_out_is_one_line_that_says_where(command, capsys: pytes
     command(_raise(MemoryError("Unable to allocate 9 TiB")))
     assert main(["plan"]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: out of memory (Unable to allocate 9 TiB), in cli/test_main.py:")
+    assert shown.startswith("error: out of memory (Unable to allocate 9 TiB), in cli/main.py:")
+    assert "in a call of cli/test_main.py:" in shown
     assert shown.count("\n") == 1
 
 
