@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.cli.arguments import choice, flag, path
 from chinchilla_ds.errors import CheckpointError, OutputError, reason
-from chinchilla_ds.structured import read_json
 from chinchilla_ds.units import format_bytes
 
 if TYPE_CHECKING:
@@ -89,13 +88,12 @@ def _to_universal(reader: "CheckpointReader", aside: Path) -> int:
 def _to_weights(reader: "CheckpointReader", aside: Path) -> int:
     from chinchilla_ds.checkpoint.writer import write_checkpoint
 
-    ds_config = read_json(reader.folder / folders.DS_CONFIG_NAME, what="ds_config", error=CheckpointError)
     checkpoint = write_checkpoint(
         aside / reader.folder.name,
         plan=reader.plan,
-        ds_config=ds_config,
+        ds_config=reader.ds_config(),
         weights=((name, reader.read(name)) for name in reader.names()),
         tokenizer=reader.tokenizer_path,
         state=reader.state,
     )
-    return sum(record.bytes for record in folders.read_manifest(checkpoint).values())
+    return sum(record.bytes for record in folders.read_manifest(checkpoint).files.values())

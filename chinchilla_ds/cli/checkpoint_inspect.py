@@ -12,6 +12,7 @@ from chinchilla_ds.budget.report import describe_layout
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.cli.arguments import path
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.structured import parse_json
 from chinchilla_ds.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _problems(checkpoint: Path) -> list[str]:
 def _line(checkpoint: Path, problems: list[str]) -> str:
     if problems:
         return f"{checkpoint.name}  damaged: {problems[0]}"
-    size = sum(record.bytes for record in folders.read_manifest(checkpoint).values())
+    size = sum(record.bytes for record in folders.read_manifest(checkpoint).files.values())
     return f"{checkpoint.name}  {format_bytes(size)}"
 
 
@@ -99,7 +100,7 @@ def _facts(reader: "CheckpointReader") -> dict[str, Any]:
     return {
         "checkpoint": str(reader.folder),
         "state": dataclasses.asdict(reader.state),
-        "plan": json.loads(reader.plan.to_json()),
+        "plan": parse_json(reader.plan.to_json(), where="the plan"),
         "has_moments": reader.has_moments,
         "num_params": sum(math.prod(shape) for shape in tensors.values()),
         "tensors": tensors,

@@ -1,7 +1,11 @@
 """What a command says whose run is finished already: the run's table, from its last checkpoint."""
 
+from pathlib import Path
+
 from chinchilla_ds.cli.earlier_run import Continued
-from chinchilla_ds.tracking.mlflow import MlflowDestination
+from chinchilla_ds.errors import TrackingError
+from chinchilla_ds.tracking.destination import MlflowDestination
+from chinchilla_ds.tracking.record import RunRecord
 from chinchilla_ds.training.callback import EvaluationResult, TrainingState
 from chinchilla_ds.training.callbacks.summary import footnote, loss_rows, model_rows, place_rows, plain_table, spent
 from chinchilla_ds.units import format_duration
@@ -21,18 +25,25 @@ def describe_finished(run: Continued) -> str:
         evaluation=_evaluation(run),
         artifacts={"checkpoint": str(run.checkpoint), "plan": str(folder / "plan.json")},
     )
-    mlflow = MlflowDestination.resolve(output=folder.parent, run_name=folder.name, run_folder=folder)
     rows = [
         *model_rows(state),
         *loss_rows(state, train_losses=[] if saved.loss is None else [saved.loss], unigram_loss=None),
         ("FLOPs spent", spent(state)),
         ("training time", format_duration(saved.elapsed_s)),
-        *place_rows(state, mlflow=mlflow),
+        *place_rows(state, mlflow=_mlflow(folder)),
     ]
     return (
         f"finished      {folder}: the run that this command asks for has reached its plan's end, and nothing is left "
         f"to do; --resume none begins another\n{plain_table(rows, note=footnote(state))}"
     )
+
+
+def _mlflow(folder: Path) -> MlflowDestination | None:
+    """Return where the run was tracked; None where that is not known any more."""
+    try:
+        return MlflowDestination.resolve(output=folder.parent, run_name=folder.name, record=RunRecord.load(folder))
+    except TrackingError:
+        return None
 
 
 def _evaluation(run: Continued) -> EvaluationResult | None:

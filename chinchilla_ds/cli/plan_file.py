@@ -4,6 +4,7 @@ from pathlib import Path
 
 from chinchilla_ds.budget.layout import validate_layout
 from chinchilla_ds.budget.plan_checks import plan_problems
+from chinchilla_ds.budget.relayout import is_laid_out
 from chinchilla_ds.errors import ConfigError, LayoutError
 from chinchilla_ds.plan import RunPlan
 from chinchilla_ds.structured import read_bytes
@@ -14,7 +15,7 @@ def read_plan(path: Path, *, world_size: int | None = None) -> RunPlan:
 
     Args:
         path: what `chinchilla-ds plan --out` or a run wrote.
-        world_size: ranks that are there to run it; None where it is only looked at.
+        world_size: ranks that are there to run it, if it was made for a machine; None where it is only looked at.
 
     Raises:
         ConfigError: no such file, no plan, or numbers that contradict one another.
@@ -27,7 +28,7 @@ def read_plan(path: Path, *, world_size: int | None = None) -> RunPlan:
         raise ConfigError([f"plan {path}: {problem}" for problem in error.problems]) from None
     if problems := list(plan_problems(plan)):
         raise ConfigError([f"plan {path}: {problem}" for problem in problems])
-    if world_size is not None and plan.layout.world_size != world_size:
+    if world_size is not None and is_laid_out(plan) and plan.layout.world_size != world_size:
         raise LayoutError(
             f"plan {path} is for {plan.layout.world_size} ranks, and {world_size} were started; start it with "
             f"deepspeed --num_gpus {plan.layout.world_size}, or make a plan for {world_size}"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from chinchilla_ds.budget import ds_config as ds_json
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.planner import plan as make_plan
-from chinchilla_ds.budget.relayout import lay_out_again
+from chinchilla_ds.budget.relayout import is_laid_out, lay_out, lay_out_again
 from chinchilla_ds.budget.report import format_plan
 from chinchilla_ds.cli.arguments import BESIDE_A_PLAN, Arguments, flag_of, parse
 from chinchilla_ds.cli.earlier_run import Continued, find_run, named_run, take_over
@@ -96,8 +96,10 @@ def _run(arguments: Arguments, *, place: Place, started_s: float, stop: StopRequ
     use_private_extensions_folder()
     store, peers = _meet(place)
     from chinchilla_ds.distributed import groups
+    from chinchilla_ds.engine.deepspeed_json import check_with_deepspeed
 
     groups.initialize(layout=plan.layout, store=store)
+    check_with_deepspeed(resolved, plan)
     exit_code = _train(
         arguments, run=run, plan=plan, resolved=resolved, started_s=started_s, stop=stop, store=store, peers=peers
     )
@@ -149,8 +151,10 @@ def _plan(arguments: Arguments, *, world_size: int) -> RunPlan:
         if answered := sorted(arguments.explicit - BESIDE_A_PLAN):
             flags = ", ".join(flag_of(name) for name in answered)
             raise ConfigError(f"{flags} beside --plan, which fixes that: drop it, or make another plan")
-        device_type()  # refuses a GPU that torch cannot use
-        return read_plan(arguments.plan, world_size=world_size)
+        plan, device = read_plan(arguments.plan, world_size=world_size), device_type()
+        if is_laid_out(plan):
+            return plan
+        return lay_out(plan, config=arguments.config, world_size=world_size, device=device)
     # What is wrong on any device is said before torch is imported.
     if problems := list(config_problems(arguments.config, world_size=world_size, device="cpu")):
         raise ConfigError(problems)

@@ -14,7 +14,7 @@ from chinchilla_ds.config import RunConfig, source_name
 from chinchilla_ds.data.blend_file import read_blend
 from chinchilla_ds.errors import CheckpointError, ConfigError
 from chinchilla_ds.plan import REPORT, RunPlan
-from chinchilla_ds.structured import build, read_json
+from chinchilla_ds.structured import build, parse_json, read_json
 
 REQUEST_NAME = "request.json"
 LOCK_NAME = ".lock"
@@ -58,7 +58,7 @@ class RunRequest:
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
     """Return a config as JSON has it."""
-    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=_absolute))
+    values: dict[str, Any] = parse_json(json.dumps(dataclasses.asdict(config), default=_absolute), where="the config")
     return values
 
 

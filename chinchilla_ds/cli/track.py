@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.cli.arguments import flag, path
-from chinchilla_ds.cli.run_request import LOCK_NAME, state_of
+from chinchilla_ds.cli.run_request import LOCK_NAME
 from chinchilla_ds.errors import CheckpointError, ConfigError, TrackingError
 from chinchilla_ds.plan import RunPlan
 from chinchilla_ds.structured import read_bytes, read_json
@@ -51,7 +52,12 @@ def run(arguments: argparse.Namespace) -> str:
     )
     from chinchilla_ds.tracking.mlflow import track
 
-    mirror = track(destination=destination, run_folder=folder, status=status_of(folder))
+    try:
+        status = status_of(folder)
+    except TrackingError as error:
+        status = None
+        notes.append(f"how the run ended is not known: {error.problems[0]}")
+    mirror = track(destination=destination, run_folder=folder, status=status)
     notes += mirror.notes
     if mirror.skipped:
         notes.append(describe_skipped(folder / METRICS_FILE, mirror.skipped))
@@ -59,7 +65,11 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def status_of(folder: Path, /) -> RunStatus | None:
-    """Return how a run stands by its folder; None where it has ended and nothing there says how."""
+    """Return how a run stands by its folder; None where it has ended and nothing there says how.
+
+    Raises:
+        TrackingError: what says so cannot be read.
+    """
     if _is_being_trained(folder):
         return RunStatus.RUNNING
     file = folder / STATUS_NAME
@@ -69,7 +79,7 @@ def status_of(folder: Path, /) -> RunStatus | None:
         return _ENDED.get(str(state), RunStatus.FAILED)  # one that says "running", and is not, was killed
     try:
         newest = folders.find_checkpoints(folder)[0]
-        return RunStatus.FINISHED if state_of(newest).complete else None
+        return RunStatus.FINISHED if CheckpointState.load(newest / folders.STATE_NAME).complete else None
     except CheckpointError:
         return None
 

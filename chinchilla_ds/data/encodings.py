@@ -18,7 +18,10 @@ _GUESS_BYTES = 2**12
 """Text that is shown to the detection."""
 _MIN_EVIDENCE_BYTES = 8
 """Fewer bytes that are not UTF-8 are stray ones."""
+_MOST_CHARACTER_BYTES = 4
 _MAX_NUL_SHARE = 0.1
+_UNICODE = ("utf_8", "utf_7", "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le")
+"""Not guessed: they begin with a byte-order mark or hold NUL bytes."""
 _COMMON = ("euc_jp",)
 """Named rather than a wider encoding that the same bytes could be in, and that iconv may not know."""
 
@@ -105,7 +108,7 @@ def _advice(path: Path) -> str | None:
 
 
 def _sample(path: Path) -> bytes:
-    """Return the first lines of a file that are not ASCII, each once, as far as they can be read."""
+    """Return the first lines of a file that are not ASCII, each once."""
     try:
         with open_bytes(path) as stream:
             head = stream.read(_SAMPLE_BYTES)
@@ -118,9 +121,11 @@ def _guess(sample: bytes) -> str | None:
     """Return the likely encoding, by the name that iconv knows."""
     import charset_normalizer
 
-    shown = sample[:_GUESS_BYTES]
-    whole_lines = shown.rpartition(b"\n")[0] if len(sample) > len(shown) else shown
-    found = charset_normalizer.from_bytes(whole_lines or shown, cp_exclusion=["utf_8"], enable_fallback=False).best()
+    tried = (sample[: _GUESS_BYTES - cut] for cut in range(_MOST_CHARACTER_BYTES))  # not amid a character
+    matches = (
+        charset_normalizer.from_bytes(part, cp_exclusion=list(_UNICODE), enable_fallback=False) for part in tried
+    )
+    found = next((best for match in matches if (best := match.best()) is not None), None)
     if found is None:
         return None
     name = next((name for name in _COMMON if name in found.could_be_from_charset), found.encoding)

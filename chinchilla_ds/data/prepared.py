@@ -178,7 +178,9 @@ class PreparedData(Manifest):
         try:
             prepared = _of_tree(read_json(path, what="the manifest", error=DataError), folder=folder)
         except DataError as error:
-            *others, last = (f"{folder} holds no usable prepared data: {problem}" for problem in error.problems)
+            *others, last = (
+                f"{folder} holds no prepared data that can be used: {problem}" for problem in error.problems
+            )
             raise DataError([*others, f"{last}; restore the folder, or remove it to prepare the text again"]) from None
         prepared.check_files()
         return prepared

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
-from chinchilla_ds.distributed import build_lock, cpu_backend, deepspeed_patches
+from chinchilla_ds.distributed import build_lock, cpu_backend, deepspeed_patches, zero_step
 from chinchilla_ds.distributed.launch import Place, read_place
 from chinchilla_ds.distributed.rendezvous import Store, open_store
 from chinchilla_ds.errors import LayoutError
@@ -38,6 +38,7 @@ def initialize(*, layout: ParallelLayout, store: Store | None = None) -> None:
         _take_gpu(place, store=store)
     cpu_backend.install()
     deepspeed_patches.install()
+    zero_step.install()
     build_lock.install()
     # Before DeepSpeed, which would open a store on all interfaces; it takes this group instead.
     dist.init_process_group(

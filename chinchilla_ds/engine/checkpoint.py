@@ -18,9 +18,11 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.checkpoint.contents import read_contents
+from chinchilla_ds.checkpoint.index import MOMENTS, WEIGHT
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.state import LOSS_SCALER_FIELDS, CheckpointState, shape_problems
-from chinchilla_ds.checkpoint.tensors import MOMENTS, WEIGHT, Block, load_blocks, save_blocks
+from chinchilla_ds.checkpoint.tensors import Block, load_blocks, save_blocks
 from chinchilla_ds.checkpoint.writer import library_versions, write_small_files
 from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
 from chinchilla_ds.engine import rehearsal
@@ -346,12 +348,17 @@ def newest_whole(path: Path, *, warn: Callable[[str], None]) -> Path:
 
 
 def _problems_of_share(checkpoint: Path) -> list[str]:
-    """Return what is wrong with this rank's share of a checkpoint's files."""
+    """Return what is wrong with this rank's share of a checkpoint's files, on rank 0 with what the small ones hold."""
+    rank = dist.get_rank()
     try:
-        names = sorted(folders.read_manifest(checkpoint))
-        return list(folders.damage(checkpoint, names=frozenset(names[dist.get_rank() :: dist.get_world_size()])))
+        names = sorted(folders.read_manifest(checkpoint).files)
+        if problems := list(folders.damage(checkpoint, names=frozenset(names[rank :: dist.get_world_size()]))):
+            return problems
+        if rank == 0:
+            read_contents(checkpoint)
     except CheckpointError as error:
         return list(error.problems)
+    return []
 
 
 @torch.no_grad()
@@ -374,12 +381,13 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
         raise CheckpointError(problems)
     states = owned_states(engine.engine, engine.stage, zero_stage=zero_stage)
     kinds = (WEIGHT,) if weights_only or not reader.has_moments else (WEIGHT, *MOMENTS)
-    for owned in states:
-        with owned.resident():
-            tensors = {kind: flat for kind, flat in owned.tensors().items() if kind in kinds}
-            load_blocks(blocks_of(owned, tensors=tensors, copies=True), folder=checkpoint / folders.TENSORS_NAME)
-            if len(kinds) > 1:
-                owned.set_step(reader.state.optimizer_step)
+    found: tuple[str, ...] = ()
+    try:
+        for owned in states:
+            _load_state(owned, reader=reader, kinds=kinds)
+    except CheckpointError as error:
+        found = error.problems
+    _raise_together(found)
     if states and len(kinds) > 1:
         catch_up(states[0].optimizer, step=reader.state.optimizer_step)
     publish(engine.engine, zero_stage=zero_stage)
@@ -387,6 +395,24 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
         _restore_counters(engine.engine, reader.state)
     dist.barrier()
     return reader.state
+
+
+def _load_state(owned: OwnedState, *, reader: CheckpointReader, kinds: tuple[str, ...]) -> None:
+    """Read the weights that a rank owns, and the moments if they are among `kinds`."""
+    with owned.resident(), folders.reported_as(reader.folder):
+        tensors = {kind: flat for kind, flat in owned.tensors().items() if kind in kinds}
+        blocks = blocks_of(owned, tensors=tensors, copies=True)
+        load_blocks(blocks, index=reader.index, folder=reader.folder / folders.TENSORS_NAME)
+        if len(kinds) > 1:
+            owned.set_step(reader.state.optimizer_step)
+
+
+def _raise_together(problems: tuple[str, ...]) -> None:
+    """Raise on every rank what any rank has met: one alone would leave the others waiting for it."""
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, problems)
+    if found := sorted({problem for of_rank in of_ranks for problem in of_rank}):
+        raise CheckpointError(found)
 
 
 def _restore_counters(engine: Any, state: CheckpointState) -> None:

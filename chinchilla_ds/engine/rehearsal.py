@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.checkpoint.index import MOMENTS
 from chinchilla_ds.checkpoint.reader import CheckpointReader
-from chinchilla_ds.checkpoint.tensors import MOMENTS, Block, load_blocks, whole_block
+from chinchilla_ds.checkpoint.tensors import Block, load_blocks, whole_block
 from chinchilla_ds.engine.owned_states import OwnedState
 from chinchilla_ds.errors import ChinchillaError
 from chinchilla_ds.plan import RunPlan
@@ -57,9 +58,10 @@ def read_back(checkpoint: Path, *, values: dict[str, Tensor], rank: int, plan: R
         if damaged := folders.problems_of(checkpoint):
             return damaged
         blocks = sample_blocks({kind: torch.empty_like(flat) for kind, flat in values.items()}, rank=rank)
+        reader = CheckpointReader(checkpoint)
         with folders.reported_as(checkpoint):
-            load_blocks(blocks, folder=checkpoint / folders.TENSORS_NAME)
-        is_same = CheckpointReader(checkpoint).plan == plan
+            load_blocks(blocks, index=reader.index, folder=checkpoint / folders.TENSORS_NAME)
+        is_same = reader.plan == plan
     except ChinchillaError as error:
         return list(error.problems)
     is_same = is_same and all(block.values.equal(values[block.key.partition("/")[0]]) for block in blocks)

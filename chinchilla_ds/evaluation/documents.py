@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from chinchilla_ds.data.indexed import read_documents
+from chinchilla_ds.data.parts import Problem
 from chinchilla_ds.data.prepared import HELD_OUT_ORIGINS_NAME, PreparedData
-from chinchilla_ds.data.readers import Problem, parts_of, read_part
+from chinchilla_ds.data.readers import parts_of, read_part
 from chinchilla_ds.data.sources import Corpus, find_source
 from chinchilla_ds.data.tokenizer import Tokenizer
 from chinchilla_ds.errors import DataError
@@ -19,7 +20,7 @@ def held_out_documents(prepared: PreparedData, *, tokenizer: Tokenizer) -> Itera
     """Yield the held-out documents of a prepared corpus, by source where it says which is whose.
 
     Raises:
-        DataError: it was made with another tokenizer.
+        DataError: it was made with another tokenizer, or its files have changed since.
     """
     import numpy as np
 
@@ -28,6 +29,7 @@ def held_out_documents(prepared: PreparedData, *, tokenizer: Tokenizer) -> Itera
             f"{prepared.folder} was prepared with another tokenizer than the model's; give --data the text itself, or "
             "prepare it with --tokenizer from the checkpoint"
         )
+    prepared.check_content()
     documents = read_documents(prepared.held_out_prefix)
     file = prepared.folder / HELD_OUT_ORIGINS_NAME
     if not file.is_file():

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.errors import TrackingError
+from chinchilla_ds.errors import TrackingError, reason
 from chinchilla_ds.structured import open_regular, parse_json
 from chinchilla_ds.tracking.record import MAX_TIME_S
 from chinchilla_ds.tracking.tracker import MetricRecord
@@ -48,6 +48,9 @@ class MetricsReader:
 
         Args:
             is_ended: nobody writes any more: a last line without its end is as long as it will ever be.
+
+        Raises:
+            TrackingError: the file cannot be read, or is not a regular one.
         """
         try:
             stream = open_regular(self._path)
@@ -55,6 +58,8 @@ class MetricsReader:
             self.begins_anew = True
             self._offset = 0
             return
+        except OSError as error:
+            raise TrackingError(f"{self._path} cannot be read: {reason(error)}") from None
         with stream:
             self._find_place(stream)
             stream.seek(self._offset)

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 
 from chinchilla_ds.budget.ds_config import load_ds_config, resolve
-from chinchilla_ds.cli.main import COMMANDS, run_command
 from chinchilla_ds.cli.plan_file import read_plan
 from tests.fuzz.conftest import Fuzz
-from tests.fuzz.mutations import command_lines, csv_files, json_files
+from tests.fuzz.mutations import csv_files, json_files
 from tests.fuzz.outcome import accepted, ends_well, put
 
 
@@ -86,36 +84,3 @@ def test_tables_of_mixtures(fuzz: Fuzz, seeds: Path, tmp_path: Path) -> None:
         ends_well(["mix", "fit", str(put(tmp_path / "mixtures.csv", content)), "--out", str(tmp_path / "blend.yaml")])
 
     fuzz(try_one, csv_files((seeds / "mixtures.csv").read_bytes()), share=0.3)
-
-
-def _flags(name: str) -> list[str]:
-    return sorted({word.strip(",") for word in run_help(name).split() if word.startswith("--")})
-
-
-def run_help(name: str) -> str:
-    import contextlib
-    import io
-
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        run_command([*name.split(), "--help"])
-    return text.getvalue()
-
-
-_PLANNING: dict[str, list[str]] = {
-    "plan": ["--flops", "1e18", "--gpus", "8", "--gpu", "h100"],
-    "laws": ["--flops", "1e18"],
-    "memory": ["{seeds}/plan.json"],
-    "ds-config": ["{seeds}/plan.json"],
-    "fit": ["{seeds}/runs.csv", "--bootstrap", "0"],
-    "mix fit": ["{seeds}/mixtures.csv", "--out", "blend.yaml"],
-}
-
-
-@pytest.mark.parametrize("name", _PLANNING)
-def test_flags(fuzz: Fuzz, seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    assert name in COMMANDS
-    monkeypatch.chdir(tmp_path)
-    words = [word.format(seeds=seeds) for word in _PLANNING[name]]
-    lines: st.SearchStrategy[list[str]] = command_lines(words, _flags(name))
-    fuzz(lambda line: ends_well([*name.split(), *line]), lines, share=0.3)

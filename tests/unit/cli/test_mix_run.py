@@ -1,6 +1,7 @@
 """`chinchilla-ds mix run` with runs that only pretend to train: what is done, kept, gone on with, and refused."""
 
 import csv
+import hashlib
 import json
 import os
 import sys
@@ -148,7 +149,9 @@ def test_losses_of_another_plan_or_corpus_are_not_mixed(table: Path, corpus: Pat
     assert "made with another plan than now" in problem
     assert "compute_budget_flops was 100000000000.0 and is 200000000000.0" in problem
     manifest = json.loads((corpus / "manifest.json").read_text())
-    (corpus / "manifest.json").write_text(json.dumps(manifest | {"tokenizer_sha256": "other"}))
+    (corpus / "tokenizer.model").write_bytes(b"other")
+    other = hashlib.sha256(b"other").hexdigest()
+    (corpus / "manifest.json").write_text(json.dumps(manifest | {"tokenizer_sha256": other}))
     (problem,) = refused(ConfigError, words(table, corpus, ds_configs))
     assert "another corpus than now" in problem
     assert "tokenizer_sha256" in problem

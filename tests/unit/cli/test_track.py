@@ -498,6 +498,25 @@ def test_lines_that_cannot_be_read_are_named(output: Path, capsys: pytest.Captur
     ) in capsys.readouterr().out
 
 
+def test_a_status_that_cannot_be_read_is_said_and_the_values_are_sent(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Recorded(output)
+    run.write([1])
+    (run.folder / "status.json").write_bytes(bytes(20))
+    assert main(["track", str(run.folder)]) == 0
+    out = capsys.readouterr().out
+    assert "sent          3 values that it lacked" in out
+    assert "note          how the run ended is not known: status " in out
+
+
+def test_metrics_that_are_a_fifo_do_not_hang(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (output / "odd").mkdir()
+    os.mkfifo(output / "odd" / "metrics.jsonl")
+    assert main(["track", str(output / "odd")]) == 2
+    assert capsys.readouterr().err.endswith("metrics.jsonl cannot be read: it is not a regular file\n")
+
+
 def test_a_run_that_is_being_trained_stays_running(output: Path) -> None:
     run = Recorded(output)
     run.write([1])

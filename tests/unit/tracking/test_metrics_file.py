@@ -1,10 +1,12 @@
 import math
 import os
+import random
 import time
 from pathlib import Path
 
 import pytest
 
+from chinchilla_ds.errors import TrackingError
 from chinchilla_ds.tracking.metrics_file import MetricsReader, describe_skipped, read_metrics
 
 GOOD = '{"step": 1, "time": 5.5, "train/loss": 2.5}\n'
@@ -118,8 +120,25 @@ def test_a_file_that_is_not_there_yet(tmp_path: Path) -> None:
 
 def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m")
-    with pytest.raises(OSError, match="not a regular file"):
+    with pytest.raises(TrackingError, match=r"/m cannot be read: it is not a regular file$"):
         list(read_metrics(tmp_path / "m"))
+
+
+def test_random_damage_to_one_line_costs_no_other(tmp_path: Path) -> None:
+    path, chance = tmp_path / "m", random.Random(1)
+    line = b'{"step": 2, "time": 5.5, "train/loss": 2.5, "x": null}'
+    pieces = [b"\0", b'"', b"{", b"[", b"}", b"-", b"1e999", b"NaN", b"\xff", b"9" * 400, b",", b":", b"true", b"\\u"]
+    for _ in range(2000):
+        damaged = bytearray(line)
+        for _ in range(chance.randint(1, 4)):
+            start = chance.randrange(len(damaged) + 1)
+            damaged[start : start + chance.randint(0, 9)] = chance.choice([b"", *pieces])
+        path.write_bytes(GOOD.encode() + bytes(damaged) + b"\n" + GOOD.encode())
+        skipped: list[str] = []
+        records = list(read_metrics(path, skipped=skipped))
+        assert len(records) + len(skipped) == (3 if damaged.strip(b"\0\r\n\t ") or 0 in damaged else 2)
+        assert [record.step for record in (records[0], records[-1])] == [1, 1]
+        assert all(type(value) is float for record in records for value in record.metrics.values())
 
 
 def test_many_damaged_lines_are_one_message() -> None:

@@ -1,5 +1,6 @@
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_a_server_that_is_down_costs_two_lines_and_no_password(
     file, follower = jsonl_tracker(run_folder=folder), mlflow_tracker(destination=destination, run_folder=folder)
     file.log_metrics({"train/loss": 5.0}, step=1)
     while not any("is tried again" in message for message in caplog.messages):
-        pass
+        time.sleep(0.01)
     for tracker in (file, follower):
         tracker.close(RunStatus.FINISHED)
     assert len(caplog.messages) == 2
