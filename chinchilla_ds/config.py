@@ -1,5 +1,6 @@
 """RunConfig: what the user wants. `None` means "the planner chooses"."""
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +24,14 @@ from chinchilla_ds.plan import (
 
 DEFAULT_BUDGET_FLOPS = 5e12
 """What a run spends when nothing is asked for: a few minutes on two CPU cores."""
+
+
+_HUB_PATH = re.compile(r"^hf:/(?!/)")
+
+
+def source_name(path: Path) -> str:
+    """Return a path as it was written: pathlib takes the two slashes of hf://org/name for one."""
+    return _HUB_PATH.sub("hf://", str(path))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,10 +98,49 @@ class OutOfMemoryError(ChinchillaError):
     holds_table = True
 
 
+_MIN_PART = 3
+"""Fewer characters than this are a part of too many names."""
+_MOST_GUESSES = 2
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known name nearest to `name`, or the empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """Return `; did you mean 'x'?` for the known name that `name` probably means, or the empty string.
+
+    That is one of which `name` is a part, such as `vocab` of `--vocab-size`, where there is one such name or two, or
+    one that takes a few typing errors to become `name`. A guess that shares some letters only would mislead.
+    """
+    candidates = {_plain(one): one for one in known}
+    meant = _plain(name)
+    likely = difflib.get_close_matches(meant, candidates, n=5, cutoff=0.6)
+    near = [one for one in likely if _num_typing_errors(meant, one) <= 1 + min(len(meant), len(one)) // 6][:1]
+    if not near:
+        near = [one for one in candidates if _is_part(meant, one) or (_is_part(one, meant) and meant.startswith(one))]
+    near = near if len(meant) >= _MIN_PART and len(near) <= _MOST_GUESSES else []
+    return f"; did you mean {' or '.join(repr(candidates[one]) for one in near)}?" if near else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().lstrip("-").replace("_", "-")
+
+
+def _is_part(part: str, whole: str) -> bool:
+    """Return whether the whole begins with the part, or has it between its dashes, dots and spaces."""
+    if len(part) < _MIN_PART or part == whole:
+        return False
+    return whole.startswith(part) or whole.endswith(tuple(mark + part for mark in "-. "))
+
+
+def _num_typing_errors(one: str, other: str) -> int:
+    """Return how many letters to add, drop, change or swap with their neighbour turn one name into the other."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        older, before, row = before, row, [i]
+        for j, b in enumerate(other, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b)))
+            if i > 1 and j > 1 and (a, one[i - 2]) == (other[j - 2], b):
+                row[j] = min(row[j], older[j - 2] + 1)
+    return row[-1]
 
 
 _NOT_OUR_DOING = {

@@ -22,6 +22,7 @@ from chinchilla_ds.config import (
     RunConfig,
     SaveInterval,
 )
+from chinchilla_ds.distributed.launch import rank_of
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plan import Decay, Precision, Recompute
 from chinchilla_ds.units import parse_quantity
@@ -91,7 +92,7 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: Any = None) -> None:
         """Print the help once, not once per rank."""
-        if os.environ.get("RANK", "0") == "0":
+        if rank_of() == 0:
             super().print_help(file)
 
 
@@ -198,6 +199,13 @@ def choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
     return read
 
 
+class _NamedOtherwise(argparse.Action):
+    """A flag that DeepSpeed's own scripts give their file with."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None):
+        raise argparse.ArgumentError(None, f"{option} is called --ds_config here: --ds_config {values or 'FILE'}")
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="pretrain.py",
@@ -208,6 +216,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--ds_config", "--ds-config", type=path, required=True, metavar="FILE", help="DeepSpeed JSON")
+    parser.add_argument("--deepspeed_config", "--deepspeed", nargs="?", action=_NamedOtherwise, help=argparse.SUPPRESS)
     parser.add_argument("--plan", type=path, metavar="FILE", help="run this plan.json instead of making a plan")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     budget_flags(parser.add_argument_group(f"budget (default {DEFAULT_BUDGET_FLOPS:g} FLOPs)"))

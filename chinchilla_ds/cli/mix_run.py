@@ -21,6 +21,8 @@ from chinchilla_ds.cli.output import check_output, write_text
 from chinchilla_ds.cli.prepared_corpus import corpus_data, with_prepared_corpus
 from chinchilla_ds.cli.proxy_process import Proxy, train_proxy
 from chinchilla_ds.config import DataConfig
+from chinchilla_ds.distributed.devices import device_type
+from chinchilla_ds.distributed.launch import read_place
 from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
 from chinchilla_ds.plan import RunPlan
 from chinchilla_ds.structured import parse_json, read_json
@@ -61,6 +63,11 @@ def run(arguments: argparse.Namespace) -> str:
     """
     from chinchilla_ds.data.mixture.table import read_design
 
+    if (place := read_place()).world_size > 1:
+        raise ConfigError(
+            f"mix run is one process, which starts its runs one after the other, and {place.launcher or 'RANK'} says "
+            f"that there are {place.world_size}: start it once, such as with srun --ntasks 1"
+        )
     values = vars(arguments)
     own = {name: values.pop(name) for name in _OWN if name in values}
     table, output = own["table"], own.get("output", Path("runs") / own["table"].stem)
@@ -70,7 +77,7 @@ def run(arguments: argparse.Namespace) -> str:
     config, explicit = run_config(values, data=data)
     ds = ds_json.load_ds_config(own["ds_config"])
     config = with_prepared_corpus(ds_json.apply_to_config(config, ds, explicit=explicit))
-    plan = make_plan(config, world_size=1, device=_device_type())
+    plan = make_plan(config, world_size=1, device=device_type())
     ds_json.resolve(ds, plan)
     _check_tokens(runs, corpus=corpus, data=data, plan=plan, table=table)
     check_output(output, num_params=plan.num_params)
@@ -95,12 +102,6 @@ def run(arguments: argparse.Namespace) -> str:
             _write_loss(table, run=proxy.name, loss=loss)
             show(proxy.name, loss)
     return _summary(read_design(table, known_sources=list(runs[0].weights)), own=own, num_new=len(proxies))
-
-
-def _device_type() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _check_tokens(

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from chinchilla_ds.distributed.launch import without_launcher
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, EXIT_CODE_USER_ERROR, ConfigError, OutputError, reason
 from chinchilla_ds.plan import RunPlan
 
@@ -103,9 +104,11 @@ def _command(proxy: Proxy) -> list[str]:
 
 
 def _environment(proxy: Proxy) -> dict[str, str]:
-    """Return this process's environment, with one MLflow database for all runs unless it names another."""
-    database = f"sqlite:///{(proxy.folder.parent / 'mlflow.db').absolute()}"
-    return {"MLFLOW_TRACKING_URI": database, **os.environ}
+    """Return this process's environment for a run of one rank, with one MLflow database unless it names another."""
+    from chinchilla_ds.tracking.mlflow_database import sqlite_uri
+
+    database = sqlite_uri((proxy.folder.parent / "mlflow.db").absolute())
+    return {"MLFLOW_TRACKING_URI": database, **without_launcher(os.environ)}
 
 
 def _run_to_end(command: list[str], *, log: int, environment: dict[str, str]) -> int:

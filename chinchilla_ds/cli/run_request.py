@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.config import RunConfig
+from chinchilla_ds.config import RunConfig, source_name
 from chinchilla_ds.data.blend_file import read_blend
 from chinchilla_ds.errors import CheckpointError, ConfigError
 from chinchilla_ds.plan import REPORT, RunPlan
@@ -64,7 +64,8 @@ def plain_config(config: RunConfig) -> dict[str, Any]:
 
 def _absolute(value: Any) -> str:
     assert isinstance(value, Path), f"{value!r} cannot be written as JSON"
-    return str(value.resolve())
+    name = source_name(value)
+    return name if name.startswith("hf://") else str(value.resolve())
 
 
 def _law_content(path: Path) -> str:

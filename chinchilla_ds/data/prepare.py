@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from chinchilla_ds.config import DataConfig
+from chinchilla_ds.config import DataConfig, source_name
 from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.blend_file import epoch_problems, read_blend, with_blend
 from chinchilla_ds.data.corpus import Recipe, SourceRecipe, find_sources
@@ -69,7 +69,7 @@ def prepare(
 
 
 def _recipe(data: DataConfig, *, vocab_size: int, seed: int) -> Recipe:
-    source = SourceRecipe(paths=tuple(str(path) for path in data.paths), text_field=data.text_field)
+    source = SourceRecipe(paths=tuple(source_name(path) for path in data.paths), text_field=data.text_field)
     return Recipe(sources=(source,), held_out_fraction=data.held_out_fraction, vocab_size=vocab_size, seed=seed)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chinchilla_ds.config import DataConfig
+from chinchilla_ds.config import DataConfig, source_name
 from chinchilla_ds.data.kinds import SUFFIXES, Kind, kind_of, suffix_of
 from chinchilla_ds.data.streams import PACKED_SUFFIXES
 from chinchilla_ds.errors import DataError, did_you_mean, reason
@@ -92,7 +92,7 @@ def find_corpus(data: DataConfig) -> Corpus:
     Raises:
         DataError: see `find_source`.
     """
-    return find_source([str(path) for path in data.paths], text_field=data.text_field)
+    return find_source([source_name(path) for path in data.paths], text_field=data.text_field)
 
 
 def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, keep_empty: bool = False) -> Corpus:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chinchilla_ds.errors import TrackingError
-from chinchilla_ds.tracking.mlflow_database import sqlite_path
+from chinchilla_ds.tracking.mlflow_database import sqlite_path, sqlite_uri
 from chinchilla_ds.tracking.record import RunRecord
 from chinchilla_ds.tracking.redaction import MASK, public_uri, uri_problem
 
@@ -51,7 +51,7 @@ class MlflowDestination:
             return cls(tracking_uri=uri, run_name=run_name, experiment=experiment)
         folder = output.resolve()
         return cls(
-            tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
+            tracking_uri=sqlite_uri(folder / "mlflow.db"),
             run_name=run_name,
             experiment=experiment,
             artifact_location=(folder / "mlartifacts").as_uri(),
@@ -60,7 +60,7 @@ class MlflowDestination:
     def noted_in(self, record: RunRecord) -> RunRecord:
         """Return the record with the place that the user named."""
         path = sqlite_path(self.tracking_uri)
-        named = public_uri(self.tracking_uri) if path is None else f"sqlite:///{path.absolute()}"
+        named = public_uri(self.tracking_uri) if path is None else sqlite_uri(path.absolute())
         if self.artifact_location is not None:
             named = ""
         return replace(record, tracking_uri=named, experiment=self.experiment)
@@ -77,9 +77,9 @@ class MlflowDestination:
     @property
     def short_uri(self) -> str:
         """The tracking URI to print: without a password, an SQLite path under the working directory made relative."""
-        path = Path(self.tracking_uri.removeprefix("sqlite:///"))
-        if self.tracking_uri.startswith("sqlite:///") and path.is_relative_to(Path.cwd()):
-            return f"sqlite:///{path.relative_to(Path.cwd())}"
+        path = sqlite_path(self.tracking_uri)
+        if path is not None and path.is_relative_to(Path.cwd()):
+            return sqlite_uri(path.relative_to(Path.cwd()))
         return public_uri(self.tracking_uri)
 
 

@@ -11,7 +11,7 @@ import sqlite3
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from chinchilla_ds.errors import TrackingError
 
@@ -22,11 +22,16 @@ _LEFT_BY_MIGRATION = r"SELECT count(*) FROM sqlite_master WHERE name LIKE '\_ale
 """Tables that exist only while MLflow changes its schema."""
 
 
+def sqlite_uri(path: Path, /) -> str:
+    """Return the URI of an SQLite file; a `?` or `%` in its name would otherwise be read as part of the syntax."""
+    return _PREFIX + str(path).replace("%", "%25").replace("?", "%3F")
+
+
 def sqlite_path(tracking_uri: str, /) -> Path | None:
     """Return the file of an SQLite URI; None for any other place, databases in memory and SQLite's own URIs."""
     path = tracking_uri.removeprefix(_PREFIX).partition("?")[0]
     is_file = tracking_uri.startswith(_PREFIX) and path not in ("", ":memory:") and not path.startswith("file:")
-    return Path(path) if is_file else None
+    return Path(unquote(path)) if is_file else None
 
 
 def ensure_database(tracking_uri: str, /, *, make_tables: Callable[[str], None]) -> None:

@@ -62,7 +62,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         proxy_process, "_command", lambda proxy: [sys.executable, "-c", PRETEND, *map(str, real(proxy)[3:])]
     )
-    monkeypatch.setattr(mix_run, "_device_type", lambda: "cpu")
+    monkeypatch.setattr(mix_run, "device_type", lambda: "cpu")
     monkeypatch.chdir(tmp_path)
     return path
 

@@ -21,6 +21,7 @@ from chinchilla_ds.config import (
     RunConfig,
     SaveInterval,
 )
+from chinchilla_ds.data.sources import Kind, find_corpus
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.plan import Decay, Precision
 from chinchilla_ds.testing import tiny_plan
@@ -271,3 +272,15 @@ def test_one_process_trains_a_run_and_its_death_frees_it(tmp_path: Path) -> None
 
 def test_the_key_is_kept_in_the_file(request_: RunRequest) -> None:
     assert json.loads(request_.to_json())["key"] == request_.key
+
+
+def test_a_data_set_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
+    """pathlib takes the two slashes of hf:// for one, and resolves what is left below the working directory."""
+    config = RunConfig(
+        compute_budget_flops=1e11, output=tmp_path / "runs", data=DataConfig(paths=(Path("hf://org/name:en@train"),))
+    )
+    saved = json.loads(RunRequest(config=config).to_json())
+    assert saved["config"]["data"]["paths"] == ["hf://org/name:en@train"]
+    again = dataclasses.replace(config.data, paths=tuple(map(Path, saved["config"]["data"]["paths"])))
+    (file,) = find_corpus(again).files
+    assert (file.kind, file.place) == (Kind.HUB, "hf://org/name:en@train")

@@ -3,9 +3,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from chinchilla_ds.errors import TrackingError
 from chinchilla_ds.tracking.destination import MlflowDestination, check_uri
+from chinchilla_ds.tracking.mlflow_database import sqlite_path
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +23,14 @@ def test_the_default_is_an_sqlite_file_in_the_output_folder(tmp_path: Path, monk
     assert destination.artifact_location == (tmp_path / "runs" / "mlartifacts").as_uri()
     assert destination.experiment == "chinchilla-ds"
     assert destination.ui_command == "mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
+
+
+@pytest.mark.parametrize("name", ["what?", "50%", "a%20b", "a#b", "my runs"])
+def test_any_output_folder_holds_its_database(tmp_path: Path, name: str) -> None:
+    destination = MlflowDestination.resolve(output=tmp_path / name, run_name="tiny")
+    database = tmp_path / name / "mlflow.db"
+    assert make_url(destination.tracking_uri).database == str(database), "as MLflow's SQLAlchemy reads it"
+    assert sqlite_path(destination.tracking_uri) == database
 
 
 def test_a_path_elsewhere_stays_absolute_and_is_quoted(tmp_path: Path) -> None:
