@@ -30,8 +30,8 @@ from step_overhead import GPU_SHAPE
 
 from chinchilla_ds.budget import ds_config
 from chinchilla_ds.checkpoint.state import CheckpointState
-from chinchilla_ds.cli.pretrain import default_to_one_rank
 from chinchilla_ds.distributed import cpu_backend, groups
+from chinchilla_ds.distributed.launch import settle
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.engine.owned_states import owned_states
 from chinchilla_ds.engine.zero import TrainingEngine
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    default_to_one_rank()
+    settle()
     groups.initialize(layout=tiny_plan(zero_stage=1).layout)
     results = {}
     for zero_stage in (1, 3):

@@ -42,7 +42,7 @@ from chinchilla_ds.budget.fitting.bootstrap import bootstrap_surface
 from chinchilla_ds.budget.fitting.runs import RunTable, run_table
 from chinchilla_ds.budget.fitting.surface import Objective, Surface, fit_surface
 
-POINTS = Path(__file__).parents[2] / "shared" / "data" / "scaling" / "epoch_chinchilla_245.csv"
+POINTS = Path(os.environ.get("CHINCHILLA_DATA", "")) / "data/scaling/epoch_chinchilla_245.csv"
 NUM_DRAWS = 1000
 DELTA = 1e-3
 BUDGET_FLOPS = 5.76e23

@@ -1,13 +1,37 @@
 """RunConfig: what the user wants. `None` means "the planner chooses"."""
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
-from chinchilla_ds.plan import Decay, Offload, Precision, Recompute
+from annotated_types import Ge, Gt, Le, Lt
+
+from chinchilla_ds.plan import (
+    MAX_GRADIENT_CLIPPING,
+    MAX_SEED,
+    Amount,
+    Decay,
+    Offload,
+    Positive,
+    Precision,
+    Rate,
+    Recompute,
+    Sequences,
+    Width,
+)
 
 DEFAULT_BUDGET_FLOPS = 5e12
 """What a run spends when nothing is asked for: a few minutes on two CPU cores."""
+
+
+_HUB_PATH = re.compile(r"^hf:/(?!/)")
+
+
+def source_name(path: Path) -> str:
+    """Return a path as it was written: pathlib takes the two slashes of hf://org/name for one."""
+    return _HUB_PATH.sub("hf://", str(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +42,9 @@ class DataConfig:
     """Text, JSONL or Parquet files and folders of them; empty means the running Python's standard library source."""
     text_field: str = "text"
     """Column of JSONL and Parquet files that holds the text."""
-    held_out_fraction: float = 0.02
+    held_out_fraction: Annotated[float, Gt(0), Lt(1)] = 0.02
     """Share of documents kept out of training, chosen by content hash."""
-    max_epochs: float = 1.0
+    max_epochs: Positive = 1.0
     """How often the corpus, or each source of a blend, may be read; a plan that needs more is refused."""
     blend: Path | None = None
     """YAML file of weights for the named sources of a prepared corpus, in place of the corpus's own."""
@@ -30,10 +54,10 @@ class DataConfig:
 class LayoutConfig:
     """The parallel layout that was asked for; flags and the ds_config both feed it."""
 
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    virtual_pipeline_model_parallel_size: int = 1
-    zero_stage: int = 0
+    tensor_model_parallel_size: Width = 1
+    pipeline_model_parallel_size: Width = 1
+    virtual_pipeline_model_parallel_size: Width = 1
+    zero_stage: Annotated[int, Ge(0), Le(3)] = 0
     sequence_parallel: bool = False
     recompute: Recompute = Recompute.NONE
     offload_optimizer: Offload = Offload.NONE
@@ -53,10 +77,10 @@ class OnSpike(StrEnum):
 class GuardConfig:
     """What to do when a run goes wrong; no part of the plan, so that a run may be continued with other values."""
 
-    max_bad_batches: int = 5
-    """So many batches in a row whose loss or gradients are no numbers end the run."""
+    max_bad_batches: Amount = 5
+    """So many batches in a row whose loss or gradients are not finite end the run."""
     on_spike: OnSpike = OnSpike.WARN
-    hang_timeout_s: float = 600.0
+    hang_timeout_s: Positive = 600.0
     """A step that takes longer, and much longer than those before it, is taken for hung."""
 
 
@@ -64,9 +88,18 @@ class GuardConfig:
 class SaveInterval:
     """How often a run is saved: by time, by tokens, or by optimizer steps; one of them is set."""
 
-    seconds: float | None = None
-    tokens: int | None = None
-    iters: int | None = None
+    seconds: Positive | None = None
+    tokens: Amount | None = None
+    iters: Amount | None = None
+
+    def __post_init__(self) -> None:
+        """Check that one of them is set.
+
+        Raises:
+            ValueError: none is, or several are.
+        """
+        if sum(value is not None for value in (self.seconds, self.tokens, self.iters)) != 1:
+            raise ValueError("one of seconds, tokens and iters must be set")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +107,10 @@ class CheckpointConfig:
     """When a run is saved, what stays, and what it begins from; no part of the plan."""
 
     save_every: SaveInterval = field(default_factory=lambda: SaveInterval(seconds=1800.0))
-    keep: int = 3
+    keep: Amount = 3
     """Checkpoints that stay, the newest."""
-    milestone_every: int | None = None
-    """Checkpoints at multiples of this many steps stay for ever."""
+    milestone_every: Amount | None = None
+    """Checkpoints at multiples of this many steps are never removed."""
     save_in_background: bool = True
     """Whether training goes on while a copy on the host is written."""
     resume: str = "latest"
@@ -90,35 +123,35 @@ class CheckpointConfig:
 class RunConfig:
     """What the user wants of one run."""
 
-    compute_budget_flops: float | None = None
+    compute_budget_flops: Positive | None = None
     """Model FLOPs to spend, forward and backward. None: what num_params, shape or num_tokens ask for, or else
     DEFAULT_BUDGET_FLOPS."""
-    num_params: float | None = None
+    num_params: Positive | None = None
     """Wanted parameters, embeddings included. None lets the law choose."""
-    num_tokens: float | None = None
+    num_tokens: Positive | None = None
     """Wanted training tokens. None lets the law or the budget choose."""
     shape: str | None = None
     """Decoder by its name in budget.named_shapes.NAMED_SHAPES, in place of a search."""
     law: str | None = None
     """Scaling law: a name in budget.scaling_laws.LAWS, or a file that `chinchilla-ds fit --out` wrote; None is
     scaling_laws.DEFAULT_LAW."""
-    unique_tokens: float | None = None
+    unique_tokens: Positive | None = None
     """Distinct training tokens there are; beyond them the plan repeats text, and its law says what that is worth."""
-    inference_tokens: float | None = None
+    inference_tokens: Positive | None = None
     """Tokens that the model will serve over its life; a smaller model is then trained longer."""
-    seq_length: int | None = None
+    seq_length: Width | None = None
     """Tokens per training sequence; None picks by budget."""
-    vocab_size: int | None = None
+    vocab_size: Width | None = None
     """Tokenizer pieces; None picks by budget."""
     tied_embeddings: bool = False
     """Whether the output projection shares the embedding table."""
-    global_batch_size: int | None = None
+    global_batch_size: Sequences | None = None
     """Sequences per optimizer step."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Sequences | None = None
     """Sequences in one forward pass of one data-parallel rank."""
-    learning_rate: float | None = None
+    learning_rate: Rate | None = None
     """Peak learning rate."""
-    gradient_clipping: float = 1.0
+    gradient_clipping: Annotated[float, Ge(0), Le(MAX_GRADIENT_CLIPPING)] = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     decay: Decay = Decay.COSINE
     precision: Precision | None = None
@@ -129,11 +162,11 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     document_mask: bool = False
     """Whether attention stays within a document, where a sequence holds several."""
-    seed: int = 1234
+    seed: Annotated[int, Ge(0), Le(MAX_SEED)] = 1234
     """Seeds weights, data order and tokenizer sample."""
-    eval_interval_tokens: int | None = None
+    eval_interval_tokens: Amount | None = None
     """Trained tokens between evaluations; None means ten evaluations over the run."""
-    sample_interval_tokens: int | None = None
+    sample_interval_tokens: Amount | None = None
     """Trained tokens between samples of what the model writes; None samples at the end alone."""
     output: Path = Path("runs")
     """Folder that receives runs, prepared data and the MLflow database."""

@@ -8,6 +8,7 @@
     |-- DataError              the training text: missing, unreadable, or too small
     |-- CheckpointError        a checkpoint is missing, damaged, or of another model or text
     |-- OutputError            the output folder cannot be written
+    |-- TrackingError          a run's record or the place that keeps runs, such as MLflow, cannot be read or written
     |-- DivergedError          loss or gradients are no numbers, batch after batch
     `-- OutOfMemoryError       a rank needs more memory than there is
 
@@ -15,7 +16,9 @@ Anything else that escapes is a bug of ours and keeps its traceback.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 EXIT_CODE_USER_ERROR = 2
 """What the process returns when a `ChinchillaError` ends it, as argparse does for a bad flag."""
@@ -26,15 +29,31 @@ EXIT_CODE_HUNG = 86
 
 
 class ChinchillaError(Exception):
-    """Something the user can put right; carries every problem that was found."""
+    """Something the user can put right; carries every problem that was found, a line each."""
+
+    holds_table: ClassVar[bool] = False
+    """Whether a problem is a text of several lines that we made, and is shown as it is."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        texts = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems: tuple[str, ...] = texts if self.holds_table else tuple(map(_one_line, texts))
         super().__init__("\n".join(self.problems))
 
     def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:
         """Pickle by problems, so that an error raised on one rank can be raised on all."""
         return type(self), (self.problems,)
+
+
+_LONGEST = 1000
+"""Characters of a problem: a quoted value of a broken file may have millions."""
+_CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+"""Line breaks, and what a terminal would obey."""
+
+
+def _one_line(problem: str) -> str:
+    """Return a problem as one line of bounded length, whatever the values that it quotes hold."""
+    text = problem.translate(_CONTROL)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class ConfigError(ChinchillaError):
@@ -65,6 +84,10 @@ class OutputError(ChinchillaError):
     """The output folder cannot be written."""
 
 
+class TrackingError(ChinchillaError):
+    """A run's record cannot be read, or the place that keeps runs cannot be reached, read or written."""
+
+
 class DivergedError(ChinchillaError):
     """Loss or gradients are no numbers, batch after batch."""
 
@@ -72,11 +95,67 @@ class DivergedError(ChinchillaError):
 class OutOfMemoryError(ChinchillaError):
     """A rank needs more memory than there is."""
 
+    holds_table = True
+
+
+_MIN_PART = 3
+"""Fewer characters than this are a part of too many names."""
+_MOST_GUESSES = 2
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known name nearest to `name`, or the empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """Return `; did you mean 'x'?` for the known name that `name` probably means, or the empty string.
+
+    That is one of which `name` is a part, such as `vocab` of `--vocab-size`, where there is one such name or two, or
+    one that takes a few typing errors to become `name`. A guess that shares some letters only would mislead.
+    """
+    candidates = {_plain(one): one for one in known}
+    meant = _plain(name)
+    likely = difflib.get_close_matches(meant, candidates, n=5, cutoff=0.6)
+    near = [one for one in likely if _num_typing_errors(meant, one) <= 1 + min(len(meant), len(one)) // 6][:1]
+    if not near:
+        near = [one for one in candidates if _is_part(meant, one) or (_is_part(one, meant) and meant.startswith(one))]
+    near = near if len(meant) >= _MIN_PART and len(near) <= _MOST_GUESSES else []
+    return f"; did you mean {' or '.join(repr(candidates[one]) for one in near)}?" if near else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().lstrip("-").replace("_", "-")
+
+
+def _is_part(part: str, whole: str) -> bool:
+    """Return whether the whole begins with the part, or has it between its dashes, dots and spaces."""
+    if len(part) < _MIN_PART or part == whole:
+        return False
+    return whole.startswith(part) or whole.endswith(tuple(mark + part for mark in "-. "))
+
+
+def _num_typing_errors(one: str, other: str) -> int:
+    """Return how many letters to add, drop, change or swap with their neighbour turn one name into the other."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        older, before, row = before, row, [i]
+        for j, b in enumerate(other, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b)))
+            if i > 1 and j > 1 and (a, one[i - 2]) == (other[j - 2], b):
+                row[j] = min(row[j], older[j - 2] + 1)
+    return row[-1]
+
+
+_NOT_OUR_DOING = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ELOOP,
+    errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR,
+}  # fmt: skip
+"""What the operating system answers for the machine's own state. A file that is missing or there already is rather a
+bug of ours, where nobody has said so before."""
+
+
+def machine_problem(error: OSError) -> str | None:
+    """Return one line for an error that the user's machine or paths have caused; None for one that may be a bug."""
+    if error.errno not in _NOT_OUR_DOING:
+        return None
+    return f"{error.filename}: {reason(error)}" if error.filename is not None else reason(error)
 
 
 def reason(error: OSError) -> str:

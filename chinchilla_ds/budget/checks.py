@@ -7,9 +7,8 @@ from chinchilla_ds.budget.named_shapes import named_shape
 from chinchilla_ds.budget.scaling_laws import get_law
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.plan import DEVICE_KINDS, MAX_AMOUNT, MAX_GRADIENT_CLIPPING, MAX_SEED, MAX_SEQUENCES, MAX_WIDTH
 
-DEVICES = ("cpu", "cuda")
-MAX_SEED = 2**31 - 1
 MAX_LEARNING_RATE = 1.0
 LARGEST_BUDGET = 1e35
 LARGEST_NUM_PARAMS = 1e15
@@ -29,8 +28,8 @@ def config_problems(config: RunConfig, *, world_size: int, device: str) -> Itera
     yield from _optimizer_problems(config)
     yield from _layout_value_problems(config.layout)
     yield from _data_problems(config)
-    if device not in DEVICES:
-        yield f"device is {device!r}; it must be one of {', '.join(DEVICES)}"
+    if device not in DEVICE_KINDS:
+        yield f"device is {device!r}; it must be one of {', '.join(DEVICE_KINDS)}"
 
 
 def _amount_problems(config: RunConfig) -> Iterator[str]:
@@ -66,16 +65,20 @@ def _amount_problems(config: RunConfig) -> Iterator[str]:
 
 def _count_problems(config: RunConfig, *, world_size: int) -> Iterator[str]:
     counts = {
-        "seq_length": (config.seq_length, "tokens"),
-        "vocab_size": (config.vocab_size, "pieces"),
-        "global_batch_size": (config.global_batch_size, "sequences"),
-        "micro_batch_size": (config.micro_batch_size, "sequences"),
-        "eval_interval_tokens": (config.eval_interval_tokens, "tokens"),
-        "world_size": (world_size, "ranks"),
+        "seq_length": (config.seq_length, "tokens", MAX_WIDTH),
+        "vocab_size": (config.vocab_size, "pieces", MAX_WIDTH),
+        "global_batch_size": (config.global_batch_size, "sequences", MAX_SEQUENCES),
+        "micro_batch_size": (config.micro_batch_size, "sequences", MAX_SEQUENCES),
+        "eval_interval_tokens": (config.eval_interval_tokens, "tokens", MAX_AMOUNT),
+        "world_size": (world_size, "ranks", MAX_WIDTH),
     }
-    for name, (value, unit) in counts.items():
-        if value is not None and not _is_count(value):
+    for name, (value, unit, largest) in counts.items():
+        if value is None:
+            continue
+        if not _is_count(value):
             yield _broken(name, value, unit, "a whole number of at least 1", "1")
+        elif value > largest:
+            yield _broken(name, value, unit, f"at most {largest}", str(largest))
     if not isinstance(config.seed, int) or isinstance(config.seed, bool) or not 0 <= config.seed <= MAX_SEED:
         nearest = "0" if _is_number(config.seed) and config.seed < 0 else str(MAX_SEED)
         yield _broken("seed", config.seed, "", f"a whole number from 0 to {MAX_SEED}", nearest)
@@ -88,6 +91,9 @@ def _optimizer_problems(config: RunConfig) -> Iterator[str]:
         yield _broken("learning_rate", rate, "", rule, "leave it out, and Step Law chooses")
     if not _is_number(clipping) or clipping < 0:
         yield _broken("gradient_clipping", clipping, "global norm", "finite and at least 0", "0, which switches it off")
+    elif clipping > MAX_GRADIENT_CLIPPING:
+        rule = f"at most {MAX_GRADIENT_CLIPPING:g}"
+        yield _broken("gradient_clipping", clipping, "global norm", rule, "0, which switches it off")
 
 
 def _layout_value_problems(layout: LayoutConfig) -> Iterator[str]:

@@ -14,33 +14,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from chinchilla_ds.budget.ds_conflicts import own_conflicts, plan_conflicts
 from chinchilla_ds.budget.ds_fields import (
-    AUTO,
-    OPTIMIZER_TYPE,
     ZERO,
     compared_values,
     current_value,
     flag,
-    is_auto,
     named_fields,
     owned_values,
-    same,
     suggested_values,
 )
-from chinchilla_ds.budget.ds_keys import OWN_KEYS, OWN_SECTION, TOP_LEVEL_KEYS, find, key_problems
+from chinchilla_ds.budget.ds_keys import OPTIMIZER_TYPE, checked, find, table_key
+from chinchilla_ds.budget.ds_table import OWN_SECTION, SECTIONS
+from chinchilla_ds.budget.ds_values import AUTO, is_auto, is_number, same, show
 from chinchilla_ds.config import LayoutConfig, RunConfig
-from chinchilla_ds.errors import DsConfigError, did_you_mean
+from chinchilla_ds.errors import DsConfigError
 from chinchilla_ds.plan import Offload, Recompute, RunPlan
+from chinchilla_ds.structured import read_json
 
 NEVER_PRINT = 1_000_000_000
 """A steps_per_print that never comes: the progress bar reports, not DeepSpeed."""
-
-_REFUSED = {
-    "scheduler": "the plan owns the learning-rate schedule; remove the section and pass --decay and --learning-rate",
-    "tensor_parallel": f"DeepSpeed's AutoTP is for other models; use {OWN_SECTION}.tensor_model_parallel_size",
-    "sequence_parallel_size": f"DeepSpeed's Ulysses is not used here; use {OWN_SECTION}.sequence_parallel",
-    "data_parallel_size": "it follows from the ranks and the layout; remove it",
-}
 
 _AIO = {
     "block_size": 1048576,
@@ -60,24 +53,9 @@ def load_ds_config(path: Path | str, /) -> dict[str, Any]:
     Raises:
         DsConfigError: missing or unreadable file, not UTF-8, not JSON (line and column named), doubled keys, no object.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        folder = Path(path).parent
-        near = did_you_mean(Path(path).name, (file.name for file in folder.glob("*.json"))) if folder.is_dir() else ""
-        raise DsConfigError(f"ds_config {path} cannot be read: {error.strerror}{near}") from None
-    except UnicodeDecodeError as error:
-        raise DsConfigError(f"ds_config {path} is not UTF-8: {error.reason} at byte {error.start}") from None
-    try:
-        data = json.loads(text, object_pairs_hook=_refuse_doubled_keys, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise DsConfigError(
-            f"ds_config {path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from None
-    except DsConfigError as error:
-        raise DsConfigError([f"ds_config {path}: {problem}" for problem in error.problems]) from None
+    data = read_json(Path(path), what="ds_config", error=DsConfigError)
     if not isinstance(data, dict):
-        raise DsConfigError(f"ds_config {path} must hold a JSON object, not {data!r:.40}")
+        raise DsConfigError(f"ds_config {path} must hold a JSON object, not {show(data)}")
     return data
 
 
@@ -92,18 +70,18 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
     Raises:
         DsConfigError: unknown keys, values of the wrong kind, and values at odds with a flag, all of them.
     """
-    ds, problems = _normalised(ds)
-    problems += [*key_problems(ds), *_refusals(ds)]
+    ds, problems = checked(ds)
+    problems += own_conflicts(ds)
     layout: dict[str, Any] = {}
     precision = config.precision
     for item in named_fields(ds):
         if isinstance(item, str):
-            problems.append(item)
+            problems += [] if _told(problems, item) else [item]
             continue
         current = current_value(config, field=item.field)
         if item.field in explicit and current != item.value:
             problems.append(
-                f"{flag(item.field)} is {_show(current)}, but the ds_config's {item.where} means {_show(item.value)}; "
+                f"{flag(item.field)} is {show(current)}, but the ds_config's {item.where} means {show(item.value)}; "
                 f'drop the flag, or set {item.where} to "auto" or leave it out'
             )
         elif item.field == "precision":
@@ -121,20 +99,19 @@ def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
     Raises:
         DsConfigError: unknown keys, sections that the plan owns, and every concrete value that contradicts the plan.
     """
-    ds, problems = _normalised(ds)
-    problems += [*key_problems(ds), *_refusals(ds)]
-    problems += [item for item in named_fields(ds) if isinstance(item, str)]
-    problems += [*_auto_problems(ds), *_nvme_problems(ds, plan)]
-    problems += [text for where, text in _contradictions(ds, plan) if not _told(problems, where)]
+    ds, problems = checked(ds)
+    problems += [item for item in named_fields(ds) if isinstance(item, str) and not _told(problems, item)]
+    problems += [*own_conflicts(ds), *plan_conflicts(ds, plan)]
+    problems += [text for text in _contradictions(ds, plan) if not _told(problems, text)]
     if problems:
         raise DsConfigError(problems)
-    resolved = {key: value for key, value in copy.deepcopy(dict(ds)).items() if key != OWN_SECTION}
+    ds.pop(OWN_SECTION, None)
     for owned in owned_values(plan, ds=ds):
-        _put(resolved, owned.path, owned.value)
+        _put(ds, owned.path, owned.value)
     for suggested in suggested_values(plan):
         if find(ds, suggested.path) == AUTO:
-            _put(resolved, suggested.path, suggested.value)
-    return resolved
+            _put(ds, suggested.path, suggested.value)
+    return _as_deepspeed_reads(ds, ())
 
 
 def emit(plan: RunPlan, /) -> dict[str, Any]:
@@ -153,7 +130,11 @@ def emit(plan: RunPlan, /) -> dict[str, Any]:
 def emit_for_pretrain(plan: RunPlan, /) -> dict[str, Any]:
     """Return `emit`'s JSON with the section that launchers/pretrain.py reads: what DeepSpeed has no words for."""
     layout, plain = plan.layout, LayoutConfig()
-    own = {name: getattr(layout, name) for name in sorted(OWN_KEYS) if getattr(layout, name) != getattr(plain, name)}
+    own = {
+        name: getattr(layout, name)
+        for name in sorted(SECTIONS[OWN_SECTION,])
+        if getattr(layout, name) != getattr(plain, name)
+    }
     return emit(plan) | ({OWN_SECTION: own} if own else {})
 
 
@@ -207,73 +188,38 @@ def _offload_section(device: Offload) -> dict[str, Any]:
     return {"device": device.value, **nvme, "pin_memory": True}
 
 
-def _normalised(ds: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the JSON with DeepSpeed's old name of bf16 replaced, and a problem if both names are there."""
-    plain = dict(ds)
-    if "bfloat16" not in plain:
-        return plain, []
-    old = plain.pop("bfloat16")
-    if "bf16" in plain:
-        return plain, ["bf16 and bfloat16 are two names of one section; keep bf16"]
-    return plain | {"bf16": old}, []
-
-
-def _refusals(ds: Mapping[str, Any]) -> Iterator[str]:
-    for key, reason in _REFUSED.items():
-        if key in ds:
-            yield f"{key} cannot be set: {reason}"
-
-
-def _auto_problems(ds: Mapping[str, Any]) -> Iterator[str]:
-    """Yield top-level "auto"s for which the plan has no value and DeepSpeed no meaning."""
-    owned = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"}
-    for key, value in ds.items():
-        if value == AUTO and key in TOP_LEVEL_KEYS - owned:
-            yield f'{key} is "auto", but the plan has no value for it; give one, or leave it out'
-
-
-def _nvme_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
-    for name in ("offload_optimizer", "offload_param"):
-        if getattr(plan.layout, name) is Offload.NVME and find(ds, (ZERO, name, "nvme_path")) is None:
-            yield f"{ZERO}.{name}.nvme_path is missing; name a folder on the NVMe drive, such as /local_nvme"
-
-
-def _contradictions(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[tuple[str, str]]:
-    """Yield where, and what, the JSON says otherwise than the plan."""
+def _contradictions(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
+    """Yield what the JSON says otherwise than the plan."""
     for owned in (*owned_values(plan, ds=ds), *compared_values(plan, ds=ds)):
         where = ".".join(owned.path)
         given = Recompute.FULL if where == "activation_checkpointing" else find(ds, owned.path)
         if not is_auto(given) and not same(given, owned.value):
-            fix = owned.fix.format(_show(given).strip('"'))
-            yield where, f"{where} is {_show(given)}, but the plan says {_show(owned.value)}; {fix}"
+            fix = owned.fix.format(show(given).strip('"'))
+            yield f"{where} is {show(given)}, but the plan says {show(owned.value)}; {fix}"
 
 
-def _told(problems: list[str], where: str) -> bool:
-    """Return whether a problem about this key has been found already."""
-    return any(problem.startswith(f"{where} ") for problem in problems)
+def _told(problems: list[str], text: str) -> bool:
+    """Return whether a problem about the key that this one begins with has been found already."""
+    return any(problem.startswith(f"{text.split(' ', 1)[0]} ") for problem in problems)
 
 
-def _show(value: Any) -> str:
-    """Return a value as the JSON would have it."""
-    return "unset" if value is None else json.dumps(value, default=str)
+def _as_deepspeed_reads(section: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """Return a section with 5e8 written as a whole number where one is due, and without "auto": DeepSpeed's default."""
+    read: dict[str, Any] = {}
+    for name, value in section.items():
+        here = (*path, name)
+        key = table_key(here)
+        if here in SECTIONS and isinstance(value, dict):
+            read[name] = _as_deepspeed_reads(value, here)
+        elif value != AUTO:
+            read[name] = int(value) if key is not None and key.kind.is_whole and is_number(value) else value
+    return read
 
 
 def _put(ds: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for key in path[:-1]:
         ds = ds.setdefault(key, {})
     ds[path[-1]] = value
-
-
-def _refuse_doubled_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    doubled = sorted({key for key in keys if keys.count(key) > 1})
-    if doubled:
-        raise DsConfigError([f"the key {key!r} stands twice in one object; keep one" for key in doubled])
-    return dict(pairs)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise DsConfigError(f"{name} is not a JSON number")
 
 
 def main(arguments: list[str] | None = None, /) -> int:

@@ -1,21 +1,21 @@
 """Which values of the DeepSpeed JSON say the same as a field of the config, and which ones the plan decides."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from chinchilla_ds.budget.ds_keys import OWN_SECTION, find
+from chinchilla_ds.budget.ds_keys import OPTIMIZER_TYPE, builds_another_optimizer, find
+from chinchilla_ds.budget.ds_table import OWN_SECTION
+from chinchilla_ds.budget.ds_values import is_auto, is_number, show
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.plan import Offload, Precision, Recompute, RunPlan
 
-AUTO = "auto"
 MIN_BUCKET_ELEMENTS = 2**19
 ZERO = "zero_optimization"
-OPTIMIZER_TYPE = "AdamW"
-_OTHER_PLAN = 'set it to "auto", or use a plan that was made with it'
-"""For what only the JSON chooses: no flag does."""
+_OTHER_JSON = 'set it to "auto", or take the JSON that `chinchilla-ds ds-config PLAN --out FILE` writes for that plan'
+"""For what the JSON chooses and no flag of a run does: it contradicts a plan that was given alone."""
+_PRECISION_FIX = 'set it to "auto", or pass another --precision'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +71,38 @@ def owned_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
     micro_fix = _flag_fix("micro_batch_size")
     yield Owned(path=("train_micro_batch_size_per_gpu",), value=batch.micro_batch_size, fix=micro_fix)
     steps = batch.gradient_accumulation_steps
-    yield Owned(
-        path=("gradient_accumulation_steps",), value=steps, fix='set it to "auto", or pass another --micro-batch-size'
-    )
+    yield Owned(path=("gradient_accumulation_steps",), value=steps, fix=_accumulation_fix(plan, ds=ds))
     yield Owned(path=("gradient_clipping",), value=optimizer.gradient_clipping, fix=_flag_fix("gradient_clipping"))
     for kind in (Precision.BF16, Precision.FP16):
-        fix = 'set it to "auto", or pass another --precision'
-        yield Owned(path=(kind.value, "enabled"), value=plan.precision is kind, fix=fix)
-    yield Owned(path=(ZERO, "stage"), value=int(layout.zero_stage), fix=_OTHER_PLAN)
+        yield Owned(path=(kind.value, "enabled"), value=plan.precision is kind, fix=_PRECISION_FIX)
+    yield Owned(path=(ZERO, "stage"), value=int(layout.zero_stage), fix=_OTHER_JSON)
     for name in ("offload_optimizer", "offload_param"):
         device = getattr(layout, name)
         if device is not Offload.NONE or find(ds, (ZERO, name)) is not None:
-            yield Owned(path=(ZERO, name, "device"), value=device.value, fix=_OTHER_PLAN)
-    if "optimizer" in ds:
+            yield Owned(path=(ZERO, name, "device"), value=device.value, fix=_OTHER_JSON)
+    if "optimizer" in ds and not builds_another_optimizer(ds):
         yield from _optimizer_values(plan)
+
+
+def _accumulation_fix(plan: RunPlan, *, ds: Mapping[str, Any]) -> str:
+    """Return which batch has the JSON's number of micro-batches: that follows from batch, micro-batch and ranks."""
+    steps, total, micro = (
+        find(ds, (name,))
+        for name in ("gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu")
+    )
+    if not is_number(steps):
+        return ""
+    parts = int(steps) * plan.layout.data_parallel_size
+    if not is_number(micro):
+        micro = total // parts if is_number(total) else plan.batch.micro_batch_size
+    sizes = (
+        f"{int(micro)} sequences x {int(steps)} micro-batches x {plan.layout.data_parallel_size} data-parallel ranks"
+    )
+    if is_number(total) and total != micro * parts:
+        return f'set it or train_batch_size to "auto": {sizes} are not {total}'
+    return (
+        f'set it to "auto", or pass --global-batch-size {int(micro) * parts} --micro-batch-size {int(micro)}: {sizes}'
+    )
 
 
 def _optimizer_values(plan: RunPlan) -> Iterator[Owned]:
@@ -99,7 +117,9 @@ def _optimizer_values(plan: RunPlan) -> Iterator[Owned]:
 
 
 def compared_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
-    """Yield what the plan decides and DeepSpeed has no key for; checked, never written."""
+    """Yield what the plan decides and DeepSpeed has no key for, or does nothing with; checked, never written."""
+    yield Owned(path=("data_types", "param_dtype"), value=plan.precision.value, fix=_PRECISION_FIX)
+    yield Owned(path=("vocabulary_size",), value=plan.shape.vocab_size, fix=_flag_fix("vocab_size"))
     for item in named_fields(ds):
         if not isinstance(item, Named) or not item.where.startswith((OWN_SECTION, "activation_checkpointing")):
             continue
@@ -124,30 +144,12 @@ def suggested_values(plan: RunPlan, /) -> Iterator[Owned]:
     yield Owned(path=(ZERO, "stage3_param_persistence_threshold"), value=10 * plan.shape.hidden_size, fix="")
 
 
-def same(given: Any, planned: Any, /) -> bool:
-    """Return whether two JSON values say the same: 1 and 1.0, "AdamW" and "adamw", but not 1 and true."""
-    if isinstance(given, bool) or isinstance(planned, bool):
-        return given is planned
-    if isinstance(given, str) and isinstance(planned, str):
-        return given.lower() == planned.lower()
-    if isinstance(given, list) and isinstance(planned, list):
-        return len(given) == len(planned) and all(same(a, b) for a, b in zip(given, planned, strict=True))
-    if isinstance(given, int | float) and isinstance(planned, int | float):
-        return math.isclose(given, planned, rel_tol=1e-9)
-    return bool(given == planned)
-
-
-def is_auto(value: Any, /) -> bool:
-    """Return whether the JSON leaves the value to the plan."""
-    return value is None or value == AUTO
-
-
 def _stage(ds: Mapping[str, Any]) -> Iterator[Named | str]:
     stage, where = find(ds, (ZERO, "stage")), f"{ZERO}.stage"
     if is_auto(stage):
         return
     if isinstance(stage, bool) or not isinstance(stage, int) or stage not in range(4):
-        yield f'{where} is {stage!r}; it must be 0, 1, 2, 3 or "auto"'
+        yield f'{where} is {show(stage)}; it must be 0, 1, 2, 3 or "auto"'
     else:
         yield Named(field="zero_stage", where=where, value=stage)
 
@@ -157,7 +159,7 @@ def _precision(ds: Mapping[str, Any]) -> Iterator[Named | str]:
     flags = {name: find(ds, (name, "enabled")) for name in ("bf16", "fp16")}
     wrong = {name: value for name, value in flags.items() if not is_auto(value) and not isinstance(value, bool)}
     for name, value in wrong.items():
-        yield f'{name}.enabled is {value!r}; it must be true, false or "auto"'
+        yield f'{name}.enabled is {show(value)}; it must be true, false or "auto"'
     if wrong:
         return
     if flags["bf16"] is True and flags["fp16"] is True:
@@ -175,7 +177,7 @@ def _size(ds: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Named | str]
     if is_auto(value):
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        yield f'{where} is {value!r}; it must be a whole number of at least 1 or "auto"'
+        yield f'{where} is {show(value)}; it must be a whole number of at least 1 or "auto"'
     else:
         yield Named(field=path[-1], where=where, value=value)
 
@@ -187,7 +189,7 @@ def _sequence_parallel(ds: Mapping[str, Any]) -> Iterator[Named | str]:
     if isinstance(value, bool):
         yield Named(field="sequence_parallel", where=where, value=value)
     else:
-        yield f'{where} is {value!r}; it must be true, false or "auto"'
+        yield f'{where} is {show(value)}; it must be true, false or "auto"'
 
 
 def _recompute(ds: Mapping[str, Any]) -> Iterator[Named | str]:
@@ -207,4 +209,4 @@ def _choice(
     if value in list(choices):
         yield Named(field=field, where=where, value=choices(value))
     else:
-        yield f'{where} is {value!r}; it must be one of {", ".join(choices)} or "auto"'
+        yield f'{where} is {show(value)}; it must be one of {", ".join(choices)} or "auto"'

@@ -29,7 +29,7 @@ from chinchilla_ds.budget.shapes import (
 )
 from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, RunConfig
 from chinchilla_ds.errors import ConfigError, PlanError
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.plan import MAX_AMOUNT, ModelShape
 from chinchilla_ds.units import format_count, format_flops
 
 MAX_OVERTRAINING = 10.0
@@ -76,9 +76,16 @@ def choose_model(config: RunConfig, /) -> ModelChoice:
 
     Raises:
         ConfigError: an unknown law or shape.
-        PlanError: no shape is near enough to the wanted N.
+        PlanError: no shape is near enough to the wanted N, or so small a model would read tokens without end.
     """
     choice = _choose(config, laws=choose_laws(config.law, nominal_budget_flops=nominal_budget(config)))
+    if choice.wanted_tokens > MAX_AMOUNT:
+        params = count_parameters(shape=choice.shape).total
+        raise PlanError(
+            f"{format_flops(choice.compute_budget_flops)} on {format_count(params)} parameters are "
+            f"{choice.wanted_tokens:.2g} tokens; at most {MAX_AMOUNT:.0e} can be planned: give a larger "
+            "model or a smaller budget"
+        )
     unique_tokens = config.unique_tokens
     if unique_tokens is None or choice.wanted_tokens <= unique_tokens:
         return choice

@@ -122,7 +122,7 @@ def _has_plan(config: RunConfig, world_size: int, device: str) -> bool:
 
 
 def _resolve(config: RunConfig, *, world_size: int, device: str) -> RunPlan:
-    layout = _check_and_lay_out(config, world_size=world_size, device=device)
+    layout = check_and_lay_out(config, world_size=world_size, device=device)
     choice = choose_model(config)
     batch = _choose_batch(config, choice=choice, layout=layout, device=device)
     if problems := [*shape_problems(shape=choice.shape, layout=layout), *batch_problems(batch=batch, layout=layout)]:
@@ -130,7 +130,7 @@ def _resolve(config: RunConfig, *, world_size: int, device: str) -> RunPlan:
     return assemble(config, choice=choice, layout=layout, batch=batch, device=device)
 
 
-def _check_and_lay_out(config: RunConfig, *, world_size: int, device: str) -> ParallelLayout:
+def check_and_lay_out(config: RunConfig, *, world_size: int, device: str) -> ParallelLayout:
     """Return the layout, having checked all that can be checked before there is a shape."""
     if values := list(config_problems(config, world_size=world_size, device=device)):
         raise ConfigError(values)

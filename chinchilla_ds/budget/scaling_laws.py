@@ -3,6 +3,7 @@
 The forms are in `law_forms`, the constants in `law_registry`.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def get_law(name_or_path: str, /) -> Law:
     if name in _REFUSED:
         raise ConfigError(f"law {name!r} is not for planning: {_REFUSED[name]}")
     path = Path(name)
-    if path.suffix == ".json" or len(path.parts) > 1 or path.is_file():
+    if path.suffix == ".json" or len(path.parts) > 1 or os.path.isfile(path):
         return load_law(path)
     raise ConfigError(
         f"law ({name!r}) must be one of {', '.join(LAWS)}, or the path of a fitted law{did_you_mean(name, LAWS)}"

@@ -4,7 +4,9 @@
     RUN/checkpoints/.step_...        one that is being written, replaced, or removed
     RUN/checkpoints/latest           the name of the newest
 
-`manifest.json` in a checkpoint holds the size and the XXH3 hash of every other file. Nothing here imports torch.
+`manifest.json` in a checkpoint holds the size and the XXH3 hash of every other file. A checkpoint may come from
+elsewhere: a file that lies outside of its folder, also behind a link, and what is not a regular file are not read.
+Nothing here imports torch.
 """
 
 import contextlib
@@ -14,13 +16,18 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import xxhash
+from annotated_types import Ge, Len
 
 from chinchilla_ds.errors import CheckpointError, reason
+from chinchilla_ds.structured import build, read_bytes, read_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""3: the index of the tensors is JSON. 2: it is torch.distributed.checkpoint's pickle (`dcp_metadata.py`)."""
+READABLE_VERSIONS = (2, 3)
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"
 PLAN_NAME = "plan.json"
@@ -38,8 +45,8 @@ _READ_BYTES = 1 << 22
 class FileRecord:
     """What the manifest knows of a file."""
 
-    bytes: int
-    xxh3: str
+    bytes: Annotated[int, Ge(0)]
+    xxh3: Annotated[str, Len(32, 32)]
     """128 bits of its content, in hexadecimal: finds damage at the speed of memory, and is no proof against forgery."""
 
 
@@ -174,26 +181,84 @@ def prune(checkpoints: Path, *, keep: int, milestone_iters: int | None) -> list[
     return removed
 
 
-def read_manifest(checkpoint: Path) -> dict[str, FileRecord]:
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint consists of."""
+
+    format_version: int
+    files: dict[str, FileRecord]
+    """Every file but the manifest itself, by its path within the folder."""
+
+    def __post_init__(self) -> None:
+        """Check the names.
+
+        Raises:
+            ValueError: one leads out of the folder, or is not the name of a file.
+        """
+        for name in self.files:
+            parts = PurePosixPath(name).parts
+            if not name.isprintable() or not parts or "/" in parts or ".." in parts:
+                raise ValueError(f"the file {name!r:.80} lies outside of the checkpoint")
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
     """Return the manifest of a checkpoint.
 
     Raises:
         CheckpointError: it is missing or not one of ours.
     """
-    path = checkpoint / MANIFEST_NAME
+    path, what = file_inside(checkpoint, MANIFEST_NAME), "manifest"
+    data: Any = read_json(path, what=what, error=CheckpointError)
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version is None:
+        raise CheckpointError(f"{path} is damaged: it is not a manifest")
+    if version not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
+        raise CheckpointError(f"{path} has format version {version!r:.80}; this version reads {readable}")
+    manifest: Manifest = build(Manifest, data, where=f"{path}: {what}", error=CheckpointError)
+    return manifest
+
+
+def inside(checkpoint: Path, name: str, /) -> Path:
+    """Return the path of a file or folder of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, or lies outside of the checkpoint, behind a link.
+    """
+    path = checkpoint / name
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values["format_version"]
-        files = {
-            name: FileRecord(bytes=record["bytes"], xxh3=record["xxh3"]) for name, record in values["files"].items()
-        }
+        if not path.resolve(strict=True).is_relative_to(checkpoint.resolve(strict=True)):
+            raise CheckpointError(f"{path} is a link out of the checkpoint, and is not read")
     except OSError as error:
-        raise CheckpointError(f"{checkpoint} is no checkpoint: {MANIFEST_NAME}: {reason(error)}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path} is damaged: it is no manifest") from None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path} has format version {version}; this version reads {FORMAT_VERSION}")
-    return files
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
+    except RuntimeError:  # what pathlib makes of links that lead to one another
+        raise CheckpointError(f"{path} cannot be read: its links lead in a circle") from None
+    return path
+
+
+def file_inside(checkpoint: Path, name: str, /) -> Path:
+    """Return the path of a regular file of a checkpoint.
+
+    Raises:
+        CheckpointError: as of `inside`; or it is a folder, a FIFO, a socket or a device.
+    """
+    path = inside(checkpoint, name)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file")
+    return path
+
+
+def read_small_file(checkpoint: Path, name: str, /) -> str:
+    """Return the text of a small file of a checkpoint.
+
+    Raises:
+        CheckpointError: as of `file_inside`; or it is too large, or not UTF-8.
+    """
+    content = read_bytes(file_inside(checkpoint, name), what="file", error=CheckpointError)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{checkpoint / name} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def damage(checkpoint: Path, *, names: frozenset[str] | None = None) -> Iterator[str]:
@@ -203,20 +268,26 @@ def damage(checkpoint: Path, *, names: frozenset[str] | None = None) -> Iterator
         checkpoint: A checkpoint with a manifest.
         names: The files to read; None is all of them. Sizes are looked at in any case.
     """
-    for name, record in read_manifest(checkpoint).items():
-        path = checkpoint / name
+    files = read_manifest(checkpoint).files
+    for name in (STATE_NAME, PLAN_NAME):
+        if name not in files:
+            yield f"{checkpoint / MANIFEST_NAME} does not name {name}"
+    for name, record in files.items():
         try:
+            path = file_inside(checkpoint, name)
             size = path.stat().st_size
             if size != record.bytes:
                 yield f"{path} has {size} bytes and the manifest says {record.bytes}"
             elif (names is None or name in names) and record_file(path) != record:
                 yield f"{path} is damaged: its content does not match the hash in the manifest"
+        except CheckpointError as error:
+            yield from error.problems
         except OSError as error:
-            yield f"{path} cannot be read: {reason(error)}"
+            yield f"{checkpoint / name} cannot be read: {reason(error)}"
 
 
 def problems_of(checkpoint: Path) -> list[str]:
-    """Return everything that is wrong with a checkpoint; empty where it is whole."""
+    """Return everything that is wrong with a checkpoint's files; empty where they are as the manifest says."""
     try:
         return list(damage(checkpoint))
     except CheckpointError as error:
@@ -229,11 +300,12 @@ def find_checkpoints(path: Path) -> list[Path]:
     Raises:
         CheckpointError: there is none.
     """
-    if (path / MANIFEST_NAME).is_file() and (path / TENSORS_NAME).is_dir():
-        return [path]
-    for folder in (path / CHECKPOINTS_NAME, path):
-        if found := list_checkpoints(folder):
-            return found
+    with reported_as(path):
+        if (path / MANIFEST_NAME).is_file() and (path / TENSORS_NAME).is_dir():
+            return [path]
+        for folder in (path / CHECKPOINTS_NAME, path):
+            if found := list_checkpoints(folder):
+                return found
     what = "does not exist" if not path.exists() else "holds no checkpoint"
     raise CheckpointError(f"{path} {what}; name a run's folder, its {CHECKPOINTS_NAME} or one step_XXXXXXX of them")
 

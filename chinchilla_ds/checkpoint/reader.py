@@ -1,16 +1,17 @@
 """CheckpointReader: a checkpoint's plan, state and tensors, one tensor in memory at a time, without any engine."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint import tensors
-from chinchilla_ds.checkpoint.state import CheckpointState
-from chinchilla_ds.errors import CheckpointError, ConfigError, did_you_mean
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.checkpoint.contents import find_tokenizer, problems_of, read_contents
+from chinchilla_ds.checkpoint.index import MOMENTS, WEIGHT, StoredTensor
+from chinchilla_ds.errors import CheckpointError, did_you_mean
+from chinchilla_ds.structured import parse_json
 
 
 class CheckpointReader:
@@ -20,18 +21,11 @@ class CheckpointReader:
         """Read plan, state and the list of tensors of a checkpoint's folder.
 
         Raises:
-            CheckpointError: a part of it is missing or unreadable.
+            CheckpointError: a part of it is missing, unreadable, or not what it must be.
         """
         self.folder = checkpoint
-        with folders.reported_as(checkpoint):
-            text = (checkpoint / folders.STATE_NAME).read_text(encoding="utf-8")
-            self.state = CheckpointState.from_json(text, where=str(checkpoint / folders.STATE_NAME))
-            plan = (checkpoint / folders.PLAN_NAME).read_text(encoding="utf-8")
-            self._known = tensors.read_metadata(checkpoint / folders.TENSORS_NAME)
-        try:
-            self.plan = RunPlan.from_json(plan)
-        except ConfigError as error:
-            raise CheckpointError([f"{checkpoint / folders.PLAN_NAME}: {text}" for text in error.problems]) from None
+        contents = read_contents(checkpoint)
+        self.state, self.plan, self.index = contents.state, contents.plan, contents.index
 
     @classmethod
     def open(cls, path: Path) -> "CheckpointReader":
@@ -44,7 +38,7 @@ class CheckpointReader:
         """
         problems = []
         for checkpoint in folders.find_checkpoints(path):
-            if not (found := folders.problems_of(checkpoint)):
+            if not (found := problems_of(checkpoint)):
                 return cls(checkpoint)
             problems += found
         raise CheckpointError(problems)
@@ -52,22 +46,35 @@ class CheckpointReader:
     @property
     def tokenizer_path(self) -> Path | None:
         """The tokenizer that made the training text: a SentencePiece model, or a Hugging Face folder."""
-        found = (self.folder / "tokenizer.model", self.folder / "tokenizer")
-        return next((path for path in found if path.exists()), None)
+        return find_tokenizer(self.folder)
+
+    def ds_config(self) -> dict[str, Any]:
+        """Return the resolved DeepSpeed JSON of the run.
+
+        Raises:
+            CheckpointError: it is missing, or not a JSON object.
+        """
+        path = self.folder / folders.DS_CONFIG_NAME
+        values = parse_json(
+            folders.read_small_file(self.folder, folders.DS_CONFIG_NAME), where=str(path), error=CheckpointError
+        )
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} is not a JSON object")
+        return values
 
     @property
     def has_moments(self) -> bool:
         """Whether the optimizer's state is there, so that training can go on as if it had never stopped."""
-        return any(key.startswith(f"{tensors.MOMENTS[0]}/") for key in self._known)
+        return any(key.startswith(f"{MOMENTS[0]}/") for key in self.index.tensors)
 
     def names(self) -> tuple[str, ...]:
         """Return the global names of all weights."""
-        prefix = f"{tensors.WEIGHT}/"
-        return tuple(sorted(key.removeprefix(prefix) for key in self._known if key.startswith(prefix)))
+        prefix = f"{WEIGHT}/"
+        return tuple(sorted(key.removeprefix(prefix) for key in self.index.tensors if key.startswith(prefix)))
 
     def shape(self, name: str, /) -> tuple[int, ...]:
         """Return the shape of a whole weight."""
-        return tuple(self._stored(name, None).size)
+        return self._stored(name, None).shape
 
     def read(self, name: str, /, *, moment: str | None = None) -> Tensor:
         """Return a whole weight in FP32 on the CPU, or one of AdamW's moments of it: `exp_avg` or `exp_avg_sq`."""
@@ -75,25 +82,25 @@ class CheckpointReader:
 
     def read_rows(self, name: str, /, *, rows: slice, moment: str | None = None) -> Tensor:
         """Return some rows of a weight."""
-        size = tuple(self._stored(name, moment).size)
+        size = self._stored(name, moment).shape
         start, stop, step = rows.indices(size[0])
         assert step == 1, "rows must be consecutive"
-        values = torch.empty((max(0, stop - start), *size[1:]))
+        values = torch.zeros((max(0, stop - start), *size[1:]))
         block = tensors.Block(
             key=_key(name, moment), full_shape=size, offsets=(start, *[0] * (len(size) - 1)), values=values
         )
         if values.numel():
             with folders.reported_as(self.folder):
-                tensors.load_blocks([block], folder=self.folder / folders.TENSORS_NAME)
+                tensors.load_blocks([block], index=self.index, folder=self.folder / folders.TENSORS_NAME)
         return values
 
-    def _stored(self, name: str, moment: str | None) -> TensorStorageMetadata:
+    def _stored(self, name: str, moment: str | None) -> StoredTensor:
         key = _key(name, moment)
-        if key not in self._known:
-            raise CheckpointError(f"{self.folder} has no tensor {key}{did_you_mean(key, self._known)}")
-        return self._known[key]
+        if key not in self.index.tensors:
+            raise CheckpointError(f"{self.folder} has no tensor {key}{did_you_mean(key, self.index.tensors)}")
+        return self.index.tensors[key]
 
 
 def _key(name: str, moment: str | None) -> str:
-    assert moment is None or moment in tensors.MOMENTS, f"{moment} is none of {tensors.MOMENTS}"
-    return f"{moment or tensors.WEIGHT}/{name}"
+    assert moment is None or moment in MOMENTS, f"{moment} is none of {MOMENTS}"
+    return f"{moment or WEIGHT}/{name}"

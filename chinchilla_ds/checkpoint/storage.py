@@ -1,29 +1,34 @@
 """How blocks lie in a checkpoint's files: raw, one after another, in place of torch.save's archive for each of them.
 
-torch.distributed.checkpoint (DCP) plans what is written and read, and keeps the list of boxes; these are the two ends
-that touch files. A block is its FP32 values in row-major order and in the machine's byte order (little-endian where
-torch runs). Rows are read into the memory that wants them, without a copy, and nothing but the rows that are wanted.
-torch's own format costs a checksum and a copy of every block, and reads blocks as a whole. The whole file has its hash
-in the manifest.
+A block is its FP32 values in row-major order and in the machine's byte order (little-endian where torch runs). Rows are
+read into the memory that wants them, without a copy, and nothing but the rows that are wanted. torch's own format costs
+a checksum and a copy of every block, and reads blocks as a whole. The whole file has its hash in the manifest. Where
+the blocks lie stands in the index (`index.py`).
+
+torch.distributed.checkpoint (DCP) plans what each rank writes; this is the end that touches files. Its own writer
+leaves a pickle for an index, and its reader runs one, so neither is used.
 """
 
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from chinchilla_ds.checkpoint.folder import write_durably
+from chinchilla_ds.checkpoint.index import FLOAT_BYTES, INDEX_NAME, IndexBuilder, StoredTensor
 from chinchilla_ds.errors import CheckpointError
 
-_FLOAT_BYTES = 4
+FILE_SUFFIX = ".distcp"
 
 
 def _as_bytes(values: Tensor) -> memoryview:
@@ -31,91 +36,143 @@ def _as_bytes(values: Tensor) -> memoryview:
     return values.numpy().data.cast("B")
 
 
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_values(stream: IO[bytes], values: Tensor) -> int:
+    """Write a block's values to a file; one on a GPU comes to the host. Return how many bytes they take."""
+    assert values.dtype == torch.float32
+    data = _as_bytes(values.detach().cpu().contiguous())
+    stream.write(data)
+    return data.nbytes
+
+
+def flush(stream: IO[bytes]) -> None:
+    """Bring what was written to the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def write_index(builder: IndexBuilder, *, folder: Path) -> None:
+    """Write the index of the blocks in a folder's files through to the disk."""
+    write_durably(folder / INDEX_NAME, builder.to_json())
+
+
 class BlockWriter(FileSystemWriter):
-    """Writes a rank's blocks into one file, and flushes it to the disk."""
+    """Writes a rank's blocks into one file, and on one rank the index of all."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> "Future[list[WriteResult]]":
-        """Write all of a rank's blocks; those on a GPU come to the host one by one."""
+        """Write all of a rank's blocks, one by one."""
         results: list[WriteResult] = []
         if plan.items:
-            name = f"{plan.storage_data.prefix}0.distcp"
+            name = f"{plan.storage_data.prefix}0{FILE_SUFFIX}"
             with Path(self.path, name).open("wb") as stream:
                 for item in plan.items:
-                    values = planner.resolve_data(item)
+                    values, start = planner.resolve_data(item), stream.tell()
                     assert isinstance(values, Tensor)
-                    assert values.dtype == torch.float32
-                    data = _as_bytes(values.detach().cpu().contiguous())
-                    info = _StorageInfo(name, stream.tell(), data.nbytes)
-                    stream.write(data)
-                    results.append(WriteResult(index=item.index, size_in_bytes=data.nbytes, storage_data=info))
-                stream.flush()
-                os.fsync(stream.fileno())
+                    length = write_values(stream, values)
+                    info = _StorageInfo(name, start, length)
+                    results.append(WriteResult(index=item.index, size_in_bytes=length, storage_data=info))
+                flush(stream)
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future
 
-
-class BlockReader(FileSystemReader):
-    """Reads rows of blocks."""
-
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Note where every block lies, and its shape."""
-        super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
-        self._sizes = {
-            (key, tuple(chunk.offsets)): tuple(chunk.sizes)
-            for key, stored in metadata.state_dict_metadata.items()
-            if isinstance(stored, TensorStorageMetadata)
-            for chunk in stored.chunks
-        }
-
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> "Future[None]":
-        """Read everything that is asked for, file by file and in the order of the file.
-
-        Raises:
-            CheckpointError: a file ends before its blocks do.
-        """
-        by_file: dict[str, list[tuple[int, ReadItem]]] = {}
-        for item in plan.items:
-            info = self.storage_data[item.storage_index]
-            by_file.setdefault(info.relative_path, []).append((info.offset, item))
-        for name, items in by_file.items():
-            with Path(self.path, name).open("rb", buffering=0) as stream:
-                for offset, item in sorted(items, key=lambda pair: pair[0]):
-                    index = item.storage_index
-                    assert index.offset is not None
-                    _read(
-                        stream,
-                        at=offset,
-                        sizes=self._sizes[index.fqn, tuple(index.offset)],
-                        item=item,
-                        target=planner.resolve_tensor(item),
-                    )
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write the index of what all ranks have written."""
+        builder = IndexBuilder()
+        for result in (result for of_rank in results for result in of_rank):
+            key, chunk = result.index.fqn, result.index.index
+            tensor, info = metadata.state_dict_metadata[key], result.storage_data
+            assert isinstance(tensor, TensorStorageMetadata)
+            assert chunk is not None
+            box = tensor.chunks[chunk]
+            builder.add(
+                key,
+                shape=tensor.size,
+                file=info.relative_path,
+                start=info.offset,
+                offsets=box.offsets,
+                sizes=box.sizes,
+            )
+        write_index(builder, folder=Path(self.path))
 
 
-def _read(stream: IO[bytes], *, at: int, sizes: Sequence[int], item: ReadItem, target: Tensor) -> None:
-    """Read part of a block.
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """Part of a stored block that is wanted."""
+
+    file: str
+    start: int
+    """Of the block in the file, in bytes."""
+    sizes: tuple[int, ...]
+    """Shape of the block."""
+    first: tuple[int, ...]
+    """Where the part begins within the block."""
+    target: Tensor
+    """Memory for it, of the part's shape."""
+
+
+def reads_of(stored: StoredTensor, *, files: Sequence[str], offsets: Sequence[int], values: Tensor) -> list[Read]:
+    """Return what must be read to fill a box of a tensor.
 
     Args:
-        stream: The file.
-        at: Where the block begins in it.
-        sizes: The block's shape.
-        item: Which part of the block is read.
-        target: Of the part's shape.
+        stored: Where the tensor's blocks lie.
+        files: Names of the index's files.
+        offsets: Of the box within the tensor.
+        values: Memory of the box's shape.
     """
-    start, *before = item.storage_offsets
-    row_bytes = _FLOAT_BYTES * math.prod(sizes[1:])
-    stream.seek(at + start * row_bytes)
-    rows = tuple(item.lengths) if tuple(item.lengths[1:]) == tuple(sizes[1:]) else (item.lengths[0], *sizes[1:])
+    begin = np.maximum(stored.block_offsets, np.array(offsets))
+    end = np.minimum(stored.block_offsets + stored.block_sizes, np.array(offsets) + np.array(values.shape))
+    reads = []
+    for block in np.flatnonzero((begin < end).all(axis=1)).tolist():
+        target = values.detach()
+        for dim, (first, last) in enumerate(zip(begin[block].tolist(), end[block].tolist(), strict=True)):
+            target = target.narrow(dim, first - offsets[dim], last - first)
+        reads.append(
+            Read(
+                file=files[stored.file_numbers[block]],
+                start=stored.starts[block],
+                sizes=tuple(stored.block_sizes[block].tolist()),
+                first=tuple((begin[block] - stored.block_offsets[block]).tolist()),
+                target=target,
+            )
+        )
+    return reads
+
+
+def read_all(reads: Iterable[Read], *, folder: Path) -> None:
+    """Read everything that is asked for, file by file and in the order of the file.
+
+    Raises:
+        CheckpointError: a file ends before its blocks do.
+    """
+    by_file: dict[str, list[Read]] = {}
+    for read in reads:
+        by_file.setdefault(read.file, []).append(read)
+    for name, of_file in by_file.items():
+        with (folder / name).open("rb", buffering=0) as stream:
+            for read in sorted(of_file, key=lambda read: read.start):
+                _read(stream, read)
+
+
+def _read(stream: IO[bytes], read: Read) -> None:
+    """Read whole rows of a block; of their columns those that are wanted are kept."""
+    target = read.target
+    start, *before = read.first
+    width = int(np.prod(read.sizes[1:], dtype=np.int64))
+    stream.seek(read.start + start * FLOAT_BYTES * width)
+    rows = (len(target), *read.sizes[1:])
     if rows == tuple(target.shape) and target.is_contiguous() and target.device.type == "cpu":
-        _fill(stream, target.detach())
+        _fill(stream, target)
         return
     values = torch.empty(rows)
     _fill(stream, values)
     for dim, first in enumerate(before, start=1):
-        values = values.narrow(dim, first, item.lengths[dim])
+        values = values.narrow(dim, first, target.shape[dim])
     target.copy_(values)
 
 

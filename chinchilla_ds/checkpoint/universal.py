@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chinchilla_ds.checkpoint.index import MOMENTS
 from chinchilla_ds.checkpoint.reader import CheckpointReader
-from chinchilla_ds.checkpoint.tensors import MOMENTS
 
 _MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """Names of the counters' file: of ZeRO 0 to 2, and of ZeRO-3."""

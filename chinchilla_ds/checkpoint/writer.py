@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint import tensors
+from chinchilla_ds.checkpoint.index import KINDS, WEIGHT
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.plan import RunPlan
@@ -73,11 +74,8 @@ def write_checkpoint(
     try:
         aside = folders.begin(checkpoint)
         write_small_files(aside, plan=plan, ds_config=ds_config, state=state, tokenizer=tokenizer)
-        for number, (name, weight) in enumerate(weights):
-            # one DCP file per tensor: nothing of it stays in memory
-            blocks = [_block(_key(name), weight)]
-            tensors.save_blocks(blocks, folder=aside / folders.TENSORS_NAME / f"{number:06d}", alone=True)
-        tensors.join_metadata(aside / folders.TENSORS_NAME)
+        blocks = (_block(_key(name), weight) for name, weight in weights)
+        tensors.save_tensors(blocks, folder=aside / folders.TENSORS_NAME)
         records = {str(path.relative_to(aside)): folders.record_file(path) for path in files_below(aside)}
         folders.commit(checkpoint, records=records)
     except OSError as error:
@@ -90,7 +88,7 @@ def write_checkpoint(
 
 
 def _key(name: str) -> str:
-    return name if name.startswith(tuple(f"{kind}/" for kind in tensors.KINDS)) else f"{tensors.WEIGHT}/{name}"
+    return name if name.startswith(tuple(f"{kind}/" for kind in KINDS)) else f"{WEIGHT}/{name}"
 
 
 def _block(key: str, weight: Tensor | WeightRows) -> tensors.Block:
@@ -111,7 +109,10 @@ def write_small_files(
     folders.write_durably(aside / folders.DS_CONFIG_NAME, json.dumps(ds_config, indent=2) + "\n")
     if tokenizer is not None:
         target = aside / ("tokenizer" if tokenizer.is_dir() else "tokenizer.model")
-        (shutil.copytree if tokenizer.is_dir() else shutil.copyfile)(tokenizer, target)
+        if tokenizer.is_dir():
+            shutil.copytree(tokenizer, target, symlinks=True)  # what lies outside is none of it
+        else:
+            shutil.copyfile(tokenizer, target)
         for path in files_below(target) if target.is_dir() else [target]:
             folders.sync(path)
 

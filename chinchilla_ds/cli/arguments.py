@@ -22,6 +22,7 @@ from chinchilla_ds.config import (
     RunConfig,
     SaveInterval,
 )
+from chinchilla_ds.distributed.launch import rank_of
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plan import Decay, Precision, Recompute
 from chinchilla_ds.units import parse_quantity
@@ -30,10 +31,14 @@ _NEGATIVE = re.compile(r"-[0-9.]")
 _HELP_COLUMNS = 120
 _HELP_FLAG_COLUMNS = 48
 _LAYOUT_FIELDS = {field.name for field in dataclasses.fields(LayoutConfig)}
-DATA_FIELDS = {field.name for field in dataclasses.fields(DataConfig)}
+_DATA_FIELDS = {field.name for field in dataclasses.fields(DataConfig)}
 _GUARD_FIELDS = {field.name for field in dataclasses.fields(GuardConfig)}
 _CHECKPOINT_FIELDS = {field.name for field in dataclasses.fields(CheckpointConfig)}
+BESIDE_A_PLAN = {"output", "sample_interval_tokens"} | _DATA_FIELDS | _GUARD_FIELDS | _CHECKPOINT_FIELDS
+"""Fields that a plan does not fix."""
 _SAVE_EVERY = re.compile(r"(?P<amount>[0-9.eE+_]+ ?[KMBTkmbt]?)(?:(?P<time>[smh])|[- ]?(?P<unit>tokens|steps))")
+_LONGEST_NAME_BYTES, _LONGEST_PATH_BYTES = 255, 4095
+"""NAME_MAX and PATH_MAX of Linux."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -46,7 +51,7 @@ class Arguments:
     """A plan to run as it is, instead of making one."""
     config: RunConfig
     explicit: frozenset[str]
-    """Names of the config fields that a flag has set."""
+    """Names of the config fields that a flag has set, and of those of its parts."""
 
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -87,7 +92,7 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: Any = None) -> None:
         """Print the help once, not once per rank."""
-        if os.environ.get("RANK", "0") == "0":
+        if rank_of() == 0:
             super().print_help(file)
 
 
@@ -101,14 +106,15 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     values.pop("local_rank", None)
     ds_config, plan = values.pop("ds_config"), values.pop("plan", None)
     paths = values.pop("data", None)
-    data = {name: values.pop(name) for name in list(values) if name in DATA_FIELDS}
+    data = {name: values.pop(name) for name in list(values) if name in _DATA_FIELDS}
     if paths:
         data["paths"] = tuple(paths)
-    guards = GuardConfig(**{name: values.pop(name) for name in list(values) if name in _GUARD_FIELDS})
-    saving = CheckpointConfig(**{name: values.pop(name) for name in list(values) if name in _CHECKPOINT_FIELDS})
+    guards = {name: values.pop(name) for name in list(values) if name in _GUARD_FIELDS}
+    saving = {name: values.pop(name) for name in list(values) if name in _CHECKPOINT_FIELDS}
     config, explicit = run_config(values, data=DataConfig(**data))
-    config = dataclasses.replace(config, guards=guards, checkpoint=saving)
-    return Arguments(ds_config=ds_config, plan=plan, config=config, explicit=explicit | data.keys())
+    config = dataclasses.replace(config, guards=GuardConfig(**guards), checkpoint=CheckpointConfig(**saving))
+    explicit |= data.keys() | guards.keys() | saving.keys()
+    return Arguments(ds_config=ds_config, plan=plan, config=config, explicit=explicit)
 
 
 def run_config(values: dict[str, Any], /, *, data: DataConfig | None = None) -> tuple[RunConfig, frozenset[str]]:
@@ -168,9 +174,16 @@ def flag_of(field: str) -> str:
 
 
 def path(text: str) -> Path:
-    """Return a path that is not empty."""
+    """Return a path that is not empty, and that a file system could hold."""
     if not text.strip():
         raise argparse.ArgumentTypeError("a path cannot be empty")
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a NUL, which no path can")
+    longest = max(len(os.fsencode(part)) for part in text.split("/"))
+    if longest > _LONGEST_NAME_BYTES or len(os.fsencode(text)) > _LONGEST_PATH_BYTES:
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r}... is too long: names have at most {_LONGEST_NAME_BYTES} bytes, paths {_LONGEST_PATH_BYTES}"
+        )
     return Path(text)
 
 
@@ -186,6 +199,15 @@ def choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
     return read
 
 
+class _NamedOtherwise(argparse.Action):
+    """A flag that DeepSpeed's own scripts give their file with."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        raise argparse.ArgumentError(None, f"{option} is called --ds_config here: --ds_config {values or 'FILE'}")
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="pretrain.py",
@@ -196,6 +218,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--ds_config", "--ds-config", type=path, required=True, metavar="FILE", help="DeepSpeed JSON")
+    parser.add_argument("--deepspeed_config", "--deepspeed", nargs="?", action=_NamedOtherwise, help=argparse.SUPPRESS)
     parser.add_argument("--plan", type=path, metavar="FILE", help="run this plan.json instead of making a plan")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     budget_flags(parser.add_argument_group(f"budget (default {DEFAULT_BUDGET_FLOPS:g} FLOPs)"))
@@ -272,7 +295,7 @@ def _checkpoint_flags(group: Group) -> None:
     text = "time, tokens or steps between checkpoints, such as 1B-tokens or 500-steps (default 30m)"
     flag(group, "save-every", save_interval, text, metavar="30m")
     flag(group, "keep", whole, f"newest checkpoints that stay (default {defaults.keep})")
-    flag(group, "milestone-every", whole, "checkpoints at multiples of this many steps stay for ever", metavar="STEPS")
+    flag(group, "milestone-every", whole, "keep checkpoints at multiples of this many steps", metavar="STEPS")
     group.add_argument(
         "--save-in-background",
         action=argparse.BooleanOptionalAction,

@@ -1,7 +1,6 @@
 """`chinchilla-ds checkpoint convert`: a checkpoint without its optimizer, or in DeepSpeed's universal format."""
 
 import argparse
-import json
 import shutil
 from collections.abc import Callable
 from enum import StrEnum
@@ -89,13 +88,12 @@ def _to_universal(reader: "CheckpointReader", aside: Path) -> int:
 def _to_weights(reader: "CheckpointReader", aside: Path) -> int:
     from chinchilla_ds.checkpoint.writer import write_checkpoint
 
-    ds_config = json.loads((reader.folder / folders.DS_CONFIG_NAME).read_text(encoding="utf-8"))
     checkpoint = write_checkpoint(
         aside / reader.folder.name,
         plan=reader.plan,
-        ds_config=ds_config,
+        ds_config=reader.ds_config(),
         weights=((name, reader.read(name)) for name in reader.names()),
         tokenizer=reader.tokenizer_path,
         state=reader.state,
     )
-    return sum(record.bytes for record in folders.read_manifest(checkpoint).values())
+    return sum(record.bytes for record in folders.read_manifest(checkpoint).files.values())

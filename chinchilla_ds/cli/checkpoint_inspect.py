@@ -12,6 +12,7 @@ from chinchilla_ds.budget.report import describe_layout
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.cli.arguments import path
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.structured import parse_json
 from chinchilla_ds.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _problems(checkpoint: Path) -> list[str]:
 def _line(checkpoint: Path, problems: list[str]) -> str:
     if problems:
         return f"{checkpoint.name}  damaged: {problems[0]}"
-    size = sum(record.bytes for record in folders.read_manifest(checkpoint).values())
+    size = sum(record.bytes for record in folders.read_manifest(checkpoint).files.values())
     return f"{checkpoint.name}  {format_bytes(size)}"
 
 
@@ -78,7 +79,7 @@ def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
         ),
     )
     passed_over = f", {state.bad_batches} passed over" if state.bad_batches else ""
-    yield "data", f"{state.data_step:,} batches used up{passed_over}; text {state.data_key}"
+    yield "data", f"{state.data_step:,} batches used up{passed_over}; text {state.data_key or 'not told'}"
     if state.loss is not None:
         yield "train loss", f"{state.loss:.4f} nats per token"
     if state.held_out_loss is not None and state.held_out_bits_per_byte is not None:
@@ -90,7 +91,7 @@ def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
         yield "loss scale", f"{state.loss_scaler.get('cur_scale', '?')}"
     yield "saved under", f"{describe_layout(plan.layout)}, {plan.precision}; loads under any other"
     tokenizer = reader.tokenizer_path.name if reader.tokenizer_path else "none in the checkpoint"
-    yield "tokenizer", f"{tokenizer}, SHA-256 {state.tokenizer_sha256}"
+    yield "tokenizer", f"{tokenizer}, SHA-256 {state.tokenizer_sha256 or 'not told'}"
     yield "software", ", ".join(f"{name} {number}" for name, number in state.versions.items())
 
 
@@ -99,7 +100,7 @@ def _facts(reader: "CheckpointReader") -> dict[str, Any]:
     return {
         "checkpoint": str(reader.folder),
         "state": dataclasses.asdict(reader.state),
-        "plan": json.loads(reader.plan.to_json()),
+        "plan": parse_json(reader.plan.to_json(), where="the plan"),
         "has_moments": reader.has_moments,
         "num_params": sum(math.prod(shape) for shape in tensors.values()),
         "tensors": tensors,

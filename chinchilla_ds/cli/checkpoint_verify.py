@@ -1,9 +1,10 @@
-"""`chinchilla-ds checkpoint verify`: every file of a run's checkpoints, held against their manifests."""
+"""`chinchilla-ds checkpoint verify`: every file of a run's checkpoints, held against their manifests, and read."""
 
 import argparse
 from pathlib import Path
 
 from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.checkpoint.contents import problems_of
 from chinchilla_ds.cli.arguments import path
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.units import format_bytes
@@ -23,7 +24,7 @@ def run(arguments: argparse.Namespace) -> str:
     whole: list[str] = []
     damaged: list[str] = []
     for checkpoint in folders.find_checkpoints(arguments.run):
-        if problems := folders.problems_of(checkpoint):
+        if problems := problems_of(checkpoint):
             damaged += problems
         else:
             whole.append(_line(checkpoint))
@@ -34,6 +35,6 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _line(checkpoint: Path) -> str:
-    records = folders.read_manifest(checkpoint)
+    records = folders.read_manifest(checkpoint).files
     size = sum(record.bytes for record in records.values())
     return f"{checkpoint.name}  whole: {len(records)} files, {format_bytes(size)}"

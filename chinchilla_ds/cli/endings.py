@@ -13,6 +13,9 @@ to the others and returns that code. So:
   collective or a kernel never sees them; a watching thread then ends the process.
 - A launcher that was killed tells nobody: the watching thread notices, and takes that for SIGTERM.
 - A rank that was killed says nothing: the lowest rank left on its machine says which one is gone (`cli.siblings`).
+- A rank that leaves tells all others why (`distributed.peers`), which then follow with its exit code: on other
+  machines, and under srun, no launcher ends them.
+- A library that calls `exit()` has not finished the run: that is an error, whatever code it gave.
 """
 
 import math
@@ -26,12 +29,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from chinchilla_ds.cli.siblings import Gone, Siblings
-from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError
+from chinchilla_ds.distributed.launch import LaunchError, Place, rank_of, read_place
+from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError
 from chinchilla_ds.training.stopping import SIGNALS, StopRequest
+
+if TYPE_CHECKING:
+    from chinchilla_ds.distributed.peers import Departure
 
 PATIENCE_S = 10.0
 """How long a rank waits to be ended by the launcher; longer than another one that is ended before it may take."""
@@ -39,12 +48,16 @@ STUCK_S = 3.0
 """How long the main thread may take to see a signal."""
 CLEAN_UP_S = 5.0
 """How long it may then take to leave."""
+FOLLOW_S = 3.0
+"""After another rank has said why it leaves: this one may meet the same problem, or be ended by the launcher."""
 _LAUNCHER_POLL_S = 0.25
 """More often than the launcher, which looks every second and then takes note of a death: nobody else sees it after."""
 _DEATH_SEEN_S = 1.0
 _waiting = threading.Event()
 """Set where the SIGTERM that comes is the launcher's, after another rank has said why."""
 _siblings = Siblings()
+_order: "_Order | None" = None
+"""Set where this rank has to leave because another one has."""
 
 _LOST_PEER = re.compile(
     r"by peer|gloo/transport|broken pipe|recvValue|got 0 bytes|client socket|remote process exited|DistStoreError",
@@ -66,6 +79,40 @@ class Interrupted(BaseException):
         return 128 + self.number
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How this rank's work ends."""
+
+    exit_code: int
+    reason: str = ""
+    """Why, where that is not the plan's end or a request to stop; several lines where there are several problems."""
+    asked: bool = False
+    """Whether a signal asked for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    exit_code: int
+    reason: str
+    speaks: bool
+
+
+_hooks: list[Callable[[Ending], object]] = []
+
+
+def at_ending(hook: Callable[[Ending], object]) -> None:
+    """Have `hook` called once, when it is known how the work of `end_well` ends; it may run in another thread."""
+    _hooks.append(hook)
+
+
+def tell(ending: Ending) -> None:
+    """Call the hooks, each with so much time as a clean-up has: their disk may be what hangs."""
+    while _hooks:
+        telling = threading.Thread(target=_hooks.pop(0), args=(ending,), daemon=True)
+        telling.start()
+        telling.join(CLEAN_UP_S)
+
+
 def end_well(work: Callable[[], int], *, stop: StopRequest | None = None) -> int:
     """Return the exit code of `work`: its own, 2 for a user's error, 128 + n for signal n; a bug keeps its traceback.
 
@@ -73,37 +120,95 @@ def end_well(work: Callable[[], int], *, stop: StopRequest | None = None) -> int
         work: What to do.
         stop: Takes the signals that come while the run takes steps; None: every signal ends the work at once.
     """
+    global _order
     _waiting.clear()
+    _hooks.clear()
+    _order = None
     try:
         with signals_raised(stop or StopRequest()):
             return _carry_out(work)
     except Interrupted as interruption:
-        return interruption.exit_code
+        ending = _interrupted(interruption)
+        tell(ending)
+        return ending.exit_code
 
 
 def _carry_out(work: Callable[[], int]) -> int:
     try:
-        return work()
+        exit_code = work()
+        tell(Ending(exit_code=exit_code))
+        return exit_code
     except ChinchillaError as error:
-        _report(error)
+        if _rank() == 0:
+            _report(error)
+        tell(Ending(exit_code=EXIT_CODE_USER_ERROR, reason=str(error)))
+        if _rank() != 0:
+            _report(error)
         return EXIT_CODE_USER_ERROR
     except Exception as error:
         if _has_lost_its_peer(error):
             _say_who_is_gone()
             _wait_for_the_launcher()
+        tell(Ending(exit_code=1, reason=f"{type(error).__name__}: {error}"))
         raise
+
+
+@contextmanager
+def no_library_exits() -> Iterator[None]:
+    """Raise RuntimeError where a library calls `exit()`, as DeepSpeed's autotuning does, with 0 and nothing done."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"a library has called exit({error.code!r}), before the work was done") from error
+
+
+def leave_hung(exit_code: int) -> None:
+    """End the process for the watchdog."""
+    tell(Ending(exit_code=exit_code, reason="no step within --hang-timeout; stacks-rank*.txt say where it stands"))
+    os._exit(exit_code)
+
+
+def follow(departure: "Departure", *, place: Place) -> None:
+    """Leave because another rank has, with its exit code; one rank per machine says why."""
+    global _order
+    time.sleep(FOLLOW_S)
+    machine = departure.rank - departure.local_rank
+    there = departure.local_rank >= 0 and place.rank - place.local_rank == machine
+    speaks = place.local_rank == (1 if there and departure.local_rank == 0 else 0)
+    if there and departure.rank == 0:
+        speaks = False  # rank 0 has said it here
+    lines = departure.reason.splitlines()
+    named = lines if departure.local_rank < 0 else [f"rank {departure.rank}: {line}" for line in lines]
+    _order = _Order(exit_code=departure.exit_code, reason="\n".join(named), speaks=speaks)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _interrupted(interruption: Interrupted) -> Ending:
+    """Return what a signal means: a person's wish, or the end of a run that another rank has left."""
+    if _order is not None:
+        return Ending(exit_code=_order.exit_code, reason=_order.reason)
+    gone = _siblings.gone()
+    killed = "; ".join(str(one) for one in gone if not one.left_by_itself)
+    asked = not gone and not _waiting.is_set()
+    why = killed or (str(interruption) if asked else "another rank has left")
+    return Ending(exit_code=interruption.exit_code, reason=why, asked=asked)
 
 
 def _report(error: ChinchillaError) -> None:
     where = ""
     if _rank() != 0:
+        if isinstance(error, LaunchError):
+            return
         _wait_for_the_launcher()
         where = f"rank {_rank()}: "
     _say(*(f"error: {where}{problem}" for problem in error.problems))
 
 
 def _has_lost_its_peer(error: Exception) -> bool:
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    try:
+        alone = read_place().world_size == 1
+    except ConfigError:
+        alone = False
     return not alone and isinstance(error, RuntimeError | OSError) and bool(_LOST_PEER.search(str(error)))
 
 
@@ -137,7 +242,7 @@ def _say(*lines: str) -> None:
 
 
 def _rank() -> int:
-    return int(os.environ["RANK"])
+    return rank_of()
 
 
 # ---- signals ---------------------------------------------------------------------------------------------------------
@@ -195,7 +300,8 @@ class _Judge:
         """
         again = number == signal.SIGINT and number in self._seen
         self._seen.add(number)
-        return not again and not _waiting.is_set() and not _siblings.gone() and self._stop.take(number)
+        ordered = _waiting.is_set() or _order is not None or bool(_siblings.gone())
+        return not again and not ordered and self._stop.take(number)
 
 
 def _watch(alarm: socket.socket, seen: threading.Event, judge: _Judge) -> None:
@@ -239,13 +345,17 @@ def _leave_if_alone(judge: _Judge, since_s: float) -> float:
         return math.inf
     if time.monotonic() - since_s > PATIENCE_S:
         _report_killed(gone)
+        tell(Ending(exit_code=1, reason="; ".join(str(one) for one in gone)))
         os._exit(1)
     return min(since_s, time.monotonic())
 
 
 def _enforce(number: int, alarm: socket.socket, seen: threading.Event) -> None:
     """Say what happened, and end the process unless it sees the signal, and then leaves, in time."""
-    if not _waiting.is_set():
+    if _order is not None:
+        if _order.speaks:
+            _say(*(f"error: {line}" for line in _order.reason.splitlines()))
+    elif not _waiting.is_set():
         gone = _siblings.gone()
         _report_killed(gone)
         if _rank() == 0 and not gone:
@@ -255,14 +365,22 @@ def _enforce(number: int, alarm: socket.socket, seen: threading.Event) -> None:
     while in_time and (left_s := deadline_s - time.monotonic()) > 0:
         if select.select([alarm], [], [], left_s)[0] and not alarm.recv(64):
             return
-    os._exit(128 + number)
+    ending = _interrupted(Interrupted(number))
+    tell(ending)
+    os._exit(ending.exit_code)
 
 
 def _launchers() -> tuple[int, ...]:
-    """Return the process ids of the deepspeed launcher and of the `deepspeed` command above it; none without them."""
+    """Return the process ids of the deepspeed launcher and of the `deepspeed` command above it, or of torchrun.
+
+    None without them. The daemons of srun and mpirun take their tasks with them.
+    """
     launcher = os.getppid()
     with suppress(OSError, ValueError, IndexError):
-        if b"deepspeed.launcher.launch" in Path(f"/proc/{launcher}/cmdline").read_bytes():
+        command = Path(f"/proc/{launcher}/cmdline").read_bytes()
+        if b"deepspeed.launcher.launch" in command:
             after_name = Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()
             return launcher, int(after_name[1])
+        if b"torchrun" in command or b"torch.distributed.run" in command:
+            return (launcher,)
     return ()

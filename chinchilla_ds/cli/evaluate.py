@@ -105,6 +105,7 @@ def _on_text(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "Mo
             documents,
             token_losses=functools.partial(decoder.token_losses, vocab_size=model.tokenizer.vocab_size),
             eod_id=model.tokenizer.eod_id,
+            before_id=model.tokenizer.bos_id,
             window=window,
             stride=stride,
             device=decoder.device,
@@ -211,7 +212,13 @@ def _on_tasks(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "M
         export = Path(folder, "model")
         _export(model, out=export, dtype=chosen)
         metrics = run_tasks(
-            export, names=names, manager=manager, device=str(device), dtype=dtype, limit=arguments.limit
+            export,
+            names=names,
+            manager=manager,
+            device=str(device),
+            dtype=dtype,
+            limit=arguments.limit,
+            add_bos_token=model.tokenizer.bos_id is not None,
         )
     return {"dtype": dtype, "limit": arguments.limit, "tasks": metrics}
 

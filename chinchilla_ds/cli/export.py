@@ -12,6 +12,7 @@ from chinchilla_ds.cli.arguments import choice, flag, path
 from chinchilla_ds.cli.libraries import hide_progress_bars, quieten
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.plan import Precision, RunPlan
+from chinchilla_ds.structured import read_bytes
 from chinchilla_ds.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def _facts(reader: "CheckpointReader", prepared: "PreparedData | None", *, licen
     plan, state = reader.plan, reader.state
     ledger = None
     if prepared is not None and (file := prepared.folder / LEDGER_NAME).is_file():
-        ledger = Ledger.from_json(file.read_text(encoding="utf-8"))
+        text = read_bytes(file, what="the ledger", error=DataError).decode(errors="replace")
+        ledger = Ledger.from_json(text)
     return TrainingFacts(
         licence=licence,
         consumed_tokens=state.iteration * plan.tokens_per_iter,
@@ -167,7 +169,7 @@ def find_prepared(run: Path, reader: "CheckpointReader", *, named: Path | None) 
 
     wanted = reader.state.tokenizer_sha256
     if wanted is None and reader.tokenizer_path is not None:
-        wanted = Tokenizer.load(reader.tokenizer_path).sha256
+        wanted = Tokenizer.load(reader.tokenizer_path, home=reader.folder).sha256
     if named is not None:
         prepared = PreparedData.load(named)
         if prepared.tokenizer_sha256 != wanted:
@@ -193,5 +195,5 @@ def _method(text: str) -> str:
 
 def _licence(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no licence identifier, such as apache-2.0 or cc-by-4.0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a licence identifier, such as apache-2.0 or cc-by-4.0")
     return text.lower()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from chinchilla_ds.budget.fitting.read import ReadRuns
     from chinchilla_ds.budget.fitting.result import FitReport
 
+MAX_RESAMPLES = 100_000
 MLFLOW_PREFIX = "mlflow:"
 DEFAULT_DRAWS = 1000
 DEFAULT_SEED = 42
@@ -136,7 +137,8 @@ def _report(values: Mapping[str, Any]) -> "FitReport":
 def _mlflow_runs(source: str, *, tracking_uri: str | None, min_rows: int) -> "ReadRuns":
     """Return the finished runs of an MLflow experiment that have logged their size, tokens and held-out loss."""
     from chinchilla_ds.budget.fitting.read import ReadRuns, Row, table_of
-    from chinchilla_ds.tracking.mlflow import DEFAULT_EXPERIMENT, finished_runs
+    from chinchilla_ds.tracking.destination import DEFAULT_EXPERIMENT
+    from chinchilla_ds.tracking.mlflow_runs import finished_runs
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
@@ -172,7 +174,7 @@ def _status(text: str) -> "contextlib.AbstractContextManager[object]":
 
 
 def _flag_problems(values: Mapping[str, Any]) -> list[str]:
-    """Return the flags that have no effect beside the others."""
+    """Return the flags that have no effect beside the others, or a value that cannot be."""
     problems = []
     approach = values.get("approach", "3")
     if approach in ("1", "2"):
@@ -183,6 +185,11 @@ def _flag_problems(values: Mapping[str, Any]) -> list[str]:
         ]
     if "delta" in values and values.get("objective", "huber") != "huber":
         problems.append(f"--delta belongs to huber and has no effect on --objective {values['objective']}: drop it")
+    if values.get("bootstrap", 0) > MAX_RESAMPLES:
+        problems.append(
+            f"--bootstrap is {values['bootstrap']:,} resamples; at most {MAX_RESAMPLES:,}: percentiles "
+            "settle at 1,000 to 4,000"
+        )
     if "seed" in values and values.get("bootstrap") == 0:
         problems.append("--seed has no effect with --bootstrap 0: drop it")
     if "params_convention" in values and "out" not in values:

@@ -72,6 +72,24 @@ def _check(arguments: argparse.Namespace) -> None:
     }
     if problems := [f"{text}: drop one" for text, is_so in clashes.items() if is_so]:
         raise ConfigError(problems)
+    _check_encodable(arguments.prompt or (), what="prompt")
+    _check_encodable(arguments.stop, what="--stop string")
+
+
+def _check_encodable(texts: Sequence[str], *, what: str) -> None:
+    """Check that texts came as UTF-8: Python keeps other bytes of the command line as halves of surrogate pairs.
+
+    Raises:
+        ConfigError: naming every text that did not.
+    """
+    problems = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            problems.append(f"{what} {number} is not UTF-8 at character {error.start + 1}")
+    if problems:
+        raise ConfigError(problems)
 
 
 class _Writer:
@@ -104,6 +122,7 @@ class _Writer:
     def _prepare(self, prompts: Sequence[str]) -> tuple[list[list[int]], int]:
         from chinchilla_ds.inference.model import new_tokens_within
 
+        _check_encodable(prompts, what="prompt")
         tokens = [self._model.encode_prompt(prompt) for prompt in prompts]
         wanted = self._arguments.max_tokens
         most = new_tokens_within(
@@ -172,13 +191,20 @@ def _as_json(prompts: Sequence[str], found: "Sequence[Continuation]") -> str:
 def _answer_lines(writer: _Writer, *, ranks: "ModelRanks") -> None:
     """Continue one line after the other: what a person types, or what comes down a pipe."""
     asks = sys.stdin.isatty()
-    for line in _shared_lines(lambda: _typed_lines() if asks else iter(sys.stdin), ranks=ranks):
+    for line in _shared_lines(lambda: _typed_lines() if asks else _piped_lines(), ranks=ranks):
         try:
             writer.write([line.rstrip("\n")], streams=True)
         except ChinchillaError as error:
             if not asks:
                 raise
             _show("".join(f"error: {problem}\n" for problem in error.problems))
+
+
+def _piped_lines() -> Iterator[str]:
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input is not UTF-8: {error.reason}; pipe UTF-8 text, a prompt a line") from None
 
 
 def _typed_lines() -> Iterator[str]:

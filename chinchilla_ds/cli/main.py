@@ -5,10 +5,14 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import NamedTuple
 
 from chinchilla_ds.cli.arguments import Help, Parser
-from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError, did_you_mean
+from chinchilla_ds.cli.endings import no_library_exits
+from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError, did_you_mean, machine_problem
+from chinchilla_ds.tracking.redaction import redacted
+from chinchilla_ds.training.watchdog import place_of
 
 
 class Command(NamedTuple):
@@ -29,6 +33,7 @@ COMMANDS = {
     "memory": Command("chinchilla_ds.cli.memory", "show what a plan needs per device, stage by stage"),
     "generate": Command("chinchilla_ds.cli.generate", "continue prompts with a trained model"),
     "evaluate": Command("chinchilla_ds.cli.evaluate", "bits per byte, perplexity and tasks of a trained model"),
+    "track": Command("chinchilla_ds.cli.track", "bring MLflow to what a run's metrics.jsonl holds"),
     "checkpoint inspect": Command("chinchilla_ds.cli.checkpoint_inspect", "show what a run's checkpoints hold"),
     "checkpoint verify": Command("chinchilla_ds.cli.checkpoint_verify", "read checkpoints in full and name damage"),
     "checkpoint convert": Command("chinchilla_ds.cli.checkpoint_convert", "weights alone, or DeepSpeed's format"),
@@ -46,13 +51,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         if text := run_command(words):
             print(text, flush=True)
     except ChinchillaError as error:
-        sys.stderr.write("".join(f"error: {problem}\n" for problem in error.problems))
-        return EXIT_CODE_USER_ERROR
+        return _refuse(*error.problems)
     except KeyboardInterrupt:
         return _SIGINT_EXIT_CODE
     except BrokenPipeError:  # `chinchilla-ds plan | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except MemoryError as error:
+        asked = f" ({error})" if str(error) else ""
+        return _refuse(f"out of memory{asked}, {place_of(_innermost(error))}: use a machine with more, or less input")
+    except OSError as error:
+        if (problem := machine_problem(error)) is None:
+            raise
+        return _refuse(problem)
     return 0
+
+
+def _innermost(error: BaseException) -> FrameType | None:
+    found = error.__traceback__
+    while found is not None and found.tb_next is not None:
+        found = found.tb_next
+    return None if found is None else found.tb_frame
+
+
+def _refuse(*problems: str) -> int:
+    sys.stderr.write("".join(f"error: {redacted(problem)}\n" for problem in problems))
+    return EXIT_CODE_USER_ERROR
 
 
 def run_command(words: Sequence[str], /) -> str:
@@ -63,13 +86,14 @@ def run_command(words: Sequence[str], /) -> str:
     module = importlib.import_module(COMMANDS[name].module)
     parser = Parser(
         prog=f"chinchilla-ds {name}",
-        description=COMMANDS[name].summary.capitalize() + ".",
+        description=COMMANDS[name].summary[0].upper() + COMMANDS[name].summary[1:] + ".",
         formatter_class=Help,
         allow_abbrev=False,
     )
     module.add_flags(parser)
     arguments: argparse.Namespace = parser.parse_args(rest)
-    text: str = module.run(arguments)
+    with no_library_exits():
+        text: str = module.run(arguments)
     return text.rstrip("\n")
 
 
@@ -79,6 +103,8 @@ def _command(words: Sequence[str]) -> tuple[str, Sequence[str]]:
         name = " ".join(words[:num_words])
         if name in COMMANDS:
             return name, words[num_words:]
+    if words[0] in ("train", "pretrain"):
+        raise ConfigError("training is started by `deepspeed launchers/pretrain.py --ds_config FILE`, not from here")
     family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     name = " ".join(words[:2]) if family else words[0]
     raise ConfigError(f"{name!r} is none of {', '.join(family or COMMANDS)}{did_you_mean(name, family or COMMANDS)}")

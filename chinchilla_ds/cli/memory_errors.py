@@ -1,6 +1,5 @@
 """Out of memory, as something a user can put right: what was needed, by the plan, and the nearest changes that fit."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from chinchilla_ds.budget.memory import CPU, estimate_stages
 from chinchilla_ds.budget.relief import reliefs
 from chinchilla_ds.budget.report import format_memory
+from chinchilla_ds.distributed.launch import read_place
 from chinchilla_ds.errors import OutOfMemoryError
 from chinchilla_ds.plan import RunPlan
 from chinchilla_ds.units import format_bytes
@@ -61,7 +61,7 @@ def _capacity_bytes(plan: RunPlan) -> int | None:
     if plan.device == CPU:
         import psutil
 
-        return int(psutil.virtual_memory().total) // int(os.environ.get("LOCAL_SIZE", "1"))
+        return int(psutil.virtual_memory().total) // read_place().local_size
     import torch
 
     return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)

@@ -5,7 +5,6 @@ The runs are those of launchers/pretrain.py, each in a process of its own, one a
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +21,11 @@ from chinchilla_ds.cli.output import check_output, write_text
 from chinchilla_ds.cli.prepared_corpus import corpus_data, with_prepared_corpus
 from chinchilla_ds.cli.proxy_process import Proxy, train_proxy
 from chinchilla_ds.config import DataConfig
+from chinchilla_ds.distributed.devices import device_type
+from chinchilla_ds.distributed.launch import read_place
 from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
 from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.structured import parse_json, read_json
 from chinchilla_ds.units import format_count, format_flops
 
 if TYPE_CHECKING:
@@ -61,6 +63,11 @@ def run(arguments: argparse.Namespace) -> str:
     """
     from chinchilla_ds.data.mixture.table import read_design
 
+    if (place := read_place()).world_size > 1:
+        raise ConfigError(
+            f"mix run is one process, which starts its runs one after the other, and {place.launcher or 'RANK'} says "
+            f"that there are {place.world_size}: start it once, such as with srun --ntasks 1"
+        )
     values = vars(arguments)
     own = {name: values.pop(name) for name in _OWN if name in values}
     table, output = own["table"], own.get("output", Path("runs") / own["table"].stem)
@@ -70,7 +77,7 @@ def run(arguments: argparse.Namespace) -> str:
     config, explicit = run_config(values, data=data)
     ds = ds_json.load_ds_config(own["ds_config"])
     config = with_prepared_corpus(ds_json.apply_to_config(config, ds, explicit=explicit))
-    plan = make_plan(config, world_size=1, device=_device_type())
+    plan = make_plan(config, world_size=1, device=device_type())
     ds_json.resolve(ds, plan)
     _check_tokens(runs, corpus=corpus, data=data, plan=plan, table=table)
     check_output(output, num_params=plan.num_params)
@@ -95,12 +102,6 @@ def run(arguments: argparse.Namespace) -> str:
             _write_loss(table, run=proxy.name, loss=loss)
             show(proxy.name, loss)
     return _summary(read_design(table, known_sources=list(runs[0].weights)), own=own, num_new=len(proxies))
-
-
-def _device_type() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _check_tokens(
@@ -134,7 +135,7 @@ def _keep_settings(
     corpus_text = dataclasses.replace(corpus, folder=Path()).to_json()
     for name, text in ((PLAN_NAME, plan.to_json()), (CORPUS_NAME, corpus_text)):
         kept = output / name
-        if num_done and kept.is_file() and (difference := _difference(kept.read_text(encoding="utf-8"), text)):
+        if num_done and kept.is_file() and (difference := _difference(kept, text)):
             raise ConfigError(
                 f"{num_done} rows of {table} have losses made with another {name.removesuffix('.json')} than now "
                 f"({kept}: {difference}); only the weights may differ: ask for the same, or empty the column and name "
@@ -147,9 +148,15 @@ def _keep_settings(
         write_text(kept, text=text, named="")
 
 
-def _difference(before: str, now: str) -> str:
-    """Return the first field in which two JSON objects differ, or the empty string."""
-    first, second = json.loads(before), json.loads(now)
+def _difference(kept: Path, now: str) -> str:
+    """Return the first field in which the JSON object in a file and another differ, or the empty string.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    first, second = read_json(kept, what="settings of the runs"), parse_json(now, where="settings")
+    if not isinstance(first, dict):
+        raise ConfigError(f"settings of the runs {kept} must be an object of named fields")
     for name in second:
         if name != "reasons" and first.get(name) != second[name]:
             return f"{name} was {first.get(name)!r:.80} and is {second[name]!r:.80}"

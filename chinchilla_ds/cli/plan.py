@@ -33,6 +33,7 @@ from chinchilla_ds.cli.output import write_text
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.plan import REPORT, Offload, RunPlan
+from chinchilla_ds.structured import parse_json
 
 _OWN = ("gpu_hours", "mfu", "gpus", "gpu", "gpus_per_node", "hardware", "json", "out")
 
@@ -130,7 +131,7 @@ def _plan(config: RunConfig, own: dict[str, Any], *, explicit: frozenset[str]) -
 
 def _json(plan: RunPlan, made: ClusterPlan | RunPlan) -> str:
     """Return the plan's JSON; it feeds `launchers/pretrain.py --plan`, which skips the report."""
-    data = json.loads(plan.to_json())
+    data = parse_json(plan.to_json(), where="the plan")
     data[REPORT] = {"hyperparameters": _suggestions(plan)}
     if isinstance(made, ClusterPlan):
         search = made.search

@@ -9,6 +9,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.units import format_bytes, format_count
 
+WITHOUT_DIGESTS = (
+    "this corpus was prepared before files had digests: their sizes and the tokenizer are right, the tokens are not "
+    "checked; prepare the text again to have them checked"
+)
+
 
 @contextmanager
 def show_preparation(*, to_stderr: bool = False) -> Iterator[Callable[[str, float], None]]:
@@ -31,9 +36,10 @@ def show_preparation(*, to_stderr: bool = False) -> Iterator[Callable[[str, floa
 def describe(prepared: PreparedData) -> str:
     """Return the corpus in two lines."""
     skipped = f", {prepared.skipped_files} files that are not UTF-8 left out" if prepared.skipped_files else ""
+    unchecked = "" if prepared.files is not None else f"\nunchecked     {WITHOUT_DIGESTS}"
     return (
         f"data          {prepared.source}: {prepared.num_documents} documents, {format_bytes(prepared.train_bytes)}, "
         f"{format_count(prepared.train_tokens)} tokens to train on{skipped}\n"
         f"held out      {prepared.held_out_documents} documents, {format_count(prepared.held_out_tokens)} tokens of "
-        f"{prepared.bytes_per_token:.2f} bytes"
+        f"{prepared.bytes_per_token:.2f} bytes{unchecked}"
     )

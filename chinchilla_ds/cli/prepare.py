@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,12 @@ from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.data.cleaning import DEFAULT_MIN_CHARACTERS, CleaningConfig, Rule
 from chinchilla_ds.data.words import UNIT_CHARACTERS
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.units import format_bytes
 
-_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")
+_OF_PREPARATION = (
+    *("recipe", "source", "out", "text_field", "held_out_fraction", "dedup", "clean", "decontaminate", "tokenizer"),
+    *("vocab_size", "on_error", "workers", "seed", "json"),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +26,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="[NAME=]PATH",
-        help="text, JSONL, CSV, Parquet (.gz, .zst), folders, patterns, or hf://org/name[:config][@split]; repeatable",
+        help="text, JSON, JSONL, CSV (also .gz, .bz2, .xz, .zst), Parquet, folders, patterns, or "
+        "hf://org/name[:config][@split]; repeatable",
     )
     flag(parser, "out", path, "folder for the prepared data", metavar="FOLDER")
     flag(parser, "text-field", str, f"column that holds the text (default {DataConfig().text_field})")
@@ -45,6 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag(parser, "workers", whole, "processes (default: the cores of this machine)")
     flag(parser, "seed", whole, f"tokenizer sample (default {RunConfig().seed})")
     parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
+    flag(parser, "verify", path, "prepare nothing; check every byte of a prepared folder", metavar="FOLDER")
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -55,6 +60,8 @@ def run(arguments: argparse.Namespace) -> str:
     from chinchilla_ds.data.pipeline import prepare_recipe
     from chinchilla_ds.data.prepared import LEDGER_NAME
 
+    if arguments.verify is not None:
+        return _verify(arguments)
     if (arguments.recipe is None) == (arguments.source is None):
         raise ConfigError("give either a recipe, or --source PATH with --out FOLDER")
     recipe, out = Recipe(), arguments.out
@@ -71,7 +78,27 @@ def run(arguments: argparse.Namespace) -> str:
     text = (prepared.folder / LEDGER_NAME).read_text(encoding="utf-8")
     if arguments.json:
         return text
-    return f"{format_ledger(Ledger.from_json(text))}\n\nprepared      {out}; train on it with --data {out}"
+    return (
+        f"{format_ledger(Ledger.from_json(text))}\n\n"
+        f"text          {prepared.source}\n"
+        f"prepared      {out}; train on it with --data {out}"
+    )
+
+
+def _verify(arguments: argparse.Namespace) -> str:
+    """Check a prepared folder, and say how much of it has been read."""
+    from chinchilla_ds.cli.preparation import WITHOUT_DIGESTS
+    from chinchilla_ds.data.prepared import PreparedData
+
+    others = [name for name, value in vars(arguments).items() if value and name in _OF_PREPARATION]
+    if others:
+        flags = ", ".join("a recipe" if name == "recipe" else f"--{name.replace('_', '-')}" for name in others)
+        raise ConfigError(f"{flags} beside --verify, which prepares nothing: drop it")
+    prepared = PreparedData.load(arguments.verify)
+    num_bytes = prepared.check_content(max_bytes=None)
+    if prepared.files is None:
+        return f"unchecked     {WITHOUT_DIGESTS}"
+    return f"sound         {arguments.verify}: {len(prepared.files)} files, {format_bytes(num_bytes)}"
 
 
 def _length(text: str) -> int:
@@ -122,8 +149,9 @@ def _sources(words: list[str], *, text_field: str) -> tuple[Any, ...]:
 
     paths: dict[str, list[str]] = {}
     for word in words:
-        named = None if Path(word).exists() else _NAMED.fullmatch(word)
-        name, place = (named[1], named[2]) if named else (DEFAULT_NAME, word)
+        name, equals, place = word.partition("=")
+        if Path(word).exists() or not equals or "/" in name or not name:
+            name, place = DEFAULT_NAME, word
         paths.setdefault(name, []).append(place)
     return tuple(
         SourceRecipe(name=name, paths=tuple(found), text_field=text_field) for name, found in sorted(paths.items())

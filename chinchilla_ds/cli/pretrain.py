@@ -6,41 +6,40 @@ Everything that can be refused is refused before torch is imported, or at least 
 import dataclasses
 import logging
 import os
-import socket
 import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from chinchilla_ds.budget import ds_config as ds_json
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.planner import plan as make_plan
-from chinchilla_ds.budget.relayout import lay_out_again
+from chinchilla_ds.budget.relayout import is_laid_out, lay_out, lay_out_again
 from chinchilla_ds.budget.report import format_plan
-from chinchilla_ds.cli.arguments import DATA_FIELDS, Arguments, flag_of, parse
-from chinchilla_ds.cli.endings import end_well
+from chinchilla_ds.cli.arguments import BESIDE_A_PLAN, Arguments, flag_of, parse
+from chinchilla_ds.cli.earlier_run import Continued, find_run, named_run, take_over
+from chinchilla_ds.cli.endings import at_ending, end_well, follow, leave_hung, no_library_exits
+from chinchilla_ds.cli.initial_weights import check_initial_tokenizer, check_initial_weights
 from chinchilla_ds.cli.output import check_output, output_errors
 from chinchilla_ds.cli.plan_file import read_plan
 from chinchilla_ds.cli.prepared_corpus import with_prepared_corpus
-from chinchilla_ds.cli.run_request import (
-    FREE_FIELDS,
-    Continued,
-    RunLock,
-    RunRequest,
-    check_same,
-    continued,
-    find_run,
-    known_problems,
-)
+from chinchilla_ds.cli.run_request import RunLock, RunRequest, known_problems
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.data.prepare import check_source, prepare
+from chinchilla_ds.distributed.devices import device_type
+from chinchilla_ds.distributed.launch import Place, settle
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, ConfigError
 from chinchilla_ds.plan import RunPlan
 from chinchilla_ds.training.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from chinchilla_ds.distributed.peers import Peers
+    from chinchilla_ds.distributed.rendezvous import Store
 
 
 def run() -> NoReturn:
@@ -63,47 +62,62 @@ def run() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and return the exit code: 0, 2 for a user's error, 85 stopped on request; docs/faults.md has them all."""
     started_s, stop = time.monotonic(), StopRequest()
-    default_to_one_rank()
-    return end_well(lambda: _run(parse(argv), started_s=started_s, stop=stop), stop=stop)
+
+    def work() -> int:
+        arguments = parse(argv)
+        with no_library_exits():
+            return _run(arguments, place=settle(), started_s=started_s, stop=stop)
+
+    return end_well(work, stop=stop)
 
 
-def default_to_one_rank() -> None:
-    """Stand in for the deepspeed launcher where the script is run by itself."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-
-
-def _run(arguments: Arguments, *, started_s: float, stop: StopRequest) -> int:
-    world_size = _world_size()
+def _run(arguments: Arguments, *, place: Place, started_s: float, stop: StopRequest) -> int:
     ds = ds_json.load_ds_config(arguments.ds_config)
     run, arguments = _run_to_continue(arguments, ds)
+    if run is not None and run.is_finished:
+        return _say_finished(run, place=place)
     config = arguments.config
-    plan = _plan(arguments, world_size=world_size)
+    plan = _plan(arguments, world_size=place.world_size)
     if run is not None:
-        plan = lay_out_again(run.plan, like=plan)
+        is_asked = config.micro_batch_size is not None or arguments.plan is not None
+        plan = lay_out_again(run.plan, like=plan, micro_batch_is_asked=is_asked)
+    elif config.checkpoint.init_from is not None:
+        check_initial_weights(config.checkpoint.init_from, plan=plan)
     resolved = ds_json.resolve(ds, plan)
-    if os.environ["RANK"] == "0":
-        _check_places(config, plan=plan)
+    if place.rank == 0:
+        _check_places(config, plan=plan, place=place)
         print(format_plan(plan), flush=True)
         if run is not None:
             print(f"continuing    {run.folder} from {run.checkpoint.name}", flush=True)
     _quieten()
-    _use_cores()
+    _use_cores(place)
     from chinchilla_ds.distributed.extensions import use_private_extensions_folder
 
     use_private_extensions_folder()
+    store, peers = _meet(place)
     from chinchilla_ds.distributed import groups
+    from chinchilla_ds.engine.deepspeed_json import check_with_deepspeed
 
-    groups.initialize(layout=plan.layout)
-    exit_code = _train(arguments, run=run, plan=plan, resolved=resolved, started_s=started_s, stop=stop)
+    groups.initialize(layout=plan.layout, store=store)
+    check_with_deepspeed(resolved, plan)
+    exit_code = _train(
+        arguments, run=run, plan=plan, resolved=resolved, started_s=started_s, stop=stop, store=store, peers=peers
+    )
+    peers.close()
+    groups.wait_for_all()  # the first rank to leave makes the launcher end the others
     groups.shut_down()
     return exit_code
+
+
+def _meet(place: Place) -> "tuple[Store, Peers]":
+    """Wait for all ranks; from here on each of them knows when, and why, another leaves."""
+    from chinchilla_ds.distributed.peers import Peers
+    from chinchilla_ds.distributed.rendezvous import open_store
+
+    store = open_store(place)
+    peers = Peers(store, place=place, leave=partial(follow, place=place))
+    at_ending(lambda ending: peers.announce(exit_code=ending.exit_code, reason=ending.reason))
+    return store, peers
 
 
 def _run_to_continue(arguments: Arguments, ds: Mapping[str, Any]) -> tuple[Continued | None, Arguments]:
@@ -115,82 +129,62 @@ def _run_to_continue(arguments: Arguments, ds: Mapping[str, Any]) -> tuple[Conti
     config = with_prepared_corpus(ds_json.apply_to_config(arguments.config, ds, explicit=arguments.explicit))
     if problems := list(known_problems(config)):
         raise ConfigError(problems)
-    named = config.checkpoint.resume
-    if named == "none":
-        run = None
-    elif named == "latest":
+    named, run = config.checkpoint.resume, None
+    if named not in ("none", "latest"):
+        run = named_run(named)
+        return run, take_over(arguments, run, config=config)
+    if named == "latest":
         run = find_run(RunRequest(config=config, plan=arguments.plan))
-    else:
-        run = continued(Path(named))
-        check_same(config, run, explicit=arguments.explicit)
-        kept = {name: getattr(config, name) for name in FREE_FIELDS}
-        config = dataclasses.replace(run.request.config, **kept)
-        if arguments.plan is None:
-            arguments = dataclasses.replace(arguments, plan=run.request.plan)
     return run, dataclasses.replace(arguments, config=config)
 
 
-def _world_size() -> int:
-    """Return how many ranks there are.
+def _say_finished(run: Continued, *, place: Place) -> int:
+    if place.rank == 0:
+        from chinchilla_ds.cli.finished import describe_finished
 
-    Raises:
-        ConfigError: RANK is set and the rest of what a launcher sets is not.
-    """
-    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in names if not os.environ.get(name)]
-    if missing:
-        raise ConfigError(
-            f"RANK is set and {', '.join(missing)} not: start with `deepspeed launchers/pretrain.py ...`, which sets "
-            "all of them, or unset RANK for a run of one rank"
-        )
-    texts = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
-    wrong = [f"{name} is {text!r}, which is not a whole number" for name, text in texts.items() if not text.isdecimal()]
-    if wrong:
-        raise ConfigError([f"environment variable {problem}" for problem in wrong])
-    return int(texts["WORLD_SIZE"])
+        print(describe_finished(run), flush=True)
+    return 0
 
 
 def _plan(arguments: Arguments, *, world_size: int) -> RunPlan:
     if arguments.plan is not None:
-        if answered := sorted(arguments.explicit - {"output", "sample_interval_tokens"} - DATA_FIELDS):
+        if answered := sorted(arguments.explicit - BESIDE_A_PLAN):
             flags = ", ".join(flag_of(name) for name in answered)
             raise ConfigError(f"{flags} beside --plan, which fixes that: drop it, or make another plan")
-        return read_plan(arguments.plan, world_size=world_size)
+        plan, device = read_plan(arguments.plan, world_size=world_size), device_type()
+        if is_laid_out(plan):
+            return plan
+        return lay_out(plan, config=arguments.config, world_size=world_size, device=device)
     # What is wrong on any device is said before torch is imported.
     if problems := list(config_problems(arguments.config, world_size=world_size, device="cpu")):
         raise ConfigError(problems)
-    return make_plan(arguments.config, world_size=world_size, device=_device_type())
+    return make_plan(arguments.config, world_size=world_size, device=device_type())
 
 
-def _check_places(config: RunConfig, *, plan: RunPlan) -> None:
+def _check_places(config: RunConfig, *, plan: RunPlan, place: Place) -> None:
     """Check text and output before the slow imports, where rank 0 alone can: others on its machine go with it."""
-    if os.environ.get("LOCAL_SIZE") == os.environ["WORLD_SIZE"]:
+    if place.on_one_machine:
         check_output(config.output, num_params=plan.num_params)
         check_source(config.data, vocab_size=plan.shape.vocab_size)
-
-
-def _device_type() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _quieten() -> None:
     """Keep what concerns the developers of the libraries off the user's screen; errors still show."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _use_cores() -> None:
+def _use_cores(place: Place) -> None:
     """Share the machine's cores between its ranks, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", "1"))))
+        torch.set_num_threads(max(1, cores // place.local_size))
 
 
 def _train(
@@ -201,23 +195,33 @@ def _train(
     resolved: dict[str, Any],
     started_s: float,
     stop: StopRequest,
+    store: "Store",
+    peers: "Peers",
 ) -> int:
     from chinchilla_ds.cli.memory_errors import memory_errors
     from chinchilla_ds.cli.preparation import describe, show_preparation
     from chinchilla_ds.cli.run_folder import make_run_folder, open_run_folder
+    from chinchilla_ds.cli.run_status import RunStatus
+    from chinchilla_ds.cli.run_text import folder_of_texts
     from chinchilla_ds.data.loader import TokenLoader
     from chinchilla_ds.data.prepared import PreparedData
-    from chinchilla_ds.distributed import groups
     from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
     from chinchilla_ds.training.callbacks.standard import standard_callbacks
+    from chinchilla_ds.training.callbacks.started import StartedCallback
     from chinchilla_ds.training.loop import pretrain
 
     config = arguments.config
     locks: list[RunLock] = []  # of rank 0, until the process ends
+    statuses: list[RunStatus] = []  # of rank 0
+
+    def take(folder: Path) -> None:
+        locks.append(RunLock(folder))
+        statuses.append(RunStatus(folder, train_iters=plan.batch.train_iters))
+        at_ending(statuses[0].end)
 
     def prepare_all() -> tuple[PreparedData, Path, dict[str, str]]:
         if run is not None:
-            locks.append(RunLock(run.folder))
+            take(run.folder)
         with show_preparation() as progress:
             prepared = prepare(
                 config.data,
@@ -225,9 +229,11 @@ def _train(
                 seq_length=plan.shape.seq_length,
                 num_tokens=plan.num_tokens,
                 seed=plan.seed,
-                folder=config.output / "data",
+                folder=config.output / "data" if run is None else folder_of_texts(run.folder),
                 progress=progress,
             )
+        if run is None and config.checkpoint.init_from is not None:
+            check_initial_tokenizer(config.checkpoint.init_from, prepared=prepared)
         TokenLoader(prepared=prepared, plan=plan)
         if run is not None:
             folder, artifacts = open_run_folder(run, plan=plan, ds_config=resolved, prepared=prepared)
@@ -240,13 +246,13 @@ def _train(
                 request=RunRequest(config=config, plan=arguments.plan),
                 now=datetime.now(),
             )
-            locks.append(RunLock(folder))
+            take(folder)
         if config.data.blend is not None:
             artifacts["blend"] = str(config.data.blend)
         print(describe(prepared), flush=True)
         return prepared, folder, artifacts
 
-    prepared, run_folder, artifacts = run_on_rank_zero(prepare_all)
+    prepared, run_folder, artifacts = run_on_rank_zero(prepare_all, store=store)
     with output_errors(run_folder), memory_errors(plan):
         state = pretrain(
             plan=plan,
@@ -254,19 +260,21 @@ def _train(
             prepared=prepared,
             run_folder=run_folder,
             artifacts=artifacts,
-            callbacks=standard_callbacks(
-                output=config.output, run_folder=run_folder, prepared=prepared, started_s=started_s
-            ),
+            callbacks=[
+                *standard_callbacks(
+                    output=config.output, run_folder=run_folder, prepared=prepared, started_s=started_s
+                ),
+                *statuses,
+                StartedCallback(peers.begun),
+            ],
             guards=config.guards,
             saving=config.checkpoint,
             resume_from=None if run is None else run.folder if run.all_checkpoints else run.checkpoint,
             stop=stop,
             sample_interval_tokens=config.sample_interval_tokens,
+            leave=leave_hung,
         )
-    if state.stopped_by is None:
-        return 0
-    groups.wait_for_all()  # the first rank to leave makes the launcher end the others
-    return EXIT_CODE_STOPPED
+    return 0 if state.stopped_by is None else EXIT_CODE_STOPPED
 
 
 if __name__ == "__main__":

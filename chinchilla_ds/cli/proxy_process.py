@@ -1,6 +1,5 @@
 """One small run of a mixture search, in a process of its own."""
 
-import json
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from chinchilla_ds.distributed.launch import without_launcher
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, EXIT_CODE_USER_ERROR, ConfigError, OutputError, reason
 from chinchilla_ds.plan import RunPlan
 
@@ -104,9 +104,11 @@ def _command(proxy: Proxy) -> list[str]:
 
 
 def _environment(proxy: Proxy) -> dict[str, str]:
-    """Return this process's environment, with one MLflow database for all runs unless it names another."""
-    database = f"sqlite:///{(proxy.folder.parent / 'mlflow.db').absolute()}"
-    return {"MLFLOW_TRACKING_URI": database, **os.environ}
+    """Return this process's environment for a run of one rank, with one MLflow database unless it names another."""
+    from chinchilla_ds.tracking.mlflow_database import sqlite_uri
+
+    database = sqlite_uri((proxy.folder.parent / "mlflow.db").absolute())
+    return {"MLFLOW_TRACKING_URI": database, **without_launcher(os.environ)}
 
 
 def _run_to_end(command: list[str], *, log: int, environment: dict[str, str]) -> int:
@@ -146,8 +148,8 @@ def _ended_like_interrupted() -> Iterator[None]:
 
 def _held_out_loss(folder: Path) -> float:
     """Return the last held-out loss of the newest run in `folder`; one that saved nothing was begun again."""
-    from chinchilla_ds.tracking.jsonl import METRICS_FILE
+    from chinchilla_ds.tracking.metrics_file import METRICS_FILE, read_metrics
 
     metrics = max(folder.glob(f"*/{METRICS_FILE}"), key=lambda path: path.stat().st_mtime_ns)
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return float([row["held_out/loss"] for row in rows if "held_out/loss" in row][-1])
+    losses = [one.metrics["held_out/loss"] for one in read_metrics(metrics) if "held_out/loss" in one.metrics]
+    return losses[-1]

@@ -6,8 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.checkpoint.folder import write_durably
-from chinchilla_ds.cli.run_request import REQUEST_NAME, Continued, RunRequest, state_of
+from chinchilla_ds.checkpoint.folder import DS_CONFIG_NAME, write_durably
+from chinchilla_ds.cli.earlier_run import PLAN_NAME, Continued
+from chinchilla_ds.cli.run_request import REQUEST_NAME, RunRequest
 from chinchilla_ds.cli.run_text import DATA_NAME, place_of_text
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import OutputError, reason
@@ -34,7 +35,7 @@ def make_run_folder(
     """
     folder = _new_folder(output, name=f"{plan.compute_budget_flops:.3g}-{now:%Y%m%d-%H%M%S}".replace("+", ""))
     try:
-        (folder / REQUEST_NAME).write_text(request.to_json(), encoding="utf-8")
+        write_durably(folder / REQUEST_NAME, request.to_json())
         _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -45,7 +46,7 @@ def make_run_folder(
 def open_run_folder(
     run: Continued, /, *, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData
 ) -> tuple[Path, dict[str, str]]:
-    """Write plan and ds_config, whose layout may be new, into the folder of a run that goes on.
+    """Write what is new of plan and ds_config, whose layout may be another, into the folder of a run that goes on.
 
     Returns:
         As `make_run_folder`.
@@ -55,7 +56,7 @@ def open_run_folder(
         OutputError: it cannot be written.
     """
     folder = run.folder
-    check_text(state_of(run.checkpoint), where=run.checkpoint, prepared=prepared)
+    check_text(run.state, where=run.checkpoint, prepared=prepared)
     try:
         _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared)
     except OSError as error:
@@ -64,15 +65,21 @@ def open_run_folder(
 
 
 def _write_plan(folder: Path, *, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData) -> None:
-    write_durably(folder / DATA_NAME, place_of_text(prepared, run_folder=folder))
-    write_durably(folder / "plan.json", plan.to_json())
-    write_durably(folder / "ds_config.json", json.dumps(ds_config, indent=2) + "\n")
+    files = {
+        DATA_NAME: place_of_text(prepared, run_folder=folder),
+        PLAN_NAME: plan.to_json(),
+        DS_CONFIG_NAME: json.dumps(ds_config, indent=2) + "\n",
+    }
+    for name, text in files.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_durably(path, text)
 
 
 def _artifacts(folder: Path, *, prepared: PreparedData) -> dict[str, str]:
     return {
-        "plan": str(folder / "plan.json"),
-        "ds_config": str(folder / "ds_config.json"),
+        "plan": str(folder / PLAN_NAME),
+        "ds_config": str(folder / DS_CONFIG_NAME),
         "tokenizer": str(prepared.tokenizer_path),
     }
 

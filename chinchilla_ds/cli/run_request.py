@@ -1,23 +1,20 @@
-"""What a run was asked for, kept in its folder, so that the same command finds it again and goes on."""
+"""What a run was asked for, kept in its folder, so that the same command finds it again (`cli.earlier_run`)."""
 
 import dataclasses
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.checkpoint import folder as folders
-from chinchilla_ds.checkpoint.state import CheckpointState
-from chinchilla_ds.cli.arguments import flag_of
-from chinchilla_ds.config import RunConfig
+from chinchilla_ds.config import RunConfig, source_name
 from chinchilla_ds.data.blend_file import read_blend
-from chinchilla_ds.errors import CheckpointError, ChinchillaError, ConfigError, reason
+from chinchilla_ds.errors import CheckpointError, ConfigError
 from chinchilla_ds.plan import REPORT, RunPlan
-from chinchilla_ds.structured import build
+from chinchilla_ds.structured import build, parse_json, read_json
 
 REQUEST_NAME = "request.json"
 LOCK_NAME = ".lock"
@@ -40,31 +37,13 @@ class RunRequest:
     def to_json(self) -> str:
         """Return indented JSON, paths absolute, with the key: the files that were named may change later."""
         plan = None if self.plan is None else _absolute(self.plan)
-        return json.dumps({"config": _plain(self.config), "plan": plan, "key": self.key}, indent=2) + "\n"
-
-    @classmethod
-    def load(cls, folder: Path) -> "RunRequest":
-        """Read the request of the run in `folder`.
-
-        Raises:
-            CheckpointError: there is none, or not one of this version.
-        """
-        path = folder / REQUEST_NAME
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            plan = values["plan"]
-            return cls(
-                config=build(RunConfig, values["config"], where="config"), plan=None if plan is None else Path(plan)
-            )
-        except OSError as error:
-            raise CheckpointError(f"{folder} is no run that can be continued: {path}: {reason(error)}") from None
-        except (ValueError, KeyError, TypeError, ConfigError) as error:
-            raise CheckpointError(f"{path} was not written by this version: {error}") from None
+        values = {"config": plain_config(self.config), "plan": plan, "key": self.key}
+        return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @property
     def key(self) -> str:
         """A hash of everything that decides what the model learns."""
-        config = _plain(self.config)
+        config = plain_config(self.config)
         values = {name: value for name, value in config.items() if name not in FREE_FIELDS}
         blend, law = self.config.data.blend, self.config.law
         content = [
@@ -77,15 +56,16 @@ class RunRequest:
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
 
 
-def _plain(config: RunConfig) -> dict[str, Any]:
+def plain_config(config: RunConfig) -> dict[str, Any]:
     """Return a config as JSON has it."""
-    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=_absolute))
+    values: dict[str, Any] = parse_json(json.dumps(dataclasses.asdict(config), default=_absolute), where="the config")
     return values
 
 
 def _absolute(value: Any) -> str:
     assert isinstance(value, Path), f"{value!r} cannot be written as JSON"
-    return str(value.resolve())
+    name = source_name(value)
+    return name if name.startswith("hf://") else str(value.resolve())
 
 
 def _law_content(path: Path) -> str:
@@ -99,131 +79,47 @@ def _law_content(path: Path) -> str:
 def _plan_content(path: Path) -> Any:
     """Return what a plan file says of learning; the plan's own reader says what is wrong with one."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        batch = {name: value for name, value in values["batch"].items() if name not in _SHARE_OF_A_RANK}
-        return {name: value for name, value in values.items() if name not in _PLACE} | {"batch": batch}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        values = read_json(path, what="plan")
+    except ConfigError:
         return str(path)
+    if not isinstance(values, dict) or not isinstance(values.get("batch"), dict):
+        return str(path)
+    batch = {name: value for name, value in values["batch"].items() if name not in _SHARE_OF_A_RANK}
+    return {name: value for name, value in values.items() if name not in _PLACE} | {"batch": batch}
+
+
+def learning_part(plan: RunPlan) -> dict[str, Any]:
+    """Return what a plan says of learning, by the names of its fields."""
+    values = dataclasses.asdict(plan)
+    batch = {name: value for name, value in values["batch"].items() if name not in _SHARE_OF_A_RANK}
+    return {name: value for name, value in values.items() if name not in _PLACE} | {"batch": batch}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continued:
-    """A run to go on with."""
+class SavedRequest:
+    """A request as a run's folder holds it."""
 
-    folder: Path
-    checkpoint: Path
-    """Its newest whose plan and state are whole; tensors may turn out to be damaged. Or the one that was asked for."""
-    request: RunRequest
-    plan: RunPlan
-    """Of the checkpoint, with the layout that it was saved under."""
-    all_checkpoints: bool = True
-    """Whether an older checkpoint may be taken where the newest is damaged."""
+    config: RunConfig
+    plan: Path | None
+    key: str
+    """Of the request when the run began."""
 
+    @classmethod
+    def load(cls, folder: Path) -> "SavedRequest":
+        """Read the request of the run in `folder`.
 
-def find_run(request: RunRequest) -> Continued | None:
-    """Return the newest run of the same command below its output folder that has a checkpoint and no end, if any.
+        Raises:
+            CheckpointError: there is none, or it is damaged; the file is named.
+        """
+        path = folder / REQUEST_NAME
+        data = read_json(path, what="the run's request", error=CheckpointError)
+        saved: SavedRequest = build(cls, data, where=f"the run's request {path}: request", error=CheckpointError)
+        return saved
 
-    Raises:
-        CheckpointError: it has checkpoints, and all are damaged.
-    """
-    runs = request.config.output
-    if not runs.is_dir():
-        return None
-    candidates = [path.parent for path in runs.glob(f"*/{REQUEST_NAME}")]
-    for folder in sorted(candidates, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        begun = _key_of(folder) == request.key and folders.list_checkpoints(folder / folders.CHECKPOINTS_NAME)
-        if begun and not _is_complete(folder):
-            return continued(folder)
-    return None
-
-
-def _key_of(folder: Path) -> str | None:
-    """Return the key of a run when it began; None for another version's."""
-    try:
-        key = json.loads((folder / REQUEST_NAME).read_text(encoding="utf-8"))["key"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return key if isinstance(key, str) else None
-
-
-def _is_complete(folder: Path) -> bool:
-    """Return whether a run has reached its end, by its newest checkpoint whose state is as it was written."""
-    checkpoint = next((path for path in folders.find_checkpoints(folder) if not _small_problems(path)), None)
-    return checkpoint is not None and state_of(checkpoint).complete
-
-
-def state_of(checkpoint: Path, /) -> CheckpointState:
-    """Read where a run stood.
-
-    Raises:
-        CheckpointError: the checkpoint is damaged.
-    """
-    path = checkpoint / folders.STATE_NAME
-    with folders.reported_as(checkpoint):
-        return CheckpointState.from_json(path.read_text(encoding="utf-8"), where=str(path))
-
-
-def _small_problems(checkpoint: Path) -> list[str]:
-    """Return what is wrong with the sizes of a checkpoint's files, and with the content of plan and state."""
-    try:
-        return list(folders.damage(checkpoint, names=frozenset({folders.PLAN_NAME, folders.STATE_NAME})))
-    except CheckpointError as error:
-        return list(error.problems)
-
-
-def continued(path: Path, /) -> Continued:
-    """Return the run that `path` means: its folder, or one checkpoint of it.
-
-    Raises:
-        CheckpointError: it is no run, or has no checkpoint whose plan can be read.
-    """
-    found = folders.find_checkpoints(path)
-    folder = found[0].parent.parent
-    problems: list[str] = []
-    for checkpoint in found:
-        if damaged := _small_problems(checkpoint):
-            problems += damaged
-            continue
-        try:
-            with folders.reported_as(checkpoint):
-                plan = RunPlan.from_json((checkpoint / folders.PLAN_NAME).read_text(encoding="utf-8"))
-            return Continued(
-                folder=folder,
-                checkpoint=checkpoint,
-                request=RunRequest.load(folder),
-                plan=plan,
-                all_checkpoints=checkpoint != path,
-            )
-        except ChinchillaError as error:
-            problems += [f"{checkpoint}: {problem}" for problem in error.problems]
-    raise CheckpointError([*problems, f"no checkpoint of {folder} is whole; --resume none begins another run"])
-
-
-def check_same(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -> None:
-    """Check that the flags that were given say what the run was asked for.
-
-    Raises:
-        CheckpointError: some differ; each is named with both values.
-    """
-    here, there = _flat(config), _flat(run.request.config)
-    problems = [
-        f"{flag_of(name)} is {_shown(here[name])} here and {_shown(there.get(name))} in the run {run.folder}; leave it "
-        "out to go on with that run, or begin another with --resume none"
-        for name in sorted(explicit & here.keys())
-        if here[name] != there.get(name)
-    ]
-    if problems:
-        raise CheckpointError(problems)
-
-
-def _flat(config: RunConfig) -> Mapping[str, Any]:
-    values = _plain(config)
-    flat: dict[str, Any] = values["data"]
-    return {name: value for name, value in values.items() if name not in (*FREE_FIELDS, "data")} | flat
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    @property
+    def request(self) -> RunRequest:
+        """What was asked for."""
+        return RunRequest(config=self.config, plan=self.plan)
 
 
 class RunLock:
@@ -256,3 +152,8 @@ def known_problems(config: RunConfig) -> Iterator[str]:
             f"--init-from {chosen.init_from} begins a new run and --resume {chosen.resume} goes on with an old one;"
             " give one of them"
         )
+    for name in ("guards", "checkpoint"):
+        try:
+            build(type(getattr(config, name)), plain_config(config)[name], where=name)
+        except ConfigError as error:
+            yield from error.problems

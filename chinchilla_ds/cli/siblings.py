@@ -10,6 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from chinchilla_ds.distributed.launch import read_place
+from chinchilla_ds.errors import ConfigError
+
 _ZOMBIE = "Z"
 _PROC = Path("/proc")
 
@@ -45,7 +48,7 @@ class Siblings:
     def refresh(self) -> None:
         """Look for ranks that are not known yet."""
         parent = os.getppid()
-        if len(self._rank_of) + 1 >= int(os.environ.get("LOCAL_SIZE", "1")):
+        if len(self._rank_of) + 1 >= _local_size():
             return
         with suppress(OSError):
             children = (_PROC / f"{parent}/task/{parent}/children").read_text().split()
@@ -54,12 +57,12 @@ class Siblings:
                     self._add(child)
 
     def _add(self, child: int) -> None:
-        with suppress(OSError, ValueError):
-            environment = (_PROC / f"{child}/environ").read_bytes().split(b"\0")
-            ranks = [int(entry.removeprefix(b"RANK=")) for entry in environment if entry.startswith(b"RANK=")]
-            if ranks:
+        with suppress(OSError, ConfigError):
+            entries = os.fsdecode((_PROC / f"{child}/environ").read_bytes()).split("\0")
+            place = read_place(dict(entry.split("=", 1) for entry in entries if "=" in entry))
+            if place.world_size > 1:
                 self._others.add(child)
-                self._rank_of[child, _stat(child)[19]] = ranks[0]
+                self._rank_of[child, _stat(child)[19]] = place.rank
 
     def gone(self) -> list[Gone]:
         """Return the ranks that died first, lowest first; the launcher, which ends the others, does not change that."""
@@ -72,6 +75,13 @@ class Siblings:
         """Return whether no lower rank of this machine outlived the first death."""
         dead = {one.rank for one in self.gone()}
         return all(rank >= own_rank or rank in dead for rank in self._rank_of.values())
+
+
+def _local_size() -> int:
+    try:
+        return read_place().local_size
+    except ConfigError:
+        return 1
 
 
 def _look_at(process_id: int, started: str, rank: int) -> Gone | None:

@@ -1,5 +1,6 @@
 """The end of a preparation: tokens merged into datasets, the ledger, the manifest."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 from chinchilla_ds.data.cleaning import CleaningConfig
 from chinchilla_ds.data.corpus import Recipe
 from chinchilla_ds.data.decontamination import read_contamination
+from chinchilla_ds.data.digests import digest_files, names_of
 from chinchilla_ds.data.encode import Merged, MergeTask, merge, origins, read_counts, unigram_loss
 from chinchilla_ds.data.job import Job, run_tasks
 from chinchilla_ds.data.ledger import BenchmarkLedger, Ledger, SourceLedger, make_ledger, source_ledger, tell_fates
@@ -39,7 +41,7 @@ def write(
 
     counts = {name: read_counts(shards[name]) + read_counts(encoded[name]) for name in shards}
     _check_sources(counts, cleaning=job.recipe.cleaning)
-    loaded = Tokenizer.load(tokenizer)
+    loaded = Tokenizer.load(tokenizer, trusted=True)
     everything = tuple(path for found in encoded.values() for path in found)
     parts = [(folder / "held_out", everything, 0, threshold)]
     parts += [(train_prefix(folder, name=name), tuple(found), threshold, 2**64) for name, found in encoded.items()]
@@ -58,11 +60,14 @@ def write(
         assert source.train.documents == train[source.name].num_documents, "the index holds what the ledger says"
     skipped_files = sum(count["skipped_files"] for count in counts.values())
     prepared = _prepared(
-        job, ledger=ledger, train=train, held_out=held_out, tokenizer=loaded, skipped_files=skipped_files
+        job, folder, ledger=ledger, train=train, held_out=held_out, tokenizer=loaded, skipped_files=skipped_files
     )
     copy = shutil.copytree if tokenizer.is_dir() else shutil.copyfile
     copy(tokenizer, folder / tokenizer.name)
     (folder / LEDGER_NAME).write_text(ledger.to_json(), encoding="utf-8")
+    datasets = [f"{prefix.name}{suffix}" for prefix, *_ in parts for suffix in (".bin", ".idx")]
+    named = [*datasets, HELD_OUT_ORIGINS_NAME, LEDGER_NAME, *names_of(folder / tokenizer.name)]
+    prepared = dataclasses.replace(prepared, files=digest_files(folder, named))
     (folder / INPUTS_NAME).write_text(_inputs(job), encoding="utf-8")
     (folder / MANIFEST_NAME).write_text(prepared.to_json(), encoding="utf-8")
 
@@ -87,6 +92,7 @@ def _check_sources(counts: dict[str, Any], *, cleaning: CleaningConfig) -> None:
 
 def _prepared(
     job: Job,
+    folder: Path,
     *,
     ledger: Ledger,
     train: dict[str, Merged],
@@ -100,7 +106,7 @@ def _prepared(
     corpora = {corpus.name: corpus for corpus in job.corpora}
     several = len(job.corpora) > 1
     return PreparedData(
-        folder=Path("."),  # the folder moves: no path of its own in it
+        folder=folder,
         source="; ".join(f"{one.name}: {one.description}" if several else one.description for one in job.corpora),
         sources=tuple(
             PreparedSource(

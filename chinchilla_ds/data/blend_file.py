@@ -13,7 +13,8 @@ from typing import Any
 
 from chinchilla_ds.data.blend import WEIGHT_TOLERANCE
 from chinchilla_ds.data.prepared import PreparedData
-from chinchilla_ds.errors import DataError, did_you_mean, reason
+from chinchilla_ds.errors import DataError, did_you_mean
+from chinchilla_ds.structured import read_yaml
 from chinchilla_ds.units import format_count
 
 WEIGHTS = "weights"
@@ -26,27 +27,19 @@ def read_blend(path: Path, /) -> dict[str, float]:
     Raises:
         DataError: unreadable, not of this form, or weights that are no shares, all of them.
     """
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"blend {path} cannot be read: {reason(error)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"blend {path} is not YAML: {' '.join(str(error).split())}") from None
+    data = read_yaml(path, what="blend", error=DataError)
     weights = data.get(WEIGHTS) if isinstance(data, dict) else None
     if not isinstance(weights, dict) or not weights or data.keys() != {WEIGHTS}:
         raise DataError(f"blend {path} must hold one mapping, `{WEIGHTS}:`, with a line `NAME: WEIGHT` per source")
     if problems := list(_weight_problems(weights)):
         raise DataError([f"blend {path}: {problem}" for problem in problems])
-    return {str(name): float(weight) for name, weight in weights.items()}
+    return {name: float(weight) for name, weight in weights.items()}
 
 
-def _weight_problems(weights: Mapping[Any, Any]) -> Iterator[str]:
+def _weight_problems(weights: Mapping[str, Any]) -> Iterator[str]:
     sound = True
     for name, weight in weights.items():
-        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_number or not 0 <= weight < math.inf:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
             sound = False
             yield f"the weight of {name} is {weight!r}; it must be a finite number of at least 0"
     total = math.fsum(weights.values()) if sound else 1.0

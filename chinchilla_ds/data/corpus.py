@@ -1,26 +1,26 @@
 """The recipe of a prepared corpus: named sources with weights, and what is done to them; in Python or in YAML."""
 
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
+
+from annotated_types import Ge, Gt, Lt, MinLen
 
 from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.data.blend import share_problems
 from chinchilla_ds.data.cleaning import CleaningConfig, Rule
-from chinchilla_ds.data.dedup.bands import PRESETS, MinHashConfig, Unit
-from chinchilla_ds.data.sources import DEFAULT_NAME, Corpus, find_source
+from chinchilla_ds.data.dedup.bands import PRESETS, MinHashConfig
+from chinchilla_ds.data.sources import DEFAULT_NAME, Corpus, find_source, name_problem
 from chinchilla_ds.data.tokenizer import MIN_VOCAB_SIZE
-from chinchilla_ds.errors import ChinchillaError, ConfigError, DataError, did_you_mean, reason
+from chinchilla_ds.errors import ConfigError, DataError, did_you_mean
+from chinchilla_ds.structured import build, read_yaml
 
 EXACT = "exact"
 NO_DEDUP = "none"
 DEDUP_NAMES = (*PRESETS, EXACT, NO_DEDUP)
 DEFAULT_DEDUP = "slimpajama"
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class SourceRecipe:
     max_epochs: float | None = None
     """How often a run may read it. Given for all sources, and no weights: UniMax chooses the shares."""
     where: str = ""
-    """File and line it was read from, for messages."""
+    """File and place in it, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +90,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     seen: dict[str, SourceRecipe] = {}
     for source in recipe.sources:
         where = f"{source.where}: " if source.where else ""
-        if not _NAME.fullmatch(source.name):
-            yield f"{where}source name {source.name!r} must be letters, digits, '_', '-' and '.' (it names files)"
+        if (problem := name_problem(source.name)) is not None:
+            yield f"{where}{problem}"
         if source.name in seen:
-            first = f", the first at {seen[source.name].where}" if source.where else ""
+            first = f", the first at {seen[source.name].where.rpartition(' ')[2]}" if source.where else ""
             yield f"{where}two sources are named {source.name!r}{first}; put their paths into one, or rename one"
         seen.setdefault(source.name, source)
     shares = share_problems(
@@ -141,160 +141,118 @@ def rules_of(names: Sequence[str], /) -> CleaningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeFile:
-    """What a YAML file says."""
+    """What a recipe's file says."""
 
     recipe: Recipe
     out: Path | None
+
+
+Text: TypeAlias = Annotated[str, MinLen(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SourceEntry:
+    """One source of a recipe's file."""
+
+    name: Text
+    paths: tuple[Text, ...] | None = None
+    text_field: Text = SourceRecipe.text_field
+    weight: Annotated[float, Gt(0)] | None = None
+    max_epochs: Annotated[float, Gt(0)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.paths == ():
+            raise ValueError("paths is empty; name files, or leave it out for the standard library's source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RecipeEntry:
+    """A recipe's file, without `dedup`, which is a name or a mapping."""
+
+    sources: tuple[_SourceEntry, ...]
+    out: Path | None = None
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
+    held_out_fraction: Annotated[float, Gt(0), Lt(1)] = Recipe.held_out_fraction
+    vocab_size: Annotated[int, Ge(MIN_VOCAB_SIZE)] | None = None
+    tokenizer: Path | None = None
+    decontaminate: tuple[Path, ...] = ()
+    on_error: Literal["strict", "skip"] = "strict"
+    seed: int = Recipe.seed
+    dedup: None = None
+    """Read apart; it stands here so that a misspelt one is told."""
 
 
 def load_recipe(path: Path, /) -> RecipeFile:
     """Read a recipe; relative paths in it count from the working directory.
 
     Raises:
-        ConfigError: unreadable, not YAML, or unknown, repeated or mistyped fields, all of them with file and line.
+        ConfigError: unreadable, not YAML, or unknown, repeated or mistyped fields, all of them.
     """
-    import yaml  # type: ignore[import-untyped]
-
+    where = f"recipe {path}"
+    tree = read_yaml(path, what="recipe")
+    problems: list[str] = []
+    dedup: tuple[bool, MinHashConfig | None] = (Recipe.dedup, Recipe.minhash)
+    entry = None
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise ConfigError(f"recipe {path}: {reason(error)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
-    reader = _Reader(path)
-    recipe = reader.recipe(node)
-    if reader.problems:
-        raise ConfigError(reader.problems)
-    return recipe
+        if isinstance(tree, dict) and tree.get("dedup") is not None:
+            dedup = _dedup(tree["dedup"], where=f"{where}: dedup")
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        entry = build(_RecipeEntry, _listed(tree), where=f"{where}: recipe")
+    except ConfigError as error:
+        problems += error.problems
+    if problems or entry is None:
+        raise ConfigError([problem.replace(f"{where}: recipe.", f"{where}: ") for problem in problems])
+    return RecipeFile(recipe=_recipe(entry, dedup=dedup, path=path), out=entry.out)
 
 
-class _Reader:
-    """Reads YAML nodes, which know their lines, and collects what is wrong with them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.problems: list[str] = []
-
-    def recipe(self, node: Any) -> RecipeFile:
-        """Return the recipe of the whole file."""
-        fields = self._mapping(node, known=_FIELDS)
-        values: dict[str, Any] = {}
-        for name in ("held_out_fraction", "vocab_size", "seed"):
-            if name in fields:
-                values[name] = self._value(fields[name], name, float if name == "held_out_fraction" else int)
-        if "tokenizer" in fields:
-            values["tokenizer"] = Path(self._value(fields["tokenizer"], "tokenizer", str))
-        if "decontaminate" in fields:
-            values["decontaminate"] = tuple(
-                Path(text) for text in self._texts(fields["decontaminate"], "decontaminate")
-            )
-        if "on_error" in fields:
-            values["skip_problems"] = self._choice(fields["on_error"], "on_error", ("strict", "skip")) == "skip"
-        if "cleaning" in fields:
-            values["cleaning"] = self._cleaning(fields["cleaning"])
-        if "dedup" in fields:
-            values["dedup"], values["minhash"] = self._dedup(fields["dedup"])
-        values["sources"] = tuple(self._sources(fields.get("sources"), node))
-        out = Path(self._value(fields["out"], "out", str)) if "out" in fields else None
-        return RecipeFile(recipe=Recipe(**values) if not self.problems else Recipe(), out=out)
-
-    def _sources(self, node: Any, root: Any) -> Iterator[SourceRecipe]:
-        if node is None or node.id != "sequence":
-            self._add(node or root, "sources must be a list of `- name: ...` entries")
-            return
-        for entry in node.value:
-            fields = self._mapping(entry, known=("name", "paths", "text_field", "weight", "max_epochs"))
-            values: dict[str, Any] = {"where": self._where(entry)}
-            for name, kind in (("name", str), ("text_field", str), ("weight", float), ("max_epochs", float)):
-                if name in fields:
-                    values[name] = self._value(fields[name], name, kind)
-            if "name" not in fields:
-                self._add(entry, "a source needs a name")
-            if "paths" in fields:
-                values["paths"] = tuple(self._texts(fields["paths"], "paths"))
-            yield SourceRecipe(**values)
-
-    def _cleaning(self, node: Any) -> CleaningConfig:
-        fields = self._mapping(node, known=("rules", "min_characters"))
-        cleaning, place = CleaningConfig(), node
-        try:
-            if "rules" in fields:
-                place = fields["rules"]
-                cleaning = rules_of(self._texts(place, "rules"))
-            if "min_characters" in fields:
-                place = fields["min_characters"]
-                length = self._value(place, "min_characters", int)
-                cleaning = dataclasses.replace(cleaning, min_characters=length)
-        except ConfigError as error:
-            for problem in error.problems:
-                self._add(place, problem)
-        return cleaning
-
-    def _dedup(self, node: Any) -> tuple[bool, MinHashConfig | None]:
-        try:
-            if node.id == "scalar":
-                return dedup_of(str(node.value))
-            fields = self._mapping(node, known=("unit", "shingle_size", "num_permutations", "bands", "rows", "seed"))
-            values = {name: self._value(one, name, str if name == "unit" else int) for name, one in fields.items()}
-            if missing := {"unit", "shingle_size", "num_permutations", "bands", "rows"} - values.keys():
-                self._add(node, f"dedup needs {', '.join(sorted(missing))} too, or a name: {', '.join(DEDUP_NAMES)}")
-            elif values["unit"] not in list(Unit):
-                self._add(fields["unit"], f"unit {values['unit']!r} is none of {', '.join(Unit)}")
-            else:
-                return True, MinHashConfig(**{**values, "unit": Unit(values["unit"])})
-        except ChinchillaError as error:
-            for problem in error.problems:
-                self._add(node, problem)
-        return True, None
-
-    def _mapping(self, node: Any, *, known: Sequence[str]) -> Mapping[str, Any]:
-        if node is None or node.id != "mapping":
-            self._add(node, f"this must be a mapping with {', '.join(known)}")
-            return {}
-        fields: dict[str, Any] = {}
-        for key, value in node.value:
-            name = str(key.value)
-            if name not in known:
-                self._add(key, f"{name!r} is none of {', '.join(known)}{did_you_mean(name, known)}")
-            elif name in fields:
-                self._add(key, f"{name!r} stands here twice")
-            else:
-                fields[name] = value
-        return fields
-
-    def _value(self, node: Any, name: str, kind: type) -> Any:
-        import yaml
-
-        value = yaml.safe_load(yaml.serialize(node))
-        fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-        if not fits or value == "":
-            wanted = {str: "text", int: "a whole number", float: "a number"}[kind]
-            self._add(node, f"{name} is {value!r}; it must be {wanted}")
-            return kind(1)
-        return kind(value)
-
-    def _texts(self, node: Any, name: str) -> list[str]:
-        if node.id == "scalar":
-            return [self._value(node, name, str)]
-        if node.id == "sequence":
-            return [self._value(one, name, str) for one in node.value]
-        self._add(node, f"{name} must be a list")
-        return []
-
-    def _choice(self, node: Any, name: str, known: Sequence[str]) -> str:
-        value = self._value(node, name, str)
-        if value not in known:
-            self._add(node, f"{name} {value!r} is none of {', '.join(known)}{did_you_mean(value, known)}")
-        return str(value)
-
-    def _where(self, node: Any) -> str:
-        return f"{self._path}:{node.start_mark.line + 1}" if node is not None else str(self._path)
-
-    def _add(self, node: Any, problem: str) -> None:
-        self.problems.append(f"{self._where(node)}: {problem}")
+def _recipe(entry: _RecipeEntry, *, dedup: tuple[bool, MinHashConfig | None], path: Path) -> Recipe:
+    sources = tuple(
+        SourceRecipe(
+            name=source.name,
+            paths=source.paths or (),
+            text_field=source.text_field,
+            weight=source.weight,
+            max_epochs=source.max_epochs,
+            where=f"{path}: sources[{place}]",
+        )
+        for place, source in enumerate(entry.sources)
+    )
+    return Recipe(
+        sources=sources,
+        cleaning=entry.cleaning,
+        dedup=dedup[0],
+        minhash=dedup[1],
+        held_out_fraction=entry.held_out_fraction,
+        vocab_size=entry.vocab_size,
+        tokenizer=entry.tokenizer,
+        decontaminate=entry.decontaminate,
+        skip_problems=entry.on_error == "skip",
+        seed=entry.seed,
+    )
 
 
-_FIELDS = (
-    "sources", "out", "cleaning", "dedup", "held_out_fraction", "vocab_size", "tokenizer", "decontaminate", "on_error",
-    "seed",
-)  # fmt: skip
+def _dedup(value: Any, *, where: str) -> tuple[bool, MinHashConfig | None]:
+    """Return what a preset's name or a mapping of MinHash's sizes says."""
+    try:
+        return dedup_of(value) if isinstance(value, str) else (True, build(MinHashConfig, value, where="dedup"))
+    except ConfigError as error:
+        raise ConfigError([f"{where.removesuffix('dedup')}{problem}" for problem in error.problems]) from None
+
+
+def _listed(tree: Any) -> Any:
+    """Return the tree without `dedup` and with lists where one text may stand for a list of one."""
+    if not isinstance(tree, dict):
+        return tree
+    found = {name: value for name, value in tree.items() if name != "dedup"}
+    if isinstance(sources := found.get("sources"), list):
+        found["sources"] = [_as_list(one, "paths") if isinstance(one, dict) else one for one in sources]
+    if isinstance(cleaning := found.get("cleaning"), dict):
+        found["cleaning"] = _as_list(cleaning, "rules")
+    return _as_list(found, "decontaminate")
+
+
+def _as_list(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    value = entry.get(name, ())
+    return entry | {name: [value]} if isinstance(value, str) else entry | {name: []} if value is None else entry

@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.data.arrays import save_array
 from chinchilla_ds.data.dedup.components import CONTENT_HASH_NAME, DUPLICATE_OF_NAME
+from chinchilla_ds.data.indexed import INDEX_CODES, INDEX_HEADER, INDEX_MAGIC
+from chinchilla_ds.data.prepared import UINT16_VOCAB_SIZE
 from chinchilla_ds.data.shards import ENDS_NAME, Segment, whole_folder
 from chinchilla_ds.data.split import Kept
 from chinchilla_ds.data.stages import COUNTS_NAME
 from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.errors import DataError
+from chinchilla_ds.structured import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,11 +40,6 @@ _MERGE_TOKENS = 4 * 2**20
 """Tokens merged at a time, about; fewer would open every segment more often."""
 _COUNT_TOKENS = 2**18
 """Tokens counted at a time, as int64."""
-_UINT16_VOCAB_SIZE = 65500
-"""Below this vocabulary Megatron-core stores tokens as uint16 (`DType.optimal_dtype`)."""
-_INDEX_MAGIC = b"MMIDIDX\x00\x00"
-_INDEX_CODES = {"uint16": 8, "int32": 4}
-"""`megatron.core.datasets.indexed_dataset.DType`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +95,14 @@ def _fates(task: EncodeTask, *, segment: Segment, keep: "npt.NDArray[np.bool_]")
 
 @lru_cache(maxsize=1)
 def _tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.load(path)
+    return Tokenizer.load(path, trusted=True)
 
 
 def token_dtype(vocab_size: int) -> "np.dtype[Any]":
     """Return how tokens are stored."""
     import numpy as np
 
-    return np.dtype(np.uint16 if vocab_size < _UINT16_VOCAB_SIZE else np.int32)
+    return np.dtype(np.uint16 if vocab_size < UINT16_VOCAB_SIZE else np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +222,8 @@ class _Index:
         self._stream = Path(f"{prefix}.idx").open("wb")  # noqa: SIM115 (closed by __exit__)
         self._number = number
         self._itemsize = dtype.itemsize
-        header = struct.pack("<QBQQ", 1, _INDEX_CODES[dtype.name], number, number + 1)
-        self._stream.write(_INDEX_MAGIC + header)
+        header = INDEX_HEADER.pack(1, INDEX_CODES[dtype.name], number, number + 1)
+        self._stream.write(INDEX_MAGIC + header)
         self._lengths_at = self._stream.tell()
         self._offsets_at = self._lengths_at + 4 * number
         self._documents_at = self._offsets_at + 8 * number
@@ -276,7 +275,7 @@ def read_counts(folders: Sequence[Path], /) -> Counter[str]:
     """Return the sum of the counts that workers wrote."""
     total = Counter[str]()
     for folder in folders:
-        total.update(json.loads((folder / COUNTS_NAME).read_text(encoding="utf-8")))
+        total.update(read_json(folder / COUNTS_NAME, what="the counts", error=DataError))
     return total
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from chinchilla_ds.data.sources import HUB, SourceFile
 from chinchilla_ds.errors import DataError, did_you_mean
+from chinchilla_ds.structured import read_json
 
 DEFAULT_SPLIT = "train"
 
@@ -87,7 +88,10 @@ def saved_texts(file: SourceFile, /, *, text_field: str, start: int, stop: int |
         raise _no_column(str(file.path), text_field, saved.column_names)
     last = len(saved) if stop is None else min(stop, len(saved))
     for first in range(start, last, _ROWS):
-        rows = saved[first : min(first + _ROWS, last)][text_field]
+        try:
+            rows = saved[first : min(first + _ROWS, last)][text_field]
+        except Exception as error:  # of every library below
+            raise _unreadable(f"{file.path} beyond row {first}", error) from None
         yield from enumerate(rows, start=first + 1)
 
 
@@ -112,10 +116,24 @@ def _stream(place: str) -> Any:
 def _saved(path: Path) -> Any:
     import datasets
 
+    _check_names(path)
     try:
         return datasets.load_from_disk(str(path))
     except Exception as error:  # of every library below
         raise _unreadable(str(path), error) from None
+
+
+def _check_names(path: Path) -> None:
+    """Check that the files which a folder of Arrow files names lie in it.
+
+    Raises:
+        DataError: its `state.json` is unreadable, or names a file elsewhere.
+    """
+    state = read_json(path / "state.json", what="the state of Arrow files", error=DataError)
+    entries = state.get("_data_files") if isinstance(state, dict) else None
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries or ()]
+    if wrong := [name for name in names if not isinstance(name, str) or name != Path(name).name]:
+        raise DataError(f"{path / 'state.json'} names the data file {wrong[0]!r}, which is not one of its folder")
 
 
 def _unreadable(place: str, error: Exception) -> DataError:

@@ -3,15 +3,28 @@
 The only module of `data` that imports megatron.
 """
 
+import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from chinchilla_ds.errors import DataError, reason
+from chinchilla_ds.structured import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
     from megatron.core.datasets.gpt_dataset import GPTDataset
+
+
+INDEX_MAGIC = b"MMIDIDX\x00\x00"
+INDEX_HEADER = struct.Struct("<QBQQ")
+"""Version, type of the tokens, sequences, and documents with one more that ends the list."""
+INDEX_CODES = {"uint16": 8, "int32": 4}
+"""`megatron.core.datasets.indexed_dataset.DType`."""
+INDEX_ITEM_BYTES = {8: 2, 4: 4}
 
 
 class Sequences(Protocol):
@@ -31,6 +44,52 @@ class _TokenizerFacts:
         self.vocab_size = vocab_size
         self.pad = -1
         self.unique_identifiers = {"sha256": sha256}
+
+
+def check_index(prefix: Path, /) -> None:
+    """Check that an index is whole and fits its tokens, before Megatron-core maps it.
+
+    Header, sizes, and the last document are looked at, whatever the number of documents.
+
+    Raises:
+        DataError: naming the file and what is wrong with it.
+    """
+    path, tokens = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+    try:
+        with open_regular(path) as stream, open_regular(tokens) as token_stream:
+            header = stream.read(INDEX_HEADER.size + len(INDEX_MAGIC))
+            size, num_bytes = os.fstat(stream.fileno()).st_size, os.fstat(token_stream.fileno()).st_size
+            problem = _header_problem(header, size=size) or _last_problem(stream, header, num_bytes=num_bytes)
+    except OSError as error:
+        raise DataError(f"cannot read the dataset {prefix}: {reason(error)}") from None
+    if problem is not None:
+        raise DataError(f"{path} {problem}; restore the folder, or prepare the text again")
+
+
+def _header_problem(header: bytes, *, size: int) -> str | None:
+    magic, rest = header[: len(INDEX_MAGIC)], header[len(INDEX_MAGIC) :]
+    if magic != INDEX_MAGIC or len(rest) < INDEX_HEADER.size:
+        return "is not an index of Megatron-core"
+    version, code, num_sequences, num_documents = INDEX_HEADER.unpack(rest)
+    if version != 1 or code not in INDEX_ITEM_BYTES:
+        return f"has version {version} and type {code}; version 1 and types {sorted(INDEX_ITEM_BYTES)} are read"
+    wanted = len(header) + 12 * num_sequences + 8 * num_documents
+    if num_documents != num_sequences + 1 or size != wanted:
+        return f"has {size} bytes, and an index of {num_sequences} documents has {wanted}"
+    return "holds no documents" if not num_sequences else None
+
+
+def _last_problem(stream: BinaryIO, header: bytes, *, num_bytes: int) -> str | None:
+    """Return whether the last document ends elsewhere than the tokens do."""
+    _, code, number, _ = INDEX_HEADER.unpack(header[len(INDEX_MAGIC) :])
+    stream.seek(len(header) + 4 * (number - 1))
+    (length,) = struct.unpack("<i", stream.read(4))
+    stream.seek(len(header) + 4 * number + 8 * (number - 1))
+    (offset,) = struct.unpack("<q", stream.read(8))
+    end = offset + length * INDEX_ITEM_BYTES[code]
+    if end == num_bytes and length > 0:
+        return None
+    return f"ends at byte {end} of the tokens, and they have {num_bytes}"
 
 
 def open_sequences(
@@ -67,6 +126,7 @@ def open_sequences(
         eod_mask_loss=False,
         create_attention_mask=False,
     )
+    check_index(prefix)
     indexed = IndexedDataset(str(prefix), multimodal=False, mmap=True)
     documents = np.arange(len(indexed), dtype=np.int32)
     return GPTDataset(indexed, prefix.name, documents, num_samples, Split.train, config)
@@ -76,6 +136,7 @@ def read_documents(prefix: Path, /) -> "Iterator[npt.NDArray[np.integer[Any]]]":
     """Yield the tokens of every document of an indexed dataset, in its order: [tokens of the document]."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+    check_index(prefix)
     indexed = IndexedDataset(str(prefix), multimodal=False, mmap=True)
     yield from (indexed[number] for number in range(len(indexed)))
 

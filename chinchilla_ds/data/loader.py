@@ -9,6 +9,7 @@ Several sources are blended: each sample comes from the source that is furthest 
 A sequence may hold parts of several documents; `RunPlan.document_mask` says whether attention crosses them.
 """
 
+import errno
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chinchilla_ds.data.arrays import check_arrays
 from chinchilla_ds.data.blend import BlendShare, blend_of
 from chinchilla_ds.data.indexed import Sequences, open_blend, open_sequences
 from chinchilla_ds.data.prepared import PreparedData
-from chinchilla_ds.errors import OutputError, reason
+from chinchilla_ds.errors import DataError, OutputError, reason
 from chinchilla_ds.plan import RunPlan
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 HELD_OUT_SEED = 0
 """Shuffles the held-out sequences: a constant, so that runs of any seed are evaluated on the same text."""
+
+_READ_ONLY = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+"""Why the index cannot be written beside a corpus that may only be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +47,14 @@ class MicroBatch:
 class TokenLoader:
     """Training and held-out micro-batches of one plan.
 
-    Constructing it writes the sequence index into the prepared folder where it is not there yet. Among several ranks,
-    one constructs it first; the others then find the index, in a folder that all share.
+    Constructing it writes the sequence index where it is not there yet: into the prepared folder, or where the corpus
+    says (`PreparedData.index_folder`). Among several ranks, one constructs it first; the others then find the index, in
+    a folder that all share.
     """
 
     def __init__(self, *, prepared: PreparedData, plan: RunPlan) -> None:
         self._plan = plan
+        self._prepared = prepared
         self._shares = blend_of(prepared, num_tokens=plan.num_tokens)
         self._train = _open_train(prepared, plan=plan, shares=self._shares)
         self._held_out = open_held_out(prepared, seq_length=plan.shape.seq_length)
@@ -95,17 +102,23 @@ class TokenLoader:
         if not 0 <= data_parallel_rank < ranks:
             raise IndexError(f"data_parallel_rank {data_parallel_rank} is outside the plan's {ranks} ranks")
         starts = range(data_parallel_rank * size, len(samples), ranks * size)
-        return (_micro_batch(sequences, samples[start : start + size]) for start in starts)
+        return (_micro_batch(sequences, samples[start : start + size], prepared=self._prepared) for start in starts)
 
 
-def _micro_batch(sequences: Sequences, samples: "range | list[int]") -> MicroBatch:
+def _micro_batch(sequences: Sequences, samples: "range | list[int]", *, prepared: PreparedData) -> MicroBatch:
     import torch
 
     items = [sequences[index] for index in samples]
-    return MicroBatch(
-        tokens=torch.stack([item["tokens"] for item in items]),
-        labels=torch.stack([item["labels"] for item in items]),
-    )
+    tokens = torch.stack([item["tokens"] for item in items])
+    labels = torch.stack([item["labels"] for item in items])
+    for found in (tokens, labels):
+        low, high = (int(bound) for bound in torch.aminmax(found))
+        if low < 0 or high >= prepared.vocab_size:
+            raise DataError(
+                f"{prepared.folder} holds token {low if low < 0 else high}, and its tokenizer has "
+                f"{prepared.vocab_size} pieces: its files are damaged; restore them, or prepare the text again"
+            )
+    return MicroBatch(tokens=tokens, labels=labels)
 
 
 def _open_train(prepared: PreparedData, *, plan: RunPlan, shares: tuple[BlendShare, ...]) -> Sequences:
@@ -129,10 +142,9 @@ def _open_train(prepared: PreparedData, *, plan: RunPlan, shares: tuple[BlendSha
         weights = [share.weight for share in shares]
         return open_blend(open_source, weights=weights, num_samples=total, index_folder=index_folder)
 
+    key = _key(prepared, shares)
     what = shares[0].prefix.name if len(shares) == 1 else f"blend-{_weights_key(shares)}"
-    final = prepared.folder / "index" / f"{what}-seq{seq_length}-samples{total}-seed{seed}"
-    _build_index(load, final)
-    return load(final)
+    return _open_indexed(load, prepared=prepared, name=f"{what}-seq{seq_length}-samples{total}-seed{seed}{key}")
 
 
 def open_held_out(prepared: PreparedData, *, seq_length: int) -> Sequences:
@@ -148,10 +160,15 @@ def open_held_out(prepared: PreparedData, *, seq_length: int) -> Sequences:
             seed=HELD_OUT_SEED,
         )
 
-    name = f"{prepared.held_out_prefix.name}-seq{seq_length}-samplesall-seed{HELD_OUT_SEED}"
-    final = prepared.folder / "index" / name
-    _build_index(load, final)
-    return load(final)
+    prefix, key = prepared.held_out_prefix.name, prepared.key_of(prepared.held_out_prefix)
+    name = f"{prefix}-seq{seq_length}-samplesall-seed{HELD_OUT_SEED}"
+    return _open_indexed(load, prepared=prepared, name=f"{name}-{key}" if key else name)
+
+
+def _key(prepared: PreparedData, shares: tuple[BlendShare, ...]) -> str:
+    """Return what tells the index of these tokens from that of others; empty where the manifest holds no digests."""
+    keys = "".join(prepared.key_of(share.prefix) for share in shares)
+    return f"-{hashlib.blake2b(keys.encode(), digest_size=5).hexdigest()}" if keys else ""
 
 
 def _weights_key(shares: tuple[BlendShare, ...]) -> str:
@@ -175,12 +192,26 @@ def _open_source(
     return sequences
 
 
+def _open_indexed(load: Callable[[Path], Sequences], *, prepared: PreparedData, name: str) -> Sequences:
+    """Open sequences by their index: that in the prepared folder, or one that is built now."""
+    kept = prepared.folder / "index" / name
+    final = kept if kept.is_dir() or prepared.index_folder is None else prepared.index_folder / name
+    try:
+        _build_index(load, final)
+    except OSError as error:
+        if error.errno in _READ_ONLY:
+            return _open_aside(load)
+        raise OutputError(f"cannot write the sequence index to {final.parent}: {reason(error)}") from None
+    check_arrays(final)
+    return load(final)
+
+
 def _build_index(load: Callable[[Path], Sequences], final: Path) -> None:
     """Build the index in a temporary folder and move it to `final`: complete under its name, or not there at all."""
     if final.is_dir():
         return
     try:
-        final.parent.mkdir(exist_ok=True)
+        final.parent.mkdir(exist_ok=True, parents=True)
         with tempfile.TemporaryDirectory(
             dir=final.parent, prefix=f".{final.name}.", ignore_cleanup_errors=True
         ) as name:
@@ -188,6 +219,12 @@ def _build_index(load: Callable[[Path], Sequences], final: Path) -> None:
             load(partial)
             if not final.is_dir():
                 partial.rename(final)
-    except OSError as error:
-        if not final.is_dir():
-            raise OutputError(f"cannot write the sequence index to {final.parent}: {reason(error)}") from None
+    except OSError:
+        if not final.is_dir():  # else another process was first
+            raise
+
+
+def _open_aside(load: Callable[[Path], Sequences]) -> Sequences:
+    """Open sequences whose index cannot be kept: what is mapped stays when its folder is removed."""
+    with tempfile.TemporaryDirectory() as name:
+        return load(Path(name, "index"))

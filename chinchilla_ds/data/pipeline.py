@@ -28,13 +28,15 @@ from chinchilla_ds.data.held_out import NearTask, find_near, write_keys
 from chinchilla_ds.data.job import Job, run_tasks
 from chinchilla_ds.data.ledger import tell_fates
 from chinchilla_ds.data.prepared import INPUTS_NAME, PREPARED_FORMAT_VERSION, PreparedData, is_prepared
+from chinchilla_ds.data.sentencepiece_json import check_exportable
 from chinchilla_ds.data.shards import remove_asides, segments_of, whole_folder
 from chinchilla_ds.data.sources import Corpus, Progress, identities, raise_problems
 from chinchilla_ds.data.split import Kept, held_out_threshold, tokenizer_sample
-from chinchilla_ds.data.stages import ReadTask, read_shard_or_problems, read_tasks
+from chinchilla_ds.data.stages import ReadTask, messages, read_shard_or_problems, read_tasks
 from chinchilla_ds.data.tokenizer import Tokenizer, train_tokenizer
 from chinchilla_ds.data.workers import Workers, num_cores
 from chinchilla_ds.errors import DataError, OutputError, reason
+from chinchilla_ds.structured import read_json
 
 KEY_NAME = "key"
 _BYTES_PER_TOKEN = 4
@@ -77,6 +79,8 @@ def prepare_recipe(
         workers=Workers(num_workers or num_cores()),
     )
     if not _is_done(job):
+        if recipe.tokenizer is not None:
+            check_exportable(Tokenizer.load(recipe.tokenizer))  # said now, and not after hours of reading
         _build_in_place(job)
     return PreparedData.load(folder)
 
@@ -124,7 +128,8 @@ def _is_done(job: Job) -> bool:
             raise OutputError(f"{job.final} holds other files; name a new folder")
         return False
     inputs = job.final / INPUTS_NAME
-    if not inputs.is_file() or json.loads(inputs.read_text(encoding="utf-8"))["key"] != job.key:
+    found = read_json(inputs, what="the list of inputs", error=DataError) if inputs.is_file() else None
+    if not isinstance(found, dict) or found.get("key") != job.key:
         raise OutputError(
             f"{job.final} holds data prepared from other text or with other settings; remove it, or name a new folder"
         )
@@ -211,11 +216,26 @@ def _read(job: Job) -> dict[str, list[Path]]:
     (job.work / "shards").mkdir(exist_ok=True)
     results = run_tasks(job, read_shard_or_problems, tasks, stage="reading and cleaning", size=_task_bytes)
     found = {task.folder: problems for task, problems in results}
-    raise_problems([problem for task in tasks for problem in found[task.folder]])
-    return {
+    raise_problems(messages(problem for task in tasks for problem in found[task.folder]))
+    shards = {
         corpus.name: [task.folder for task in tasks if task.source == source]
         for source, corpus in enumerate(job.corpora)
     }
+    raise_problems([_nothing_left(name, folders) for name, folders in shards.items() if not segments_of(folders)])
+    return shards
+
+
+def _nothing_left(name: str, shards: Sequence[Path]) -> str:
+    """Return what became of the records of a source of which none is left."""
+    counts = read_counts(shards)
+    fates = {
+        fate.removesuffix("/documents"): count
+        for fate, count in sorted(counts.items())
+        if fate.startswith("skipped/") or fate.endswith("/documents")
+    }
+    told = ", ".join(f"{fate} {count}" for fate, count in fates.items())
+    strict = "; without --on-error skip each is told with its place" if "skipped/" in told else ""
+    return f"source {name} has no training document: of {counts['documents_in']} read, {told or 'none'}{strict}"
 
 
 def _task_bytes(task: ReadTask) -> float:
@@ -277,6 +297,7 @@ def _tokenizer(job: Job, kept: dict[str, list[Kept]], *, threshold: int) -> Path
         flat = [one for segments in kept.values() for one in segments]
         with whole_folder(folder) as aside:
             tokenizer = _make_tokenizer(job, flat, threshold=threshold)
+            check_exportable(tokenizer)
             tokenizer.save(aside / tokenizer.saved_as)
     job.progress(stage, 1.0)
     (path,) = folder.iterdir()
@@ -285,7 +306,7 @@ def _tokenizer(job: Job, kept: dict[str, list[Kept]], *, threshold: int) -> Path
 
 def _make_tokenizer(job: Job, kept: Sequence[Kept], *, threshold: int) -> Tokenizer:
     if job.recipe.tokenizer is not None:
-        return Tokenizer.load(job.recipe.tokenizer)
+        return Tokenizer.load(job.recipe.tokenizer, trusted=True)
     num_bytes = sum(int(one.hashes_and_sizes()[1].sum()) for one in kept)
     vocab_size = job.recipe.vocab_size or choose_vocab_size(
         compute_budget_flops=get_law(DEFAULT_LAW).budget_for_tokens(num_tokens=num_bytes / _BYTES_PER_TOKEN)

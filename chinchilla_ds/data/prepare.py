@@ -1,16 +1,22 @@
 """A training run's text: prepared already, or prepared now from files; checked before anything slow begins."""
 
+import dataclasses
+import logging
+import os
 from pathlib import Path
 
-from chinchilla_ds.config import DataConfig
+from chinchilla_ds.config import DataConfig, source_name
 from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.blend_file import epoch_problems, read_blend, with_blend
 from chinchilla_ds.data.corpus import Recipe, SourceRecipe, find_sources
 from chinchilla_ds.data.prepared import PreparedData, is_prepared
+from chinchilla_ds.data.sentencepiece_json import check_exportable
 from chinchilla_ds.data.sources import Progress
-from chinchilla_ds.data.tokenizer import MIN_VOCAB_SIZE
+from chinchilla_ds.data.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.units import format_count
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -25,7 +31,9 @@ def prepare(
 ) -> PreparedData:
     """Return the tokenised corpus that `data` describes, from `folder` if it is there already.
 
-    A prepared folder in `data.paths` is taken as it is, with the weights of `data.blend` where that is given.
+    A prepared folder in `data.paths` is taken as it is, with the weights of `data.blend` where that is given. What was
+    prepared before is checked against its digests. Where it may only be read, the order of the sequences is kept in
+    `folder`.
 
     Args:
         data: The text and how it is split.
@@ -37,23 +45,31 @@ def prepare(
         progress: Told how far each stage is.
 
     Raises:
-        DataError: the text is missing, unreadable, or too small; every problem found is listed.
+        DataError: the text is missing, unreadable, or too small, or has changed since it was prepared; every problem
+            found is listed.
         OutputError: `folder` cannot be written.
     """
     from chinchilla_ds.data.pipeline import content_key, prepare_recipe
 
     prepared = _check(data, vocab_size=vocab_size)
-    if prepared is None:
+    if prepared is not None:
+        prepared.check_content()
+        if not os.access(prepared.folder, os.W_OK):
+            prepared = dataclasses.replace(prepared, index_folder=folder / f"index-{prepared.content_key}")
+    else:
         recipe = _recipe(data, vocab_size=vocab_size, seed=seed)
         corpora = find_sources(recipe)
         place = folder / content_key(corpora, recipe)
+        is_new = not is_prepared(place)
         prepared = prepare_recipe(recipe, folder=place, corpora=corpora, progress=progress)
+        if not is_new:
+            prepared.check_content()
     check_enough_tokens(prepared, data=data, num_tokens=num_tokens, seq_length=seq_length)
     return prepared
 
 
 def _recipe(data: DataConfig, *, vocab_size: int, seed: int) -> Recipe:
-    source = SourceRecipe(paths=tuple(str(path) for path in data.paths), text_field=data.text_field)
+    source = SourceRecipe(paths=tuple(source_name(path) for path in data.paths), text_field=data.text_field)
     return Recipe(sources=(source,), held_out_fraction=data.held_out_fraction, vocab_size=vocab_size, seed=seed)
 
 
@@ -111,7 +127,22 @@ def _check(data: DataConfig, *, vocab_size: int) -> PreparedData | None:
             f"{prepared.folder} was prepared with {prepared.vocab_size} tokenizer pieces and the plan has room for "
             f"{vocab_size}; leave --vocab-size out, or give {prepared.vocab_size}"
         )
+    if prepared is not None:
+        _check_tokenizer(prepared)
     return prepared
+
+
+def _check_tokenizer(prepared: PreparedData) -> None:
+    """Check that the tokenizer can be read, and say where no export will hold it: earlier versions took such ones.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    tokenizer = Tokenizer.load(prepared.tokenizer_path, home=prepared.folder)
+    try:
+        check_exportable(tokenizer)
+    except DataError as error:
+        _log.warning("%s; training goes on, and `chinchilla-ds export` will refuse", error)
 
 
 def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens: int, seq_length: int) -> None:

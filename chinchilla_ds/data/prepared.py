@@ -5,16 +5,39 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from chinchilla_ds.errors import DataError, reason
+from annotated_types import Ge, Gt
 
-PREPARED_FORMAT_VERSION = 2
+from chinchilla_ds.data.digests import (
+    START_BYTES,
+    PreparedFile,
+    changed_files,
+    check_content,
+    check_sizes,
+    names_of,
+    tokenizer_sha256,
+)
+from chinchilla_ds.data.sources import name_problem
+from chinchilla_ds.errors import DataError
+from chinchilla_ds.structured import build, read_json
+
+PREPARED_FORMAT_VERSION = 3
+_WITHOUT_DIGESTS = 2
+"""The version before, whose manifests say nothing of the files."""
 MANIFEST_NAME = "manifest.json"
 LEDGER_NAME = "ledger.json"
 INPUTS_NAME = "inputs.json"
 HELD_OUT_ORIGINS_NAME = "held_out_origins.npy"
 """Source and bytes of every held-out document; older corpora do not say."""
+
+UINT16_VOCAB_SIZE = 65500
+"""Below this vocabulary Megatron-core stores tokens as uint16, else as int32 (`DType.optimal_dtype`)."""
+_INDEX_HEADER_BYTES = 34
+_INDEX_DOCUMENT_BYTES = 4 + 8 + 8
+"""Of a document in an index: its length, its offset, its number; one number more ends the list."""
+
+Count = Annotated[int, Ge(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,50 +45,88 @@ class PreparedSource:
     """The training documents of one named source."""
 
     name: str
-    weight: float | None
+    weight: Annotated[float, Gt(0)] | None
     """Share of the training samples; None: by tokens, so that each document is read equally often."""
-    num_documents: int
-    num_bytes: int
+    num_documents: Annotated[int, Ge(1)]
+    num_bytes: Count
     """UTF-8 bytes of the documents."""
-    num_tokens: int
+    num_tokens: Annotated[int, Ge(1)]
     """End-of-document tokens included."""
-    max_epochs: float | None = None
+    max_epochs: Annotated[float, Gt(0)] | None = None
     """How often a run may read it; None: as often as its share asks for."""
+
+    def __post_init__(self) -> None:
+        if (problem := name_problem(self.name)) is not None:
+            raise ValueError(problem)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparedData:
-    """A tokenised corpus, train and held-out apart. One end-of-document token stands after every document."""
+class Manifest:
+    """What the manifest of a tokenised corpus says. One end-of-document token stands after every document."""
 
-    folder: Path
     source: str
     """One line that says where the text comes from."""
     sources: tuple[PreparedSource, ...]
     """In the order of their names; all have a weight, and these sum to 1, or none has."""
     tokenizer_sha256: str
-    vocab_size: int
+    vocab_size: Annotated[int, Ge(1)]
     """Pieces of the tokenizer, at most what was asked for."""
-    eod_id: int
+    eod_id: Count
     """The end-of-document token."""
-    train_tokens: int
+    train_tokens: Annotated[int, Ge(1)]
     """Of all sources."""
-    held_out_tokens: int
-    train_bytes: int
+    held_out_tokens: Annotated[int, Ge(1)]
+    train_bytes: Count
     """UTF-8 bytes of the training documents."""
-    held_out_bytes: int
-    num_documents: int
+    held_out_bytes: Count
+    num_documents: Annotated[int, Ge(1)]
     """Documents in train."""
-    held_out_documents: int
-    skipped_files: int
+    held_out_documents: Annotated[int, Ge(1)]
+    skipped_files: Count
     """Standard-library files left out because they are not UTF-8."""
-    unigram_loss: float
+    unigram_loss: Annotated[float, Ge(0)]
     """Held-out loss of a unigram model counted on train with add-one smoothing, nats per token."""
+    files: dict[str, PreparedFile] | None = None
+    """Size and digest of the files, by name; None of a corpus that was prepared before they were kept."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        names = [source.name for source in self.sources]
+        if not names or names != sorted(set(names)):
+            problems.append(f"sources are {names}; they must be at least one, each once, in the order of their names")
+        if self.eod_id >= self.vocab_size:
+            problems.append(f"eod_id is {self.eod_id}; it must be below vocab_size ({self.vocab_size})")
+        for name, of_sources in (("train_tokens", "num_tokens"), ("num_documents", "num_documents")):
+            total = sum(getattr(source, of_sources) for source in self.sources)
+            if getattr(self, name) != total:
+                problems.append(f"{name} is {getattr(self, name)}; those of the sources sum to {total}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData(Manifest):
+    """A tokenised corpus on disk, train and held-out apart."""
+
+    folder: Path
+    index_folder: Path | None = None
+    """Where the order of the sequences is kept; None is `index` in `folder`."""
 
     @property
     def content_key(self) -> str:
-        """A hash of what there is to train on, wherever it lies: counts, weights, tokenizer, unigram loss."""
-        values = {**dataclasses.asdict(self), "folder": "", "source": ""}
+        """A hash of what there is to train on, wherever it lies: counts, weights, tokenizer, digests of the tokens."""
+        values = {**self._manifest(), "folder": "", "source": ""}
+        files = values.pop("files")
+        if files is not None:
+            values["tokens"] = {name: file["digest"] for name, file in files.items() if name.endswith((".bin", ".idx"))}
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+    def key_of(self, prefix: Path, /) -> str:
+        """Return a hash of the tokens of one dataset; empty where the manifest holds no digests."""
+        if self.files is None:
+            return ""
+        digests = [self.files[f"{prefix.name}{suffix}"].digest for suffix in (".bin", ".idx")]
+        return hashlib.blake2b("".join(digests).encode(), digest_size=5).hexdigest()
 
     @property
     def tokenizer_path(self) -> Path:
@@ -99,48 +160,112 @@ class PreparedData:
         """Held-out text bytes per held-out token, end-of-document tokens counted as tokens."""
         return self.held_out_bytes / self.held_out_tokens
 
+    def _manifest(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        del values["folder"], values["index_folder"]
+        return values
+
     def to_json(self) -> str:
-        """Return indented JSON; `folder` is written as text."""
-        values = {"format_version": PREPARED_FORMAT_VERSION, **dataclasses.asdict(self), "folder": str(self.folder)}
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        """Return the manifest as indented JSON."""
+        values = self._manifest()
+        if values["files"] is None:
+            del values["files"]
+        version = PREPARED_FORMAT_VERSION if self.files is not None else _WITHOUT_DIGESTS
+        return json.dumps({"format_version": version, **values}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "PreparedData":
-        """Read what `to_json` wrote.
+    def load(cls, folder: Path, /) -> "PreparedData":
+        """Read the manifest in `folder`, wherever that folder stood when it was written, and check that it fits.
+
+        Every file must have the size that was written, and the tokenizer the hash; see `check_content` for the rest.
 
         Raises:
-            DataError: not JSON, another format version, or other fields.
+            DataError: there is no manifest, not one of ours, or other files than it says.
         """
+        path = folder / MANIFEST_NAME
         try:
-            values: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"the manifest of prepared data is not JSON: {error}") from None
-        if not isinstance(values, dict) or values.pop("format_version", None) != PREPARED_FORMAT_VERSION:
-            raise DataError(f"this is no manifest of prepared data of format_version {PREPARED_FORMAT_VERSION}")
-        wanted = {field.name for field in dataclasses.fields(cls)}
-        if values.keys() != wanted:
-            raise DataError(f"fields {sorted(values.keys() ^ wanted)} of the manifest are missing or unknown")
-        try:
-            sources = tuple(PreparedSource(**source) for source in values["sources"])
-        except TypeError as error:
-            raise DataError(f"field 'sources' of the manifest: {error}") from None
-        return cls(**{**values, "folder": Path(values["folder"]), "sources": sources})
-
-    @classmethod
-    def load(cls, folder: Path) -> "PreparedData":
-        """Read the manifest in `folder`, wherever that folder stood when it was written.
-
-        Raises:
-            DataError: there is no manifest, or not one of ours.
-        """
-        try:
-            text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{folder} holds no prepared data: {reason(error)}") from None
-        try:
-            return dataclasses.replace(cls.from_json(text), folder=folder)
+            prepared = _of_tree(read_json(path, what="the manifest", error=DataError), folder=folder)
         except DataError as error:
-            raise DataError(f"{folder / MANIFEST_NAME}: {error}; remove the folder to prepare it again") from None
+            *others, last = (
+                f"{folder} holds no prepared data that can be used: {problem}" for problem in error.problems
+            )
+            raise DataError([*others, f"{last}; restore the folder, or remove it to prepare the text again"]) from None
+        prepared.check_files()
+        return prepared
+
+    def check_files(self) -> None:
+        """Check that every file has its size, and the tokenizer its hash.
+
+        Raises:
+            DataError: listing those that have not.
+        """
+        sizes = {} if self.files is None else {name: file.num_bytes for name, file in self.files.items()}
+        check_sizes(self.folder, {**sizes, **self.dataset_sizes()})
+        if self._tokenizer_has_changed():
+            raise DataError(
+                f"{self.tokenizer_path} is not the tokenizer that the text was prepared with: its content has another "
+                "hash than the manifest says; restore it, or prepare the text again"
+            )
+
+    def _tokenizer_has_changed(self) -> bool:
+        if self.files is None:
+            return tokenizer_sha256(self.tokenizer_path) != self.tokenizer_sha256
+        name = self.tokenizer_path.name
+        there = set(names_of(self.tokenizer_path))
+        known = {path: file for path, file in self.files.items() if path == name or path.startswith(f"{name}/")}
+        return there != known.keys() or bool(changed_files(self.folder, known))
+
+    def check_content(self, *, max_bytes: int | None = START_BYTES) -> int:
+        """Check the content of the files against their digests, and return the bytes read; see `digests`.
+
+        Without digests in the manifest nothing is read.
+
+        Raises:
+            DataError: naming what has changed.
+        """
+        return 0 if self.files is None else check_content(self.folder, self.files, max_bytes=max_bytes)
+
+    def dataset_sizes(self) -> dict[str, int]:
+        """Return the bytes of the datasets, which follow from the numbers of tokens and documents."""
+        token_bytes = 2 if self.vocab_size < UINT16_VOCAB_SIZE else 4
+        datasets = {
+            train_prefix(self.folder, name=one.name).name: (one.num_tokens, one.num_documents) for one in self.sources
+        }
+        datasets[self.held_out_prefix.name] = (self.held_out_tokens, self.held_out_documents)
+        sizes: dict[str, int] = {}
+        for name, (num_tokens, num_documents) in datasets.items():
+            sizes[f"{name}.bin"] = token_bytes * num_tokens
+            sizes[f"{name}.idx"] = _INDEX_HEADER_BYTES + _INDEX_DOCUMENT_BYTES * num_documents + 8
+        return sizes
+
+
+def _of_tree(tree: Any, *, folder: Path) -> PreparedData:
+    if not isinstance(tree, dict):
+        raise DataError("the manifest is not an object of named fields")
+    version = tree.pop("format_version", None)
+    if version not in (PREPARED_FORMAT_VERSION, _WITHOUT_DIGESTS):
+        raise DataError(
+            f"the manifest's format_version is {version!r}; {PREPARED_FORMAT_VERSION} and {_WITHOUT_DIGESTS} can be "
+            "read"
+        )
+    tree.pop("folder", None)  # older manifests say "."
+    manifest: Manifest = build(Manifest, tree, where="manifest", error=DataError)
+    prepared = PreparedData(folder=folder, **vars(manifest))
+    if (version == PREPARED_FORMAT_VERSION) != (manifest.files is not None):
+        raise DataError("manifest.files is missing" if manifest.files is None else "manifest.files is not a field")
+    if manifest.files is not None:
+        wanted = {*prepared.dataset_sizes()}
+        problems = [f"manifest.files lacks {name}" for name in sorted(wanted - manifest.files.keys())]
+        problems += [f"manifest.files names {name!r}" for name in manifest.files if not _is_inside(name)]
+        if problems:
+            raise DataError(problems)
+    return prepared
+
+
+def _is_inside(name: str) -> bool:
+    """Return whether a name is that of a file of a prepared folder."""
+    first, *others = name.split("/")
+    return (not others or first == "tokenizer") and "\0" not in name and not {"", ".", ".."} & {first, *others}
 
 
 def train_prefix(folder: Path, *, name: str) -> Path:

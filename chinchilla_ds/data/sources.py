@@ -1,17 +1,18 @@
 """Where text comes from: files and folders, Hugging Face data sets, or the running Python's own standard library."""
 
-import functools
 import glob
 import os
+import re
 import stat
 import sysconfig
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from chinchilla_ds.config import DataConfig
+from chinchilla_ds.config import DataConfig, source_name
+from chinchilla_ds.data.kinds import SUFFIXES, Kind, kind_of, suffix_of
+from chinchilla_ds.data.streams import PACKED_SUFFIXES
 from chinchilla_ds.errors import DataError, did_you_mean, reason
 
 Progress = Callable[[str, float], None]
@@ -22,35 +23,18 @@ MAX_PROBLEMS = 20
 
 HUB = "hf://"
 """Begins the name of a Hugging Face data set: hf://org/name[:config][@split]."""
+_HUB_AS_PATH = "hf:/"
+"""What a `Path` makes of it, which holds no two slashes side by side."""
 
 DEFAULT_NAME = "corpus"
 """Name of a source that was given none."""
 
-_TEXT_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("txt", "text", "md", "rst", "tex", "org", "html"),
-        *("py", "pyi", "c", "h", "cc", "cpp", "hpp", "cu", "cuh", "rs", "go", "java", "kt", "scala", "js", "ts", "rb"),
-        *("php", "pl", "lua", "jl", "r", "hs", "ml", "swift", "sh", "sql"),
-    )
-)
-_COMPRESSED = frozenset({".gz", ".zst"})
-_COMPRESSIBLE = frozenset({".jsonl", ".csv", ".txt"})
+NAME = re.compile(r"[^\W_][\w.-]*")
+"""Of a source: letters of any script, digits, '_', '-' and '.', for it names files."""
+_MAX_NAME_BYTES = 100
 
-
-class Kind(StrEnum):
-    """How a file is read."""
-
-    TEXT = "text"
-    WHOLE_TEXT = "whole text"
-    """One document whatever its size; a file that is not UTF-8 is skipped and counted (standard library only)."""
-    JSONL = "JSONL"
-    CSV = "CSV"
-    PARQUET = "Parquet"
-    ARROW = "Arrow"
-    """A folder that `datasets.Dataset.save_to_disk` wrote."""
-    HUB = "Hugging Face"
-    """A data set by name, streamed."""
+_SHOWN_REASONS = 6
+_NOT_REGULAR = "not a regular file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,46 +76,63 @@ class Corpus:
         return sum(file.num_bytes for file in self.files)
 
 
+def name_problem(name: str, /) -> str | None:
+    """Return why a source cannot have this name, or None."""
+    if NAME.fullmatch(name) and len(name.encode()) <= _MAX_NAME_BYTES:
+        return None
+    return (
+        f"source name {name!r} must be letters, digits, '_', '-' and '.', at most {_MAX_NAME_BYTES} bytes, and begin "
+        "with a letter or digit (it names files)"
+    )
+
+
 def find_corpus(data: DataConfig) -> Corpus:
     """Return the files that `data.paths` names, or the standard library's where it names none.
 
     Raises:
         DataError: see `find_source`.
     """
-    return find_source([str(path) for path in data.paths], text_field=data.text_field)
+    return find_source([source_name(path) for path in data.paths], text_field=data.text_field)
 
 
 def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, keep_empty: bool = False) -> Corpus:
     """Return the files that `paths` name, or the standard library's where there are none.
 
-    Folders are searched recursively in sorted order; hidden entries and files of unknown types in them are left out.
-    A pattern such as `data/*.jsonl` means all that match. What is named twice is read once. With `keep_empty` an empty
-    file that is named is kept, for the reader to count it.
+    Folders are searched recursively in sorted order. What is in them and is not read is counted by reason: hidden
+    entries, files of unknown types, empty ones, links to folders. A pattern such as `data/*.jsonl` means all that
+    match. Links to files are followed. What is named twice is read once. With `keep_empty` an empty file that is named
+    is kept, for the reader to count it.
 
     Raises:
-        DataError: listing every path that is missing, unreadable, empty, or of an unknown type.
+        DataError: listing every path that is missing, unreadable, empty, of an unknown type, or not a regular file.
     """
     if not paths:
         return _standard_library(text_field=text_field, name=name)
     problems: list[str] = []
-    left_out = 0
+    left_out = Counter[str]()
     unique: dict[str, SourceFile] = {}
     for path in paths:
         try:
-            found, others = _find(path, keep_empty=keep_empty)
+            found = _find(path, keep_empty=keep_empty, left_out=left_out)
         except DataError as error:
             problems.extend(error.problems)
         except OSError as error:
             problems.append(f"cannot read {path}: {reason(error)}")
         else:
             unique |= dict(zip(identities(found), found, strict=True))
-            left_out += others
     raise_problems(problems)
     shown = ", ".join(sorted(paths)[:3]) + (", ..." if paths[3:] else "")
-    note = f", {left_out} files of other types left out" if left_out else ""
+    note = f"; left out: {_reasons(left_out)}" if left_out.total() else ""
     description = f"{shown} ({len(unique)} file{'s' if len(unique) > 1 else ''}{note})"
     files = tuple(sorted(unique.values(), key=lambda file: file.place))
     return Corpus(files=files, text_field=text_field, description=description, name=name)
+
+
+def _reasons(left_out: Counter[str]) -> str:
+    """Return how many were left out for which reason."""
+    shown = (+left_out).most_common(_SHOWN_REASONS)
+    more = left_out.total() - sum(count for _, count in shown)
+    return ", ".join([*(f"{count} x {why}" for why, count in shown), *([f"{more} more"] if more else [])])
 
 
 def raise_problems(problems: Sequence[str], /) -> None:
@@ -148,7 +149,7 @@ def _standard_library(*, text_field: str, name: str) -> Corpus:
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in {"site-packages", "dist-packages", "__pycache__"})
         paths = (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
-        files.extend(_source_file(path, kind=Kind.WHOLE_TEXT) for path in paths)
+        files.extend(_whole_text(path) for path in paths)
     files = [file for file in files if file.num_bytes]
     if not files:
         raise DataError(f"the standard library at {root} holds no Python source; name a corpus with `--data PATH`")
@@ -156,57 +157,94 @@ def _standard_library(*, text_field: str, name: str) -> Corpus:
     return Corpus(files=tuple(files), text_field=text_field, description=description, name=name)
 
 
-def _find(name: str, *, keep_empty: bool) -> tuple[list[SourceFile], int]:
-    """Return the files that a path, a pattern or a data set's name means, and how many were left out."""
-    if name.startswith(HUB):
-        return [SourceFile(path=Path(name), kind=Kind.HUB, num_bytes=0, modified_ns=0, hub_name=name)], 0
+def _find(name: str, *, keep_empty: bool, left_out: Counter[str]) -> list[SourceFile]:
+    """Return the files that a path, a pattern or a data set's name means; count what is left out."""
+    if name.startswith(_HUB_AS_PATH):
+        name = HUB + name.removeprefix(_HUB_AS_PATH).lstrip("/") if not name.startswith(HUB) else name
+        return [SourceFile(path=Path(name), kind=Kind.HUB, num_bytes=0, modified_ns=0, hub_name=name)]
+    if not name.strip() or "\0" in name:
+        raise DataError(f"a path is {name!r}, which names nothing")
     if not Path(name).exists() and glob.has_magic(name):
-        return _find_matches(name, keep_empty=keep_empty)
+        return _find_matches(name, keep_empty=keep_empty, left_out=left_out)
     path = Path(name)
     if not path.exists():
         near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
         raise DataError(f"{path} does not exist{near}")
     if path.is_dir():
-        return _find_in_folder(path)
-    kind = _kind_of(path)
-    if kind is None:
-        known = sorted({".jsonl", ".csv", ".parquet", *_TEXT_SUFFIXES, *_compressed_suffixes()})
-        near = did_you_mean(_suffix(path), known)
-        raise DataError(f"{path} is of unknown type {_suffix(path)!r}{near}; known types: {' '.join(known)}")
-    file = _source_file(path, kind=kind)
+        return _find_in_folder(path, left_out=left_out)
+    file = _source_file(path)
+    if isinstance(file, str):
+        raise DataError(_why_not(path, file))
     if file.num_bytes == 0 and not keep_empty:
         raise DataError(f"{path} is empty")
-    return [file], 0
+    return [file]
 
 
-def _find_matches(pattern: str, *, keep_empty: bool) -> tuple[list[SourceFile], int]:
+def _why_not(path: Path, why: str) -> str:
+    if why == _NOT_REGULAR:
+        return f"{path} is {why}: a pipe or a device cannot be read twice; write its content to a file"
+    suffix = suffix_of(path)
+    if not suffix:
+        return f"{path} is {why}: it has no suffix, and its first bytes are neither text nor JSON nor Parquet"
+    return f"{path} is of unknown type {suffix!r}{did_you_mean(suffix, SUFFIXES)}; known types: {_known_types()}"
+
+
+def _known_types() -> str:
+    return f"{' '.join(SUFFIXES)}, also with {' '.join(PACKED_SUFFIXES)} behind"
+
+
+def _find_matches(pattern: str, *, keep_empty: bool, left_out: Counter[str]) -> list[SourceFile]:
     matches = sorted(glob.glob(pattern, recursive=True))
     if not matches:
         raise DataError(f"nothing matches {pattern}")
-    found, others = zip(*(_find(match, keep_empty=keep_empty) for match in matches), strict=True)
-    return [file for files in found for file in files], sum(others)
+    found: list[SourceFile] = []
+    unread = Counter[str]()
+    for match in matches:
+        if Path(match).is_dir():
+            found += _folder_files(Path(match), left_out=unread)
+        elif isinstance(file := _source_file(Path(match)), str):
+            unread[file] += 1
+        elif file.num_bytes or keep_empty:
+            found.append(file)
+        else:
+            raise DataError(f"{match} is empty")
+    if not found:
+        raise DataError(f"{pattern} matches no file of a known type with content (found: {_reasons(unread)})")
+    left_out.update(unread)
+    return found
 
 
-def _find_in_folder(root: Path) -> tuple[list[SourceFile], int]:
-    found, others = [], Counter[str]()
+def _find_in_folder(root: Path, *, left_out: Counter[str]) -> list[SourceFile]:
+    unread = Counter[str]()
+    found = _folder_files(root, left_out=unread)
+    if not found:
+        seen = _reasons(unread) or "nothing"
+        raise DataError(f"folder {root} holds no file of a known type with content (found: {seen})")
+    left_out.update(unread)
+    return found
+
+
+def _folder_files(root: Path, *, left_out: Counter[str]) -> list[SourceFile]:
+    found = []
     for folder, folders, names in os.walk(root, onerror=_raise):
+        left_out["hidden"] += sum(name.startswith(".") for name in (*folders, *names))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        left_out["link to a folder"] += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
         if "dataset_dict.json" in names:
             raise DataError(f"{folder} holds several splits; name one of them: {', '.join(map(str, folders))}")
         if "state.json" in names and "dataset_info.json" in names:
-            found.append(_arrow_folder(Path(folder)))
+            found.append(arrow_folder(Path(folder)))
             folders.clear()
             continue
         for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
-            kind = _kind_of(path)
-            if kind is None:
-                others[_suffix(path)] += 1
-            elif (file := _regular_file(path, kind=kind)) is not None and file.num_bytes:
+            file = _source_file(path)
+            if isinstance(file, str):
+                left_out[file] += 1
+            elif file.num_bytes:
                 found.append(file)
-    if not found:
-        seen = ", ".join(f"{count} x {suffix or 'no suffix'}" for suffix, count in others.most_common(5))
-        raise DataError(f"folder {root} holds no file of a known type with content (found: {seen or 'nothing'})")
-    return found, others.total()
+            else:
+                left_out["empty"] += 1
+    return found
 
 
 def _raise(error: OSError) -> None:
@@ -231,44 +269,38 @@ def identities(files: Sequence[SourceFile], /) -> list[str]:
     return found
 
 
-def _suffix(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    pair = "".join(suffixes)
-    return pair if pair in _compressed_suffixes() else path.suffix.lower()
+def arrow_folder(path: Path, /) -> SourceFile:
+    """Return a folder that `datasets` wrote.
 
-
-@functools.cache
-def _compressed_suffixes() -> frozenset[str]:
-    return frozenset(inner + outer for inner in _COMPRESSIBLE for outer in _COMPRESSED)
-
-
-def _kind_of(path: Path) -> Kind | None:
-    suffix = _suffix(path)
-    inner = suffix.removesuffix(".gz").removesuffix(".zst")
-    kinds = {".jsonl": Kind.JSONL, ".csv": Kind.CSV, ".parquet": Kind.PARQUET}
-    return kinds.get(inner, Kind.TEXT if inner in _TEXT_SUFFIXES else None)
-
-
-def _arrow_folder(path: Path) -> SourceFile:
-    status = [file.stat() for file in path.iterdir()]
+    Raises:
+        DataError: something in it is not a regular file.
+        OSError: it cannot be read.
+    """
+    status = {file.name: file.stat() for file in path.iterdir()}
+    if odd := sorted(name for name, one in status.items() if not stat.S_ISREG(one.st_mode)):
+        raise DataError(f"{path} is a folder of Arrow files; {', '.join(odd)} in it is {_NOT_REGULAR}")
     return SourceFile(
         path=path,
         kind=Kind.ARROW,
-        num_bytes=sum(one.st_size for one in status),
-        modified_ns=max(one.st_mtime_ns for one in status),
+        num_bytes=sum(one.st_size for one in status.values()),
+        modified_ns=max(one.st_mtime_ns for one in status.values()),
     )
 
 
-def _regular_file(path: Path, *, kind: Kind) -> SourceFile | None:
+def _source_file(path: Path) -> SourceFile | str:
+    """Return a file, or why it is left out."""
     try:
         status = path.stat()
-    except OSError:  # a link to nothing, or gone since it was listed
-        return None
+    except FileNotFoundError:  # gone since it was listed, too
+        return "link to nothing"
     if not stat.S_ISREG(status.st_mode):
-        return None
+        return _NOT_REGULAR
+    kind = kind_of(path) if status.st_size or suffix_of(path) else Kind.TEXT
+    if kind is None:
+        return suffix_of(path) or "not text"
     return SourceFile(path=path, kind=kind, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
 
 
-def _source_file(path: Path, *, kind: Kind) -> SourceFile:
+def _whole_text(path: Path) -> SourceFile:
     status = path.stat()
-    return SourceFile(path=path, kind=kind, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+    return SourceFile(path=path, kind=Kind.WHOLE_TEXT, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)

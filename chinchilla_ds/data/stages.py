@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +10,8 @@ from pathlib import Path
 from chinchilla_ds.data.cleaning import Cleaner, CleaningConfig
 from chinchilla_ds.data.decontamination import Contamination, read_contamination
 from chinchilla_ds.data.dedup.bands import MinHashConfig
-from chinchilla_ds.data.readers import Part, Problem, parts_of, read_part
+from chinchilla_ds.data.parts import Mended, Part, Problem
+from chinchilla_ds.data.readers import parts_of, read_part
 from chinchilla_ds.data.shards import SegmentWriter, whole_folder
 from chinchilla_ds.data.sources import MAX_PROBLEMS, Corpus
 from chinchilla_ds.errors import DataError
@@ -20,6 +21,8 @@ EMPTY = "empty"
 """The rule that drops documents without text."""
 CONTAMINATED = "benchmark_overlap"
 """The rule that drops documents which share text with a benchmark."""
+MENDED = "half_surrogates"
+"""What changed documents in which halves of surrogate pairs became U+FFFD."""
 UNCHECKED = "unchecked"
 """The count of kept documents that have too few words to be held against benchmarks."""
 
@@ -113,11 +116,11 @@ def _groups(parts: Sequence[Part], *, part_bytes: int) -> Iterator[tuple[Part, .
         yield tuple(group)
 
 
-def read_shard(task: ReadTask, /) -> list[str]:
+def read_shard(task: ReadTask, /) -> list[Problem]:
     """Read, clean, hash and sign; write the shard whole, or return the problems that forbid it."""
     if task.folder.exists():
         return []
-    problems: list[str] = []
+    problems: list[Problem] = []
     with whole_folder(task.folder) as folder:
         counts = Counter[str]()
         writer = SegmentWriter(
@@ -132,16 +135,32 @@ def read_shard(task: ReadTask, /) -> list[str]:
     return problems
 
 
-class _ShardError(DataError):
+class _ShardError(Exception):
     """Problems of one shard; its folder is removed."""
 
+    def __init__(self, found: Sequence[Problem]) -> None:
+        self.found = found
+        super().__init__()
 
-def read_shard_or_problems(task: ReadTask, /) -> list[str]:
+
+def read_shard_or_problems(task: ReadTask, /) -> list[Problem]:
     """Do what `read_shard` does, and return its problems, so that those of all shards can be told together."""
     try:
         return read_shard(task)
     except _ShardError as error:
-        return list(error.problems)
+        return list(error.found)
+
+
+def messages(problems: Iterable[Problem], /) -> list[str]:
+    """Return what the problems say; of those of a whole file, such as its encoding, the first."""
+    seen: set[str] = set()
+    found = []
+    for problem in problems:
+        if problem.of_file is None or problem.of_file not in seen:
+            found.append(problem.message)
+        if problem.of_file is not None:
+            seen.add(problem.of_file)
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -154,20 +173,22 @@ def _cleaner(config: CleaningConfig) -> Cleaner:
     return Cleaner(config)
 
 
-def _read(part: Part, *, task: ReadTask, writer: SegmentWriter, counts: Counter[str], problems: list[str]) -> None:
+def _read(part: Part, *, task: ReadTask, writer: SegmentWriter, counts: Counter[str], problems: list[Problem]) -> None:
     cleaner = _cleaner(task.cleaning)
     benchmarks = _contamination(task.decontaminate) if task.decontaminate else None
     for document in read_part(part):
         if isinstance(document, Problem):
             if not (document.is_skipped or task.skip_problems):
-                problems.append(document.message)
-                if len(problems) > MAX_PROBLEMS:
+                problems.append(document)
+                if len(problems) > MAX_PROBLEMS or document.of_file is not None:
                     return
                 continue
             counts["skipped_files" if document.is_skipped else "documents_in"] += 1
             if not document.is_skipped:
                 counts[f"skipped/{document.kind}"] += 1
         else:
+            if isinstance(document, Mended):
+                counts[f"changed/{MENDED}"] += 1
             _clean(document, cleaner=cleaner, benchmarks=benchmarks, writer=writer, counts=counts)
 
 

@@ -4,8 +4,11 @@ Three kinds: a SentencePiece model trained here, one that is given, and a Huggin
 trained here keep white space as it is, split digits, normalise nothing, and write a character outside the vocabulary as
 its UTF-8 bytes, so there are no unknown tokens. Their one exception is SentencePiece's own marker U+2581, which decodes
 to a space. A given tokenizer that loses or changes ordinary text is refused.
+
+One that came with a token that begins every text (BOS) begins every document and every prompt with it here too.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -15,9 +18,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-from chinchilla_ds.errors import DataError, reason
+from chinchilla_ds.data.remembered_words import RememberedWords
+from chinchilla_ds.data.tokenizer_child import check_in_child
+from chinchilla_ds.data.tokenizer_files import CONFIG_NAME, JSON_NAME, MODEL_NAME, TokenizerFiles
+from chinchilla_ds.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +47,9 @@ _PROBES = (
 )
 """Code, Latin, Chinese, emoji, Arabic: a tokenizer that is brought must not lose them."""
 
+MAX_VOCAB_SIZE = 1 << 22
+"""Highest number of tokens that is believed; the largest vocabularies there are have a sixteenth of it."""
+
 _NUM_FIXED_PIECES = 258
 """256 bytes, the unknown piece, which never occurs, and `EOD_PIECE`."""
 
@@ -57,17 +66,6 @@ _TRAINING_THREADS = 4
 """A constant: SentencePiece writes it into the model, whose bytes must not depend on the machine."""
 
 _SPACE_MARK = "\u2581"
-_OTHERS = rb"[^ A-Za-z0-9\x80-\xff]+"
-_RUN = rb"(?:[A-Za-z]+|[0-9]+|" + _OTHERS + rb")"
-_STRETCHES = (
-    re.compile(rb" *(?:" + _RUN + rb"|(?=[\x80-\xff]))(?:[\x80-\xff]+" + _RUN + rb"?)*| +"),
-    re.compile(rb" *[^ ]+| +"),
-)
-"""Spaces and what follows up to where ASCII letters, digits and marks meet, or up to the next space."""
-_MAX_REMEMBERED = 100_000
-"""Stretches whose tokens are remembered, about 20 MB; beyond them all are forgotten."""
-_MAX_REMEMBERED_BYTES = 32
-"""Longer stretches rarely come again."""
 
 
 class ModelType(StrEnum):
@@ -82,24 +80,42 @@ class ModelType(StrEnum):
 class Tokenizer(ABC):
     """Text to tokens and back."""
 
-    saved_as: ClassVar[str]
-    """Name that `save` is to be given within a folder of prepared data."""
+    files: TokenizerFiles
+    """What it was made of, and what came with it."""
 
     @staticmethod
-    def load(path: Path) -> "Tokenizer":
+    def load(path: Path, *, home: Path | None = None, trusted: bool = False) -> "Tokenizer":
         """Read a SentencePiece model, a `tokenizer.json`, or the folder of a Hugging Face tokenizer.
 
+        Args:
+            path: A file or a folder.
+            home: What links in a folder must not leave; None: the folder itself.
+            trusted: Whether this process or its parent has loaded it before; else a child tries it first, since the
+                libraries that read these formats end the process on some input.
+
         Raises:
-            DataError: it cannot be read, ends documents with no token that can be found, or loses text.
+            DataError: it cannot be read, has no end-of-document token, or loses text.
         """
-        try:
-            if path.is_dir() and not (path / "tokenizer.json").is_file():
-                path = _sentencepiece_in(path)
-            if path.is_dir() or path.suffix == ".json":
-                return HuggingFaceTokenizer.read(path)
-            return SentencePieceTokenizer(path.read_bytes(), place=str(path))
-        except OSError as error:
-            raise DataError(f"cannot read the tokenizer {path}: {reason(error)}") from None
+        files = TokenizerFiles.read(path, home=home)
+        if not trusted:
+            check_in_child(files)
+        return Tokenizer.of(files)
+
+    @staticmethod
+    def of(files: TokenizerFiles, /) -> "Tokenizer":
+        """Return the tokenizer of files that have been read; raises as `load` does."""
+        kind = SentencePieceTokenizer if files.is_sentencepiece else HuggingFaceTokenizer
+        content = files.contents[MODEL_NAME if files.is_sentencepiece else JSON_NAME]
+        return kind(content, place=files.place, files=files)
+
+    @property
+    def saved_as(self) -> str:
+        """Name that `save` is to be given within a folder of prepared data."""
+        return MODEL_NAME if self.files.is_one_file else "tokenizer"
+
+    def save(self, path: Path) -> None:
+        """Write what `load` reads: all files as they came."""
+        self.files.save(path)
 
     @property
     @abstractmethod
@@ -113,16 +129,28 @@ class Tokenizer(ABC):
 
     @property
     @abstractmethod
+    def bos_id(self) -> int | None:
+        """Token that begins every document and every prompt; None: there is none."""
+
+    @property
+    @abstractmethod
+    def text_sha256(self) -> str:
+        """Hash of what turns text into tokens."""
+
+    @property
     def sha256(self) -> str:
-        """Hash of all that decides how text is encoded, which travels with the data."""
+        """Hash of all that decides how documents are encoded, which travels with the data."""
+        if self.bos_id is None:
+            return self.text_sha256
+        return hashlib.sha256(f"{self.text_sha256} bos {self.bos_id}".encode()).hexdigest()
 
     @abstractmethod
-    def save(self, path: Path) -> None:
-        """Write what `load` reads."""
+    def token(self, token_id: int) -> str:
+        """Return what the tokenizer calls a token."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, without an end-of-document token."""
+        """Return the token ids of `text` alone, without the tokens that begin and end a document."""
 
     @abstractmethod
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -130,29 +158,31 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_documents(self, documents: Sequence[bytes], *, num_threads: int) -> "Iterator[npt.NDArray[np.int32]]":
-        """Yield the token ids of each UTF-8 document, an end-of-document token last: int32 [tokens of the document]."""
+        """Yield the token ids of each UTF-8 document, BOS and end-of-document included: int32 [tokens of it]."""
 
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model."""
 
-    saved_as = "tokenizer.model"
-
-    def __init__(self, model: bytes, *, place: str = "this SentencePiece model") -> None:
-        """Take the bytes of a model, and how messages name it.
+    def __init__(
+        self, model: bytes, *, place: str = "this SentencePiece model", files: TokenizerFiles | None = None
+    ) -> None:
+        """Take the bytes of a model, how messages name it, and what came with it.
 
         Raises:
             DataError: no SentencePiece model, one without an end-of-document token, or one that loses text.
         """
         import sentencepiece
 
+        self.files = files or TokenizerFiles(contents={MODEL_NAME: model}, place=place)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
-            raise DataError(f"{place} is no SentencePiece model") from None
+            raise DataError(f"{place} is not a SentencePiece model") from None
         self._model = model
         self._eod_id = self._find_eod(place)
-        self._memory = _Memory(self._processor)
+        self._bos_id = self._find_bos(place)
+        self._memory = RememberedWords(self._processor)
         _check_lossless(self, place=place)
 
     @property
@@ -166,16 +196,21 @@ class SentencePieceTokenizer(Tokenizer):
         return self._eod_id
 
     @property
-    def sha256(self) -> str:
+    def bos_id(self) -> int | None:
+        """Token that begins every document and every prompt; None: there is none."""
+        return self._bos_id
+
+    @property
+    def text_sha256(self) -> str:
         """Hash of the model."""
         return hashlib.sha256(self._model).hexdigest()
 
-    def save(self, path: Path) -> None:
-        """Write the SentencePiece model."""
-        path.write_bytes(self._model)
+    def token(self, token_id: int) -> str:
+        """Return a piece."""
+        return str(self._processor.id_to_piece(token_id))
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, without an end-of-document token."""
+        """Return the token ids of `text` alone, without the tokens that begin and end a document."""
         return list(self._processor.encode(text))
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -183,109 +218,89 @@ class SentencePieceTokenizer(Tokenizer):
         return str(self._processor.decode([token for token in token_ids if token != self._eod_id]))
 
     def encode_documents(self, documents: Sequence[bytes], *, num_threads: int) -> "Iterator[npt.NDArray[np.int32]]":
-        """Yield the token ids of each UTF-8 document, an end-of-document token last: int32 [tokens of the document].
+        """Yield the token ids of each UTF-8 document, BOS and end-of-document included: int32 [tokens of it].
 
         Words that were met before are remembered, which saves time: half of it on prose, less on code.
         """
         import numpy as np
 
+        begin = np.array([] if self._bos_id is None else [self._bos_id], dtype=np.int32).tobytes()
         end = np.array([self._eod_id], dtype=np.int32).tobytes()
         for tokens in self._memory.encode(documents, num_threads=num_threads):
-            yield np.frombuffer(tokens + end, dtype=np.int32)
+            yield np.frombuffer(begin + tokens + end, dtype=np.int32)
+
+    def _find_bos(self, place: str) -> int | None:
+        """Return the token that the files beside the model put in front of text; a model alone does not."""
+        if self.files.is_model_alone or not self.files.adds_bos:
+            return None
+        named = self.files.special_token("bos_token")
+        found = int(self._processor.bos_id() if named is None else self._processor.piece_to_id(named))
+        if found < 0 or not self._processor.is_control(found):
+            raise DataError(
+                f"{place} is to begin texts with {named or 'a bos_token'}, which is not a control piece of it"
+            )
+        return found
 
     def _find_eod(self, place: str) -> int:
-        if (found := int(self._processor.eos_id())) >= 0:
+        named = self.files.special_token("eos_token")
+        if named is None and (found := int(self._processor.eos_id())) >= 0:
             return found
-        for piece in (EOD_PIECE, *_OTHER_EOD_PIECES):
+        for piece in (EOD_PIECE, *_OTHER_EOD_PIECES) if named is None else (named,):
             found = int(self._processor.piece_to_id(piece))
             if self._processor.is_control(found) and self._processor.id_to_piece(found) == piece:
                 return found
+        if named is not None:
+            raise DataError(f"{place} has no control piece {named!r}, which is named as eos_token beside it")
         raise DataError(f"{place} has no end-of-sentence piece to end documents with; train it with an eos_id")
-
-
-class _Memory:
-    """The tokens of stretches of text that were met before, as int32 bytes.
-
-    Where no piece reaches across the border of two stretches, each can be encoded by itself: byte-pair merges never
-    cross it, and the best unigram path is the best path of each stretch. Models trained here have no such pieces.
-    """
-
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
-        self._known: dict[bytes, bytes] = {}
-        pieces = [
-            processor.id_to_piece(token).replace(_SPACE_MARK, " ").encode()
-            for token in range(processor.vocab_size())
-            if not (processor.is_byte(token) or processor.is_control(token) or processor.is_unknown(token))
-        ]
-        adds_space = processor.encode("a", return_type=str)[0].startswith(_SPACE_MARK)
-        exact = (cut for cut in _STRETCHES if not adds_space and all(cut.fullmatch(piece) for piece in pieces))
-        self.stretches = next(exact, None)
-        """What documents are cut into; None leaves them whole."""
-
-    def encode(self, documents: Sequence[bytes], *, num_threads: int) -> Iterator[bytes]:
-        """Yield the tokens of each document."""
-        parts = [self._cut(document) for document in documents]
-        new = list(set().union(*parts) - self._known.keys())
-        encoded = self._processor.encode(new, num_threads=num_threads, return_type="numpy")
-        self._known.update((stretch, ids.tobytes()) for stretch, ids in zip(new, encoded, strict=True))
-        for part in parts:
-            yield b"".join(map(self._known.__getitem__, part))
-        if len(self._known) > _MAX_REMEMBERED:
-            self._known.clear()
-        else:
-            for stretch in (stretch for stretch in new if len(stretch) > _MAX_REMEMBERED_BYTES):
-                del self._known[stretch]
-
-    def _cut(self, document: bytes) -> list[bytes]:
-        """Return the stretches of a document; one with U+2581 is left whole, since that mark too stands for a space."""
-        if self.stretches is None or _SPACE_MARK.encode() in document:
-            return [document]
-        return self.stretches.findall(document)
 
 
 class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizer.json`, read by the `tokenizers` library; special tokens in the text are text."""
 
-    saved_as = "tokenizer"
+    def __init__(
+        self,
+        definition: bytes,
+        *,
+        eod_token: str | None = None,
+        place: str = "this tokenizer.json",
+        files: TokenizerFiles | None = None,
+    ) -> None:
+        """Take the bytes of a `tokenizer.json`.
 
-    def __init__(self, definition: bytes, *, eod_token: str | None = None, place: str = "this tokenizer.json") -> None:
-        """Take the bytes of a `tokenizer.json`, the token that ends documents, and how messages name it.
+        Args:
+            definition: Its content.
+            eod_token: The token that ends documents; None: the one that the files name, or a usual one.
+            place: How messages name it.
+            files: It, and what came with it.
 
         Raises:
             DataError: no tokenizer, one without an end-of-document token, or one that loses text.
         """
         import tokenizers
 
+        self.files = files or _files_of(definition, eod_token=eod_token, place=place)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
         except Exception as error:  # the library raises plain Exception
-            raise DataError(f"{place} is no tokenizer.json: {error}") from None
+            raise DataError(f"{place} is not a tokenizer.json: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self._definition = definition
-        self._eod_token = self._find_eod(eod_token, place=place)
+        self._eod_token = self._find_eod(eod_token or self.files.special_token("eos_token"), place=place)
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            raise DataError(f"{place} has a token of id {self.vocab_size - 1}; ids below {MAX_VOCAB_SIZE} are read")
+        self._bos_id = self._find_bos(place)
         _check_lossless(self, place=place)
-
-    @classmethod
-    def read(cls, path: Path) -> "HuggingFaceTokenizer":
-        """Read a `tokenizer.json`, or a folder that holds one and a `tokenizer_config.json`."""
-        file = path / "tokenizer.json" if path.is_dir() else path
-        config = file.with_name("tokenizer_config.json")
-        named: Any = None
-        if config.is_file():
-            try:
-                named = json.loads(config.read_bytes()).get("eos_token")
-            except (ValueError, AttributeError) as error:
-                raise DataError(f"{config} is no JSON object: {error}") from None
-        eod_token = named.get("content") if isinstance(named, dict) else named
-        return cls(file.read_bytes(), eod_token=eod_token, place=str(file))
 
     @property
     def vocab_size(self) -> int:
         """The highest token id plus 1: vocabularies may have holes."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return self._vocab_size
+
+    @functools.cached_property
+    def _vocab_size(self) -> int:
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property
     def eod_id(self) -> int:
@@ -295,24 +310,21 @@ class HuggingFaceTokenizer(Tokenizer):
         return token_id
 
     @property
-    def eod_token(self) -> str:
-        """What the tokenizer calls it."""
-        return self._eod_token
+    def bos_id(self) -> int | None:
+        """Token that begins every document and every prompt; None: there is none."""
+        return self._bos_id
 
     @property
-    def sha256(self) -> str:
+    def text_sha256(self) -> str:
         """Hash of `tokenizer.json` and the end-of-document token."""
         return hashlib.sha256(self._definition + b"\0" + self._eod_token.encode()).hexdigest()
 
-    def save(self, path: Path) -> None:
-        """Write a folder that holds `tokenizer.json` as it was read, and `tokenizer_config.json`."""
-        path.mkdir()
-        (path / "tokenizer.json").write_bytes(self._definition)
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._eod_token}
-        (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    def token(self, token_id: int) -> str:
+        """Return a token as the vocabulary has it."""
+        return str(self._tokenizer.id_to_token(token_id))
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, without an end-of-document token."""
+        """Return the token ids of `text` alone, without the tokens that begin and end a document."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -320,12 +332,13 @@ class HuggingFaceTokenizer(Tokenizer):
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def encode_documents(self, documents: Sequence[bytes], *, num_threads: int) -> "Iterator[npt.NDArray[np.int32]]":
-        """Yield the token ids of each UTF-8 document, an end-of-document token last: int32 [tokens of the document].
+        """Yield the token ids of each UTF-8 document, BOS and end-of-document included: int32 [tokens of it].
 
         The library takes its number of threads from RAYON_NUM_THREADS, and `num_threads` 1 means none.
         """
         import numpy as np
 
+        begin = [] if self._bos_id is None else [self._bos_id]
         end, texts = [self.eod_id], [document.decode() for document in documents]
         encode_one = self._tokenizer.encode
         encodings = (
@@ -334,7 +347,31 @@ class HuggingFaceTokenizer(Tokenizer):
             else self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         )
         for encoding in encodings:
-            yield np.array(encoding.ids + end, dtype=np.int32)
+            yield np.array(begin + encoding.ids + end, dtype=np.int32)
+
+    def _find_bos(self, place: str) -> int | None:
+        """Return what the tokenizer's own template puts in front of a text, or what its settings ask for."""
+        if self.files.was_saved_without_bos:
+            return None
+        text = _PROBES[0]
+        plain, whole = self.encode(text), list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+        start = len(whole) - len(plain) - (whole[-1:] == [self.eod_id])
+        if start not in (0, 1) or whole[start : start + len(plain)] != plain:
+            extra = [self.token(token) for token in whole if token not in plain]
+            raise DataError(
+                f"{place} frames texts by {' '.join(extra)}; a document here begins with one token at most, and ends "
+                f"with {self._eod_token}"
+            )
+        named = self.files.special_token("bos_token") if self.files.adds_bos else None
+        if start == 0 and named is not None:
+            return self._id_of_bos(named, place=place)
+        return whole[0] if start else None
+
+    def _id_of_bos(self, named: str, *, place: str) -> int:
+        found = self._tokenizer.token_to_id(named)
+        if found is None:
+            raise DataError(f"{place} is to begin texts with {named!r}, which is not a token of it")
+        return int(found)
 
     def _find_eod(self, named: str | None, *, place: str) -> str:
         candidates = (EOD_PIECE, *_OTHER_EOD_PIECES) if named is None else (named,)
@@ -348,14 +385,10 @@ class HuggingFaceTokenizer(Tokenizer):
         )
 
 
-def _sentencepiece_in(folder: Path) -> Path:
-    """Return the SentencePiece model in a folder that holds no `tokenizer.json`."""
-    if (model := folder / "tokenizer.model").is_file():
-        return model
-    raise DataError(
-        f"{folder} holds neither tokenizer.json nor tokenizer.model; a slow Hugging Face tokenizer is converted by"
-        " AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-    )
+def _files_of(definition: bytes, *, eod_token: str | None, place: str) -> TokenizerFiles:
+    """Return the files of a definition that has none: the token that was named must be found again."""
+    named = {} if eod_token is None else {CONFIG_NAME: (json.dumps({"eos_token": eod_token}) + "\n").encode()}
+    return TokenizerFiles(contents={JSON_NAME: definition, **named}, place=place)
 
 
 def _check_lossless(tokenizer: Tokenizer, *, place: str) -> None:

@@ -9,35 +9,47 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
-from chinchilla_ds.distributed import build_lock, cpu_backend, deepspeed_patches
+from chinchilla_ds.distributed import build_lock, cpu_backend, deepspeed_patches, zero_step
+from chinchilla_ds.distributed.launch import Place, read_place
+from chinchilla_ds.distributed.rendezvous import Store, open_store
 from chinchilla_ds.errors import LayoutError
 from chinchilla_ds.plan import ParallelLayout
 
-_TIMEOUT = timedelta(minutes=30)
+_TIMEOUT = timedelta(days=1)
+"""Of a collective. Watchdogs tell sooner what hangs, and know what may take long, such as a large checkpoint."""
 
 
-def initialize(*, layout: ParallelLayout) -> None:
+def initialize(*, layout: ParallelLayout, store: Store | None = None) -> None:
     """Start the process group and cut it into the layout's tensor-, pipeline- and data-parallel groups.
 
-    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as the deepspeed launcher sets them.
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE, MASTER_ADDR and MASTER_PORT, as `launch.settle` sets them.
+
+    Args:
+        layout: What to cut the ranks into.
+        store: Where they have met; None: they meet now, as `rendezvous.open_store` says.
 
     Raises:
-        LayoutError: the ranks cannot meet at that address, which another run may hold.
+        LayoutError: the ranks cannot meet at that address, which another run may hold, or two would share a GPU.
     """
-    if cpu_backend.has_cuda():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    place = read_place()
+    store = store or open_store(place)
+    cuda = cpu_backend.has_cuda()
+    if cuda:
+        _take_gpu(place, store=store)
     cpu_backend.install()
     deepspeed_patches.install()
+    zero_step.install()
     build_lock.install()
-    backend = "nccl" if cpu_backend.has_cuda() else "gloo"
-    try:
-        deepspeed.init_distributed(dist_backend=backend, timeout=_TIMEOUT, verbose=False)
-    except dist.DistNetworkError as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise LayoutError(
-            f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {place} ({str(error).splitlines()[0]}); if another run "
-            "holds the port, choose a free one: deepspeed --master_port 29501 ..."
-        ) from None
+    # Before DeepSpeed, which would open a store on all interfaces; it takes this group instead.
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=_TIMEOUT,
+        device_id=cpu_backend.device() if cuda and place.world_size > 1 else None,
+    )
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), timeout=_TIMEOUT, verbose=False)
     virtual = layout.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
@@ -47,6 +59,27 @@ def initialize(*, layout: ParallelLayout) -> None:
     # The decoder has no dropout and its weights are drawn by model.initialization, so megatron's random regions, which
     # need CUDA and a seed, do nothing: this is megatron-core's own tracker for that.
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+
+
+def _take_gpu(place: Place, *, store: Store) -> None:
+    """Make this rank's GPU the current one, and let LOCAL_RANK, by which DeepSpeed chooses, name it.
+
+    Raises:
+        LayoutError: there are fewer GPUs than ranks on this machine.
+    """
+    visible = torch.cuda.device_count()
+    index = 0 if visible == 1 else place.local_rank  # a launcher may show each of its tasks one GPU alone
+    advice = "start one rank per GPU, or show each rank its own (srun --gpus-per-task=1)"
+    if index >= visible:
+        raise LayoutError(
+            f"rank {place.rank} is one of {place.local_size} on its machine, which shows it {visible} GPUs: {advice}"
+        )
+    torch.cuda.set_device(index)
+    os.environ["LOCAL_RANK"] = str(index)
+    uuid = str(torch.cuda.get_device_properties(index).uuid)
+    other = int(store.compare_set(f"gpu/{uuid}", "", str(place.rank)))
+    if other != place.rank:
+        raise LayoutError(f"ranks {other} and {place.rank} would share GPU {uuid}: {advice}")
 
 
 def shut_down() -> None:

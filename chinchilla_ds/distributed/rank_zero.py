@@ -1,17 +1,26 @@
 """Work that one rank does for all: its result, or the user error it met, reaches every rank."""
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
+from chinchilla_ds.distributed.rendezvous import Store
 from chinchilla_ds.errors import ChinchillaError
 
 T = TypeVar("T")
 
+_DONE = "rank_zero/done"
+_POLL_S = 0.5
 
-def run_on_rank_zero(work: Callable[[], T]) -> T:
+
+def run_on_rank_zero(work: Callable[[], T], *, store: Store | None = None) -> T:
     """Run `work` on global rank 0 and return what it returned on every rank.
+
+    Args:
+        work: What to do. The other ranks wait for it in a collective, which watchdogs take for hung after a while.
+        store: For work that may take hours: where the others look for its end, in no collective.
 
     Raises:
         ChinchillaError: `work` raised it; every rank raises it, so that all leave together. Anything else that `work`
@@ -23,6 +32,11 @@ def run_on_rank_zero(work: Callable[[], T]) -> T:
             outcome[0] = work()
         except ChinchillaError as error:
             outcome[0] = error
+        if store is not None:
+            store.set(_DONE, "1")
+    elif store is not None:
+        while not store.check([_DONE]):
+            time.sleep(_POLL_S)
     dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], ChinchillaError):
         raise outcome[0]

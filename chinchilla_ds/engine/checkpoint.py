@@ -18,11 +18,14 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.checkpoint.contents import read_contents
+from chinchilla_ds.checkpoint.index import MOMENTS, WEIGHT
 from chinchilla_ds.checkpoint.reader import CheckpointReader
-from chinchilla_ds.checkpoint.state import CheckpointState
-from chinchilla_ds.checkpoint.tensors import MOMENTS, WEIGHT, Block, load_blocks, save_blocks
+from chinchilla_ds.checkpoint.state import LOSS_SCALER_FIELDS, CheckpointState, shape_problems
+from chinchilla_ds.checkpoint.tensors import Block, load_blocks, save_blocks
 from chinchilla_ds.checkpoint.writer import library_versions, write_small_files
 from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
+from chinchilla_ds.engine import rehearsal
 from chinchilla_ds.engine.owned_states import OwnedState, blocks_of, catch_up, owned_states, publish
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.errors import CheckpointError, ChinchillaError, OutputError, reason
@@ -30,7 +33,6 @@ from chinchilla_ds.units import format_bytes
 
 BYTES_PER_PARAM = 12
 """FP32 weight and AdamW's two moments."""
-_LOSS_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +89,9 @@ class Checkpointer:
         """
         self.wait()
         checkpoint = self.folder / folders.checkpoint_name(state.iteration)
-        num_bytes = BYTES_PER_PARAM * self.engine.plan.num_params
-        run_on_rank_zero(lambda: _begin(checkpoint, num_bytes=num_bytes))
-        states = owned_states(self.engine.engine, self.engine.stage, zero_stage=self.engine.plan.layout.zero_stage)
-        state = dataclasses.replace(
-            state,
-            optimizer_step=max((owned.step for owned in states), default=0),
-            loss_scaler=_loss_scaler(self.engine.engine),
-            world_size=dist.get_world_size(),
-            versions=library_versions(),
-        )
+        self._begin(checkpoint)
+        states = self._states()
+        state = self._completed(state, states)
         in_background = in_background and not any(owned.swapped for owned in states)
         blocks = self._copied_blocks(states) if in_background else _blocks(states)
 
@@ -108,6 +103,60 @@ class Checkpointer:
         else:
             write()
         return checkpoint
+
+    def rehearse(self, state: CheckpointState) -> None:
+        """Write a checkpoint of a few values through the real writer, read it back, remove it: before the first step.
+
+        What cannot be saved, written, or seen by every rank is known then, and not after an hour of training.
+
+        Args:
+            state: As for `save`.
+
+        Raises:
+            CheckpointError: the optimizer keeps states that a checkpoint cannot hold.
+            OutputError: the folder cannot be written, is too full for a checkpoint, is not shared by all ranks, or
+                gives back something else.
+        """
+        states, rank = self._states(), dist.get_rank(self._group)
+        self._agree(rehearsal.precision_problems(states), kind=CheckpointError)
+        folder = self.folder / rehearsal.FOLDER_NAME
+        checkpoint = folder / folders.checkpoint_name(0)
+        run_on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))  # of a process that was killed
+        self._begin(checkpoint)
+        values = rehearsal.sample_values(states)
+        self._write(checkpoint, blocks=rehearsal.sample_blocks(values, rank=rank), state=self._completed(state, states))
+        problems = rehearsal.read_back(checkpoint, values=values, rank=rank, plan=self.engine.plan)
+        where = f"rank {rank} cannot read back a small checkpoint that all ranks wrote; they must share its folder"
+        try:
+            self._agree([f"{where}: {problem}" for problem in problems], kind=OutputError)
+        except OutputError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        run_on_rank_zero(lambda: shutil.rmtree(folder))
+
+    def _agree(self, problems: list[str], *, kind: type[ChinchillaError]) -> None:
+        """Raise the problems of all ranks on every rank, if there are any."""
+        gathered: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(gathered, problems, group=self._group)
+        if found := sorted({problem for part in gathered for problem in part}):
+            raise kind(found)
+
+    def _begin(self, checkpoint: Path) -> None:
+        num_bytes = BYTES_PER_PARAM * self.engine.plan.num_params
+        run_on_rank_zero(lambda: _begin(checkpoint, num_bytes=num_bytes))
+
+    def _states(self) -> list[OwnedState]:
+        return owned_states(self.engine.engine, self.engine.stage, zero_stage=self.engine.plan.layout.zero_stage)
+
+    def _completed(self, state: CheckpointState, states: list[OwnedState]) -> CheckpointState:
+        """Return where the run stands with what the engine knows of it."""
+        return dataclasses.replace(
+            state,
+            optimizer_step=max((owned.step for owned in states), default=0),
+            loss_scaler=_loss_scaler(self.engine.engine),
+            world_size=dist.get_world_size(),
+            versions=library_versions(),
+        )
 
     def wait(self) -> None:
         """Wait for the save in the background.
@@ -187,7 +236,7 @@ class Checkpointer:
                 if name not in records:
                     records[name] = folders.record_file(path)
             folders.commit(checkpoint, records=records)
-            folders.prune(self.folder, keep=self._retention.keep, milestone_iters=self._retention.milestone_iters)
+            folders.prune(checkpoint.parent, keep=self._retention.keep, milestone_iters=self._retention.milestone_iters)
         except OSError as error:
             folders.abandon(checkpoint)
             return _output_error(checkpoint, [error])
@@ -259,7 +308,7 @@ class _OnNvme:
 
 def _loss_scaler(engine: Any) -> dict[str, Any]:
     holder = _scaler_of(engine)
-    return {name: getattr(holder, name) for name in _LOSS_SCALER_FIELDS if hasattr(holder, name)}
+    return {name: getattr(holder, name) for name in LOSS_SCALER_FIELDS if hasattr(holder, name)}
 
 
 def _scaler_of(engine: Any) -> Any:
@@ -299,12 +348,17 @@ def newest_whole(path: Path, *, warn: Callable[[str], None]) -> Path:
 
 
 def _problems_of_share(checkpoint: Path) -> list[str]:
-    """Return what is wrong with this rank's share of a checkpoint's files."""
+    """Return what is wrong with this rank's share of a checkpoint's files, on rank 0 with what the small ones hold."""
+    rank = dist.get_rank()
     try:
-        names = sorted(folders.read_manifest(checkpoint))
-        return list(folders.damage(checkpoint, names=frozenset(names[dist.get_rank() :: dist.get_world_size()])))
+        names = sorted(folders.read_manifest(checkpoint).files)
+        if problems := list(folders.damage(checkpoint, names=frozenset(names[rank :: dist.get_world_size()]))):
+            return problems
+        if rank == 0:
+            read_contents(checkpoint)
     except CheckpointError as error:
         return list(error.problems)
+    return []
 
 
 @torch.no_grad()
@@ -323,14 +377,17 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
         CheckpointError: it is of another model.
     """
     reader, zero_stage = CheckpointReader(checkpoint), engine.plan.layout.zero_stage
+    if problems := shape_problems(reader.plan.shape, engine.plan.shape, checkpoint=checkpoint):
+        raise CheckpointError(problems)
     states = owned_states(engine.engine, engine.stage, zero_stage=zero_stage)
     kinds = (WEIGHT,) if weights_only or not reader.has_moments else (WEIGHT, *MOMENTS)
-    for owned in states:
-        with owned.resident():
-            tensors = {kind: flat for kind, flat in owned.tensors().items() if kind in kinds}
-            load_blocks(blocks_of(owned, tensors=tensors, copies=True), folder=checkpoint / folders.TENSORS_NAME)
-            if len(kinds) > 1:
-                owned.set_step(reader.state.optimizer_step)
+    found: tuple[str, ...] = ()
+    try:
+        for owned in states:
+            _load_state(owned, reader=reader, kinds=kinds)
+    except CheckpointError as error:
+        found = error.problems
+    _raise_together(found)
     if states and len(kinds) > 1:
         catch_up(states[0].optimizer, step=reader.state.optimizer_step)
     publish(engine.engine, zero_stage=zero_stage)
@@ -338,6 +395,24 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
         _restore_counters(engine.engine, reader.state)
     dist.barrier()
     return reader.state
+
+
+def _load_state(owned: OwnedState, *, reader: CheckpointReader, kinds: tuple[str, ...]) -> None:
+    """Read the weights that a rank owns, and the moments if they are among `kinds`."""
+    with owned.resident(), folders.reported_as(reader.folder):
+        tensors = {kind: flat for kind, flat in owned.tensors().items() if kind in kinds}
+        blocks = blocks_of(owned, tensors=tensors, copies=True)
+        load_blocks(blocks, index=reader.index, folder=reader.folder / folders.TENSORS_NAME)
+        if len(kinds) > 1:
+            owned.set_step(reader.state.optimizer_step)
+
+
+def _raise_together(problems: tuple[str, ...]) -> None:
+    """Raise on every rank what any rank has met: one alone would leave the others waiting for it."""
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, problems)
+    if found := sorted({problem for of_rank in of_ranks for problem in of_rank}):
+        raise CheckpointError(found)
 
 
 def _restore_counters(engine: Any, state: CheckpointState) -> None:

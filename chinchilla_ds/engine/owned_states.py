@@ -21,7 +21,8 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from chinchilla_ds.checkpoint.boxes import Cut, boxes_of, cut_of
-from chinchilla_ds.checkpoint.tensors import MOMENTS, WEIGHT, Block
+from chinchilla_ds.checkpoint.index import MOMENTS, WEIGHT
+from chinchilla_ds.checkpoint.tensors import Block
 from chinchilla_ds.model.decoder import PipelineStage
 from chinchilla_ds.model.initialization import full_shape, global_named_parameters, partition_dim
 

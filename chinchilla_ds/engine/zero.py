@@ -15,32 +15,13 @@ from torch import Tensor, nn
 from chinchilla_ds.distributed import cpu_backend, groups, recompute
 from chinchilla_ds.distributed.mpu import Mpu
 from chinchilla_ds.engine import precision
+from chinchilla_ds.engine.deepspeed_json import clips_itself, for_deepspeed
 from chinchilla_ds.engine.nonfinite import FirstBad, NonFiniteWatch
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.engine.schedule import MicroBatch, make_schedule, mean_loss, mean_loss_and_votes
 from chinchilla_ds.model.decoder import PipelineStage, build_stage
 from chinchilla_ds.model.initialization import full_shape, global_named_parameters, initialize
 from chinchilla_ds.plan import Offload, Precision, RunPlan
-
-
-def for_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
-    """Return what DeepSpeed is told, from the resolved ds_config that the user sees.
-
-    * The optimizer is built here, with a group that is not decayed, so its section is left out.
-    * Under a pipeline Megatron averages over micro-batches, so DeepSpeed accumulates 1 step as far as it knows; the
-      plan carries the global batch, and `train_batch_size` is left for DeepSpeed to derive.
-    * ZeRO-0 in fp32 has no optimizer wrapper that reports the norm; `TrainingEngine` clips there itself.
-    """
-    told = {key: value for key, value in ds_config.items() if key not in ("optimizer", "train_batch_size")}
-    if plan.layout.pipeline_model_parallel_size > 1:
-        told["gradient_accumulation_steps"] = 1
-    if _clips_itself(plan):
-        told["gradient_clipping"] = 0.0
-    return told
-
-
-def _clips_itself(plan: RunPlan) -> bool:
-    return plan.layout.zero_stage == 0 and plan.precision is Precision.FP32
 
 
 def parameter_groups(stage: PipelineStage, *, weight_decay: float) -> list[dict[str, Any]]:
@@ -136,7 +117,7 @@ class TrainingEngine:
         self.watch.start_step()
         losses = self.schedule.train(batches)
         told = mean_loss_and_votes(losses, votes=(stop, save))
-        norm = self._clip() if _clips_itself(self.plan) else None
+        norm = self._clip() if clips_itself(self.plan) else None
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from chinchilla_ds.data.indexed import read_documents
+from chinchilla_ds.data.parts import Problem
 from chinchilla_ds.data.prepared import HELD_OUT_ORIGINS_NAME, PreparedData
-from chinchilla_ds.data.readers import Problem, parts_of, read_part
+from chinchilla_ds.data.readers import parts_of, read_part
 from chinchilla_ds.data.sources import Corpus, find_source
 from chinchilla_ds.data.tokenizer import Tokenizer
 from chinchilla_ds.errors import DataError
@@ -19,7 +20,7 @@ def held_out_documents(prepared: PreparedData, *, tokenizer: Tokenizer) -> Itera
     """Yield the held-out documents of a prepared corpus, by source where it says which is whose.
 
     Raises:
-        DataError: it was made with another tokenizer.
+        DataError: it was made with another tokenizer, or its files have changed since.
     """
     import numpy as np
 
@@ -28,6 +29,7 @@ def held_out_documents(prepared: PreparedData, *, tokenizer: Tokenizer) -> Itera
             f"{prepared.folder} was prepared with another tokenizer than the model's; give --data the text itself, or "
             "prepare it with --tokenizer from the checkpoint"
         )
+    prepared.check_content()
     documents = read_documents(prepared.held_out_prefix)
     file = prepared.folder / HELD_OUT_ORIGINS_NAME
     if not file.is_file():
@@ -36,11 +38,17 @@ def held_out_documents(prepared: PreparedData, *, tokenizer: Tokenizer) -> Itera
         return
     names = [source.name for source in prepared.sources]
     for tokens, (source, num_bytes) in zip(documents, np.load(file).tolist(), strict=True):
-        yield Document(source=names[source], tokens=tokens.tolist(), num_bytes=num_bytes)
+        yield Document(source=names[source], tokens=_without_bos(tokens.tolist(), tokenizer), num_bytes=num_bytes)
 
 
 def _document(source: str, tokens: list[int], *, tokenizer: Tokenizer) -> Document:
-    return Document(source=source, tokens=tokens, num_bytes=len(tokenizer.decode(tokens).encode()))
+    num_bytes = len(tokenizer.decode(tokens).encode())
+    return Document(source=source, tokens=_without_bos(tokens, tokenizer), num_bytes=num_bytes)
+
+
+def _without_bos(tokens: list[int], tokenizer: Tokenizer) -> list[int]:
+    """Return a document's tokens without the one that begins it, which tells nothing of a model."""
+    return tokens[1:] if tokens[:1] == [tokenizer.bos_id] else tokens
 
 
 def find_files(paths_by_source: Mapping[str, Sequence[str]], /, *, text_field: str) -> tuple[Corpus, ...]:

@@ -26,6 +26,7 @@ def score_documents(
     *,
     token_losses: TokenLosses,
     eod_id: int,
+    before_id: int | None = None,
     window: int,
     stride: int,
     device: torch.device,
@@ -38,14 +39,16 @@ def score_documents(
     Args:
         documents: In any order; they are not all in memory at once.
         token_losses: The model.
-        eod_id: The end-of-document token: stands in front of a document, and behind it.
+        eod_id: The end-of-document token, which stands behind a document.
+        before_id: The token in front of a document, which is not scored; None: another end of document.
         window: Most tokens that the model reads at once.
         stride: Tokens that each window after a document's first scores.
         device: Of the model.
         on_tokens: Told how many tokens have been scored since the last time.
     """
     scores: dict[str, Score] = {}
-    for batch in _batches(_windows(documents, scores, before=eod_id, window=window, stride=stride)):
+    before = eod_id if before_id is None else before_id
+    for batch in _batches(_windows(documents, scores, before=before, window=window, stride=stride)):
         tokens, labels, counted = _stack([one for _, one in batch], filler=eod_id)
         losses = token_losses(tokens.to(device), labels.to(device)).double().cpu() * counted
         ends = (losses * (labels == eod_id)).sum(dim=1)

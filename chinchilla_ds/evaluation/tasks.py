@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_ds.errors import ConfigError, did_you_mean
+from chinchilla_ds.structured import read_bytes
 
 BATCH_SIZE = 8
 """Requests of one forward pass."""
@@ -29,6 +30,8 @@ def open_tasks(names: Sequence[str], *, include_path: Path | None) -> Any:
         ) from None
     if include_path is not None and not include_path.is_dir():
         raise ConfigError(f"--include-path {include_path} is no folder; name one that holds task files (.yaml)")
+    if include_path is not None:
+        _check_task_files(include_path)
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     known = manager.all_tasks
     unknown = [name for name in names if name not in known]
@@ -39,6 +42,26 @@ def open_tasks(names: Sequence[str], *, include_path: Path | None) -> Any:
     return manager
 
 
+def _check_task_files(folder: Path) -> None:
+    """Check the YAML of task files, of which lm-eval leaves out silently what it cannot read; nothing is constructed.
+
+    Raises:
+        ConfigError: naming every file that is not YAML.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    problems: list[str] = []
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            yaml.compose(read_bytes(path, what="the task file"), Loader=yaml.SafeLoader)
+        except ConfigError as error:
+            problems += error.problems
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            problems.append(f"the task file {path} is not YAML: {' '.join(str(error).split()):.200}")
+    if problems:
+        raise ConfigError(problems)
+
+
 def _nearest(name: str, known: Sequence[str], include_path: Path | None) -> str:
     if near := did_you_mean(name, known):
         return near
@@ -46,7 +69,15 @@ def _nearest(name: str, known: Sequence[str], include_path: Path | None) -> str:
 
 
 def run_tasks(
-    folder: Path, /, *, names: Sequence[str], manager: Any, device: str, dtype: str, limit: int | None = None
+    folder: Path,
+    /,
+    *,
+    names: Sequence[str],
+    manager: Any,
+    device: str,
+    dtype: str,
+    limit: int | None = None,
+    add_bos_token: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Return the metrics of every task and group, by name.
 
@@ -57,26 +88,38 @@ def run_tasks(
         device: In torch's words.
         dtype: Of the weights, in torch's words.
         limit: Examples of each task at most; None: all.
+        add_bos_token: Whether texts begin with the tokenizer's BOS.
 
     Raises:
-        ConfigError: a task's data cannot be had.
+        ConfigError: a task's data cannot be had, or its file says what lm-eval cannot do.
     """
+    from datasets.exceptions import DatasetsError
+    from jinja2 import TemplateError
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    model = HFLM(pretrained=str(folder), dtype=dtype, device=device, batch_size=BATCH_SIZE)
+    model = HFLM(pretrained=str(folder), dtype=dtype, device=device, batch_size=BATCH_SIZE, add_bos_token=add_bos_token)
     try:
         found = simple_evaluate(
             model, tasks=list(names), task_manager=manager, limit=limit, log_samples=False, bootstrap_iters=0
         )
-    except (OSError, ConnectionError, ValueError) as error:  # what `datasets` raises of data that is not to be had
+    except (OSError, ConnectionError, ValueError, DatasetsError) as error:  # of data that is not to be had
         raise ConfigError(
-            f"--tasks: lm-eval cannot run {', '.join(names)}: {error}; offline, name task files whose data is on this "
-            "machine with --include-path"
+            f"--tasks: lm-eval cannot run {', '.join(names)}: {_first_line(error)}; offline, name task files whose "
+            "data is on this machine with --include-path"
+        ) from error
+    except (KeyError, TypeError, AttributeError, ImportError, TemplateError) as error:  # of what a task file says
+        raise ConfigError(
+            f"--tasks: lm-eval cannot run {', '.join(names)}: {type(error).__name__}: {_first_line(error)}; look at "
+            "the task's file and its data"
         ) from error
     assert found is not None, "lm-eval returns results on the one rank that runs it"
     return {task: _metrics(values) for task, values in found["results"].items()}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, float]:

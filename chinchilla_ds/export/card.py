@@ -22,7 +22,9 @@ class TrainingFacts:
     tokenizer_sha256: str | None = None
 
 
-def model_card(plan: RunPlan, /, *, facts: TrainingFacts, num_params: int, dtype: Precision) -> str:
+def model_card(
+    plan: RunPlan, /, *, facts: TrainingFacts, num_params: int, dtype: Precision, bos: str | None = None
+) -> str:
     """Return the card in Markdown, with the YAML head that the Hugging Face hub reads.
 
     Args:
@@ -30,6 +32,7 @@ def model_card(plan: RunPlan, /, *, facts: TrainingFacts, num_params: int, dtype
         facts: What came of it.
         num_params: Parameters of the export, without padding.
         dtype: Of the weights.
+        bos: The token that begins every document; None: there is none.
     """
     head = ["---", f"license: {facts.licence or 'unknown'}", "library_name: transformers"]
     head += ["pipeline_tag: text-generation", "tags:", "- chinchilla-ds", "---"]
@@ -58,7 +61,7 @@ def model_card(plan: RunPlan, /, *, facts: TrainingFacts, num_params: int, dtype
             "```",
             "",
             "It continues text; it follows no instructions. Documents were separated by the end-of-document token, and "
-            "no token begins one.",
+            f"{'no token' if bos is None else bos} begins one.",
             "",
         ]
     )

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.export import vector_codec
-from chinchilla_ds.export.config_json import CONFIG_NAME, read_config
+from chinchilla_ds.export.config_json import CONFIG_NAME, QUANT_METHOD, read_config
 from chinchilla_ds.export.shards import STEM, ShardReader, ShardWriter
 from chinchilla_ds.export.vector_codec import Codec
-from chinchilla_ds.export.vector_folder import CODED_STEM, QUANT_METHOD
+from chinchilla_ds.export.vector_folder import CODED_STEM
 from chinchilla_ds.export.write import CARD_NAME, write_json, written_aside
 
 

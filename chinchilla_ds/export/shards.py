@@ -14,7 +14,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from chinchilla_ds.data.named_files import find_named
 from chinchilla_ds.errors import DataError, reason
+from chinchilla_ds.structured import read_json
 
 STEM = "model"
 """What Hugging Face's tools expect file names to begin with."""
@@ -30,6 +32,7 @@ _NAMES = {
     torch.int32: "I32",
     torch.int64: "I64",
 }
+_SHOWN_NAMES = 3
 _HEADER_BYTES_PER_TENSOR = 512
 """Longest entry of a tensor in the header, its share of the metadata included; real ones take 130 to 400."""
 
@@ -126,20 +129,33 @@ def _index_name(stem: str) -> str:
 class ShardReader:
     """The tensors of a Hugging Face folder; what is asked for is read, and nothing stays in memory."""
 
-    def __init__(self, folder: Path, /, *, stem: str = STEM) -> None:
+    def __init__(self, folder: Path, /, *, stem: str = STEM, home: Path | None = None) -> None:
         """Read the headers of the files named `stem`.
 
+        Args:
+            folder: Where they lie.
+            stem: What their names begin with.
+            home: What links must not leave; None: the folder.
+
         Raises:
-            DataError: there are no safetensors files, one is missing, or one is damaged.
+            DataError: there are no safetensors files, one is missing, outside, or damaged, or two hold one tensor.
         """
-        self._folder = folder
         self._files: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, str] = {}
         self.metadata: dict[str, str] = {}
         """What the headers say beside the tensors."""
-        for path in _files_of(folder, stem):
-            with self._open(path) as opened:
+        for path in _files_of(folder, stem, home=home):
+            with _open(path) as opened:
                 self.metadata |= opened.metadata() or {}
-                self._files |= dict.fromkeys(opened.keys(), path)
+                for name in tuple(opened.keys()):
+                    if name in self._files:
+                        raise DataError(
+                            f"{folder} holds the tensor {name} twice: {self._files[name].name}, {path.name}"
+                        )
+                    found = opened.get_slice(name)
+                    self._files[name], self._shapes[name] = path, tuple(found.get_shape())
+                    self._dtypes[name] = found.get_dtype()
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all tensors."""
@@ -147,38 +163,59 @@ class ShardReader:
 
     def shape(self, name: str, /) -> tuple[int, ...]:
         """Return the shape of a tensor."""
-        with self._open(self._files[name]) as opened:
-            return tuple(opened.get_slice(name).get_shape())
+        return self._shapes[name]
+
+    def dtype(self, name: str, /) -> str:
+        """Return the type of a tensor, as safetensors calls it, such as `BF16`."""
+        return self._dtypes[name]
 
     def read(self, name: str, /, *, rows: slice = slice(None)) -> Tensor:
         """Return a tensor, or some of its rows, in its own type."""
-        with self._open(self._files[name]) as opened:
+        with _open(self._files[name]) as opened:
             values: Tensor = opened.get_slice(name)[rows]
             return values.clone()  # a slice of the file would keep all of it mapped
 
-    def _open(self, path: Path) -> Any:
-        from safetensors import SafetensorError, safe_open
 
-        try:
-            return safe_open(path, framework="pt")
-        except SafetensorError as error:
-            raise DataError(f"{path} is no whole safetensors file: {error}") from None
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {reason(error)}") from None
+def _open(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise DataError(f"{path} is not a whole safetensors file: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}") from None
 
 
-def _files_of(folder: Path, stem: str) -> list[Path]:
-    index, single = folder / _index_name(stem), folder / _shard_name(stem)
-    if not index.is_file():
-        if single.is_file():
+def _files_of(folder: Path, stem: str, *, home: Path | None) -> list[Path]:
+    """Return the real places of the files: those that the index names, or the one there is."""
+    index = find_named(folder, _index_name(stem), home=home)
+    if index is None:
+        if (single := find_named(folder, _shard_name(stem), home=home)) is not None:
             return [single]
         pickled = next(iter(sorted(folder.glob("*.bin"))), None)
         other = f"; {pickled.name} is a pickle, which is not read: save the model as safetensors" if pickled else ""
-        raise DataError(f"{folder} holds neither {single.name} nor {index.name}{other}")
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{index} is damaged: it has no weight_map") from None
-    if missing := sorted(name for name in names if not (folder / name).is_file()):
-        raise DataError(f"{folder} lacks {', '.join(missing)}, which {index.name} names")
-    return [folder / name for name in sorted(names)]
+        raise DataError(f"{folder} holds neither {_shard_name(stem)} nor {_index_name(stem)}{other}")
+    names = _names_in(index, where=folder / index.name)
+    found = {name: find_named(folder, name, home=home) for name in sorted(names)}
+    if missing := [name for name, path in found.items() if path is None]:
+        raise DataError(f"{folder} lacks {_some(missing)}, which {_index_name(stem)} names")
+    return [path for path in found.values() if path is not None]
+
+
+def _names_in(index: Path, *, where: Path) -> set[str]:
+    """Return the files that an index names."""
+    values = read_json(index, what="the index", error=DataError)
+    weight_map = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DataError(f"{where} is damaged: it has no weight_map")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not name.endswith(".safetensors"):
+            raise DataError(f"{where} says that {tensor:.80} lies in {name!r:.80}, which is not a safetensors file")
+    return set(weight_map.values())
+
+
+def _some(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(names[:_SHOWN_NAMES])
+    return shown if len(names) <= _SHOWN_NAMES else f"{shown} and {len(names) - _SHOWN_NAMES} more"

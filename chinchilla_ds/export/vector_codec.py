@@ -47,11 +47,15 @@ class Codec:
         """log2(k)."""
         return self.codebook_size.bit_length() - 1
 
+    def code_bytes(self, shape: tuple[int, int], /) -> int:
+        """Return what the indices of a matrix [o, i] take, in bytes."""
+        rows, columns = shape
+        return -(-rows * columns // self.dimension * self.bits_per_index // 8)
+
     def bits_per_weight(self, shape: tuple[int, int], /) -> float:
         """Return what a matrix [o, i] takes, codebook and scales included, in bits per weight."""
         rows, columns = shape
-        code_bytes = -(-rows * columns // self.dimension * self.bits_per_index // 8)
-        return 8 * (code_bytes + 2 * self.codebook_size * self.dimension + 4 * rows) / (rows * columns)
+        return 8 * (self.code_bytes(shape) + 2 * self.codebook_size * self.dimension + 4 * rows) / (rows * columns)
 
     def can_code(self, shape: tuple[int, ...], /) -> bool:
         """Return whether rows of the shape can be cut into whole vectors."""

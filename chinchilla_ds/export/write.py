@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.tokenizer_files import GENERATION_NAME
 from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
 from chinchilla_ds.export import llama
 from chinchilla_ds.export.card import TrainingFacts, model_card
 from chinchilla_ds.export.config_json import CONFIG_NAME, config_of
+from chinchilla_ds.export.finite import is_finite
 from chinchilla_ds.export.shards import MAX_SHARD_BYTES, ShardWriter
-from chinchilla_ds.export.tokenizer_files import write_tokenizer
+from chinchilla_ds.export.tokenizer_files import generation_config, token_ids, write_tokenizer
 from chinchilla_ds.plan import Precision
 
 OURS_NAME = "chinchilla_ds"
@@ -24,7 +27,6 @@ OURS_NAME = "chinchilla_ds"
 PLAN_NAME = "plan.json"
 PADDING_STEM = "padding"
 CARD_NAME = "README.md"
-GENERATION_NAME = "generation_config.json"
 
 DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 _CHUNK_BYTES = 256 * 1024**2
@@ -62,8 +64,8 @@ def export_checkpoint(
 
     Raises:
         OutputError: `out` holds something, or cannot be written.
-        DataError: the checkpoint has no tokenizer, or one whose ids would change.
-        ConfigError: a weight lies beyond the range of FP16.
+        DataError: the checkpoint has no tokenizer, one whose ids would change, or weights that are not finite.
+        ConfigError: a weight lies beyond the range of `dtype`.
     """
     tokenizer_path = reader.tokenizer_path
     if tokenizer_path is None:
@@ -71,12 +73,19 @@ def export_checkpoint(
             f"{reader.folder} holds no tokenizer, without which nothing can be generated; put the one of the training "
             "text into it as tokenizer.model or tokenizer/"
         )
+    tokenizer = Tokenizer.load(tokenizer_path, home=reader.folder)
+    shape = reader.plan.shape
+    if tokenizer.vocab_size > shape.padded_vocab_size:
+        raise DataError(
+            f"{tokenizer_path} has {tokenizer.vocab_size} tokens, and the model's embedding {shape.padded_vocab_size} "
+            "rows: it is not the one of the training text"
+        )
     with written_aside(out) as aside:
-        shape = reader.plan.shape
-        tokenizer = write_tokenizer(tokenizer_path, folder=aside, seq_length=shape.seq_length)
-        config = config_of(shape, vocab_size=tokenizer.vocab_size, eod_id=tokenizer.eod_id, dtype=dtype)
+        write_tokenizer(tokenizer, folder=aside, seq_length=shape.seq_length)
+        config = config_of(shape, vocab_size=tokenizer.vocab_size, token_ids=token_ids(tokenizer), dtype=dtype)
         write_json(aside / CONFIG_NAME, config)
-        write_json(aside / GENERATION_NAME, {"eos_token_id": tokenizer.eod_id, "pad_token_id": tokenizer.eod_id})
+        if GENERATION_NAME not in tokenizer.files.contents:
+            write_json(aside / GENERATION_NAME, generation_config(tokenizer))
         weights = list(llama.weights(shape, vocab_size=tokenizer.vocab_size))
         num_tensors = sum(len(weight.pieces) for weight in weights)
         with ShardWriter(aside, num_tensors=num_tensors, max_shard_bytes=max_shard_bytes) as writer:
@@ -84,7 +93,8 @@ def export_checkpoint(
                 _write_weight(writer, weight, read=_rows_of(reader, weight), dtype=dtype)
         _write_ours(aside / OURS_NAME, reader, vocab_size=tokenizer.vocab_size, dtype=dtype)
         num_params = writer.total_bytes // DTYPES[dtype].itemsize
-        card = model_card(reader.plan, facts=facts, num_params=num_params, dtype=dtype)
+        bos = None if tokenizer.bos_id is None else tokenizer.token(tokenizer.bos_id)
+        card = model_card(reader.plan, facts=facts, num_params=num_params, dtype=dtype, bos=bos)
         (aside / CARD_NAME).write_text(card, encoding="utf-8")
     return Exported(folder=out, num_params=num_params, num_bytes=writer.total_bytes)
 
@@ -156,10 +166,17 @@ def _chunks(weight: llama.Weight, piece: llama.Piece) -> Iterator[slice]:
 def _checked(values: Tensor, *, dtype: Precision, name: str) -> Tensor:
     """Return the values in `dtype`, all of which it must be able to say."""
     converted = values.to(DTYPES[dtype])
-    if dtype is Precision.FP16 and not torch.isfinite(converted).all():
-        largest = values.abs().max().item()
-        raise ConfigError(f"--dtype fp16 ends at 65504, and {name} holds {largest:.4g}; use --dtype bf16")
-    return converted
+    if is_finite(converted):
+        return converted
+    if not is_finite(values):
+        raise DataError(
+            f"the checkpoint's {name} holds values that are not finite: the run has diverged; export an earlier one"
+        )
+    largest, end = values.abs().max().item(), torch.finfo(DTYPES[dtype]).max
+    other = Precision.BF16 if dtype is Precision.FP16 else Precision.FP32
+    raise ConfigError(
+        f"--dtype {dtype.value} ends at {end:.6g}, and {name} holds {largest:.4g}; use --dtype {other.value}"
+    )
 
 
 def _write_ours(folder: Path, reader: CheckpointReader, *, vocab_size: int, dtype: Precision) -> None:

@@ -39,12 +39,18 @@ class TrainedModel:
                 f"{reader.folder} holds no tokenizer, neither tokenizer.model nor tokenizer/; copy the one that made "
                 "its training text there"
             )
-        tokenizer = Tokenizer.load(reader.tokenizer_path)
+        tokenizer = Tokenizer.load(reader.tokenizer_path, home=reader.folder)
         known = reader.state.tokenizer_sha256
-        if known is not None and known != tokenizer.sha256:
+        # the last is what imports of version 0.1.0 noted
+        if known is not None and known not in (tokenizer.sha256, tokenizer.text_sha256):
             raise CheckpointError(
                 f"{reader.tokenizer_path} is not the tokenizer of the training text: its SHA-256 is "
                 f"{tokenizer.sha256[:12]}..., and the checkpoint was trained with {known[:12]}...; put that one there"
+            )
+        if tokenizer.vocab_size > (rows := reader.plan.shape.padded_vocab_size):
+            raise CheckpointError(
+                f"{reader.tokenizer_path} has {tokenizer.vocab_size} tokens, and the model's embedding {rows} rows: it "
+                "is not the tokenizer of the training text; put that one there"
             )
         return cls(reader=reader, tokenizer=tokenizer)
 
@@ -74,8 +80,14 @@ class TrainedModel:
         return load_decoder(self.reader, ranks=ranks, eod_id=self.tokenizer.eod_id, dtype=_DTYPES[chosen], device=place)
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Return the tokens of a prompt; nothing is the end of another document, after which a new one begins."""
-        return self.tokenizer.encode(prompt) or [self.tokenizer.eod_id]
+        """Return the tokens of a prompt, which begins as documents do: with the tokenizer's BOS, where it has one.
+
+        Where it has none, an empty prompt is the end of another document, after which a new one begins.
+        """
+        tokens, bos = self.tokenizer.encode(prompt), self.tokenizer.bos_id
+        if bos is not None:
+            return [bos, *tokens]
+        return tokens or [self.tokenizer.eod_id]
 
 
 def default_device() -> torch.device:

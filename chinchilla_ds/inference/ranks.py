@@ -4,13 +4,15 @@ Rank = stage * tensor_model_parallel_size + tensor-parallel rank. There is no da
 same prompts and makes the same draws.
 """
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from chinchilla_ds.distributed.devices import device_type
+from chinchilla_ds.distributed.launch import settle
+from chinchilla_ds.distributed.rendezvous import open_store
 from chinchilla_ds.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -73,23 +75,26 @@ def join_ranks(*, tensor_model_parallel_size: int, pipeline_model_parallel_size:
     """Start the process group that the launcher's environment describes, and cut it into the layout.
 
     Raises:
-        LayoutError: the launcher has started another number of ranks than the layout has.
+        LayoutError: the launcher has started another number of ranks than the layout has, or they cannot meet.
+        ConfigError: the launcher's variables are incomplete or contradict each other.
     """
     wanted = tensor_model_parallel_size * pipeline_model_parallel_size
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != wanted:
+    place = settle()
+    if place.world_size != wanted:
         layout = (
             f"--tensor-model-parallel-size {tensor_model_parallel_size} x --pipeline-model-parallel-size "
             f"{pipeline_model_parallel_size} = {wanted} ranks"
         )
         raise LayoutError(
-            f"{layout}, and {started} were started; start them with torchrun --nproc-per-node {wanted} --no-python "
-            "chinchilla-ds ..., or give sizes whose product is the number of ranks"
+            f"{layout}, and {place.world_size} were started; start them with torchrun --nproc-per-node {wanted} "
+            "--no-python chinchilla-ds ..., or give sizes whose product is the number of ranks"
         )
     if wanted > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        cuda = device_type() == "cuda"
+        if cuda:
+            torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        store = open_store(place)
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=place.rank, world_size=place.world_size)
     return ModelRanks(
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,

@@ -113,11 +113,12 @@ def count_parameters(shape: ModelShape) -> int:
 
 
 def _flops_per_token(shape: ModelShape) -> float:
-    """Return 6 per weight that multiplies, plus scores and weighted values over the context, thrice for the training.
+    """Return 6 per weight of a matmul, plus scores and weighted values over the context, thrice for the training.
 
     Source: Kaplan et al. 2020 (arXiv:2001.08361), table 1, times three for forward and backward. Leaves out norms and
-    softmax. A number for tests; `budget.flops` has the one that is reported.
+    softmax. The same number as `budget.flops` has, by another way.
     """
     looked_up = 0 if shape.tied_embeddings else shape.padded_vocab_size * shape.hidden_size
+    norms = (2 * shape.num_layers + 1) * shape.hidden_size
     attention = 12 * shape.num_layers * shape.num_attention_heads * shape.kv_channels * shape.seq_length
-    return float(6 * (count_parameters(shape) - looked_up) + attention)
+    return float(6 * (count_parameters(shape) - looked_up - norms) + attention)

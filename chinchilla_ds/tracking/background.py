@@ -4,8 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -14,13 +13,15 @@ from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus, TrackingBack
 _logger = logging.getLogger(__name__)
 
 _Work = Callable[[TrackingBackend], None]
+_Entry = MetricRecord | _Work
 
 
 class BackgroundTracker:
     """Runs a backend on a thread behind a bounded queue.
 
-    Every call returns at once; metrics are written in batches, in order. A backend that fails costs one warning that
-    names the failure; what is lost after it is counted and reported by `close`. A full queue drops the newest entries.
+    Every call returns at once; metrics are written in batches, in order. What a backend fails to take stays in the
+    queue and is tried again, at the latest when the tracker closes. A full queue drops the newest entries. The first
+    failure, the recovery from it, and what is lost in the end are said.
     """
 
     def __init__(
@@ -30,26 +31,30 @@ class BackgroundTracker:
         name: str,
         capacity: int = 10_000,
         batch_interval_s: float = 2.0,
+        retry_interval_s: float = 5.0,
         close_timeout_s: float = 60.0,
     ) -> None:
         """Start the thread.
 
         Args:
-            open_backend: makes the backend, on the thread; slow imports and database migrations belong here.
+            open_backend: makes the backend, on the thread; may raise, and is then called again.
             name: how messages call the backend.
             capacity: calls that may wait; more are dropped.
             batch_interval_s: how long metrics gather before they are written.
+            retry_interval_s: how long the backend is left alone after a failure.
             close_timeout_s: how long `close` waits for a slow backend.
         """
         self._open_backend = open_backend
         self._name = name
         self._capacity = capacity
         self._batch_interval_s = batch_interval_s
+        self._retry_interval_s = retry_interval_s
         self._close_timeout_s = close_timeout_s
+        self._backend: TrackingBackend | None = None
         self._changed = threading.Condition()
-        self._queue: deque[MetricRecord | _Work] = deque()
+        self._queue: deque[_Entry] = deque()
         self._closing: RunStatus | None = None
-        self._warned = False
+        self._is_failing = False
         self._lost = 0
         self._in_hand = 0
         self._thread = threading.Thread(target=self._work, name=f"tracking-{name}", daemon=True)
@@ -81,71 +86,86 @@ class BackgroundTracker:
                 pending = len(self._queue) + self._in_hand
                 self._queue.clear()
                 _logger.warning(
-                    "%s tracking did not finish within %g s; up to %d entries are not written",
+                    "%s was not written to its end within %g s; up to %d entries are lost",
                     self._name,
                     self._close_timeout_s,
                     pending,
                 )
             if self._lost:
-                _logger.warning("%s tracking lost %d entries of this run", self._name, self._lost)
+                _logger.warning("%s lost %d entries of this run", self._name, self._lost)
 
-    def _put(self, entry: MetricRecord | _Work) -> None:
+    def _put(self, entry: _Entry) -> None:
         with self._changed:
             if self._closing is None and len(self._queue) < self._capacity:
                 self._queue.append(entry)
                 self._changed.notify_all()
                 return
+            first, self._lost = self._lost == 0, self._lost + 1
         reason = f"its queue of {self._capacity} entries is full" if self._closing is None else "it is closed"
-        self._lose(1, reason)
-
-    def _lose(self, count: int, reason: object) -> None:
-        """Count lost entries; warn of the first failure only."""
-        with self._changed:
-            self._lost += count
-            first, self._warned = not self._warned, True
         if first:
-            _logger.warning("%s tracking failed, training goes on without it: %s", self._name, reason)
+            _logger.warning("%s loses entries: %s", self._name, reason)
 
     def _work(self) -> None:
-        backend = self._opened()
-        for entries in self._batches():
-            for is_metrics, group in groupby(entries, key=lambda entry: isinstance(entry, MetricRecord)):
-                chunk = list(group)
-                if backend is None:
-                    self._lose(len(chunk), "it could not be opened")
-                elif is_metrics:
-                    records = [entry for entry in chunk if isinstance(entry, MetricRecord)]
-                    self._guarded(partial(backend.write, records), count=len(records))
-                else:
-                    for work in chunk:
-                        if not isinstance(work, MetricRecord):
-                            self._guarded(partial(work, backend), count=1)
-        if backend is not None:
-            self._guarded(partial(backend.close, self._closing or RunStatus.FAILED), count=0)
-
-    def _opened(self) -> TrackingBackend | None:
-        opened: list[TrackingBackend] = []
-        self._guarded(lambda: opened.append(self._open_backend()), count=0)
-        return opened[0] if opened else None
-
-    def _batches(self) -> Iterator[list[MetricRecord | _Work]]:
-        """Yield what was queued, in order, at most once per interval, until the tracker closes and nothing is left."""
+        """Write what was queued, in order, at most once per interval, until the tracker closes."""
+        wait_s = self._batch_interval_s
         while True:
             with self._changed:
-                self._in_hand = 0
                 self._changed.wait_for(lambda: self._queue or self._closing is not None)
-                self._changed.wait_for(lambda: self._closing is not None, timeout=self._batch_interval_s)
+                self._changed.wait_for(lambda: self._closing is not None, timeout=wait_s)
+                is_last = self._closing is not None
                 entries = list(self._queue)
                 self._queue.clear()
                 self._in_hand = len(entries)
-            if not entries:
-                return
-            yield entries
+            left = self._written(entries)
+            with self._changed:
+                self._in_hand = 0
+                self._queue.extendleft(reversed(left))
+                if is_last:
+                    self._lost += len(self._queue)
+                    self._queue.clear()
+            if is_last:
+                break
+            wait_s = self._retry_interval_s if left else self._batch_interval_s
+        self._close_backend()
 
-    def _guarded(self, call: Callable[[], None], *, count: int) -> None:
-        """Call the backend; whatever it raises is its failure alone, and costs `count` entries."""
+    def _written(self, entries: Sequence[_Entry]) -> Sequence[_Entry]:
+        """Write entries until one fails; return that one and those after it."""
+        done = 0
         try:
-            call()
+            if self._backend is None:
+                self._backend = self._open_backend()
+            for is_metrics, group in groupby(entries, key=lambda entry: isinstance(entry, MetricRecord)):
+                chunk = list(group)
+                if is_metrics:
+                    self._backend.write([entry for entry in chunk if isinstance(entry, MetricRecord)])
+                    done += len(chunk)
+                    continue
+                for work in chunk:
+                    if not isinstance(work, MetricRecord):
+                        work(self._backend)
+                        done += 1
         except Exception as error:  # the border between a run and a backend that we do not know
-            _logger.debug("%s tracking failed", self._name, exc_info=True)
-            self._lose(count, f"{type(error).__name__}: {error}")
+            self._report(error)
+        else:
+            if self._is_failing:
+                _logger.warning("%s is written again", self._name)
+            self._is_failing = False
+        return entries[done:]
+
+    def _report(self, error: Exception) -> None:
+        """Warn of the first of several failures in a row."""
+        _logger.debug("%s failed", self._name, exc_info=True)
+        if not self._is_failing:
+            self._is_failing = True
+            _logger.warning(
+                "%s cannot be written; training goes on, what is not written stays in memory and is tried again: %s",
+                self._name,
+                f"{type(error).__name__}: {error}",
+            )
+
+    def _close_backend(self) -> None:
+        try:
+            if self._backend is not None:
+                self._backend.close(self._closing or RunStatus.FAILED)
+        except Exception as error:  # as above
+            self._report(error)

@@ -8,6 +8,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from chinchilla_ds.tracking.redaction import redacted
+
 ENVIRONMENT_FILE = "environment.json"
 
 _NAMED_PACKAGES = ("chinchilla-ds", "torch", "deepspeed", "megatron-core", "mlflow")
@@ -21,7 +23,7 @@ def describe_environment() -> dict[str, object]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "command": sys.argv,
+        "command": [redacted(word) for word in sys.argv],
         "git_commit": git_commit(Path(__file__).parent),
         "versions": {name: packages.get(name) for name in _NAMED_PACKAGES},
         "packages": packages,

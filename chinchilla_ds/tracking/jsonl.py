@@ -1,91 +1,134 @@
-"""metrics.jsonl: the run's numbers as one JSON object per line, readable while it runs and without any tool."""
+"""metrics.jsonl: the run's numbers as one JSON object per line, readable while it runs and without any tool.
 
+With tracking.json, which has the rest, it is the truth about a run: other places that keep runs are brought to it.
+"""
+
+import contextlib
 import json
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chinchilla_ds.tracking.background import BackgroundTracker
+from chinchilla_ds.tracking.destination import MlflowDestination
+from chinchilla_ds.tracking.metrics_file import METRICS_FILE, MetricsReader, describe_skipped
+from chinchilla_ds.tracking.record import load_or_begin, write_durably
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
 
-METRICS_FILE = "metrics.jsonl"
-_STEP_METRIC = "train/loss"
-"""Every optimizer step that was taken logs it, and no evaluation does."""
+_STEP_METRIC, _EVALUATION_METRIC, _SKIPPED_METRIC = "train/loss", "held_out/loss", "skipped_steps"
+"""Every optimizer step that was taken logs the first, every evaluation the second; a skipped step the third alone."""
+_SYNC_INTERVAL_S = 1.0
+"""How often lines are written through to the disk, for a power cut."""
+
+_logger = logging.getLogger(__name__)
 
 
 class JsonlBackend:
     """Appends one object per logged moment: `step`, `time` (seconds since the epoch) and the metrics.
 
-    An evaluation stands on its own line, with the step it was made at. JSON knows neither NaN nor infinity: null.
+    An evaluation stands on its own line, with the step it was made at. JSON knows neither NaN nor infinity: they are
+    the texts "NaN", "Infinity" and "-Infinity". A batch is written whole or not at all, and may be tried again.
     """
 
-    def __init__(self, *, path: Path) -> None:
+    def __init__(self, *, path: Path, followed_by: MlflowDestination | None = None) -> None:
+        """Open a run's record.
+
+        Args:
+            path: The metrics' file, in the run's folder; made where it does not exist.
+            followed_by: Who is brought to this record; kept in it for whoever does so afterwards.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        record = load_or_begin(path.parent)
+        if followed_by is not None:
+            followed_by.noted_in(record).save(path.parent)
         self._is_continued = path.is_file()
-        self._file = path.open("a", encoding="utf-8")
+        self._descriptor: int | None = None
+        self._synced_s = 0.0
 
     def write(self, records: Sequence[MetricRecord]) -> None:
-        """Append the records and flush them to the operating system.
+        """Append the records.
 
         A run that is continued takes steps again that came after its checkpoint: their old lines are dropped.
         """
         if self._is_continued and records:
-            self._is_continued = False
-            self._file.close()
             _cut(self._path, before=records[0])
-            self._file = self._path.open("a", encoding="utf-8")
-        self._file.writelines(_line(record) for record in records)
-        self._file.flush()
+            self._is_continued = False
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        _append(self._descriptor, "".join(_line(record) for record in records).encode())
+        if time.monotonic() - self._synced_s >= _SYNC_INTERVAL_S:
+            os.fsync(self._descriptor)
+            self._synced_s = time.monotonic()
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Do nothing: the plan stands beside this file."""
+        """Keep settings in tracking.json."""
+        load_or_begin(self._path.parent).with_params(params).save(self._path.parent)
 
     def log_artifact(self, path: Path) -> None:
-        """Do nothing: the run's files are in the run's folder already."""
+        """Keep in tracking.json where the file is."""
+        load_or_begin(self._path.parent).with_artifact(path, run_folder=self._path.parent).save(self._path.parent)
 
     def close(self, status: RunStatus) -> None:
-        """Close the file."""
-        self._file.close()
+        """Write through to the disk and close the file."""
+        if self._descriptor is not None:
+            os.fsync(self._descriptor)
+            os.close(self._descriptor)
 
 
-def jsonl_tracker(*, run_folder: Path) -> BackgroundTracker:
-    """Return a tracker that writes `metrics.jsonl` in the run's folder.
+def jsonl_tracker(*, run_folder: Path, followed_by: MlflowDestination | None = None) -> BackgroundTracker:
+    """Return a tracker that writes `metrics.jsonl` and `tracking.json` in the run's folder; see `JsonlBackend`.
 
     Lines do not gather: a step that a checkpoint holds should have its line, however the process ends.
     """
     return BackgroundTracker(
-        lambda: JsonlBackend(path=run_folder / METRICS_FILE), name=METRICS_FILE, batch_interval_s=0.0
+        lambda: JsonlBackend(path=run_folder / METRICS_FILE, followed_by=followed_by),
+        name=METRICS_FILE,
+        batch_interval_s=0.0,
     )
 
 
-def read_metrics(path: Path, /) -> Iterator[MetricRecord]:
-    """Yield what a run has written so far; a last line that is cut off ends it."""
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if not line.endswith("\n"):
-                return
-            moment = json.loads(line)
-            step, time_s = moment.pop("step"), moment.pop("time")
-            metrics = {key: value for key, value in moment.items() if value is not None}
-            yield MetricRecord(metrics=metrics, step=step, time_s=time_s)
+def _append(descriptor: int, content: bytes) -> None:
+    """Append all of `content`, or leave the file as it was: a disk that is full takes a part of a line.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    size = os.fstat(descriptor).st_size
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
 
 
 def _cut(path: Path, *, before: MetricRecord) -> None:
-    """Keep the whole lines of moments before a record's; at one step the evaluation comes after the step itself."""
-    is_step = _STEP_METRIC in before.metrics
-    aside = path.with_name(f".{path.name}.partial")
-    with path.open(encoding="utf-8") as old, aside.open("w", encoding="utf-8") as new:
-        for line in old:
-            if not line.endswith("\n"):  # the process was killed while it wrote
-                break
-            moment = json.loads(line)
-            place = (moment["step"], _STEP_METRIC not in moment)
-            if place < (before.step, not is_step):
-                new.write(line)
-    aside.replace(path)
+    """Keep the whole lines of moments before a record's, and name those that cannot be read."""
+    reader = MetricsReader(path)
+    kept = [line + b"\n" for line, record in reader.lines(is_ended=True) if _place(record) < _place(before)]
+    if reader.skipped:
+        _logger.warning("%s", describe_skipped(path, reader.skipped))
+    write_durably(path, b"".join(kept))
+
+
+def _place(record: MetricRecord) -> tuple[int, int, float]:
+    """Return where a moment stands in a run: at one step the step itself, its evaluation, then skipped attempts."""
+    if _STEP_METRIC in record.metrics:
+        return record.step, 0, 0.0
+    if _EVALUATION_METRIC in record.metrics:
+        return record.step, 1, 0.0
+    return record.step, 2, record.metrics.get(_SKIPPED_METRIC, 0.0)
 
 
 def _line(record: MetricRecord) -> str:
-    metrics = {key: value if math.isfinite(value) else None for key, value in record.metrics.items()}
-    return json.dumps({"step": record.step, "time": round(record.time_s, 3), **metrics}) + "\n"
+    metrics = {key: value if math.isfinite(value) else _non_finite(value) for key, value in record.metrics.items()}
+    return json.dumps({"step": record.step, "time": round(record.time_s, 3), **metrics}, allow_nan=False) + "\n"
+
+
+def _non_finite(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

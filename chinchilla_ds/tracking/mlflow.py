@@ -1,305 +1,295 @@
-"""MLflow: the only module that imports it. Training writes through a process of its own (see `tracking.process`).
+"""Brings MLflow to what a run's folder holds: while the run goes on, at its end, or afterwards.
 
 To plot loss against compute in MLflow's UI, set a line chart's x axis to "Metric" and pick `flops`, which is logged at
 every step beside the loss.
 """
 
 import dataclasses
-import logging
-import os
-import re
+import itertools
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chinchilla_ds.errors import DataError, did_you_mean
-from chinchilla_ds.tracking.background import BackgroundTracker
-from chinchilla_ds.tracking.jsonl import METRICS_FILE, read_metrics
-from chinchilla_ds.tracking.process import ProcessBackend, serve_backend
-from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
+from chinchilla_ds.errors import ChinchillaError, ConfigError, TrackingError
+from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.structured import read_bytes
+from chinchilla_ds.tracking.destination import MlflowDestination, check_uri
+from chinchilla_ds.tracking.metrics_file import METRICS_FILE, MetricsReader
+from chinchilla_ds.tracking.mlflow_database import ensure_database
+from chinchilla_ds.tracking.mlflow_run import RunFinder
+from chinchilla_ds.tracking.mlflow_session import describe, environment, mlflow_session
+from chinchilla_ds.tracking.points import Columns, Point, ValuesByStep, check_same_run, gather, same_value
+from chinchilla_ds.tracking.process import Endings, FollowingProcess, follow, serve
+from chinchilla_ds.tracking.record import RunRecord
+from chinchilla_ds.tracking.tracker import RunStatus
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from mlflow.tracking import MlflowClient
 
-DEFAULT_EXPERIMENT = "chinchilla-ds"
-RUN_ID_FILE = "mlflow_run_id"
-
-_ONE_OF_EACH_MOMENT = ("train/loss", "held_out/loss")
-"""Every step that was taken logs the one, every evaluation the other."""
+_BRANCH_METRICS = ("train/loss", "held_out/loss")
+"""A value of these in MLflow that metrics.jsonl has not at that step: the run went back, and another way."""
 _METRICS_PER_REQUEST = 1000
 _PARAMS_PER_REQUEST = 100
 """Limits of MLflow's log-batch request (REST API reference, "Request Limits")."""
 
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Seven retries, MLflow's default, take four minutes to find out that no server is there.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-}
-"""What MLflow is told before its import, where the user has not set it."""
 
-_PASSWORD = re.compile(r"//[^/@]*@")
-"""The `user:password@` of a URI."""
+class MlflowMirror:
+    """Brings one MLflow run to what a run's folder holds; what is there already is not sent again.
 
-_CHATTY_LOGGERS = ("mlflow.store.db.utils", "alembic")
-"""They report every table of the first migration at level INFO; warnings and errors still pass."""
+    MLflow keeps every point that it was ever given. Where a run has gone back to a checkpoint and gone another way, it
+    therefore gets a new MLflow run, and the old one goes to MLflow's trash.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class MlflowDestination:
-    """Where a run is kept. Needs no MLflow to be made or printed."""
-
-    tracking_uri: str
-    run_name: str
-    experiment: str = DEFAULT_EXPERIMENT
-    artifact_location: str | None = None
-    """URI of a new experiment's artifacts; None leaves it to the tracking server."""
-    run_id_file: str | None = None
-    """Keeps the run's id, so that a run that is continued goes on in the same MLflow run."""
-
-    @classmethod
-    def resolve(cls, *, output: Path, run_name: str, run_folder: Path | None = None) -> "MlflowDestination":
-        """Return what MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say, or an SQLite file in the output folder."""
-        run_id_file = None if run_folder is None else str(run_folder.resolve() / RUN_ID_FILE)
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        if uri:
-            return cls(tracking_uri=uri, run_name=run_name, experiment=experiment, run_id_file=run_id_file)
-        folder = output.resolve()
-        return cls(
-            tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
-            run_name=run_name,
-            experiment=experiment,
-            artifact_location=(folder / "mlartifacts").as_uri(),
-            run_id_file=run_id_file,
-        )
+    def __init__(self, *, run_folder: Path, destination: MlflowDestination) -> None:
+        self.run_id: str | None = None
+        """MLflow's id of the run, once it is known."""
+        self.status = ""
+        """MLflow's status of the run."""
+        self.experiment = ""
+        """The run's, which need not be the destination's: a run stays where it began."""
+        self.num_sent = 0
+        """Points that were sent."""
+        self.notes: list[str] = []
+        """What the user should know."""
+        self._folder = run_folder.resolve()
+        self._destination = destination
+        self._reader = MetricsReader(self._folder / METRICS_FILE)
+        self._record: RunRecord | None = None
 
     @property
-    def ui_command(self) -> str:
-        """The shell command that opens the UI, or the address to open where a server runs already."""
-        if self.tracking_uri.startswith(("http://", "https://")):
-            return f"open {self.short_uri} in a browser"
-        if _PASSWORD.search(self.tracking_uri):
-            return 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
-        return f"mlflow ui --backend-store-uri {shlex.quote(self.short_uri)}"
+    def skipped(self) -> list[str]:
+        """Lines of metrics.jsonl that could not be read."""
+        return self._reader.skipped
 
-    @property
-    def short_uri(self) -> str:
-        """The tracking URI to print: without a password, an SQLite path under the working directory made relative."""
-        path = Path(self.tracking_uri.removeprefix("sqlite:///"))
-        if self.tracking_uri.startswith("sqlite:///") and path.is_relative_to(Path.cwd()):
-            return f"sqlite:///{path.relative_to(Path.cwd())}"
-        return _PASSWORD.sub("//***@", self.tracking_uri)
+    def bring_up(self, status: RunStatus | None) -> None:
+        """Send what MLflow lacks. Does nothing before the run has a record.
 
+        Args:
+            status: How the run stands; None: it has ended, and nobody says how.
 
-class MlflowBackend:
-    """One MLflow run, written through MlflowClient; imports MLflow and migrates the database, which takes seconds."""
+        Raises:
+            Exception: whatever MLflow raises; then everything is compared again at the next call.
+        """
+        record = RunRecord.load(self._folder)
+        if record is None:
+            return
+        try:
+            if self.run_id is None:
+                record = self._open(record)
+            self._send_metrics(record, is_ended=status is not RunStatus.RUNNING)
+            is_new, self._record = record != self._record, record
+            if is_new:
+                self._send_settings(record)
+            self._set_status(status)
+            if is_new:
+                self._copy_artifacts(record)
+        except BaseException:
+            self.run_id = self._record = None
+            raise
 
-    def __init__(self, *, destination: MlflowDestination, started_s: float) -> None:
-        """Make a run that began at `started_s`, seconds since the epoch."""
+    def _open(self, record: RunRecord) -> RunRecord:
         from mlflow.tracking import MlflowClient
 
-        for name in _CHATTY_LOGGERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
-        self._client = MlflowClient(tracking_uri=destination.tracking_uri)
-        experiment_id = _experiment_id(self._client, destination=destination)
-        run = _known_run(self._client, destination=destination)
-        self._known_params = {} if run is None else dict(run.data.params)
-        if run is None:
-            start_ms = round(started_s * 1000)
-            run = self._client.create_run(experiment_id, run_name=destination.run_name, start_time=start_ms)
-            if destination.run_id_file is not None:
-                Path(destination.run_id_file).write_text(run.info.run_id + "\n", encoding="utf-8")
-        self.run_id: str = run.info.run_id
-        if destination.run_id_file is not None:
-            self._take_up(Path(destination.run_id_file).with_name(METRICS_FILE), before_s=started_s)
-
-    def _take_up(self, path: Path, *, before_s: float) -> None:
-        """Write what stands in the run's metrics.jsonl and not here: a process that was killed, or a lost server.
-
-        What is not from before `before_s` is this process's own, and comes through `write`.
-        """
-        if not path.is_file():
-            return
-        steps = {name: self._steps_of(name) for name in _ONE_OF_EACH_MOMENT}
-        self.write(
-            [
-                record
-                for record in read_metrics(path)
-                if record.time_s < before_s
-                and any(name in record.metrics and record.step not in known for name, known in steps.items())
-            ]
+        uri = self._destination.tracking_uri
+        check_uri(uri)
+        ensure_database(uri, make_tables=_make_tables)
+        self._client: MlflowClient = MlflowClient(tracking_uri=uri)
+        self._finder = RunFinder(
+            self._client, destination=self._destination, folder=self._folder, say=self.notes.append
         )
+        run, record = self._finder.find_or_make(record)
+        self._take(run)
+        return record
 
-    def _steps_of(self, name: str) -> set[int]:
-        return {metric.step for metric in self._client.get_metric_history(self.run_id, name)}
+    def _take(self, run: "Run") -> None:
+        """Take note of what MLflow knows of the run; everything else is to be sent."""
+        self.run_id, self.status = run.info.run_id, run.info.status
+        self.experiment = self._client.get_experiment(run.info.experiment_id).name
+        self._params, self._tags, self._logged = dict(run.data.params), dict(run.data.tags), set(run.data.metrics)
+        self._copied: set[str] = set()
+        self._ahead: defaultdict[str, ValuesByStep] = defaultdict(dict)
+        """What MLflow has of steps that are not in metrics.jsonl yet: the run went back, and takes them again."""
+        self._reader = MetricsReader(self._folder / METRICS_FILE)
+        self._record = None
 
-    def write(self, records: Sequence[MetricRecord]) -> None:
-        """Write metrics with as few requests as MLflow admits."""
+    def _send_metrics(self, record: RunRecord, *, is_ended: bool) -> None:
+        """Send the new lines of metrics.jsonl; where it is read from its beginning, what MLflow lacks of them."""
+        columns = gather(self._reader.records(is_ended=is_ended))
+        known = self._ahead.__getitem__
+        if self._reader.begins_anew:
+            self._check_same_run(columns)
+            known = self._history
+        if any(_went_another_way(known(key), columns.values_by_step(key)) for key in _BRANCH_METRICS):
+            assert self.run_id is not None
+            self._take(self._finder.make_anew(self.run_id, record=record))
+            columns, known = gather(self._reader.records(is_ended=is_ended)), self._history
+        self._send(columns, known=known)
+
+    def _check_same_run(self, columns: Columns) -> None:
+        try:
+            content = read_bytes(self._folder / "plan.json", what="plan")
+            plan = RunPlan.from_json(content.decode("utf-8", "replace"))
+        except ConfigError:  # nothing to compare with
+            return
+        check_same_run(columns, plan=plan)
+
+    def _history(self, key: str) -> ValuesByStep:
+        """Return what MLflow has of a metric."""
+        values: ValuesByStep = {}
+        for metric in self._client.get_metric_history(self.run_id, key) if key in self._logged else ():
+            values.setdefault(metric.step, set()).add(same_value(metric.value))
+        return values
+
+    def _send(self, columns: Columns, *, known: Callable[[str], ValuesByStep]) -> None:
+        """Send the points that are not known."""
         from mlflow.entities import Metric
 
-        metrics = [
-            Metric(key, value, round(record.time_s * 1000), record.step)
-            for record in records
-            for key, value in record.metrics.items()
-        ]
-        for start in range(0, len(metrics), _METRICS_PER_REQUEST):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_PER_REQUEST])
+        for chunk in _chunks(self._missing(columns, known=known), _METRICS_PER_REQUEST):
+            metrics = [Metric(key, value, time_ms, step) for key, (step, value, time_ms) in chunk]
+            self._client.log_batch(self.run_id, metrics=metrics)
+            self.num_sent += len(metrics)
+        self._logged |= set(columns)
 
-    def log_params(self, params: Mapping[str, object]) -> None:
-        """Write settings as text; one that a continued run changes becomes a tag, for MLflow keeps the first value."""
+    def _missing(self, columns: Columns, *, known: Callable[[str], ValuesByStep]) -> Iterator[tuple[str, Point]]:
+        """Yield the points that are not known, metric by metric, for a long run's history is large."""
+        for key in {**dict.fromkeys(columns), **dict.fromkeys(_BRANCH_METRICS)}:
+            values = known(key)
+            for point in columns.points(key):
+                if same_value(point[1]) not in values.get(point[0], ()):
+                    yield key, point
+            here = {step for step, _, _ in columns.points(key)}
+            self._ahead[key] = {step: found for step, found in values.items() if step not in here}
+
+    def _send_settings(self, record: RunRecord) -> None:
+        """Send parameters that MLflow lacks; a later value of one becomes a tag, for MLflow keeps the first."""
         from mlflow.entities import Param
 
-        entries = [Param(key, str(value)) for key, value in params.items() if key not in self._known_params]
-        for key, value in params.items():
-            if self._known_params.get(key, str(value)) != str(value):
-                self._client.set_tag(self.run_id, f"continued.{key}", str(value))
-        for start in range(0, len(entries), _PARAMS_PER_REQUEST):
-            self._client.log_batch(self.run_id, params=entries[start : start + _PARAMS_PER_REQUEST])
+        new = [Param(key, text) for key, text in record.params.items() if key not in self._params]
+        for chunk in _chunks(new, _PARAMS_PER_REQUEST):
+            self._client.log_batch(self.run_id, params=chunk)
+        self._params |= {param.key: param.value for param in new}
+        for key, text in {**record.params, **record.continued}.items():
+            tag, is_first = f"continued.{key}", text == self._params.get(key) and key not in record.continued
+            if not is_first and self._tags.get(tag) != text:
+                self._client.set_tag(self.run_id, tag, text)
+                self._tags[tag] = text
 
-    def log_artifact(self, path: Path) -> None:
-        """Copy a file, or a folder under its own name."""
-        if path.is_dir():
-            self._client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
+    def _set_status(self, status: RunStatus | None) -> None:
+        wanted = RunStatus.FAILED if status is None and self.status == RunStatus.RUNNING else status
+        if wanted is None or wanted == self.status:
+            return
+        if wanted is RunStatus.RUNNING:
+            self._client.update_run(self.run_id, status=wanted.value)
         else:
-            self._client.log_artifact(self.run_id, str(path))
+            metrics = self._folder / METRICS_FILE
+            ended_s = metrics.stat().st_mtime if metrics.is_file() else time.time()
+            self._client.set_terminated(self.run_id, status=wanted.value, end_time=round(ended_s * 1000))
+        self.status = wanted.value
 
-    def close(self, status: RunStatus) -> None:
-        """Mark the run finished or failed."""
-        self._client.set_terminated(self.run_id, status=status.value, end_time=round(time.time() * 1000))
-
-
-def _known_run(client: "MlflowClient", *, destination: MlflowDestination) -> "Run | None":
-    """Return the run that is continued, set running again; None where there is none, or the server has lost it."""
-    from mlflow.exceptions import MlflowException
-
-    file = None if destination.run_id_file is None else Path(destination.run_id_file)
-    if file is None or not file.is_file():
-        return None
-    run_id = file.read_text(encoding="utf-8").strip()
-    try:
-        client.update_run(run_id, status="RUNNING")
-        return client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
+    def _copy_artifacts(self, record: RunRecord) -> None:
+        """Copy the files that the record names, once; a folder under its own name."""
+        for name in record.artifacts:
+            path = self._folder / name
+            if name in self._copied:
+                continue
+            if path.is_dir():
+                self._client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
+            elif path.is_file():
+                self._client.log_artifact(self.run_id, str(path))
+            elif path.name not in {item.path for item in self._client.list_artifacts(self.run_id)}:
+                self.notes.append(f"{path} is gone, and MLflow has no copy of it")
+            self._copied.add(name)
 
 
-def mlflow_tracker(*, destination: MlflowDestination, close_timeout_s: float = 60.0) -> BackgroundTracker:
-    """Return a tracker that keeps the run in MLflow; import, database migration and writing cost no training time."""
-    settings = {"destination": dataclasses.asdict(destination), "started_s": time.time()}
-    return BackgroundTracker(
-        lambda: ProcessBackend(module=__name__, settings=settings, environment=_ENVIRONMENT),
-        name="MLflow",
+def _went_another_way(known: ValuesByStep, here: ValuesByStep) -> bool:
+    """Return whether a step has another value in MLflow than in metrics.jsonl."""
+    return any(not known[step] <= here[step] for step in known.keys() & here.keys())
+
+
+def _make_tables(tracking_uri: str) -> None:
+    """Have MLflow make a database, which it does at the first look into it."""
+    from mlflow.tracking import MlflowClient
+
+    MlflowClient(tracking_uri=tracking_uri).search_experiments(max_results=1)
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+# ---- who calls it ----------------------------------------------------------------------------------------------------
+
+
+def mlflow_tracker(
+    *, destination: MlflowDestination, run_folder: Path, close_timeout_s: float = 60.0
+) -> FollowingProcess:
+    """Return a tracker that brings MLflow to what the run's folder holds, while the run goes on and at its end."""
+    return FollowingProcess(
+        module=__name__,
+        settings={"destination": dataclasses.asdict(destination), "run_folder": str(run_folder.resolve())},
+        environment=environment(destination.tracking_uri),
+        name=_name(destination),
+        remedy=_remedy(run_folder),
         close_timeout_s=close_timeout_s,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoggedRun:
-    """What a finished run has logged of itself; None where it has not."""
-
-    run_id: str
-    name: str
-    num_params: float | None
-    num_tokens: float | None
-    held_out_loss: float | None
-    """The last one, nats per token."""
-    flops: float | None
-    """Model FLOPs spent, by the exact count of its decoder."""
-
-
-def finished_runs(*, tracking_uri: str, experiment: str) -> tuple[LoggedRun, ...]:
-    """Return the runs of an experiment that reached their end, oldest first; imports MLflow, which takes seconds.
+def track(*, destination: MlflowDestination, run_folder: Path, status: RunStatus | None) -> MlflowMirror:
+    """Bring MLflow to what a run's folder holds, in this process; imports MLflow, which takes seconds.
 
     Raises:
-        DataError: no such experiment, or MLflow cannot read the place.
+        TrackingError: MLflow cannot be reached, read or written; what was sent stays, and the next call sends the rest.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
-    for name in _CHATTY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    where = _PASSWORD.sub("//***@", tracking_uri)
-    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).is_file():
-        raise DataError(f"MLflow at {where} cannot be read: there is no such file")  # MLflow would make it
-    try:
-        client = MlflowClient(tracking_uri=tracking_uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            names = [entry.name for entry in client.search_experiments()]
-            raise DataError(
-                f"MLflow at {where} has no experiment {experiment!r}; it has {', '.join(names) or 'none'}"
-                f"{did_you_mean(experiment, names)}"
-            )
-        return tuple(_logged_run(run) for run in _search(client, experiment_id=found.experiment_id))
-    except MlflowException as error:
-        raise DataError(
-            f"MLflow at {where} cannot be read: {_PASSWORD.sub('//***@', str(error)).splitlines()[0]}"
-        ) from None
-
-
-def _search(client: "MlflowClient", *, experiment_id: str) -> "Iterator[Run]":
-    """Yield the finished runs, page by page."""
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment_id],
-            filter_string="attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _logged_run(run: "Run") -> LoggedRun:
-    params, metrics = run.data.params, run.data.metrics
-    return LoggedRun(
-        run_id=run.info.run_id,
-        name=run.info.run_name or run.info.run_id,
-        num_params=_number(params.get("num_params")),
-        num_tokens=_number(params.get("num_tokens")),
-        held_out_loss=metrics.get("held_out/loss"),
-        flops=metrics.get("flops"),
-    )
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
-
-
-def _experiment_id(client: "MlflowClient", *, destination: MlflowDestination) -> str:
-    """Return the experiment's id, made where it does not exist; another run may make it at the same moment."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(destination.experiment)
-    if found is None:
+    mirror = MlflowMirror(run_folder=run_folder, destination=destination)
+    with mlflow_session(destination.tracking_uri):
         try:
-            return str(
-                client.create_experiment(destination.experiment, artifact_location=destination.artifact_location)
-            )
-        except MlflowException as error:
-            found = client.get_experiment_by_name(destination.experiment)
-            if found is None:
-                raise error
-    return str(found.experiment_id)
+            mirror.bring_up(status)
+        except ChinchillaError:
+            raise
+        except Exception as error:  # the border between us and a place that we do not know
+            raise TrackingError(
+                f"{_name(destination)} cannot be brought up to date: {describe(error, destination.tracking_uri)}; the "
+                "same command goes on where this one stopped"
+            ) from None
+    return mirror
 
 
-def _open(settings: dict[str, Any]) -> MlflowBackend:
-    return MlflowBackend(destination=MlflowDestination(**settings["destination"]), started_s=settings["started_s"])
+def _name(destination: MlflowDestination) -> str:
+    return f"MLflow at {destination.short_uri}"
+
+
+def _remedy(run_folder: Path) -> str:
+    """Return the command that brings MLflow to what the run's folder holds."""
+    folder = run_folder.resolve()
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return f"`chinchilla-ds track {shlex.quote(str(shown))}`"
+
+
+def _follow(settings: Any, endings: Endings, say: Callable[[str], None]) -> bool:
+    destination = MlflowDestination(**settings["destination"])
+    folder = Path(settings["run_folder"])
+    mirror = MlflowMirror(run_folder=folder, destination=destination)
+
+    def bring_up(status: RunStatus | None) -> None:
+        mirror.bring_up(status)
+        while mirror.notes:
+            say(mirror.notes.pop(0))
+
+    with mlflow_session(destination.tracking_uri):
+        return follow(
+            bring_up,
+            endings=endings,
+            say=say,
+            name=_name(destination),
+            remedy=_remedy(folder),
+            describe=lambda error: describe(error, destination.tracking_uri),
+        )
 
 
 if __name__ == "__main__":
-    serve_backend(_open)
+    serve(_follow)

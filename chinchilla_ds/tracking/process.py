@@ -1,144 +1,218 @@
-"""ProcessBackend: a tracking backend in a process of its own, spoken to in lines of JSON.
+"""A process of its own that follows what a run records, and brings another place, such as MLflow, to it.
 
-A thread is not enough for a backend written in Python: while it imports (seconds) or writes (a millisecond for each
+A thread is not enough for a place written to in Python: while it imports (seconds) or writes (a millisecond for each
 step's metrics in MLflow's SQLite store), it holds the interpreter lock, which the training thread needs between any two
-kernels. The process also outlives a training process that was killed, and then marks the run as failed.
+kernels. The process reads the run's folder, never what training has in memory: what it could not write it writes later,
+and after a crash `chinchilla-ds track` does the same. It also outlives a training process that was killed, and then
+marks the run as failed.
 
-Requests are `[method, argument]`, one per line; each is answered by one line, null or the text of an error.
+Its standard input holds one line of settings, and one with the run's status when the run ends. Its standard output
+holds messages for the user, one JSON text per line.
 """
 
-import dataclasses
+import contextlib
 import json
+import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
-from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus, TrackingBackend
+from chinchilla_ds.structured import parse_json
+from chinchilla_ds.tracking.tracker import NullTracker, RunStatus
 
+INTERVAL_S = 2.0
+"""How long metrics gather before they are written."""
+LONGEST_WAIT_S = 60.0
+"""Between attempts while the place cannot be written to."""
 _IMPORT_ROOT = Path(__file__).resolve().parents[2]
-_EXIT_TIMEOUT_S = 10.0
+
+_logger = logging.getLogger(__name__)
+
+Endings = queue.Queue[RunStatus | None]
+"""How the run ended; None where its process was killed."""
 
 
-class BackendProcessError(Exception):
-    """The backend in the other process failed, or the process ended."""
+class FollowingProcess(NullTracker):
+    """Runs `python -m module`, which follows the run's folder, and tells it how the run ends."""
 
-
-class ProcessBackend:
-    """Passes everything on to `python -m module`, which calls `serve_backend`. Blocks until it is answered."""
-
-    def __init__(self, *, module: str, settings: Mapping[str, object], environment: Mapping[str, str]) -> None:
-        """Start the process and open the backend in it.
+    def __init__(
+        self,
+        *,
+        module: str,
+        settings: Mapping[str, object],
+        environment: Mapping[str, str],
+        name: str,
+        remedy: str,
+        close_timeout_s: float = 60.0,
+    ) -> None:
+        """Start the process.
 
         Args:
-            module: name of the module to run.
-            settings: what its backend is opened with; it travels by pipe, for it may hold a password.
+            module: name of the module to run; it calls `serve`.
+            settings: what it is to do; they travel by pipe, for they may hold a password.
             environment: variables for the process, where the user has not set them.
+            name: how messages call the place.
+            remedy: the command that does afterwards what the process could not.
+            close_timeout_s: how long `close` waits.
         """
-        search_path = os.pathsep.join(filter(None, [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**environment, **os.environ, "PYTHONPATH": search_path},
-        )
-        try:
-            self._ask("open", dict(settings))
-        except BackendProcessError:
-            self._end()
-            raise
-
-    def write(self, records: Sequence[MetricRecord]) -> None:
-        """Have a batch of metrics written."""
-        self._ask("write", [dataclasses.asdict(record) for record in records])
-
-    def log_params(self, params: Mapping[str, object]) -> None:
-        """Have settings written, as text."""
-        self._ask("log_params", {name: str(value) for name, value in params.items()})
-
-    def log_artifact(self, path: Path) -> None:
-        """Have a file or folder copied."""
-        self._ask("log_artifact", str(path.absolute()))
+        self._module, self._settings, self._environment = module, dict(settings), dict(environment)
+        self._name, self._remedy, self._close_timeout_s = name, remedy, close_timeout_s
+        self._is_closed = False
+        self._process = self._start()
 
     def close(self, status: RunStatus) -> None:
-        """End the run and the process."""
-        try:
-            self._ask("close", status.value)
-        finally:
-            self._end()
-
-    def _ask(self, method: str, argument: object) -> None:
+        """Have the rest written and the run ended; a process that was killed is started once more for that."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._process is None or self._process.poll() is not None:
+            self._end(self._process)
+            self._process = self._start()
+        if self._process is None:
+            return
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps([method, argument]) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except OSError:
-            answer = ""
-        if not answer:
-            raise BackendProcessError("its process has ended")
-        error = json.loads(answer)
-        if error is not None:
-            raise BackendProcessError(error)
+        with contextlib.suppress(OSError):  # it has ended by itself
+            self._process.stdin.write(status.value + "\n")
+        if not self._end(self._process):
+            _logger.warning(
+                "%s was not up to date within %g s of the run's end: %s brings it there",
+                self._name,
+                self._close_timeout_s,
+                self._remedy,
+            )
+        elif self._process.returncode < 0:
+            _logger.warning(
+                "%s may lack what this run has logged, for its process was killed by signal %d: %s brings it there",
+                self._name,
+                -self._process.returncode,
+                self._remedy,
+            )
 
-    def _end(self) -> None:
-        """Close the pipes, by which the process ends; kill it where it does not."""
+    def _end(self, process: "subprocess.Popen[str] | None") -> bool:
+        """Close the pipes and wait; return False where the process had to be killed."""
+        if process is None:
+            return True
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
         try:
-            self._process.communicate(timeout=_EXIT_TIMEOUT_S)
+            process.wait(self._close_timeout_s)
+            return True
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
+            process.kill()
+            process.wait()
+            return False
+        finally:
+            self._listener.join()
+
+    def _start(self) -> "subprocess.Popen[str] | None":
+        search_path = os.pathsep.join(filter(None, [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH")]))
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", self._module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                env={**self._environment, **os.environ, "PYTHONPATH": search_path},
+            )
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(self._settings) + "\n")
+            process.stdin.flush()
+        except OSError as error:
+            _logger.warning("%s is not written to: its process cannot be started: %s", self._name, error.strerror)
+            return None
+        assert process.stdout is not None
+        self._listener = threading.Thread(
+            target=_pass_on, args=(process.stdout,), name=f"tracking-{self._name}", daemon=True
+        )
+        self._listener.start()
+        return process
 
 
-def serve_backend(open_backend: Callable[[dict[str, Any]], TrackingBackend]) -> None:
-    """Serve standard input until it ends. Signals to the training processes are not for us: we end when they have."""
+def _pass_on(messages: IO[str]) -> None:
+    with messages:
+        for line in messages:
+            _logger.warning("%s", parse_json(line, where="a message of the tracking process"))
+
+
+# ---- in the process --------------------------------------------------------------------------------------------------
+
+
+def serve(follow_run: Callable[[Any, Endings, Callable[[str], None]], bool]) -> None:
+    """Follow the run that standard input names until it has ended, and end the process.
+
+    Signals to the training processes are not for us: we end when they have.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not be read as an answer
-    answer_requests(open_backend, requests=sys.stdin, answers=answers)
+    messages, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not be read as a message
+
+    def say(text: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the training process was killed; nobody listens
+            print(json.dumps(text), file=messages, flush=True)
+
+    settings = parse_json(sys.stdin.readline(), where="the settings of the tracking process")
+    endings: Endings = queue.Queue()
+    threading.Thread(target=_await_end, args=(endings,), daemon=True).start()
+    is_up_to_date = follow_run(settings, endings, say)
     sys.stderr.flush()
-    os._exit(0)  # everything is written and answered; taking MLflow's modules down would cost the user a second
+    os._exit(0 if is_up_to_date else 1)  # taking MLflow's modules down would cost the user a second
 
 
-def answer_requests(
-    open_backend: Callable[[dict[str, Any]], TrackingBackend], *, requests: Iterable[str], answers: TextIO
-) -> None:
-    """Carry out requests until there are no more; a run that nobody closed has failed."""
-    backend: TrackingBackend | None = None
-    for line in requests:
-        method, argument = json.loads(line)
-        error = None
+def _await_end(endings: Endings) -> None:
+    line = sys.stdin.readline().strip()
+    endings.put(RunStatus(line) if line else None)
+
+
+def follow(
+    bring_up: Callable[[RunStatus | None], None],
+    *,
+    endings: Endings,
+    say: Callable[[str], None],
+    name: str,
+    remedy: str,
+    describe: Callable[[Exception], str] = str,
+    interval_s: float = INTERVAL_S,
+) -> bool:
+    """Bring a place to what a run has recorded, again and again until the run has ended.
+
+    Args:
+        bring_up: Does it; RUNNING while the run goes on. What it raises is tried again.
+        endings: Receives how the run ended.
+        say: Tells the user.
+        name: How messages call the place.
+        remedy: The command that does it afterwards.
+        describe: Words for what `bring_up` raises.
+        interval_s: Seconds between two times.
+
+    Returns:
+        Whether the place holds everything.
+    """
+    status: RunStatus | None = RunStatus.RUNNING
+    problem, wait_s = None, 0.0
+    while True:
         try:
-            if method == "open":
-                backend = open_backend(argument)
-            elif backend is not None:
-                _carry_out(backend, method, argument)
-            if method == "close":
-                backend = None
-        except Exception as failure:  # the other side raises it again
-            error = f"{type(failure).__name__}: {failure}"
+            status = endings.get(timeout=wait_s) if wait_s else endings.get_nowait()
+        except queue.Empty:
+            status = RunStatus.RUNNING
+        before, problem = problem, None
         try:
-            print(json.dumps(error), file=answers, flush=True)
-        except BrokenPipeError:  # the training process was killed while we worked
-            break
-    if backend is not None:
-        backend.close(RunStatus.FAILED)
-
-
-def _carry_out(backend: TrackingBackend, method: str, argument: Any) -> None:
-    match method:
-        case "write":
-            backend.write([MetricRecord(**record) for record in argument])
-        case "log_params":
-            backend.log_params(argument)
-        case "log_artifact":
-            backend.log_artifact(Path(argument))
-        case "close":
-            backend.close(RunStatus(argument))
-        case _:
-            raise ValueError(f"unknown request {method!r}")
+            bring_up(status)
+        except Exception as error:  # the border between a run and a place that we do not know
+            problem = describe(error)
+        if status is not RunStatus.RUNNING:
+            if problem is not None:
+                say(f"{name} lacks what this run has logged: {problem}; {remedy} brings it there")
+            return problem is None
+        if problem is not None and before is None:
+            say(f"{name} cannot be written and is tried again, training goes on meanwhile: {problem}")
+        if problem is None and before is not None:
+            say(f"{name} is up to date again")
+        wait_s = interval_s if problem is None else min(max(2 * wait_s, interval_s), LONGEST_WAIT_S)

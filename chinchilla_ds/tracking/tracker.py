@@ -1,7 +1,8 @@
 """What a run tells about itself, and to whom.
 
-The training loop talks to a `Tracker`, which neither blocks nor raises. What really writes is a `TrackingBackend`
-(`tracking.jsonl`, `tracking.mlflow`), which may do both; `tracking.background.BackgroundTracker` stands between them.
+The training loop talks to a `Tracker`, which neither blocks nor raises. A `TrackingBackend` may do both;
+`tracking.background.BackgroundTracker` stands between them. What a run tells is kept in its folder (`tracking.jsonl`,
+`tracking.record`), and that is the truth: other places, such as MLflow, follow it (`tracking.process`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,9 @@ from typing import Protocol
 
 
 class RunStatus(StrEnum):
-    """How a run ended, in MLflow's words."""
+    """How a run stands or ended, in MLflow's words."""
 
+    RUNNING = "RUNNING"
     FINISHED = "FINISHED"
     FAILED = "FAILED"
     KILLED = "KILLED"
@@ -48,10 +50,10 @@ class Tracker(Protocol):
 
 
 class TrackingBackend(Protocol):
-    """A place that keeps runs. Called by one thread only; free to be slow and to raise."""
+    """A place that keeps runs. Called by one thread only; free to be slow and to raise. What raises is tried again."""
 
     def write(self, records: Sequence[MetricRecord]) -> None:
-        """Write a batch of metrics, oldest first."""
+        """Write a batch of metrics, oldest first, or none of it."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Write settings that hold for the whole run."""
@@ -64,7 +66,7 @@ class TrackingBackend(Protocol):
 
 
 class NullTracker:
-    """Forgets everything: the tracker of ranks that do not own the loss."""
+    """Forgets everything: the tracker of ranks that do not own the loss, and the base of one that reads elsewhere."""
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Do nothing."""

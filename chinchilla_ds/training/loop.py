@@ -1,7 +1,9 @@
 """The training loop: tokens, not epochs. The loop owns the steps; callbacks own everything else."""
 
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ EVALUATION_TOKENS = 32_768
 """Held-out tokens of the evaluations within a run; the last one reads all of it, in whole global batches."""
 SAVE_SCALE = 3.0
 """How many times the limit for a step a checkpoint may take."""
+START_SCALE = 6.0
+"""How many times the limit for a step building the engine and loading a checkpoint may take."""
 
 
 def pretrain(
@@ -44,6 +48,7 @@ def pretrain(
     resume_from: Path | None = None,
     stop: StopRequest | None = None,
     sample_interval_tokens: int | None = None,
+    leave: Callable[[int], object] = os._exit,
 ) -> TrainingState:
     """Train to the end of the plan's token budget, evaluate, save; or stop and save when asked to.
 
@@ -59,21 +64,28 @@ def pretrain(
         resume_from: A run's folder or one checkpoint, to go on from the newest of it that is whole.
         stop: Where signals ask for a stop; None listens to the file STOP alone.
         sample_interval_tokens: Trained tokens between samples of text; None samples at the end alone.
+        leave: Ends the process with an exit code when something hangs.
 
     Returns:
         The state at the end; `stopped_by` says whether that is the plan's.
 
     Raises:
         DivergedError: losses or gradients are no numbers, batch after batch.
-        CheckpointError: no checkpoint in `resume_from` is whole, or it is of other text.
+        CheckpointError: no checkpoint in `resume_from` is whole, it is of other text, or the optimizer keeps what
+            cannot be saved.
         OutputError: a checkpoint cannot be written.
     """
     guards, saving, stop = guards or GuardConfig(), saving or CheckpointConfig(), stop or StopRequest()
+    watched = partial(
+        Watchdog, timeout_s=guards.hang_timeout_s, run_folder=run_folder, rank=groups.global_rank(), leave=leave
+    )
     try:
-        run = _Run(
-            plan, ds_config, prepared, run_folder, artifacts, callbacks, guards, saving, stop, sample_interval_tokens
-        )
-        run.begin(resume_from, init_from=saving.init_from)
+        with watched() as start, start.phase("the start", scale=START_SCALE):
+            run = _Run(
+                plan, ds_config, prepared, run_folder, artifacts, callbacks, guards, saving, stop,
+                sample_interval_tokens, watched(),
+            )  # fmt: skip
+            run.begin(resume_from, init_from=saving.init_from)
         return run.train()
     finally:
         for callback in callbacks:
@@ -95,6 +107,7 @@ class _Run:
         saving: CheckpointConfig,
         stop: StopRequest,
         sample_interval_tokens: int | None,
+        watchdog: Watchdog,
     ) -> None:
         self.plan, self.prepared, self.callbacks = plan, prepared, callbacks
         self.loader = TokenLoader(prepared=prepared, plan=plan)
@@ -113,10 +126,11 @@ class _Run:
         self.guards = Guards(
             guards, plan=plan, stage=self.engine.stage, run_folder=run_folder, writes=self.state.owns_loss
         )
-        self.watchdog = Watchdog(timeout_s=guards.hang_timeout_s, run_folder=run_folder, rank=groups.global_rank())
+        self.watchdog = watchdog
 
     def begin(self, resume_from: Path | None, *, init_from: Path | None) -> None:
-        """Go on from a checkpoint, or begin with given or with fresh weights."""
+        """Try a save; then go on from a checkpoint, or begin with given or with fresh weights."""
+        self.saver.rehearse()
         if resume_from is not None:
             self.saver.resume(resume_from)
         elif init_from is not None:
@@ -244,7 +258,7 @@ class _Run:
 
     def _sample(self, path: Path) -> None:
         """Let the model write, on every rank, and keep it in `path`."""
-        tokenizer = Tokenizer.load(self.prepared.tokenizer_path)
+        tokenizer = Tokenizer.load(self.prepared.tokenizer_path, trusted=True)
         with self.watchdog.phase("the sample", scale=samples.NEW_TOKENS):
             sample = samples.draw_sample(
                 self.engine.next_token_logits, loader=self.loader, tokenizer=tokenizer, seed=self.plan.seed

@@ -45,13 +45,8 @@ def learning_rate(iteration: int, *, schedule: Schedule, peak: float, train_iter
 
 def check_phases(schedule: Schedule, *, train_iters: int) -> None:
     """Raise ValueError where warm-up and decay do not fit `train_iters` steps as the schedule's shape demands."""
-    warmup, decay = schedule.warmup_iters, schedule.decay_iters
-    if warmup < 0 or decay < 0 or warmup + decay > train_iters:
-        raise ValueError(f"warmup_iters ({warmup}) + decay_iters ({decay}) must fit into train_iters ({train_iters})")
-    if schedule.decay is Decay.COSINE and warmup + decay != train_iters:
-        raise ValueError(
-            f"a cosine decays over all {train_iters - warmup} steps after its {warmup} warm-up steps, not over {decay}"
-        )
+    for problem in schedule.contradictions(train_iters=train_iters):
+        raise ValueError(problem)
 
 
 def _remaining(decay: Decay, progress: float) -> float:

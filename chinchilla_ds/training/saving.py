@@ -1,6 +1,7 @@
 """When a run is saved, and how it goes on from what was saved."""
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -83,28 +84,39 @@ class Saver:
         Raises:
             OutputError: this checkpoint, or the one before, cannot be written.
         """
-        state, prepared = self.state, self._prepared
-        folder = self._checkpointer.save(
-            CheckpointState(
-                iteration=state.iteration,
-                data_step=state.data_step,
-                attempts=state.attempts,
-                bad_batches=state.bad_batches,
-                rewinds=state.rewinds,
-                elapsed_s=state.elapsed_s,
-                tokenizer_sha256=prepared.tokenizer_sha256,
-                data_key=prepared.content_key,
-                run_name=state.run_folder.name,
-                complete=complete,
-                loss=None if state.step is None else state.step.loss,
-                held_out_loss=None if state.evaluation is None else state.evaluation.loss,
-                held_out_bits_per_byte=None if state.evaluation is None else state.evaluation.bits_per_byte,
-            ),
-            in_background=in_background,
-        )
+        state = self.state
+        folder = self._checkpointer.save(self._stands(complete=complete), in_background=in_background)
         self._saved_at_s, self._saved_tokens = time.monotonic(), state.consumed_tokens
         self._saved_data_step = state.data_step
         state.artifacts["checkpoint"] = str(folder)
+
+    def _stands(self, *, complete: bool) -> CheckpointState:
+        """Return where the run stands; a loss that is not finite is left out, for JSON has no such number."""
+        state, prepared, evaluation = self.state, self._prepared, self.state.evaluation
+        return CheckpointState(
+            iteration=state.iteration,
+            data_step=state.data_step,
+            attempts=state.attempts,
+            bad_batches=state.bad_batches,
+            rewinds=state.rewinds,
+            elapsed_s=state.elapsed_s,
+            tokenizer_sha256=prepared.tokenizer_sha256,
+            data_key=prepared.content_key,
+            run_name=state.run_folder.name,
+            complete=complete,
+            loss=None if state.step is None else _finite(state.step.loss),
+            held_out_loss=None if evaluation is None else _finite(evaluation.loss),
+            held_out_bits_per_byte=None if evaluation is None else _finite(evaluation.bits_per_byte),
+        )
+
+    def rehearse(self) -> None:
+        """Save a few values, read them back and remove them: a save that cannot work is known before the first step.
+
+        Raises:
+            CheckpointError: the optimizer keeps states that cannot be saved.
+            OutputError: the run's folder cannot be written, or not all ranks see it.
+        """
+        self._checkpointer.rehearse(self._stands(complete=False))
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written.
@@ -167,8 +179,17 @@ class Saver:
         """
         newest = checkpoint.newest_whole(path, warn=_log.warning)
         saved = checkpoint.load(self.engine, checkpoint=newest, weights_only=True)
-        if problems := _tokenizer_problems(saved, where=newest, prepared=self._prepared):
-            raise CheckpointError(problems)
+        check_tokenizer(saved, where=newest, prepared=self._prepared)
+
+
+def check_tokenizer(saved: CheckpointState, *, where: Path, prepared: PreparedData) -> None:
+    """Check that the text was prepared with the tokenizer of a checkpoint; arguments as of `check_text`.
+
+    Raises:
+        CheckpointError: it was not; both are named.
+    """
+    if problems := _tokenizer_problems(saved, where=where, prepared=prepared):
+        raise CheckpointError(problems)
 
 
 def check_text(saved: CheckpointState, *, where: Path, prepared: PreparedData) -> None:
@@ -203,6 +224,10 @@ def _tokenizer_problems(saved: CheckpointState, *, where: Path, prepared: Prepar
         f"the checkpoint {where} was trained with tokenizer {known}, and {prepared.folder} was made with {here}; "
         f"prepare the text with the checkpoint's: chinchilla-ds prepare --tokenizer {tokenizer}"
     ]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _keep_before(iteration: int, *, folder: Path) -> bool:

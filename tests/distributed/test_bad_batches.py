@@ -136,8 +136,7 @@ def run_steps(engine: Any, folder: Path, fault: Fault | None, order: tuple[int, 
 
 
 def _plan(case: Case, precision: Precision) -> Any:
-    plan = case.plan(precision=precision, warmup_iters=2, learning_rate=1e-3)
-    return dataclasses.replace(plan, batch=dataclasses.replace(plan.batch, train_iters=STEPS))
+    return case.plan(precision=precision, warmup_iters=2, learning_rate=1e-3, train_iters=STEPS)
 
 
 TP2_PP2 = {"tp": 2, "pp": 2, "accumulation": 2}

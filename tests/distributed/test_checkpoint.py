@@ -11,6 +11,7 @@ import torch
 from chinchilla_ds.checkpoint.folder import list_checkpoints
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.state import CheckpointState
+from chinchilla_ds.checkpoint.writer import write_checkpoint
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.errors import CheckpointError, OutputError
 from chinchilla_ds.plan import Precision
@@ -86,6 +87,9 @@ def train_and_save(engine, folder, in_background=False):
 def load_and_train(engine, folder):
     """A body for `on_engine`: as `train_and_save`, and the loss before loading in front."""
     fresh = held_out_loss(engine)
+    before = {path.name for path in folder.iterdir()}
+    checkpoint.Checkpointer(engine, folder=folder, ds_config={}).rehearse(state_at(0))
+    assert {path.name for path in folder.iterdir()} == before, "the rehearsal leaves nothing behind"
     path = checkpoint.newest_whole(folder, warn=lambda problem: pytest.fail(problem))
     state = checkpoint.load(engine, checkpoint=path)
     assert state.iteration == state.optimizer_step == SAVED_AT
@@ -207,19 +211,100 @@ def test_a_checkpoint_tells_whole_weights_whatever_wrote_it(tmp_path):
         assert torch.equal(reader.read_rows(name, rows=slice(1, 3)), value[1:3])
 
 
+# ---- the rehearsal ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("zero", "precision"), [(0, Precision.FP32), (0, Precision.BF16), (3, Precision.FP32)])
+def test_a_rehearsal_leaves_the_run_as_it_was(zero, precision, tmp_path):
+    def train(engine, rehearses):
+        if rehearses:
+            checkpoint.Checkpointer(engine, folder=tmp_path / "checkpoints", ds_config={}).rehearse(state_at(0))
+        return train_steps(engine, range(SAVED_AT)), harness.shards_of(engine.stage)
+
+    plan = Case(zero=zero).plan(precision=precision)
+    [(steps, shards)], [(wanted_steps, wanted)] = (harness.on_engine(plan, train, flag) for flag in (True, False))
+    assert steps == wanted_steps
+    assert all(torch.equal(shards[name].value, shard.value) for name, shard in wanted.items())
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_states_that_no_checkpoint_can_hold_are_refused_before_the_first_step(tmp_path):
+    """DeepSpeed's master weights in BF16: a save of them ended in a bare AssertionError, after all of the training."""
+
+    def rehearse(engine):
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.Checkpointer(engine, folder=tmp_path / "checkpoints", ds_config={}).rehearse(state_at(0))
+        return error.value.problems
+
+    bf16 = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+    said = harness.on_engine(Case(zero=1, dp=2).plan(precision=Precision.BF16), rehearse, bf16=bf16)
+    assert said[0] == said[1]
+    assert said[0][0].startswith("the optimizer keeps its master weights in bfloat16, and checkpoints hold FP32")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_folder_that_one_rank_does_not_see_is_an_error_on_every_rank(tmp_path):
+    def rehearse(engine):
+        mine = tmp_path / f"disk-of-rank-{torch.distributed.get_rank()}"
+        with pytest.raises(OutputError, match=r"cannot read back .* they must share its folder") as error:
+            checkpoint.Checkpointer(engine, folder=mine, ds_config={}).rehearse(state_at(0))
+        assert list(mine.iterdir()) == []
+        return error.value.problems
+
+    first, second = harness.on_engine(Case(zero=1, dp=2).plan(), rehearse)
+    assert first == second
+    assert any("__1_0.distcp cannot be read: No such file" in problem for problem in first)
+
+
+def test_what_is_read_back_must_be_what_was_written(tmp_path):
+    def rehearse(engine):
+        saver = checkpoint.Checkpointer(engine, folder=tmp_path, ds_config={})
+        real = saver._write
+
+        def write_and_spoil(path, **rest):
+            real(path, **rest)
+            (file,) = (path / "tensors").glob("*.distcp")
+            file.write_bytes(file.read_bytes()[::-1])
+
+        saver._write = write_and_spoil
+        with pytest.raises(OutputError, match=r"rank 0 .*__0_0\.distcp is damaged"):
+            saver.rehearse(state_at(0))
+        return True
+
+    assert harness.on_engine(Case(zero=1).plan(), rehearse) == [True]
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_another_shape_is_refused(tmp_path):
-    harness.on_engine(Case(zero=1).plan(), train_and_save, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("padded_vocab_size", 512),
+        ("rotary_base", 500000.0),
+        ("norm_epsilon", 1e-6),
+        ("num_attention_heads", 2),
+        ("num_query_groups", 1),
+        ("tied_embeddings", True),
+    ],
+)
+def test_another_shape_is_refused(name, value, tmp_path):
+    """Most of them fit the sizes of the tensors, with heads as many times wider as there are fewer."""
+    plan = Case(zero=1).plan()
+    more = {"kv_channels": 32} if name == "num_attention_heads" else {}
+    other = dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, **{name: value}, **more))
+    weights = [(key, torch.zeros(4)) for key in ("a.weight", "b.weight")]
+    written = write_checkpoint(tmp_path / "step_0000002", plan=plan, ds_config={}, weights=weights)
 
     def load(engine):
-        with pytest.raises(CheckpointError, match=r"is \[256, 64\] in the checkpoint and \[512, 64\] in the plan"):
-            checkpoint.load(engine, checkpoint=tmp_path / "step_0000002")
+        for weights_only in (True, False):
+            with pytest.raises(CheckpointError) as error:
+                checkpoint.load(engine, checkpoint=written, weights_only=weights_only)
+            assert f"shape.{name} is {getattr(plan.shape, name)} in the checkpoint {written}" in str(error.value)
+            assert f"and {value} in the plan" in str(error.value)
+            assert f"--plan {written / 'plan.json'}" in str(error.value)
         return True
 
-    plan = Case(zero=1).plan()
-    other = dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, padded_vocab_size=512))
     assert harness.on_engine(other, load) == [True]
 
 
@@ -238,6 +323,10 @@ def test_a_folder_that_cannot_be_made_is_an_error_on_every_rank(tmp_path):
     def save(engine):
         with pytest.raises(OutputError, match="cannot write the checkpoint"):
             save_in(engine, tmp_path / "file" / "checkpoints")
+        with pytest.raises(OutputError, match="cannot write the checkpoint"):
+            checkpoint.Checkpointer(engine, folder=tmp_path / "file" / "checkpoints", ds_config={}).rehearse(
+                state_at(0)
+            )
         return True
 
     assert harness.on_engine(Case(zero=1, dp=2).plan(), save) == [True, True]

@@ -1,5 +1,6 @@
 """The order of the samples is a function of seed and plan alone: not of the ranks, nor of where a run was resumed."""
 
+import hashlib
 import random
 import shutil
 from collections.abc import Iterable
@@ -47,7 +48,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
             PreparedSource(name=name, weight=weight, num_documents=120, num_bytes=1, num_tokens=sizes[name])
             for name, weight in WEIGHTS.items()
         ),
-        tokenizer_sha256="none",
+        tokenizer_sha256=hashlib.sha256(b"").hexdigest(),
         vocab_size=VOCAB_SIZE,
         eod_id=EOD_ID,
         train_tokens=sum(sizes.values()),
@@ -60,6 +61,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
         unigram_loss=1.0,
     )
     (folder / MANIFEST_NAME).write_text(made.to_json(), encoding="utf-8")
+    (folder / "tokenizer.model").touch()
     return made
 
 

@@ -19,6 +19,7 @@ import torch
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.cli.pretrain import run
 from chinchilla_ds.engine import checkpoint, zero
+from chinchilla_ds.engine.rehearsal import FOLDER_NAME
 from chinchilla_ds.engine.zero import TrainingEngine
 
 STEP = 3
@@ -90,7 +91,7 @@ def _arm_save(fault: str) -> None:
 
     def save_blocks(blocks: Any, *, folder: Path, group: Any) -> None:
         nonlocal saves
-        saves += 1
+        saves += FOLDER_NAME not in folder.parts  # the rehearsal is not a save
         if saves == SAVE:
             if fault == "save_before":
                 _die()

@@ -162,6 +162,40 @@ def test_text_that_has_changed_is_refused_and_given_back_it_goes_on(tmp_path: Pa
     assert "continuing" in run_to_its_end(corpus, tmp_path).text
 
 
+def test_the_same_command_after_the_end_trains_nothing_again(corpus: Path, uninterrupted: Path) -> None:
+    """A chain of jobs of one command: those after the last step say that nothing is left to do."""
+    folder = uninterrupted.parents[1]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for more in ((), ("--resume", uninterrupted.relative_to(folder))):
+        again = run_to_its_end(corpus, folder, *more)
+        assert f"{uninterrupted.name}: the run that this command asks for has reached its plan's end" in again.text
+        assert "held-out loss" in again.text
+        assert "step " not in again.text
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs
+def test_a_run_that_is_named_goes_on_in_its_own_place(corpus: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home, elsewhere):
+        folder.mkdir()
+    own = {"MLFLOW_TRACKING_URI": ""}
+    run = launch(*FLAGS, "--data", corpus, "--keep", "7", folder=home, ranks=2, ds="zero1", **own)
+    assert interrupt(run, signal.SIGTERM, after=BEFORE_THE_FAULT).exit_code != 0
+    folder = run_of(home)
+    names = ("request.json", "plan.json", "ds_config.json", "data.json", "mlflow_run_id")
+    before, texts = [(folder / name).read_text() for name in names], sorted((home / "runs/data").iterdir())
+    ended = finish(launch("--resume", folder, folder=elsewhere, ranks=2, ds="zero1", **own))
+    assert ended.exit_code == 0, ended.text
+    assert list(elsewhere.iterdir()) == [], "no text is prepared there, and no database made"
+    assert [(folder / name).read_text() for name in names] == before
+    assert sorted((home / "runs/data").iterdir()) == texts
+    assert len(list_checkpoints(folder / "checkpoints")) == 7, "--keep is the run's own"
+    assert has_the_same_weights(folder, uninterrupted)
+    (home / "runs/mlflow.db").rename(home / "mlflow.db")
+    check_mlflow(home, again=True)
+
+
 def test_init_from_begins_another_run_with_the_weights_of_one(
     corpus: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

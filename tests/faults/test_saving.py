@@ -129,6 +129,17 @@ def test_the_right_to_write_is_taken_away_in_a_save(corpus: Path, tmp_path: Path
     check_goes_on(tmp_path, whole, start(corpus, tmp_path), start_at=FIRST)
 
 
+def test_states_that_cannot_be_saved_are_refused_before_the_first_step(corpus: Path, tmp_path: Path) -> None:
+    bf16 = {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+    (tmp_path / "bf16.json").write_text(json.dumps({"zero_optimization": {"stage": 1}, "bf16": bf16}))
+    flags = (*FLAGS, "--data", corpus)
+    ended = finish(launch(*flags, folder=tmp_path, ranks=2, ds=str(tmp_path / "bf16"), script=FAULTY))
+    assert ended.exit_code == 2, ended.text
+    assert "bf16_master_weights_and_grads" in ended.text
+    assert "Traceback" not in ended.text
+    assert "step  " not in ended.text
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

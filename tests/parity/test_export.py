@@ -25,6 +25,7 @@ TOLERANCE = 1e-6
 """Of logits of size 1, in FP32."""
 PREFIXES = (1, 2, 13, 32)
 TEXT = torch.randint(0, 300, (32,), generator=torch.Generator().manual_seed(5)).tolist()
+TOKEN_IDS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ def load_and_tell(engine, folder):
 def test_training_starts_from_a_model_of_transformers(case, tmp_path):
     plan = case.plan()
     shape, pieces = plan.shape, english_tokenizer().vocab_size
-    config = config_of(shape, vocab_size=pieces, eod_id=1, dtype=Precision.FP32)
+    config = config_of(shape, vocab_size=pieces, token_ids=TOKEN_IDS, dtype=Precision.FP32)
     source = LlamaForCausalLM(LlamaConfig(**config))
     source.save_pretrained(tmp_path / "source")
     english_tokenizer().save(tmp_path / "source" / "tokenizer.model")

@@ -5,7 +5,8 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from chinchilla_ds.errors import DataError, did_you_mean, reason
+from chinchilla_ds.errors import DataError
+from chinchilla_ds.structured import read_bytes
 
 
 def csv_lines(path: Path, /) -> Iterator[tuple[int, list[str]]]:
@@ -14,13 +15,11 @@ def csv_lines(path: Path, /) -> Iterator[tuple[int, list[str]]]:
     Raises:
         DataError: the file cannot be read, is not UTF-8, or not CSV.
     """
+    content = read_bytes(path, what="table", error=DataError)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        near = did_you_mean(path.name, (file.name for file in path.parent.glob("*"))) if path.parent.is_dir() else ""
-        raise DataError(f"{path} cannot be read: {reason(error)}{'' if path.exists() else near}") from None
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise DataError(f"table {path} is not UTF-8: {error.reason} at byte {error.start}") from None
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         yield from ((reader.line_num, [field.strip() for field in fields]) for fields in reader if any(fields))

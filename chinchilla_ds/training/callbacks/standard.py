@@ -4,8 +4,9 @@ from pathlib import Path
 
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.distributed import cpu_backend, groups
+from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.tracking.jsonl import jsonl_tracker
-from chinchilla_ds.tracking.mlflow import MlflowDestination, mlflow_tracker
+from chinchilla_ds.tracking.mlflow import mlflow_tracker
 from chinchilla_ds.tracking.tracker import CompositeTracker, NullTracker, Tracker
 from chinchilla_ds.training.callback import Callback
 from chinchilla_ds.training.callbacks.progress import ProgressCallback
@@ -25,10 +26,12 @@ def standard_callbacks(
         prepared: For the unigram loss that stands beside the model's.
         started_s: `time.monotonic()` when the command began.
     """
-    destination = MlflowDestination.resolve(output=output, run_name=run_folder.name, run_folder=run_folder)
+    destination = MlflowDestination.resolve(output=output, run_name=run_folder.name)
     tracker: Tracker = NullTracker()
     if groups.owns_loss():
-        tracker = CompositeTracker([jsonl_tracker(run_folder=run_folder), mlflow_tracker(destination=destination)])
+        file = jsonl_tracker(run_folder=run_folder, followed_by=destination)
+        mlflow = mlflow_tracker(destination=destination, run_folder=run_folder)
+        tracker = CompositeTracker([file, mlflow])  # closed in this order: the one reads what the other writes
     return (
         ProgressCallback(),
         TrackingCallback(tracker=tracker, device_type=cpu_backend.device().type),

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chinchilla_ds.budget.scaling_laws import LAWS
-from chinchilla_ds.tracking.mlflow import MlflowDestination
+from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.training.callback import Callback, TrainingState
 from chinchilla_ds.units import format_count, format_duration, format_flops
 
@@ -73,11 +73,11 @@ class SummaryCallback(Callback):
             return
         wall_s = time.monotonic() - self._started_s
         rows = [
-            *_model_rows(state),
+            *model_rows(state),
             *loss_rows(state, train_losses=self._losses, unigram_loss=self._unigram_loss),
-            ("FLOPs spent", _spent(state)),
+            ("FLOPs spent", spent(state)),
             ("wall time", f"{format_duration(wall_s)}, {format_duration(state.elapsed_s)} of it training"),
-            *_place_rows(state, mlflow=self._mlflow),
+            *place_rows(state, mlflow=self._mlflow),
         ]
         _print_table(rows, note=footnote(state), stream=self._stream, terminal=self._terminal)
 
@@ -99,7 +99,8 @@ def loss_rows(
     rows = [("predicted loss *", f"{prediction.loss:.4f} nats/token by {prediction.loss_law}")]
     if train_losses:
         count = len(train_losses)
-        rows.append(("train loss", f"{loss(sum(train_losses) / count)} (mean of the last {count} steps)"))
+        of = "the last step" if count == 1 else f"mean of the last {count} steps"
+        rows.append(("train loss", f"{loss(sum(train_losses) / count)} ({of})"))
     if held_out is not None:
         rows.append(("held-out loss", str(loss(held_out.loss))))
     if unigram_loss is not None:
@@ -129,7 +130,8 @@ def shorten(path: str) -> str:
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else path
 
 
-def _model_rows(state: TrainingState) -> list[tuple[str, str]]:
+def model_rows(state: TrainingState) -> list[tuple[str, str]]:
+    """Return the rows of parameters and tokens."""
     plan, shape = state.plan, state.plan.shape
     size = f"{shape.num_layers} layers, hidden {shape.hidden_size}, {shape.padded_vocab_size} vocabulary"
     per_param = state.consumed_tokens / plan.num_params
@@ -139,14 +141,16 @@ def _model_rows(state: TrainingState) -> list[tuple[str, str]]:
     ]
 
 
-def _spent(state: TrainingState) -> str:
+def spent(state: TrainingState) -> str:
+    """Return the FLOPs spent and their share of the budget."""
     budget = state.plan.compute_budget_flops
     return (
         f"{format_flops(state.flops_spent)}, {state.flops_spent / budget:.1%} of the budget of {format_flops(budget)}"
     )
 
 
-def _place_rows(state: TrainingState, *, mlflow: MlflowDestination | None) -> list[tuple[str, str]]:
+def place_rows(state: TrainingState, *, mlflow: MlflowDestination | None) -> list[tuple[str, str]]:
+    """Return the rows that say where everything is."""
     written: list[str] = [name for name in ("checkpoint", "plan") if name in state.artifacts]
     rows = [(name, shorten(state.artifacts[name])) for name in written]
     if mlflow is not None:
@@ -155,12 +159,16 @@ def _place_rows(state: TrainingState, *, mlflow: MlflowDestination | None) -> li
     return rows
 
 
+def plain_table(rows: list[tuple[str, str]], *, note: str) -> str:
+    """Return unboxed, unwrapped lines, so that a command in them can be copied."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([*(f"{name:<{width}}  {value}" for name, value in rows), note])
+
+
 def _print_table(rows: list[tuple[str, str]], *, note: str, stream: TextIO, terminal: bool) -> None:
     """Print a boxed table in a terminal and unboxed, unwrapped lines elsewhere, so that a command can be copied."""
     if not terminal:
-        width = max(len(name) for name, _ in rows)
-        print("", *(f"{name:<{width}}  {value}" for name, value in rows), note, sep="\n", file=stream)
-        stream.flush()
+        print(f"\n{plain_table(rows, note=note)}", file=stream, flush=True)
         return
     console = Console(file=stream, force_terminal=True)
     table = Table(box=box.ROUNDED, show_header=False)

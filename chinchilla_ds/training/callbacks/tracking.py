@@ -1,13 +1,12 @@
 """TrackingCallback: turns the training state into metrics, on the rank that owns the loss."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 
-from chinchilla_ds.plan import RunPlan
 from chinchilla_ds.tracking.environment import write_environment
+from chinchilla_ds.tracking.record import plan_params
 from chinchilla_ds.tracking.tracker import RunStatus, Tracker
 from chinchilla_ds.training.callback import Callback, TrainingState
 
@@ -118,23 +117,6 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
             "straggler/ratio": state.stragglers.ratio,
         }
     return metrics | skipped
-
-
-def plan_params(plan: RunPlan) -> dict[str, object]:
-    """Return the plan's numbers under dotted names such as `shape.num_layers`; its sentences stay in the JSON."""
-    fields = dataclasses.asdict(plan)
-    del fields["reasons"]
-    return dict(_flatten(fields, prefix=""))
-
-
-def _flatten(fields: Mapping[str, object], *, prefix: str) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, prefix=f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _resident_bytes() -> int:

@@ -43,12 +43,12 @@ def test_load_reads_an_object(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b'{"a": 1,\n "b": }', r"is not JSON: Expecting value at line 2, column 7"),
-        (b"", r"is not JSON: Expecting value at line 1, column 1"),
+        (b'{"a": 1,\n "b": }', r"is not JSON: Expecting value at line 2 column 7"),
+        (b"", r"is not JSON: Expecting value at line 1 column 1"),
         (b"[1, 2]", r"must hold a JSON object, not \[1, 2\]"),
         (b"\xff\xfe\x00", r"is not UTF-8: .* at byte 0"),
-        (b'{"fp16": {}, "fp16": {}}', r"the key 'fp16' stands twice in one object"),
-        (b'{"gradient_clipping": NaN}', r"NaN is not a JSON number"),
+        (b'{"fp16": {}, "fp16": {}}', r"key 'fp16' stands twice in one object"),
+        (b'{"gradient_clipping": NaN}', r"NaN is not a finite number"),
     ],
 )
 def test_load_refuses(tmp_path: Path, content: bytes, expected: str) -> None:
@@ -61,7 +61,7 @@ def test_load_refuses(tmp_path: Path, content: bytes, expected: str) -> None:
 def test_load_refuses_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(DsConfigError, match="cannot be read: No such file"):
         load_ds_config(tmp_path / "missing.json")
-    with pytest.raises(DsConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(DsConfigError, match="cannot be read"):
         load_ds_config(tmp_path)
 
 
@@ -160,12 +160,12 @@ def test_values_of_the_wrong_kind_are_all_named() -> None:
     text = str(caught.value)
     for part in (
         "did you mean 'gradient_clipping'?",
-        "zero_optimization.stage is '3'; it must be 0, 1, 2, 3 or \"auto\"",
-        "zero_optimization.offload_param.device is 'gpu'; it must be one of none, cpu, nvme or \"auto\"",
-        "bf16.enabled is 'yes'; it must be true, false or \"auto\"",
+        'zero_optimization.stage is "3"; it must be 0, 1, 2, 3 or "auto"',
+        'zero_optimization.offload_param.device is "gpu"; it must be one of none, cpu, nvme or "auto"',
+        'bf16.enabled is "yes"; it must be true, false or "auto"',
         "chinchilla_ds.tensor_model_parallel_size is 0; it must be a whole number of at least 1",
         'chinchilla_ds.sequence_parallel is 1; it must be true, false or "auto"',
-        "chinchilla_ds.recompute is 'some'; it must be one of none, selective, full",
+        'chinchilla_ds.recompute is "some"; it must be one of none, selective, full',
     ):
         assert part in text
 
@@ -226,14 +226,15 @@ def test_an_empty_json_gets_all_that_the_plan_decides() -> None:
     assert "optimizer" not in resolved
 
 
-def test_what_is_not_ours_passes_through_untouched() -> None:
+def test_what_is_not_ours_passes_through_untouched(tmp_path: Path) -> None:
     ds = {
         "zero_optimization": {"stage": 3, "reduce_bucket_size": 500_000, "overlap_comm": True},
         "fp16": {"enabled": "auto", "loss_scale_window": 500},
-        "tensorboard": {"enabled": True, "anything": [1, {"x": None}]},
+        "csv_monitor": {"enabled": True, "output_path": str(tmp_path), "job_name": "x"},
+        "comms_logger": {"enabled": False, "prof_ops": ["all_reduce"]},
         "communication_data_type": "fp32",
         "wall_clock_breakdown": True,
-        "bfloat16": {"enabled": "auto", "check_grad_overflow": False},
+        "bfloat16": {"enabled": "auto", "immediate_grad_update": True},
         "optimizer": {"type": "adamw", "params": {"torch_adam": True}},
     }
     before = copy.deepcopy(ds)
@@ -241,11 +242,11 @@ def test_what_is_not_ours_passes_through_untouched() -> None:
     assert ds == before
     assert resolved["zero_optimization"] == ds["zero_optimization"]
     assert resolved["fp16"] == {"enabled": False, "loss_scale_window": 500}
-    assert resolved["bf16"] == {"enabled": False, "check_grad_overflow": False}
+    assert resolved["bf16"] == {"enabled": False, "immediate_grad_update": True}
     assert resolved["optimizer"]["params"]["torch_adam"] is True
-    for key in ("tensorboard", "communication_data_type", "wall_clock_breakdown"):
+    for key in ("csv_monitor", "comms_logger", "communication_data_type", "wall_clock_breakdown"):
         assert resolved[key] == ds[key]
-    resolved["tensorboard"]["anything"].append(2)
+    resolved["comms_logger"]["prof_ops"].append("broadcast")
     assert ds == before
 
 
@@ -263,7 +264,7 @@ def test_agreeing_concrete_values_are_accepted() -> None:
             'train_batch_size is 48, but the plan says 16; set it to "auto", or pass --global-b',
         ),
         ({"train_micro_batch_size_per_gpu": 3}, 'but the plan says 16; set it to "auto", or pass --micro-batch-size 3'),
-        ({"gradient_accumulation_steps": 3}, "or pass another --micro-batch-size"),
+        ({"gradient_accumulation_steps": 3}, "or pass --global-batch-size 48 --micro-batch-size 16: 16 sequences x 3"),
         (
             {"gradient_clipping": 0.5},
             'gradient_clipping is 0.5, but the plan says 1.0; set it to "auto", or pass --grad',
@@ -272,11 +273,11 @@ def test_agreeing_concrete_values_are_accepted() -> None:
         ({"fp16": {"enabled": True}}, "fp16.enabled is true, but the plan says false"),
         (
             {"zero_optimization": {"stage": 1}},
-            'stage is 1, but the plan says 3; set it to "auto", or use a plan that was made',
+            'stage is 1, but the plan says 3; set it to "auto", or take the JSON that',
         ),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}},
-            'offload_param.device is "cpu", but the plan says "none"; set it to "auto", or use a plan that was made',
+            'offload_param.device is "cpu", but the plan says "none"; set it to "auto", or take the JSON that',
         ),
         ({"optimizer": {"type": "Lamb"}}, 'optimizer.type is "Lamb", but the plan says "AdamW"'),
         ({"optimizer": {"params": {"lr": 0.5}}}, "or pass --learning-rate 0.5"),

@@ -5,10 +5,15 @@ import itertools
 
 import pytest
 
-from chinchilla_ds.budget.relayout import lay_out_again
+from chinchilla_ds.budget.ds_config import apply_to_config, resolve, shipped_configs
+from chinchilla_ds.budget.planner import plan as make_plan
+from chinchilla_ds.budget.relayout import is_laid_out, lay_out, lay_out_again
+from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import LayoutError
-from chinchilla_ds.plan import Cluster, RunPlan
+from chinchilla_ds.export.imported_plan import plan_of
+from chinchilla_ds.plan import Cluster, Precision, RunPlan
 from chinchilla_ds.testing import tiny_plan
+from chinchilla_ds.testing.configs import tiny_shape
 
 MAY_CHANGE = {"layout", "batch", "device", "cluster", "memory_bytes", "step_time", "reasons"}
 
@@ -30,6 +35,15 @@ def test_nothing_changes_for_the_same_layout() -> None:
     assert lay_out_again(old, like=old) is old
     other_cluster = Cluster(device="h100", world_size=1, devices_per_node=8, device_memory_bytes=1)
     assert lay_out_again(old, like=dataclasses.replace(old, seed=9, cluster=other_cluster)) is old
+
+
+def test_the_micro_batch_stays_with_its_layout_unless_another_is_asked_for() -> None:
+    old, like = old_plan(), made_for(ranks=1, micro_batch_size=1)
+    assert old.layout == like.layout
+    assert lay_out_again(old, like=like, micro_batch_is_asked=False) is old
+    assert lay_out_again(old, like=like).batch.micro_batch_size == 1
+    elsewhere = made_for(ranks=2, micro_batch_size=1)
+    assert lay_out_again(old, like=elsewhere, micro_batch_is_asked=False).batch.micro_batch_size == 1
 
 
 @pytest.mark.parametrize(
@@ -105,3 +119,37 @@ def test_the_plan_says_what_was_done_and_takes_the_estimates_of_the_new_place() 
     )
     back = lay_out_again(new, like=old)
     assert (back.layout, back.batch) == (old.layout, old.batch)
+
+
+# ---- a plan that was made for no machine -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("ranks", [4, 64])
+@pytest.mark.parametrize("name", shipped_configs())
+def test_a_plan_of_imported_weights_trains_with_every_shipped_file(name: str, ranks: int, device: str) -> None:
+    imported = RunPlan.from_json(plan_of(tiny_shape()).to_json())
+    assert not is_laid_out(imported)
+    ds = shipped_configs()[name]
+    config = apply_to_config(RunConfig(), ds)
+    plan = lay_out(imported, config=config, world_size=ranks, device=device)
+    resolved = resolve(ds, plan)
+    assert is_laid_out(plan)
+    assert resolved["zero_optimization"]["stage"] == plan.layout.zero_stage == ds["zero_optimization"]["stage"]
+    assert plan.layout.world_size == ranks
+    assert plan.precision is (Precision.BF16 if device == "cuda" else Precision.FP32)
+    batch = plan.batch
+    shared = batch.micro_batch_size * batch.gradient_accumulation_steps * plan.layout.data_parallel_size
+    assert batch.global_batch_size == imported.batch.global_batch_size == shared
+    for name in {*vars(imported)} - MAY_CHANGE - {"precision"}:
+        assert getattr(plan, name) == getattr(imported, name), name
+
+
+def test_a_plan_of_imported_weights_says_how_many_ranks_can_share_its_batch() -> None:
+    config = apply_to_config(RunConfig(), shipped_configs()["zero3"])
+    with pytest.raises(LayoutError, match="which 3 data-parallel ranks cannot share; 2 or 4 can: start 2 or 4 ranks"):
+        lay_out(plan_of(tiny_shape()), config=config, world_size=3, device="cpu")
+
+
+def test_a_plan_that_was_made_for_ranks_is_laid_out() -> None:
+    assert is_laid_out(make_plan(RunConfig(), world_size=2, device="cpu"))

@@ -23,8 +23,8 @@ from chinchilla_ds.budget.scaling_laws import (
 )
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.plan import ModelShape
+from tests.shared_data import shared_data
 
-PORIAN_PAIRS = Path(__file__).parents[4] / "shared/data/scaling/porian_optimal_pairs.csv"
 SURFACES = [law for law in LAWS.values() if isinstance(law, SurfaceLaw)]
 Z80 = 1.2815515655446004
 """The 90th percentile of the normal distribution."""
@@ -149,9 +149,8 @@ def test_muennighoff_keeps_one_ratio() -> None:
         assert optimum.num_params / optimum.num_tokens == pytest.approx(0.051, abs=0.0005)
 
 
-@pytest.mark.skipif(not PORIAN_PAIRS.exists(), reason="needs ../shared/data/scaling")
 def test_porian_line_runs_through_its_pairs() -> None:
-    with PORIAN_PAIRS.open() as file:
+    with shared_data("data/scaling/porian_optimal_pairs.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["dataset"] == "rw" and row["hparams"] == "tuned"]
     pairs = [row for row in rows if row["param_count"] == "standard"]
     law = get_law("porian2024")

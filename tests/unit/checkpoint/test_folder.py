@@ -14,9 +14,10 @@ from chinchilla_ds.errors import CheckpointError
 def write(checkpoints, iteration, text="tensor"):
     checkpoint = checkpoints / folders.checkpoint_name(iteration)
     aside = folders.begin(checkpoint)
-    for name in ("tensors/a", "plan.json"):
+    names = ("tensors/a", "plan.json", "state.json")
+    for name in names:
         (aside / name).write_text(text)
-    records = {name: folders.record_file(aside / name) for name in ("tensors/a", "plan.json")}
+    records = {name: folders.record_file(aside / name) for name in names}
     folders.commit(checkpoint, records=records)
     return checkpoint
 
@@ -103,12 +104,12 @@ DAMAGE = {
     "flipped": (lambda path: flip(path / "tensors/a"), "its content does not match the hash"),
     "cut": (lambda path: (path / "tensors/a").write_text("ten"), "has 3 bytes and the manifest says 6"),
     "missing": (lambda path: (path / "plan.json").unlink(), "cannot be read: No such file"),
-    "no manifest": (lambda path: (path / "manifest.json").unlink(), "is no checkpoint"),
-    "half a manifest": (lambda path: (path / "manifest.json").write_text('{"format_version": 1'), "is no manifest"),
-    "a list": (lambda path: (path / "manifest.json").write_text("[]"), "is no manifest"),
+    "no manifest": (lambda path: (path / "manifest.json").unlink(), "cannot be read: No such file"),
+    "half a manifest": (lambda path: (path / "manifest.json").write_text('{"format_version": 1'), "is not JSON"),
+    "a list": (lambda path: (path / "manifest.json").write_text("[]"), "is not a manifest"),
     "another version": (
         lambda path: (path / "manifest.json").write_text(json.dumps({"format_version": 9, "files": {}})),
-        "has format version 9; this version reads 2",
+        "has format version 9; this version reads 2 and 3",
     ),
 }
 

@@ -67,7 +67,7 @@ def test_nothing_is_overwritten(tmp_path):
 
 
 def test_state_of_another_version_is_refused():
-    with pytest.raises(CheckpointError, match="here is no state of a checkpoint"):
+    with pytest.raises(CheckpointError, match="iteration is missing"):
         CheckpointState.from_json('{"steps": 3}', where="here")
 
 

@@ -7,6 +7,7 @@ import torch
 
 from chinchilla_ds.checkpoint import tensors
 from chinchilla_ds.checkpoint.folder import checkpoint_name
+from chinchilla_ds.checkpoint.index import INDEX_NAME, read_index
 from chinchilla_ds.checkpoint.writer import write_checkpoint
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.testing import tiny_plan
@@ -26,33 +27,40 @@ def blocks_of_a_grid(key, whole, rows, columns):
         )
 
 
+def save(blocks, folder):
+    """Write blocks as a rank does, into one file; return their index."""
+    tensors.save_blocks(blocks, folder=folder, group=None)  # without ranks
+    return read_index(folder / INDEX_NAME)
+
+
 @pytest.mark.parametrize(
     ("written", "wanted"),
     list(itertools.permutations([((), ()), ((3,), ()), ((), (2, 5)), ((1, 2, 6), (3,)), ((4,), (1,))], 2)),
 )
 def test_boxes_are_read_from_other_boxes(tmp_path, written, wanted):
-    stored = [*blocks_of_a_grid("m", MATRIX, *written), *blocks_of_a_grid("v", VECTOR, written[0], ())]
-    tensors.save_blocks(stored, folder=tmp_path / "t", alone=True)
+    stored = [*blocks_of_a_grid("weight/m", MATRIX, *written), *blocks_of_a_grid("weight/v", VECTOR, written[0], ())]
+    index = save(stored, tmp_path)
     for transposed in (False, True):  # memory that is not in the order of the file
         found = torch.full((6, 8), -1.0).t() if transposed else torch.full((8, 6), -1.0)
         vector = torch.full((14,), -1.0)[::2] if transposed else torch.full((7,), -1.0)
-        blocks = [*blocks_of_a_grid("m", found, *wanted), *blocks_of_a_grid("v", vector, wanted[0], ())]
-        tensors.load_blocks(blocks, folder=tmp_path / "t")
+        blocks = [*blocks_of_a_grid("weight/m", found, *wanted), *blocks_of_a_grid("weight/v", vector, wanted[0], ())]
+        tensors.load_blocks(blocks, index=index, folder=tmp_path)
         assert torch.equal(found, MATRIX)
         assert torch.equal(vector, VECTOR)
 
 
 def test_the_file_is_nothing_but_the_values(tmp_path):
-    tensors.save_blocks([tensors.whole_block("m", MATRIX)], folder=tmp_path / "t", alone=True)
-    [file] = (tmp_path / "t").glob("*.distcp")
+    save([tensors.whole_block("weight/m", MATRIX)], tmp_path)
+    [file] = tmp_path.glob("*.distcp")
     assert file.read_bytes() == MATRIX.numpy().tobytes()
 
 
 def test_a_file_that_ends_early_is_named(tmp_path):
     checkpoint = tmp_path / checkpoint_name(0)
     write_checkpoint(checkpoint, plan=tiny_plan(), ds_config={}, weights=[("m", MATRIX)])
+    index = read_index(checkpoint / "tensors" / INDEX_NAME)
     [file] = checkpoint.rglob("*.distcp")
     file.write_bytes(file.read_bytes()[:-5])
     block = tensors.whole_block("weight/m", torch.empty(8, 6))
-    with pytest.raises(CheckpointError, match=r"__0_0\.distcp ends 5 bytes before its last block does"):
-        tensors.load_blocks([block], folder=checkpoint / "tensors")
+    with pytest.raises(CheckpointError, match=r"000000\.distcp ends 5 bytes before its last block does"):
+        tensors.load_blocks([block], index=index, folder=checkpoint / "tensors")

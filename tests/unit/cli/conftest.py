@@ -17,7 +17,7 @@ def rank_zero_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", "29500")
 
-    monkeypatch.setattr(pretrain, "_device_type", lambda: "cpu")
+    monkeypatch.setattr(pretrain, "device_type", lambda: "cpu")
     set_environment(1)
     return set_environment
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.cli.arguments import flag_of, parse
+from chinchilla_ds.cli.arguments import BESIDE_A_PLAN, flag_of, parse
 from chinchilla_ds.config import GuardConfig, OnSpike
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.plan import Decay, Recompute
@@ -94,4 +94,5 @@ def test_guards_are_no_part_of_what_fixes_a_plan() -> None:
         ["--ds_config", "x.json", "--max-bad-batches", "9", "--on-spike", "rewind", "--hang-timeout", "90.5"]
     )
     assert arguments.config.guards == GuardConfig(max_bad_batches=9, on_spike=OnSpike.REWIND, hang_timeout_s=90.5)
-    assert arguments.explicit == frozenset()
+    assert arguments.explicit == {"max_bad_batches", "on_spike", "hang_timeout_s"}
+    assert arguments.explicit <= BESIDE_A_PLAN

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from chinchilla_ds.cli import endings
-from chinchilla_ds.cli.endings import Interrupted, end_well
+from chinchilla_ds.cli.endings import Ending, Interrupted, at_ending, end_well, no_library_exits
+from chinchilla_ds.distributed.launch import LaunchError
 from chinchilla_ds.errors import DataError
 
 PEER_GONE = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242")
@@ -187,3 +188,90 @@ def test_a_second_ctrl_c_ends_it_at_once() -> None:
         _, errors = program.communicate(timeout=20)
     assert program.returncode == 130
     assert errors.endswith("interrupted by SIGINT\n")
+
+
+def _endings_of(work: Callable[[], int]) -> list[Ending]:
+    """Run to the end and return what the hooks were told."""
+    told: list[Ending] = []
+
+    def with_hook() -> int:
+        at_ending(told.append)
+        return work()
+
+    with contextlib.suppress(RuntimeError):
+        end_well(with_hook)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("work", "ending"),
+    [
+        (lambda: 0, Ending(exit_code=0)),
+        (lambda: 85, Ending(exit_code=85)),
+        (_raises(DataError(["one", "two"])), Ending(exit_code=2, reason="one\ntwo")),
+        (_raises(RuntimeError("a bug")), Ending(exit_code=1, reason="RuntimeError: a bug")),
+        (_raises(Interrupted(signal.SIGTERM)), Ending(exit_code=143, reason="interrupted by SIGTERM", asked=True)),
+    ],
+)
+def test_every_ending_is_told_once(work: Callable[[], int], ending: Ending) -> None:
+    assert _endings_of(work) == [ending]
+
+
+def test_a_library_that_exits_with_0_has_failed() -> None:
+    """As DeepSpeed's autotuning does."""
+
+    def work() -> int:
+        with no_library_exits():
+            raise SystemExit(0)
+
+    with pytest.raises(RuntimeError, match=r"a library has called exit\(0\), before the work was done"):
+        end_well(work)
+    (ending,) = _endings_of(work)
+    assert ending.exit_code == 1
+
+
+def test_what_every_task_meets_is_said_by_rank_0_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(endings.time, "sleep", lambda seconds: pytest.fail("srun ends nobody: there is no wait"))
+    monkeypatch.setenv("RANK", "1")
+    assert end_well(_raises(LaunchError("no address"))) == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    assert end_well(_raises(LaunchError("no address"))) == 2
+    assert capsys.readouterr().err == "error: no address\n"
+
+
+_FOLLOWER = """
+import os, sys, threading, time
+from chinchilla_ds.cli import endings
+from chinchilla_ds.distributed.launch import Place
+from chinchilla_ds.distributed.peers import Departure
+endings.STUCK_S = endings.CLEAN_UP_S = 0.5
+endings.FOLLOW_S = 0.1
+rank, left = int(sys.argv[1]), int(sys.argv[2])
+os.environ.update(
+    RANK=str(rank), WORLD_SIZE="4", LOCAL_RANK=str(rank % 2), LOCAL_SIZE="2", MASTER_ADDR="x", MASTER_PORT="1"
+)
+
+def work():
+    place = Place(rank=rank, world_size=4, local_rank=rank % 2, local_size=2)
+    gone = Departure(rank=left, local_rank=left % 2, exit_code=2, reason="no such folder")
+    threading.Thread(target=endings.follow, args=(gone,), kwargs={"place": place}).start()
+    time.sleep(30)
+
+sys.exit(endings.end_well(work))
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "left", "says"),
+    [(0, 3, True), (1, 3, False), (2, 3, True), (3, 2, True), (1, 0, False), (2, 0, True), (3, 0, False)],
+)
+def test_a_rank_follows_one_that_has_left_and_one_per_machine_says_why(rank: int, left: int, says: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FOLLOWER, str(rank), str(left)],
+        capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (f"error: rank {left}: no such folder\n" if says else "")

@@ -131,7 +131,11 @@ def test_the_text_is_found_where_run_and_text_have_moved_together(run_folder, pr
 
 
 def test_a_corpus_of_before_is_one_source(run_folder, prepared, evaluated):
+    """Format version 2 had neither origins nor digests."""
     (prepared.folder / "held_out_origins.npy").unlink()
+    manifest = json.loads((prepared.folder / "manifest.json").read_text())
+    del manifest["files"]
+    (prepared.folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
     found = evaluated(run_folder, "--data", prepared.folder)["scores"]
     assert list(found) == ["held-out", "all"]
     assert found["all"]["bytes"] == prepared.held_out_bytes

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,17 @@ from chinchilla_ds.cli import fit
 from chinchilla_ds.cli.arguments import Parser
 from chinchilla_ds.cli.main import main
 from chinchilla_ds.errors import ChinchillaError, ConfigError, DataError, OutputError
-from chinchilla_ds.tracking.mlflow import MlflowBackend, MlflowDestination
+from chinchilla_ds.tracking.destination import MlflowDestination
+from chinchilla_ds.tracking.jsonl import JsonlBackend
+from chinchilla_ds.tracking.mlflow import track
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
+from tests.shared_data import shared_data
 
 TRUTH = Surface(irreducible_loss=1.7, params_coefficient=400.0, tokens_coefficient=1000.0, alpha=0.35, beta=0.32)
 SKALING = Surface(
     irreducible_loss=1.7, params_coefficient=60.0, tokens_coefficient=90.0, alpha=0.25, beta=0.22, outer_exponent=1.5
 )
 BUDGETS = (1e18, 3e18, 1e19, 3e19, 1e20)
-POINTS = Path(__file__).parents[4] / "shared" / "data" / "scaling" / "epoch_chinchilla_245.csv"
-needs_points = pytest.mark.skipif(not POINTS.is_file(), reason=f"{POINTS.name} is not beside the repository")
 
 Rows = list[tuple[float, float, float]]
 
@@ -250,11 +252,10 @@ def test_a_picture(noisy: Path, tmp_path: Path) -> None:
     assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
 
 
-@needs_points
 def test_the_240_points(tmp_path: Path) -> None:
     """Besiroglu et al. 2024 (arXiv:2404.10102): the sum-Huber optimum, and N*, D* at Chinchilla's budget."""
     path = tmp_path / "240.csv"
-    with POINTS.open(newline="", encoding="utf-8") as lines:
+    with shared_data("data/scaling/epoch_chinchilla_245.csv").open(newline="", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row["excluded_by_epoch"] == "0"]
     write(path, [(float(row["N"]), float(row["D"]), float(row["loss"])) for row in rows])
     data = run_json(path, "--approach", "all", "--flops", "5.76e23", "--bootstrap", "200")
@@ -365,12 +366,14 @@ def test_files_that_cannot_be_written(exact: Path, tmp_path: Path) -> None:
 
 
 def log_run(uri: str, *, name: str, params: dict[str, object], metrics: dict[str, float], finished: bool) -> None:
-    destination = MlflowDestination(tracking_uri=uri, run_name=name, experiment="sweep")
-    backend = MlflowBackend(destination=destination, started_s=time.time())
+    folder = Path(tempfile.mkdtemp(dir=Path(uri.removeprefix("sqlite:///")).parent))
+    backend = JsonlBackend(path=folder / "metrics.jsonl")
     backend.log_params(params)
     backend.write([MetricRecord(metrics={"held_out/loss": 99.0}, step=1, time_s=time.time())])
     backend.write([MetricRecord(metrics=metrics, step=2, time_s=time.time())])
-    backend.close(RunStatus.FINISHED if finished else RunStatus.FAILED)
+    destination = MlflowDestination(tracking_uri=uri, run_name=name, experiment="sweep")
+    track(destination=destination, run_folder=folder, status=RunStatus.FINISHED if finished else RunStatus.FAILED)
+    backend.close(RunStatus.FINISHED)
 
 
 @pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs

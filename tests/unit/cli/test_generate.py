@@ -7,6 +7,8 @@ import pytest
 
 from chinchilla_ds.cli import generate as command
 from chinchilla_ds.cli.main import main
+from tests.unit.data.test_tokenizer import train_byte_level
+from tests.unit.data.test_tokenizer_child import panics
 from tests.unit.inference.models import reader, small_tokenizer, write_run
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12")
@@ -147,3 +149,52 @@ def test_lines_reach_every_rank_from_the_first():
         world_size = 1
 
     assert list(command._shared_lines(lambda: iter(["a\n", "b\n"]), ranks=OneRank())) == ["a\n", "b\n"]
+
+
+def test_texts_that_are_not_utf8_are_refused(runs, refused, monkeypatch):
+    large = runs["large"]
+    assert refused(large, "--prompt", "a", "b\udcff") == "error: prompt 2 is not UTF-8 at character 2\n"
+    assert refused(large, "--prompt", "a", "--stop", "\udce9") == "error: --stop string 1 is not UTF-8 at character 1\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"def \n\xff\xfe\n"), encoding="utf-8"))
+    assert refused(large, *GREEDY).startswith("error: standard input is not UTF-8: invalid start byte")
+    escaped = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="ascii", errors="surrogateescape")
+    monkeypatch.setattr("sys.stdin", escaped)
+    assert refused(large, *GREEDY).endswith("error: prompt 1 is not UTF-8 at character 1\n")
+
+
+def with_tokenizer(tokenizer, folder):
+    """A checkpoint that holds a folder as its tokenizer."""
+    from chinchilla_ds.checkpoint.writer import write_checkpoint
+
+    weights = reader(padded_vocab_size=512, vocab_size=500, seq_length=64)
+    return write_checkpoint(
+        folder / "step_0000000", plan=weights.plan, ds_config={}, weights=weights.state.items(), tokenizer=tokenizer
+    )
+
+
+def test_forged_tokenizers_of_checkpoints_are_refused(refused, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    for name, forge, text in (
+        ("panics", lambda path: path.write_text(json.dumps(panics())), "it breaks the library that reads it"),
+        ("link", lambda path: path.symlink_to(tmp_path / "secret"), "is a link "),
+        ("large", lambda path: path.write_text(json.dumps(many_tokens())), "has 600 tokens, and the model's embedding"),
+        ("huge", lambda path: path.write_text(json.dumps(many_tokens(2**31))), "ids below 4194304 are read"),
+    ):
+        (tmp_path / name).mkdir()
+        forge(tmp_path / name / "tokenizer.json")
+        checkpoint = with_tokenizer(tmp_path / name, tmp_path / f"{name}-run")
+        assert not list(checkpoint.rglob("secret"))
+        for words in (["--prompt", "a"], ["--prompt", "a", "--draft", checkpoint]):
+            found = refused(checkpoint, *words)
+            assert text in found
+            assert len(found.splitlines()) == 1
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "out")]) == 2
+    assert main(["evaluate", str(checkpoint), "--data", str(tmp_path / "secret")]) == 2
+
+
+def many_tokens(last=599):
+    values = json.loads(train_byte_level().to_str())
+    token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    values["model"]["vocab"]["<|last|>"] = last
+    values["added_tokens"].append({"id": last, "content": "<|last|>", **token})
+    return values

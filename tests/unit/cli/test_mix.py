@@ -1,6 +1,7 @@
 """`chinchilla-ds mix` end to end: a design, losses of a known truth, the best mixture, and what is refused."""
 
 import csv
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -35,21 +36,26 @@ def write_corpus(folder: Path, *, tokens: dict[str, int]) -> Path:
         for name, count in tokens.items()
     )
     counts: dict[str, Any] = dict.fromkeys(
-        ("held_out_tokens", "train_bytes", "held_out_bytes", "num_documents", "held_out_documents"), 1000
+        ("held_out_tokens", "train_bytes", "held_out_bytes", "held_out_documents"), 1000
     )
     prepared = PreparedData(
         folder=folder,
         source="synthetic",
         sources=sources,
-        tokenizer_sha256="",
+        tokenizer_sha256=hashlib.sha256(b"").hexdigest(),
         vocab_size=320,
         eod_id=0,
         train_tokens=sum(tokens.values()),
+        num_documents=len(tokens),
         skipped_files=0,
         unigram_loss=5.0,
         **counts,
     )
     (folder / MANIFEST_NAME).write_text(prepared.to_json(), encoding="utf-8")
+    (folder / "tokenizer.model").touch()
+    for name, num_bytes in prepared.dataset_sizes().items():
+        with (folder / name).open("wb") as stream:
+            stream.truncate(num_bytes)  # a hole: it takes no room on the disk
     return folder
 
 

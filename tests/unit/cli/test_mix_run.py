@@ -1,6 +1,7 @@
 """`chinchilla-ds mix run` with runs that only pretend to train: what is done, kept, gone on with, and refused."""
 
 import csv
+import hashlib
 import json
 import os
 import sys
@@ -61,7 +62,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         proxy_process, "_command", lambda proxy: [sys.executable, "-c", PRETEND, *map(str, real(proxy)[3:])]
     )
-    monkeypatch.setattr(mix_run, "_device_type", lambda: "cpu")
+    monkeypatch.setattr(mix_run, "device_type", lambda: "cpu")
     monkeypatch.chdir(tmp_path)
     return path
 
@@ -148,10 +149,24 @@ def test_losses_of_another_plan_or_corpus_are_not_mixed(table: Path, corpus: Pat
     assert "made with another plan than now" in problem
     assert "compute_budget_flops was 100000000000.0 and is 200000000000.0" in problem
     manifest = json.loads((corpus / "manifest.json").read_text())
-    (corpus / "manifest.json").write_text(json.dumps(manifest | {"tokenizer_sha256": "other"}))
+    (corpus / "tokenizer.model").write_bytes(b"other")
+    other = hashlib.sha256(b"other").hexdigest()
+    (corpus / "manifest.json").write_text(json.dumps(manifest | {"tokenizer_sha256": other}))
     (problem,) = refused(ConfigError, words(table, corpus, ds_configs))
     assert "another corpus than now" in problem
     assert "tokenizer_sha256" in problem
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "is not JSON"), ("[]", "must be an object"), ("\0\0", "is not JSON")])
+def test_settings_that_cannot_be_read_do_not_pass_for_the_same(
+    text: str, said: str, table: Path, corpus: Path, ds_configs: Path
+) -> None:
+    (corpus / "trouble").write_text("refuse mix-1")
+    refused(ConfigError, words(table, corpus, ds_configs))
+    (kept,) = Path.cwd().glob("runs/*/corpus.json")
+    kept.write_text(text)
+    (problem,) = refused(ConfigError, words(table, corpus, ds_configs))
+    assert f"settings of the runs {kept.relative_to(Path.cwd())} {said}" in problem
 
 
 def test_what_cannot_be_is_refused_before_the_first_run(table: Path, corpus: Path, ds_configs: Path) -> None:

@@ -50,8 +50,32 @@ def test_a_recipe_and_flags_over_it(text: Path, tmp_path: Path, capsys: pytest.C
         (["--source", "nowhere.txt", "--out", "o"], "nowhere.txt does not exist"),
         (["--source", "x", "--out", "o", "--dedup", "fineweeb"], "did you mean 'fineweb'?"),
         (["--source", "x", "--out", "o", "--clean", "nfd"], "cleaning rule 'nfd' is none of"),
+        (["--source", "my web=.", "--out", "o"], "source name 'my web' must be letters, digits, '_', '-' and '.'"),
+        (["--source", "web=hf:/org name", "--out", "o"], "'hf://org name' names no data set"),
     ],
 )
 def test_refusals(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_name_in_any_script_and_what_is_left_out(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(text.read_bytes())
+    (folder / "b.png").write_bytes(b"\x89PNG")
+    words = ["prepare", "--source", f"文章={folder}", "--text-field", "content", "--out", str(tmp_path / "out")]
+    assert main([*words, "--workers", "1", "--vocab-size", "400"]) == 0
+    assert f"text          {folder} (1 file; left out: 1 x .png)\n" in capsys.readouterr().out
+    assert [source.name for source in PreparedData.load(tmp_path / "out").sources] == ["文章"]
+
+
+def test_nothing_left_says_where_it_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_bytes("第一回".encode("gbk") * 50)
+    words = ["prepare", "--source", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main([*words, "--on-error", "skip"]) == 2
+    message = "of 1 read, skipped/not UTF-8 1; without --on-error skip each is told with its place"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

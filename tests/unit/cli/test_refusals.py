@@ -44,10 +44,14 @@ def test_a_missing_ds_config(refused: Callable[..., list[str]], ds_configs: Path
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("{", ["is not JSON", "line 1, column 2"]),
+        ("{", ["is not JSON", "line 1 column 2"]),
         ("[]", ["must hold a JSON object"]),
         ('{"zero_optimisation": {}}', ["zero_optimisation", "did you mean 'zero_optimization'?"]),
         ('{"zero_optimization": {"stagee": 3}}', ["zero_optimization.stagee", "did you mean 'stage'?"]),
+        ('{"zero_optimization": null}', ['zero_optimization is null; it must be a JSON object, such as {"stage": 1}']),
+        ('{"autotuning": {"enabled": true}}', ["autotuning cannot be set", "chinchilla-ds plan --gpu"]),
+        ('{"bf16": {"bf16_optimizer_states": true}}', ["bf16.bf16_optimizer_states cannot be true", "FP32"]),
+        ('{"zero_optimization": {"stage": 2}, "prescale_gradients": true}', ["prescale_gradients is true", "ZeRO-2"]),
         ('{"train_batch_size": 7}', ["train_batch_size is 7, but the plan says", "pass --global-batch-size 7"]),
     ],
 )

@@ -1,8 +1,9 @@
-"""The same command finds its run again, and no other run."""
+"""What a run was asked for: its key, its file, its lock."""
 
+import copy
 import dataclasses
 import json
-import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +11,7 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.checkpoint import folder as folders
-from chinchilla_ds.checkpoint.state import CheckpointState
-from chinchilla_ds.cli.run_request import (
-    FREE_FIELDS,
-    RunLock,
-    RunRequest,
-    check_same,
-    continued,
-    find_run,
-    known_problems,
-    state_of,
-)
+from chinchilla_ds.cli.run_request import FREE_FIELDS, RunLock, RunRequest, SavedRequest, known_problems
 from chinchilla_ds.config import (
     CheckpointConfig,
     DataConfig,
@@ -31,42 +21,12 @@ from chinchilla_ds.config import (
     RunConfig,
     SaveInterval,
 )
+from chinchilla_ds.data.sources import Kind, find_corpus
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.plan import Decay, Precision
 from chinchilla_ds.testing import tiny_plan
 
 ROOT = Path(__file__).parents[3]
-
-
-def state_json(iteration: int, *, complete: bool = False) -> str:
-    return CheckpointState(
-        iteration=iteration, data_step=iteration, attempts=iteration, elapsed_s=1.0, complete=complete
-    ).to_json()
-
-
-def save(run: Path, iteration: int, *, complete: bool = False) -> Path:
-    """Write a checkpoint that holds no tensors."""
-    checkpoint = run / folders.CHECKPOINTS_NAME / folders.checkpoint_name(iteration)
-    aside = folders.begin(checkpoint)
-    files = {
-        folders.STATE_NAME: state_json(iteration, complete=complete),
-        folders.PLAN_NAME: tiny_plan(train_iters=9).to_json(),
-    }
-    for name, text in files.items():
-        (aside / name).write_text(text)
-    folders.commit(checkpoint, records={name: folders.record_file(aside / name) for name in files})
-    return checkpoint
-
-
-def begin(request: RunRequest, name: str, *, at_s: int, saved: tuple[int, ...] = (4,), complete: bool = False) -> Path:
-    """Make the folder of a run that was touched last at a given time."""
-    folder = request.config.output / name
-    folder.mkdir(parents=True)
-    (folder / "request.json").write_text(request.to_json())
-    for iteration in saved:
-        save(folder, iteration, complete=complete)
-    os.utime(folder, (at_s, at_s))
-    return folder
 
 
 @pytest.fixture
@@ -151,12 +111,13 @@ def test_a_plan_files_layout_and_estimates_are_free_and_its_learning_is_not(tmp_
     key = key_of_plan(file, plan)
     elsewhere = tiny_plan(micro_batch_size=2, data_parallel_size=2, gradient_accumulation_steps=2, zero_stage=3)
     assert key_of_plan(file, dataclasses.replace(elsewhere, device="cuda", reasons=("of another machine",))) == key
+    twice = {"num_tokens": 2 * plan.num_tokens, "true_flops": 2 * plan.true_flops}
     others = [
         dataclasses.replace(plan, seed=1),
         dataclasses.replace(plan, precision=Precision.BF16),
         dataclasses.replace(plan, shape=dataclasses.replace(plan.shape, num_layers=5)),
         dataclasses.replace(plan, optimizer=dataclasses.replace(plan.optimizer, beta2=0.99)),
-        dataclasses.replace(plan, batch=dataclasses.replace(plan.batch, global_batch_size=16)),
+        dataclasses.replace(plan, batch=dataclasses.replace(plan.batch, global_batch_size=16), **twice),
     ]
     assert len({key, *(key_of_plan(file, other) for other in others)}) == 1 + len(others)
     assert RunRequest(config=RunConfig()).key != key
@@ -183,119 +144,85 @@ def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
     values = {**FREE, **DECIDES, "data": DataConfig(**{**DECIDES_DATA, "paths": (tmp_path / "a",)})}
     request = RunRequest(config=RunConfig(**{**values, "output": tmp_path}), plan=tmp_path / "plan.json")
     (tmp_path / "request.json").write_text(request.to_json())
-    assert RunRequest.load(tmp_path) == request
+    saved = SavedRequest.load(tmp_path)
+    assert (saved.request, saved.key) == (request, request.key)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "is no run that can be continued"),
-        ("{", "was not written by this version"),
-        ("{}", "was not written by this version"),
-        ('{"config": {"flops": 1}, "plan": null}', "config.flops is not a field"),
+        (None, "cannot be read: No such file"),
+        ("", "is not JSON: Expecting value"),
+        ("{", "is not JSON"),
+        ("{}", "request.key is missing"),
+        ("null", "must be an object of named fields, not null"),
+        ("[" * 5000, "nested more than 100 deep"),
+        ("\0" * 300, "is not JSON"),
+        ('{"config": {"flops": 1}, "plan": null, "key": "a"}', "request.config.flops is not a field"),
+        ('{"config": {}, "plan": null, "key": null}', "request.key is None; it must be text"),
     ],
 )
 def test_what_is_no_request_says_so(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "request.json").write_text(text)
-    with pytest.raises(CheckpointError, match=message):
-        RunRequest.load(tmp_path)
+    with pytest.raises(CheckpointError, match=re.escape(message)) as error:
+        SavedRequest.load(tmp_path)
+    assert all(str(tmp_path / "request.json") in problem for problem in error.value.problems)
 
 
-# ---- find_run --------------------------------------------------------------------------------------------------------
+NUMBERS = {
+    "compute_budget_flops": 1e11,
+    "num_params": 1e5,
+    "num_tokens": 1e6,
+    "unique_tokens": 1e6,
+    "inference_tokens": 1e6,
+    "seq_length": 64,
+    "vocab_size": 512,
+    "global_batch_size": 4,
+    "micro_batch_size": 4,
+    "learning_rate": 1e-3,
+    "eval_interval_tokens": 100,
+    "sample_interval_tokens": 100,
+}
+CHECKPOINT = CheckpointConfig(save_every=SaveInterval(iters=5), milestone_every=7)
 
 
-def test_the_newest_unfinished_run_of_the_same_command_is_found(request_: RunRequest) -> None:
-    assert find_run(request_) is None, "there is no folder yet"
-    other = dataclasses.replace(request_, config=dataclasses.replace(request_.config, seed=2))
-    begin(request_, "old", at_s=100)
-    wanted = begin(request_, "newer", at_s=200, saved=(4, 8))
-    begin(request_, "complete", at_s=300, complete=True)
-    begin(request_, "never-saved", at_s=400, saved=())
-    begin(other, "another", at_s=500)
-    versions = begin(request_, "another-version", at_s=600)
-    (versions / "request.json").write_text('{"format": 1}')
-    found = find_run(request_)
-    assert found is not None
-    assert (found.folder, found.checkpoint.name) == (wanted, "step_0000008")
-    assert (found.all_checkpoints, found.request, found.plan) == (True, request_, tiny_plan(train_iters=9))
+def test_every_number_of_a_request_has_a_range(tmp_path: Path) -> None:
+    config = RunConfig(**NUMBERS, checkpoint=CHECKPOINT)
+    whole = json.loads(RunRequest(config=config).to_json())
+    places = [
+        (*path, name)
+        for path in ((), ("data",), ("layout",), ("guards",), ("checkpoint",), ("checkpoint", "save_every"))
+        for name, value in _at(whole["config"], path).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    assert len(places) == len(NUMBERS) + 2 + 2 + 4 + 2 + 2 + 1
+    for place in places:
+        for value in (-1, 1e300, 10**40, True, "1", [1]):
+            tree = copy.deepcopy(whole)
+            _at(tree["config"], place[:-1])[place[-1]] = value
+            (tmp_path / "request.json").write_text(json.dumps(tree))
+            with pytest.raises(CheckpointError, match=place[-1]):
+                SavedRequest.load(tmp_path)
 
 
-def test_a_run_that_has_ended_is_not_begun_again_from_its_middle(request_: RunRequest) -> None:
-    folder = begin(request_, "run", at_s=100, saved=(4, 8))
-    assert find_run(request_) is not None
-    save(folder, 9, complete=True)
-    assert find_run(request_) is None
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    for step in path:
+        tree = tree[step]
+    return tree
 
 
-@pytest.mark.parametrize("name", ["state.json", "plan.json", "manifest.json"])
-def test_a_run_whose_newest_checkpoint_is_damaged_is_found_all_the_same(name: str, request_: RunRequest) -> None:
-    folder = begin(request_, "run", at_s=100, saved=(4, 8))
-    (folder / "checkpoints/step_0000008" / name).write_text("{")
-    found = find_run(request_)
-    assert found is not None
-    assert (found.checkpoint.name, found.all_checkpoints) == ("step_0000004", True)
+@pytest.mark.parametrize("intervals", [{}, {"iters": 1, "tokens": 1}])
+def test_one_interval_between_saves_is_set(intervals: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="one of seconds, tokens and iters must be set"):
+        SaveInterval(**intervals)
 
 
-def test_a_run_of_which_nothing_is_whole_is_not_passed_over(request_: RunRequest) -> None:
-    folder = begin(request_, "run", at_s=100, saved=(4, 8))
-    for path in folder.glob("checkpoints/*/plan.json"):
-        path.write_text("{")
-    with pytest.raises(CheckpointError) as error:
-        find_run(request_)
-    newer, older, advice = error.value.problems
-    assert f"{folder}/checkpoints/step_0000008/plan.json has 1 bytes" in newer
-    assert f"{folder}/checkpoints/step_0000004/plan.json has 1 bytes" in older
-    assert advice == f"no checkpoint of {folder} is whole; --resume none begins another run"
-
-
-def test_a_plan_file_that_has_changed_since_begins_another_run(request_: RunRequest, tmp_path: Path) -> None:
-    file = tmp_path / "plan.json"
-    file.write_text(tiny_plan(train_iters=9).to_json())
-    request = dataclasses.replace(request_, plan=file)
-    begin(request, "run", at_s=100)
-    assert find_run(request) is not None
-    file.write_text(tiny_plan(train_iters=10).to_json())
-    assert find_run(request) is None
-
-
-# ---- --resume FOLDER -------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_means_its_newest_and_a_checkpoint_itself(request_: RunRequest) -> None:
-    folder = begin(request_, "run", at_s=100, saved=(4, 8))
-    by_folder = continued(folder)
-    assert (by_folder.checkpoint.name, by_folder.all_checkpoints) == ("step_0000008", True)
-    older = folder / "checkpoints/step_0000004"
-    by_checkpoint = continued(older)
-    assert (by_checkpoint.folder, by_checkpoint.checkpoint, by_checkpoint.all_checkpoints) == (folder, older, False)
-    assert state_of(older).iteration == 4
-
-
-def test_what_is_no_run_cannot_be_continued(request_: RunRequest, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist"):
-        continued(tmp_path / "nowhere")
-    folder = begin(request_, "run", at_s=100)
-    (folder / "request.json").unlink()
-    with pytest.raises(CheckpointError, match="is no run that can be continued"):
-        continued(folder)
-
-
-def test_flags_that_say_something_else_are_named_with_both_values(request_: RunRequest) -> None:
-    run = continued(begin(request_, "run", at_s=100))
-    config = dataclasses.replace(
-        request_.config, seed=7, compute_budget_flops=2e11, data=DataConfig(max_epochs=3.0), micro_batch_size=2
-    )
-    check_same(config, run, explicit=frozenset())
-    check_same(config, run, explicit=frozenset({"micro_batch_size", "zero_stage", "output", "learning_rate"}))
-    with pytest.raises(CheckpointError) as error:
-        check_same(config, run, explicit=frozenset({"seed", "compute_budget_flops", "max_epochs", "vocab_size"}))
-    end = f"in the run {run.folder}; leave it out to go on with that run, or begin another with --resume none"
-    assert error.value.problems == (
-        f"--flops is 2e+11 here and 1e+11 {end}",
-        f"--max-epochs is 3 here and 1 {end}",
-        f"--seed is 7 here and 1234 {end}",
-    )
+def test_flags_that_nothing_could_read_back_are_refused_at_once() -> None:
+    config = RunConfig(checkpoint=CheckpointConfig(keep=10**40), guards=GuardConfig(hang_timeout_s=1e300))
+    guards, keep = known_problems(config)
+    assert guards.startswith("guards.hang_timeout_s is 1e+300; it must be at most")
+    assert keep.startswith("checkpoint.keep is 1000")
 
 
 @pytest.mark.parametrize(
@@ -345,3 +272,15 @@ def test_one_process_trains_a_run_and_its_death_frees_it(tmp_path: Path) -> None
 
 def test_the_key_is_kept_in_the_file(request_: RunRequest) -> None:
     assert json.loads(request_.to_json())["key"] == request_.key
+
+
+def test_a_data_set_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
+    """pathlib takes the two slashes of hf:// for one, and resolves what is left below the working directory."""
+    config = RunConfig(
+        compute_budget_flops=1e11, output=tmp_path / "runs", data=DataConfig(paths=(Path("hf://org/name:en@train"),))
+    )
+    saved = json.loads(RunRequest(config=config).to_json())
+    assert saved["config"]["data"]["paths"] == ["hf://org/name:en@train"]
+    again = dataclasses.replace(config.data, paths=tuple(map(Path, saved["config"]["data"]["paths"])))
+    (file,) = find_corpus(again).files
+    assert (file.kind, file.place) == (Kind.HUB, "hf://org/name:en@train")

@@ -13,14 +13,19 @@ from chinchilla_ds.cli.siblings import Siblings
 LIVE = "import time; time.sleep(60)"
 
 
+def _variables(rank: int) -> dict[str, str]:
+    """What torchrun sets."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+    return {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
 @pytest.fixture
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list["subprocess.Popen[bytes]"]]:
     """Three other ranks, as children of the parent that this process is made to believe it has."""
-    started = [
-        subprocess.Popen([sys.executable, "-c", LIVE], env={**os.environ, "RANK": str(rank)}) for rank in (1, 2, 3)
-    ]
+    started = [subprocess.Popen([sys.executable, "-c", LIVE], env=_variables(rank)) for rank in (1, 2, 3)]
     monkeypatch.setattr(siblings.os, "getppid", os.getpid)
-    monkeypatch.setenv("LOCAL_SIZE", "4")
+    for name, value in _variables(0).items():
+        monkeypatch.setenv(name, value)
     time.sleep(0.2)
     yield started
     for one in started:
@@ -57,7 +62,7 @@ def test_one_that_exits_has_said_why(ranks: list["subprocess.Popen[bytes]"]) -> 
     family.refresh()
     ranks[2].kill()
     ranks[2].wait()
-    ranks[2] = subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"], env={**os.environ, "RANK": "3"})
+    ranks[2] = subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"], env=_variables(3))
     family = Siblings()
     time.sleep(0.01)
     family.refresh()

@@ -76,11 +76,12 @@ def _make_plan(
         gradient_accumulation_steps=accumulation,
         train_iters=train_iters,
     )
+    num_tokens = batch.global_batch_size * train_iters * SEQ_LENGTH
     return RunPlan(
         compute_budget_flops=1.0,
         num_params=1,
-        num_tokens=batch.global_batch_size * train_iters * SEQ_LENGTH,
-        true_flops=1.0,
+        num_tokens=num_tokens,
+        true_flops=float(num_tokens),
         flops_per_token=1.0,
         shape=shape,
         batch=batch,
@@ -88,7 +89,7 @@ def _make_plan(
         device="cpu",
         precision=Precision.FP32,
         optimizer=OptimizerPlan(learning_rate=1e-3),
-        schedule=Schedule(warmup_iters=1, decay_iters=1, min_learning_rate=0.0),
+        schedule=Schedule(warmup_iters=1, decay_iters=train_iters - 1, min_learning_rate=0.0),
         prediction=Prediction(
             law="none",
             loss_law="none",

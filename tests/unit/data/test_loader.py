@@ -116,10 +116,10 @@ def test_an_index_that_cannot_be_written(
     prepared: PreparedData, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**kwargs: object) -> None:
-        raise OSError(30, "Read-only file system")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(loader_module.tempfile, "TemporaryDirectory", fail)
-    with pytest.raises(OutputError, match=r"cannot write the sequence index to .*/index: Read-only file system"):
+    with pytest.raises(OutputError, match=r"cannot write the sequence index to .*/index: No space left on device"):
         TokenLoader(prepared=prepared, plan=make_plan(seed=99))
 
 

@@ -13,7 +13,7 @@ import zstandard
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from chinchilla_ds.config import DataConfig
-from chinchilla_ds.data import readers, stages
+from chinchilla_ds.data import parts, readers, stages
 from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.cleaning import CleaningConfig
 from chinchilla_ds.data.corpus import Recipe, SourceRecipe, load_recipe
@@ -181,7 +181,7 @@ BAD = b'{"text": "%s"}\n' % (b"fine words " * 40)
 def test_bad_records_name_file_and_line_or_are_skipped_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str, kind: str
 ) -> None:
-    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 100_000)
+    monkeypatch.setattr(parts, "MAX_RECORD_BYTES", 100_000)
     good = write_jsonl(tmp_path / "good.jsonl", make_texts(80))
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(content)
@@ -249,11 +249,11 @@ def test_the_line_of_a_problem_is_right_in_the_middle_of_a_large_file(tmp_path: 
     path = tmp_path / "a.jsonl"
     path.write_bytes(BAD * 300 + b"{}\n" + BAD * 300)
     (file,) = readers_files(path)
-    parts = list(readers.parts_of(file, text_field="text", part_bytes=10_000))
-    found = [one for part in parts for one in readers.read_part(part)]
-    assert len(parts) > 20
+    pieces = list(readers.parts_of(file, text_field="text", part_bytes=10_000))
+    found = [one for piece in pieces for one in readers.read_part(piece)]
+    assert len(pieces) > 20
     assert sum(isinstance(one, bytes) for one in found) == 600
-    (problem,) = [one for one in found if isinstance(one, readers.Problem)]
+    (problem,) = [one for one in found if isinstance(one, parts.Problem)]
     assert problem.message.startswith(f"{path}:301 has no field")
 
 

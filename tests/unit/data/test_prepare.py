@@ -104,7 +104,7 @@ def test_a_change_of_text_or_settings_prepares_again(corpus_folder: Path, tmp_pa
 
 
 def test_manifest_in_and_out_and_moved(prepared: PreparedData, tmp_path: Path) -> None:
-    assert PreparedData.from_json(prepared.to_json()) == prepared
+    assert PreparedData.load(prepared.folder) == prepared
     moved = tmp_path / "moved"
     shutil.copytree(prepared.folder, moved)
     assert PreparedData.load(moved) == dataclasses.replace(prepared, folder=moved)
@@ -114,16 +114,18 @@ def test_manifest_in_and_out_and_moved(prepared: PreparedData, tmp_path: Path) -
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "no manifest of prepared data of format_version 2"),
-        ('{"format_version": 0}', "no manifest of prepared data of format_version 2"),
-        ('{"format_version": 2, "folder": "x"}', "fields .* of the manifest are missing or unknown"),
+        ("[]", "the manifest is not an object of named fields"),
+        ('{"format_version": 0}', "the manifest's format_version is 0; 3 and 2 can be read"),
+        ('{"format_version": 2, "folder": "x"}', r"manifest\.eod_id is missing"),
     ],
 )
 def test_a_broken_manifest(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(DataError, match=f"manifest.json: .*{message}.*; remove the folder to prepare it again"):
+    with pytest.raises(DataError, match=f"(?s){message}.*; restore the folder, or remove it to prepare the text again"):
         PreparedData.load(tmp_path)
-    with pytest.raises(DataError, match=r"holds no prepared data: No such file"):
+    with pytest.raises(
+        DataError, match=r"holds no prepared data that can be used: the manifest .* cannot be read: No such file"
+    ):
         PreparedData.load(tmp_path / "nowhere")
 
 

@@ -8,8 +8,9 @@ import pyarrow.parquet
 import pytest
 
 from chinchilla_ds.config import DataConfig
+from chinchilla_ds.data.kinds import Kind
 from chinchilla_ds.data.readers import TEXT_DOCUMENT_BYTES, Problem, parts_of, read_part
-from chinchilla_ds.data.sources import MAX_PROBLEMS, Corpus, Kind, find_corpus, raise_problems
+from chinchilla_ds.data.sources import MAX_PROBLEMS, Corpus, find_corpus, raise_problems
 from chinchilla_ds.errors import DataError
 
 
@@ -82,7 +83,9 @@ def test_a_folder_is_read_in_sorted_order_without_hidden_and_unknown_files(tmp_p
         path.write_text(name)
     (tmp_path / "empty.txt").touch()
     assert read(tmp_path) == ["a.md", "b.txt", "sub/c.py"]
-    assert "1 files of other types left out" in find_corpus(DataConfig(paths=(tmp_path,))).description
+    assert find_corpus(DataConfig(paths=(tmp_path,))).description.endswith(
+        "(3 files; left out: 2 x hidden, 1 x empty, 1 x .png)"
+    )
 
 
 def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
@@ -120,16 +123,17 @@ def test_missing_path_names_the_nearest(tmp_path: Path) -> None:
 def test_empty_file_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     assert problem(tmp_path / "empty.txt") == f"{tmp_path}/empty.txt is empty"
-    assert problem(tmp_path).endswith("holds no file of a known type with content (found: nothing)")
+    assert problem(tmp_path).endswith("holds no file of a known type with content (found: 1 x empty)")
     (tmp_path / "a.png").write_text("x")
-    (tmp_path / "LICENSE").write_text("x")
-    assert problem(tmp_path).endswith("(found: 1 x no suffix, 1 x .png)")
+    (tmp_path / "core").write_bytes(b"\x7fELF\0\0")
+    assert problem(tmp_path).endswith("(found: 1 x .png, 1 x not text, 1 x empty)")
 
 
 def test_unknown_type_names_the_nearest(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("{}")
-    message = problem(tmp_path / "a.json")
-    assert message.startswith(f"{tmp_path}/a.json is of unknown type '.json'; did you mean '.jsonl'?; known types: .c ")
+    (tmp_path / "a.josnl").write_text("{}")
+    message = problem(tmp_path / "a.josnl")
+    assert message.startswith(f"{tmp_path}/a.josnl is of unknown type '.josnl'; did you mean '.jsonl'?; known types: ")
+    assert message.endswith(".ts .txt, also with .gz .bz2 .xz .zst behind")
 
 
 def test_not_utf8_names_file_and_offset(tmp_path: Path) -> None:
@@ -143,13 +147,18 @@ def test_not_utf8_names_file_and_offset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text" "a"}', "is not JSON: Expecting ':' delimiter: line 1 column 9 (char 8)"),
+        (b'{"text" "a"}', "is not JSON: Expecting ':' delimiter at column 9"),
+        (b'{"text": "a", "text": "b"}', "is not JSON: key 'text' stands twice in one object"),
+        (
+            b'{"text": "a", "n": ' + b"1" * 5000 + b"}",
+            "Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits",
+        ),
+        (b'{"text": "a", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "lists and objects are nested too deep"),
         (b"[1]", "is a JSON list, not an object"),
         (b'{"txt": "a", "id": 1}', "has no field 'text'; did you mean 'txt'?; it has 'txt', 'id'"),
         (b"{}", "has no field 'text'; it has none"),
         (b'{"text": 3}', ": field 'text' is of type int, not a string"),
         (b'{"text": null}', ": field 'text' is of type NoneType, not a string"),
-        (b'{"text": "\\ud800"}', ": field 'text' holds half of a surrogate pair, which is not text"),
         (b'{"text": "\xff"}', "is not UTF-8: byte 0xff at offset 10 (invalid start byte)"),
     ],
 )
@@ -164,9 +173,9 @@ def test_bad_jsonl_names_file_and_line(tmp_path: Path, line: bytes, message: str
 def test_truncated_and_false_gzip(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "good"}\n' * 100)[:-9])
-    assert problem(path).startswith(f"{path}:101 cannot be read: Compressed file ended")
+    assert problem(path) == f"{path}:101 cannot be read: it is cut off: the file ends before the archive does"
     path.write_bytes(b"not gzip")
-    assert problem(path).startswith(f"{path}:1 cannot be read: Not a gzipped file")
+    assert problem(path) == f"{path} cannot be read: it does not begin as a .gz file does"
 
 
 def test_bad_parquet(tmp_path: Path) -> None:

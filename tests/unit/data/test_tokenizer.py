@@ -9,8 +9,8 @@ import pytest
 import sentencepiece
 import tokenizers
 
+from chinchilla_ds.data.remembered_words import _STRETCHES
 from chinchilla_ds.data.tokenizer import (
-    _STRETCHES,
     EOD_PIECE,
     HuggingFaceTokenizer,
     ModelType,
@@ -104,7 +104,7 @@ def test_remembered_words_give_what_sentencepiece_gives(model_type: ModelType, n
 
 
 def test_memory_is_bounded(trained: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chinchilla_ds.data.tokenizer._MAX_REMEMBERED", 50)
+    monkeypatch.setattr("chinchilla_ds.data.remembered_words._MAX_REMEMBERED", 50)
     for number in range(0, 200, 20):
         list(trained.encode_documents([b"x" * 1000, " ".join(map(str, range(number))).encode()], num_threads=1))
         assert len(trained._memory._known) <= 50
@@ -279,14 +279,14 @@ def test_bad_hugging_face_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds neither tokenizer\.json nor tokenizer\.model; a slow Hugging Face"):
         Tokenizer.load(tmp_path)
     file.write_text("{}")
-    with pytest.raises(DataError, match=r"is no tokenizer\.json"):
+    with pytest.raises(DataError, match=r"is not a tokenizer\.json"):
         Tokenizer.load(file)
     file.write_text(train_byte_level().to_str())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|absent|>"}}))
     with pytest.raises(DataError, match=r"none of its special tokens is <\|absent\|>"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(DataError, match="is no JSON object"):
+    with pytest.raises(DataError, match="is not a JSON object"):
         Tokenizer.load(tmp_path)
     lower = train_byte_level()
     lower.normalizer = tokenizers.normalizers.Lowercase()
@@ -298,9 +298,9 @@ def test_bad_hugging_face_tokenizers_are_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_refused(tmp_path: Path, trained: SentencePieceTokenizer) -> None:
     path = tmp_path / "tokenizer.model"
-    with pytest.raises(DataError, match=r"cannot read the tokenizer .*tokenizer.model: No such file"):
+    with pytest.raises(DataError, match=r"the tokenizer .*tokenizer.model cannot be read: No such file"):
         Tokenizer.load(path)
     trained.save(path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="is no SentencePiece model"):
+    with pytest.raises(DataError, match="is not a SentencePiece model"):
         Tokenizer.load(path)

@@ -12,11 +12,12 @@ import pytest
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.data import prepare as prepare_module
 from chinchilla_ds.data.corpus import find_sources
+from chinchilla_ds.data.kinds import Kind
 from chinchilla_ds.data.loader import TokenLoader
 from chinchilla_ds.data.pipeline import content_key
 from chinchilla_ds.data.prepare import prepare
 from chinchilla_ds.data.prepared import INPUTS_NAME, PreparedData
-from chinchilla_ds.data.sources import Kind, SourceFile, identities
+from chinchilla_ds.data.sources import SourceFile, identities
 from chinchilla_ds.plan import RunPlan
 from tests.unit.data.conftest import SEQ_LENGTH, VOCAB_SIZE
 

@@ -19,6 +19,7 @@ from chinchilla_ds.testing import tiny_plan
 from tests.unit.export.conftest import english_tokenizer, small_shape
 
 SHARD_BYTES = 120_000_000
+TOKEN_IDS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": None}
 LARGE = {"hidden_size": 1024, "ffn_hidden_size": 2560, "num_attention_heads": 16, "kv_channels": 64}
 
 MEASURED = """
@@ -71,7 +72,7 @@ def make_model_with_a_large_table(folder):
     shape = small_shape(**LARGE, num_layers=1, vocab_size=100_000, padded_vocab_size=100_096, tied_embeddings=True)
     folder.mkdir(parents=True)
     english_tokenizer().save(folder / "tokenizer.model")
-    config = config_of(shape, vocab_size=shape.vocab_size, eod_id=1, dtype=Precision.FP32)
+    config = config_of(shape, vocab_size=shape.vocab_size, token_ids=TOKEN_IDS, dtype=Precision.FP32)
     (folder / "config.json").write_text(json.dumps(config))
     weights = {
         piece.name: torch.ones(piece.num_rows, *weight.shape[1:])

@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.export.card import TrainingFacts
+from chinchilla_ds.export.config_json import read_config
 from chinchilla_ds.export.measure import load_model, measure
 from chinchilla_ds.export.quantize import CODECS, Quantization, is_matrix, quantize_folder
 from chinchilla_ds.export.read import import_folder
 from chinchilla_ds.export.shards import ShardReader
-from chinchilla_ds.export.vector_folder import VectorReader
+from chinchilla_ds.export.vector_folder import open_weights
 from chinchilla_ds.export.write import export_checkpoint
 from chinchilla_ds.plan import Precision
 from tests.unit.export.conftest import small_shape, write_random
@@ -58,7 +59,7 @@ def test_other_vector_codecs_of_a_model(method, plain, tmp_path):
 
 
 def check_codec(method, plain, folder, result):
-    before, after = ShardReader(plain), VectorReader(folder)
+    before, after = ShardReader(plain), open_weights(folder, read_config(folder))
     assert after.names() == before.names()
     weights = bytes_ = 0
     for name in before.names():
@@ -96,7 +97,7 @@ def test_transformers_refuses_what_it_cannot_decode(coded):
 def test_a_coded_model_can_be_imported(coded, tmp_path):
     folder, _ = coded
     import_folder(folder, out=tmp_path / "run")
-    back, decoded = CheckpointReader.open(tmp_path / "run"), VectorReader(folder)
+    back, decoded = CheckpointReader.open(tmp_path / "run"), open_weights(folder, read_config(folder))
     assert torch.equal(
         back.read("decoder.layers.1.mlp.linear_fc2.weight"), decoded.read("model.layers.1.mlp.down_proj.weight")
     )

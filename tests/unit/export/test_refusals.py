@@ -55,7 +55,7 @@ def refused(folder, kind):
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised (gptq)"),
         ({"num_key_value_heads": 3}, r"num_attention_heads (4) must be a multiple of num_key_value_heads (3)"),
-        ({"hidden_size": None}, "hidden_size must be whole numbers"),
+        ({"hidden_size": None}, "config.json.hidden_size is None; it must be a whole number"),
     ],
 )
 def test_another_model_is_refused(values, text, exported):
@@ -71,11 +71,12 @@ def test_all_that_is_unsupported_is_named_at_once(exported):
 
 
 def test_weights_must_be_those_of_the_config(exported):
-    change(exported, intermediate_size=100, num_hidden_layers=3)
+    change(exported, num_hidden_layers=3)
+    assert "has 2 layers, and config.json says 3" in refused(exported, ConfigError)
+    change(exported, intermediate_size=100, num_hidden_layers=2)
     message = refused(exported, ConfigError)
-    assert "mlp.gate_proj.weight is [192, 64], and config.json makes it [100, 64]" in message
-    assert "lacks the weight model.layers.2.input_layernorm.weight" in message
-    change(exported, intermediate_size=192, num_hidden_layers=2)
+    assert "mlp.gate_proj.weight as [192, 64], and config.json makes it [100, 64]" in message
+    change(exported, intermediate_size=192)
     weights = load_file(exported / "model.safetensors")
     save_file({**weights, "model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}, exported / "model.safetensors")
     assert "weight of no Llama: model.layers.0.self_attn.q_proj.bias" in refused(exported, ConfigError)
@@ -83,13 +84,13 @@ def test_weights_must_be_those_of_the_config(exported):
 
 def test_folders_that_are_no_model(exported, tmp_path):
     assert "config.json" in refused(tmp_path / "nowhere", DataError)
-    for name, text in (("model.safetensors", "holds neither"), ("config.json", "no Hugging Face model")):
+    for name, text in (("model.safetensors", "holds neither"), ("config.json", "not a Hugging Face model")):
         copy = tmp_path / f"without-{name}"
         shutil.copytree(exported, copy)
         (copy / name).unlink()
         assert text in refused(copy, DataError)
     (exported / "model.safetensors").write_bytes(b"\0" * 64)
-    assert "no whole safetensors file" in refused(exported, DataError)
+    assert "not a whole safetensors file" in refused(exported, DataError)
 
 
 def test_a_pickle_is_not_read(exported):
@@ -100,7 +101,7 @@ def test_a_pickle_is_not_read(exported):
 def test_missing_tokenizers(exported, make_checkpoint, tmp_path):
     for name in ("tokenizer.json", "tokenizer.model"):
         (exported / name).unlink()
-    assert "holds no tokenizer" in refused(exported, DataError)
+    assert "holds neither tokenizer.json nor tokenizer.model" in refused(exported, DataError)
     reader = make_checkpoint(seed=1)
     reader.tokenizer_path.unlink()
     with pytest.raises(DataError, match="holds no tokenizer"):

@@ -20,7 +20,7 @@ class ListBackend:
         self.entered = threading.Event()
         self.batches = 0
         self._gate = gate
-        self._error = error
+        self.error = error
 
     def write(self, records: Sequence[MetricRecord]) -> None:
         self.batches += 1
@@ -40,8 +40,8 @@ class ListBackend:
         self.entered.set()
         if self._gate is not None:
             assert self._gate.wait(PATIENCE_S)
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         self.seen.append(entry)
 
 
@@ -93,8 +93,8 @@ def test_a_slow_backend_blocks_nobody_and_a_full_queue_drops(caplog: pytest.LogC
     tracker.close(RunStatus.FINISHED)
     assert backend.seen == [(step, {}) for step in range(4)] + [RunStatus.FINISHED]
     assert messages(caplog) == [
-        "slow tracking failed, training goes on without it: its queue of 3 entries is full",
-        "slow tracking lost 5 entries of this run",
+        "slow loses entries: its queue of 3 entries is full",
+        "slow lost 5 entries of this run",
     ]
 
 
@@ -106,22 +106,56 @@ def test_a_failing_backend_warns_once_and_counts(caplog: pytest.LogCaptureFixtur
     tracker.log_artifact(Path("plan.json"))
     tracker.close(RunStatus.FINISHED)
     assert messages(caplog) == [
-        "full disk tracking failed, training goes on without it: OSError: no space left on device",
-        "full disk tracking lost 3 entries of this run",
+        "full disk cannot be written; training goes on, what is not written stays in memory and is tried again: "
+        "OSError: no space left on device",
+        "full disk lost 3 entries of this run",
     ]
     assert backend.seen == [RunStatus.FINISHED]
+
+
+def test_what_a_backend_failed_to_take_is_written_later_and_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    backend = ListBackend(error=OSError("no space left on device"))
+    tracker = BackgroundTracker(lambda: backend, name="disk", batch_interval_s=0, retry_interval_s=0.01)
+    tracker.log_params({"a": 1})
+    tracker.log_metrics({"loss": 1.0}, step=1)
+    assert backend.entered.wait(PATIENCE_S)
+    backend.error = None
+    tracker.log_metrics({"loss": 0.5}, step=2)
+    tracker.close(RunStatus.FINISHED)
+    assert backend.seen == [{"a": 1}, (1, {"loss": 1.0}), (2, {"loss": 0.5}), RunStatus.FINISHED]
+    assert [message.split(";")[0] for message in messages(caplog)] == [
+        "disk cannot be written",
+        "disk is written again",
+    ]
+
+
+def test_a_backend_that_opens_late_gets_everything() -> None:
+    backend, failures = ListBackend(), iter([OSError("read-only"), OSError("read-only")])
+
+    def open_backend() -> ListBackend:
+        if error := next(failures, None):
+            raise error
+        return backend
+
+    tracker = BackgroundTracker(open_backend, name="late", batch_interval_s=0, retry_interval_s=0.01)
+    tracker.log_metrics({"loss": 1.0}, step=1)
+    while not backend.entered.wait(0.01):
+        pass
+    tracker.close(RunStatus.FINISHED)
+    assert backend.seen == [(1, {"loss": 1.0}), RunStatus.FINISHED]
 
 
 def test_a_backend_that_does_not_open_warns_once_and_counts(caplog: pytest.LogCaptureFixture) -> None:
     def open_backend() -> ListBackend:
         raise ConnectionError("no server at http://nowhere")
 
-    tracker = BackgroundTracker(open_backend, name="MLflow")
+    tracker = BackgroundTracker(open_backend, name="elsewhere")
     tracker.log_metrics({"loss": 1.0}, step=1)
     tracker.close(RunStatus.FINISHED)
     assert messages(caplog) == [
-        "MLflow tracking failed, training goes on without it: ConnectionError: no server at http://nowhere",
-        "MLflow tracking lost 1 entries of this run",
+        "elsewhere cannot be written; training goes on, what is not written stays in memory and is tried again: "
+        "ConnectionError: no server at http://nowhere",
+        "elsewhere lost 1 entries of this run",
     ]
 
 
@@ -133,7 +167,7 @@ def test_close_waits_only_so_long_for_a_backend_that_hangs(caplog: pytest.LogCap
     assert backend.entered.wait(PATIENCE_S)
     tracker.log_metrics({}, step=1)
     tracker.close(RunStatus.FINISHED)
-    assert messages(caplog) == ["hung tracking did not finish within 0.01 s; up to 2 entries are not written"]
+    assert messages(caplog) == ["hung was not written to its end within 0.01 s; up to 2 entries are lost"]
     gate.set()
 
 

@@ -1,5 +1,8 @@
 import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from chinchilla_ds.tracking.environment import describe_environment, git_commit
 
@@ -29,3 +32,8 @@ def test_outside_of_git_there_is_no_commit(tmp_path: Path) -> None:
 def test_versions_come_from_the_installed_packages() -> None:
     environment = describe_environment()
     assert environment["versions"]["megatron-core"] == environment["packages"]["megatron-core"]
+
+
+def test_a_password_in_the_command_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--data", "https://me:hidden@host/text.jsonl"])
+    assert describe_environment()["command"] == ["pretrain.py", "--data", "https://***@host/text.jsonl"]

@@ -1,7 +1,10 @@
 import json
 import math
+import resource
 import time
 from pathlib import Path
+
+import pytest
 
 from chinchilla_ds.tracking.jsonl import METRICS_FILE, JsonlBackend, jsonl_tracker
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
@@ -14,10 +17,10 @@ def record(step: int, **metrics: float) -> MetricRecord:
 def test_one_object_per_moment_flushed_at_every_batch(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     backend = JsonlBackend(path=path)
-    backend.write([record(1, loss=2.5, grad_norm=math.nan), record(2, loss=math.inf)])
+    backend.write([record(1, loss=2.5, grad_norm=math.nan), record(2, loss=-math.inf)])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 1, "time": 1000.123, "loss": 2.5, "grad_norm": None},
-        {"step": 2, "time": 1000.123, "loss": None},
+        {"step": 1, "time": 1000.123, "loss": 2.5, "grad_norm": "NaN"},
+        {"step": 2, "time": 1000.123, "loss": "-Infinity"},
     ]
     backend.close(RunStatus.FINISHED)
 
@@ -83,7 +86,7 @@ def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"step": 6, "tra')
     written(path, [step(6, 2.0)])
     assert moments(path) == [(4, "train/loss", 1.0), (5, "train/loss", 1.0), (6, "train/loss", 2.0)]
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert {file.name for file in tmp_path.iterdir()} == {"metrics.jsonl", "tracking.json"}
 
 
 def test_a_process_that_takes_no_step_leaves_the_file_alone(tmp_path: Path) -> None:
@@ -99,6 +102,80 @@ def test_going_back_within_one_process_cuts_nothing(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     written(path, [step(1)], [step(2, 9.0)], [step(2, 1.5)])
     assert moments(path) == [(1, "train/loss", 1.0), (2, "train/loss", 9.0), (2, "train/loss", 1.5)]
+
+
+def attempt(number: int, skipped: int) -> MetricRecord:
+    """A skipped step: the optimizer stays where it is."""
+    return record(number, skipped_steps=float(skipped), loss_scale=1.0)
+
+
+def test_a_skipped_step_that_comes_first_costs_no_evaluation(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written(path, [step(4), evaluation(4), attempt(4, 1), attempt(4, 2), step(5)])
+    written(path, [attempt(4, 2), step(5, 2.0)])
+    assert moments(path) == [(4, "train/loss", 1.0), (4, "held_out/loss", 1.0), (5, "train/loss", 2.0)]
+    assert [json.loads(line).get("skipped_steps") for line in path.read_text().splitlines()] == [
+        *(None, None, 1.0, 2.0, None)
+    ]
+
+
+def test_a_damaged_line_costs_only_itself_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A power cut: the line of step 2 never reached the disk, and that of step 4 lies behind zeros."""
+    path = tmp_path / "metrics.jsonl"
+    written(path, [step(number) for number in range(1, 6)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], bytes(64) + b"\n", lines[2], bytes(64) + lines[3], lines[4]]))
+    written(path, [step(5, 2.0)])
+    assert moments(path) == [(1, "train/loss", 1.0), *((n, "train/loss", 1.0) for n in (3, 4)), (5, "train/loss", 2.0)]
+    assert caplog.messages == [f"{path}: 1 line cannot be read and is left out: line 2 holds 64 NUL bytes"]
+
+
+def test_a_full_disk_leaves_whole_lines_and_what_it_did_not_take_is_written_later(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    backend = JsonlBackend(path=path)
+    backend.write([step(1)])
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            backend.write([step(2), step(3)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before, "no part of a line"
+    backend.write([step(2), step(3)])
+    assert [number for number, _, _ in moments(path)] == [1, 2, 3]
+
+
+def test_a_full_disk_while_old_lines_are_dropped_leaves_them(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    written(path, [step(number) for number in range(1, 8)])
+    before = path.read_bytes()
+    backend = JsonlBackend(path=path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            backend.write([step(5, 2.0)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"metrics.jsonl", "tracking.json"}, "nothing half-written"
+    backend.write([step(5, 2.0)])
+    assert moments(path) == [(number, "train/loss", 1.0 if number < 5 else 2.0) for number in range(1, 6)]
+
+
+def test_settings_and_files_are_kept_for_whoever_follows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for zero_stage in (1, 3):
+        backend = JsonlBackend(path=path)
+        backend.log_params({"zero_stage": zero_stage, "num_layers": 4})
+        backend.log_artifact(tmp_path / "plan.json")
+        backend.log_artifact(Path("/elsewhere/tokenizer.model"))
+    kept = json.loads((tmp_path / "tracking.json").read_text())
+    assert kept["params"] == {"zero_stage": "1", "num_layers": "4"}
+    assert kept["continued"] == {"zero_stage": "3"}
+    assert kept["artifacts"] == ["plan.json", "/elsewhere/tokenizer.model"]
 
 
 def test_lines_do_not_gather(tmp_path: Path) -> None:

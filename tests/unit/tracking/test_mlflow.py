@@ -1,78 +1,72 @@
-import dataclasses
-import subprocess
-import sys
-from collections.abc import Sequence
+import logging
+import shutil
+import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
 
 import pytest
+from mlflow.tracking import MlflowClient
 
-from chinchilla_ds.tracking.jsonl import METRICS_FILE, JsonlBackend
-from chinchilla_ds.tracking.mlflow import MlflowBackend, MlflowDestination, mlflow_tracker
-from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
+from chinchilla_ds.tracking.destination import MlflowDestination
+from chinchilla_ds.tracking.jsonl import jsonl_tracker
+from chinchilla_ds.tracking.mlflow import mlflow_tracker
+from chinchilla_ds.tracking.mlflow_session import mlflow_session
+from chinchilla_ds.tracking.tracker import CompositeTracker, MetricRecord, RunStatus
+from tests.unit.tracking.recorded import Recorded, pairs_of, rows, runs_in, values_in_file, values_of
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with no run in it."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    with mlflow_session(f"sqlite:///{path}"):
+        MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(autouse=True)
-def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def _default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # where MLflow keeps the artifacts of places that do not say
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
 
 
-def test_the_default_is_an_sqlite_file_in_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    destination = MlflowDestination.resolve(output=Path("runs"), run_name="tiny")
-    assert destination.tracking_uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert destination.artifact_location == (tmp_path / "runs" / "mlartifacts").as_uri()
-    assert destination.experiment == "chinchilla-ds"
-    assert destination.ui_command == "mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
+@pytest.fixture
+def run(tmp_path: Path, template: Path) -> Recorded:
+    shutil.copy(template, tmp_path / "mlflow.db")
+    return Recorded(tmp_path)
 
 
-def test_a_path_elsewhere_stays_absolute_and_is_quoted(tmp_path: Path) -> None:
-    destination = MlflowDestination.resolve(output=tmp_path / "my runs", run_name="tiny")
-    assert destination.ui_command == f"mlflow ui --backend-store-uri 'sqlite:///{tmp_path}/my runs/mlflow.db'"
+def only_run(run: Recorded) -> str:
+    [(run_id, _)] = runs_in(run.database, "tiny")
+    return run_id
 
 
-def test_the_environment_chooses_server_and_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "ours")
-    destination = MlflowDestination.resolve(output=Path("runs"), run_name="tiny")
-    assert (destination.tracking_uri, destination.experiment) == ("http://mlflow.example:5000", "ours")
-    assert destination.artifact_location is None
-    assert destination.ui_command == "open http://mlflow.example:5000 in a browser"
-
-
-def test_a_password_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@db/mlflow")
-    destination = MlflowDestination.resolve(output=Path("runs"), run_name="tiny")
-    assert destination.short_uri == "postgresql://***@db/mlflow"
-    assert destination.ui_command == 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
-
-
-def test_naming_a_destination_does_not_import_mlflow() -> None:
-    code = "import sys, chinchilla_ds.tracking.mlflow; sys.exit('mlflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs
-def test_what_is_logged_can_be_read_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    mlflow_was_there = "mlflow" in sys.modules
+def test_what_is_logged_can_be_read_back(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By way of the process, on a fresh folder."""
+    folder = tmp_path / "tiny"
     destination = MlflowDestination.resolve(output=tmp_path, run_name="tiny")
-    (tmp_path / "plan.json").write_text("{}")
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "pieces.model").write_text("x")
-    tracker = mlflow_tracker(destination=destination, close_timeout_s=240)
+    tracker = CompositeTracker(
+        [
+            jsonl_tracker(run_folder=folder),
+            mlflow_tracker(destination=destination, run_folder=folder, close_timeout_s=240),
+        ]
+    )
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "pieces.model").write_text("x")
+    (folder / "plan.json").write_text("{}")
     tracker.log_params({"shape.num_layers": 4, **{f"p{i}": i for i in range(150)}})
     for step in range(1, 601):  # two metrics each: more than one request holds
         tracker.log_metrics({"train/loss": 5.0 / step, "flops": 1e9 * step}, step=step)
-    tracker.log_metrics({"held_out/loss": float("nan")}, step=600)
-    tracker.log_artifact(tmp_path / "plan.json")
-    tracker.log_artifact(tmp_path / "tokenizer")
+    tracker.log_metrics({"held_out/loss": float("nan"), "grad_norm": float("inf")}, step=600)
+    tracker.log_artifact(folder / "plan.json")
+    tracker.log_artifact(folder / "tokenizer")
     tracker.close(RunStatus.FINISHED)
     assert capfd.readouterr() == ("", "")  # no migration log
-    assert "mlflow" not in sys.modules or mlflow_was_there
-
-    from mlflow.tracking import MlflowClient
+    assert caplog.messages == []
 
     client = MlflowClient(tracking_uri=destination.tracking_uri)
     experiment = client.get_experiment_by_name("chinchilla-ds")
@@ -80,114 +74,162 @@ def test_what_is_logged_can_be_read_back(tmp_path: Path, capfd: pytest.CaptureFi
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in history] == [(step, 5.0 / step) for step in range(1, 601)]
     assert run.data.metrics["flops"] == 6e11
+    assert set(values_of(tmp_path / "mlflow.db", run.info.run_id)) == values_in_file(folder / "metrics.jsonl")
     assert run.data.params["shape.num_layers"] == "4"
     assert len(run.data.params) == 151
     assert (run.info.run_name, run.info.status) == ("tiny", "FINISHED")
     assert run.info.artifact_uri.startswith((tmp_path / "mlartifacts").as_uri())
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"plan.json", "tokenizer"}
+    assert (folder / "mlflow_run_id").read_text() == f"{run.info.run_id}\n"
 
 
-class FakeClient:
-    """MlflowClient, as far as a run that is continued needs it; on a server that may have lost runs."""
-
-    runs: ClassVar[dict[str, SimpleNamespace]] = {}
-
-    def __init__(self, *, tracking_uri: str) -> None:
-        pass
-
-    def get_experiment_by_name(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(experiment_id="1")
-
-    def create_run(self, _experiment: str, *, run_name: str, start_time: int) -> SimpleNamespace:
-        run_id = f"run-{len(self.runs)}"
-        info = SimpleNamespace(run_id=run_id, name=run_name, start_time=start_time, status="RUNNING")
-        self.runs[run_id] = SimpleNamespace(info=info, data=SimpleNamespace(params={}), tags={})
-        return self.runs[run_id]
-
-    def update_run(self, run_id: str, *, status: str) -> None:
-        from mlflow.exceptions import MlflowException
-        from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
-
-        if run_id not in self.runs:
-            raise MlflowException("no such run", error_code=RESOURCE_DOES_NOT_EXIST)
-        self.runs[run_id].info.status = status
-
-    def get_run(self, run_id: str) -> SimpleNamespace:
-        return self.runs[run_id]
-
-    def log_batch(self, run_id: str, *, params: Sequence[Any]) -> None:
-        for param in params:
-            assert param.key not in self.runs[run_id].data.params, "MLflow refuses a second value"
-            self.runs[run_id].data.params[param.key] = param.value
-
-    def set_tag(self, run_id: str, key: str, value: str) -> None:
-        self.runs[run_id].tags[key] = value
-
-    def set_terminated(self, run_id: str, *, status: str, end_time: int) -> None:
-        self.runs[run_id].info.status = status
-
-
-@pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs
-def test_a_run_that_is_continued_goes_on_in_the_same_mlflow_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_is_down_costs_two_lines_and_no_password(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    import mlflow.tracking
-
-    monkeypatch.setattr(mlflow.tracking, "MlflowClient", FakeClient)
-    monkeypatch.setattr(FakeClient, "runs", {})
-    destination = MlflowDestination.resolve(output=tmp_path, run_name="tiny", run_folder=tmp_path)
-    first = MlflowBackend(destination=destination, started_s=1.0)
-    first.log_params({"shape.num_layers": 4, "layout.zero_stage": 1})
-    first.close(RunStatus.KILLED)
-    assert (tmp_path / "mlflow_run_id").read_text() == f"{first.run_id}\n"
-
-    again = MlflowBackend(destination=destination, started_s=2.0)
-    assert again.run_id == first.run_id
-    run = FakeClient.runs[first.run_id]
-    assert run.info.status == "RUNNING"
-    again.log_params({"shape.num_layers": 4, "layout.zero_stage": 3, "new": 1})
-    assert run.data.params == {"shape.num_layers": "4", "layout.zero_stage": "1", "new": "1"}
-    assert run.tags == {"continued.layout.zero_stage": "3"}, "the first value stays"
-
-    FakeClient.runs.clear()
-    lost = MlflowBackend(destination=destination, started_s=3.0)
-    assert list(FakeClient.runs) == [lost.run_id], "a server that has lost the run gets a new one"
-
-    apart = dataclasses.replace(destination, run_id_file=None)
-    assert MlflowBackend(destination=apart, started_s=4.0).run_id != lost.run_id, "control: without the file"
+    """By way of the process, which tries it twice: while the run goes on, and at its end."""
+    folder = tmp_path / "tiny"
+    uri = "http://me:hid%2Fden@127.0.0.1:9/?token=veiled"
+    destination = MlflowDestination.resolve(output=tmp_path, run_name="tiny", tracking_uri=uri)
+    caplog.set_level(logging.DEBUG)
+    file, follower = jsonl_tracker(run_folder=folder), mlflow_tracker(destination=destination, run_folder=folder)
+    file.log_metrics({"train/loss": 5.0}, step=1)
+    while not any("is tried again" in message for message in caplog.messages):
+        time.sleep(0.01)
+    for tracker in (file, follower):
+        tracker.close(RunStatus.FINISHED)
+    assert len(caplog.messages) == 2
+    assert caplog.messages[0].startswith("MLflow at http://***@127.0.0.1:9/?*** cannot be written and is tried again, ")
+    assert caplog.messages[1].startswith("MLflow at http://***@127.0.0.1:9/?*** lacks what this run has logged: ")
+    assert caplog.messages[1].endswith("; `chinchilla-ds track tiny` brings it there")
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    for text in (caplog.text, *capfd.readouterr(), written, repr(destination)):
+        assert not any(secret in text for secret in ("hid%2Fden", "hid/den", "veiled"))
 
 
-@pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs
-def test_a_run_that_was_killed_takes_up_what_it_had_not_sent(tmp_path: Path) -> None:
-    from mlflow.tracking import MlflowClient
+# ---- a run that is continued -----------------------------------------------------------------------------------------
 
-    def moment(step: int, **metrics: float) -> MetricRecord:
-        return MetricRecord(metrics=metrics, step=step, time_s=1000.0 + step)
 
-    written = [
-        moment(1, **{"train/loss": 6.0, "flops": 10.0}),
-        moment(2, **{"train/loss": 5.0, "flops": 20.0}),
-        moment(2, **{"held_out/loss": 5.5}),
-        moment(3, **{"train/loss": 4.0, "flops": 30.0}),
-        moment(7, **{"train/loss": 3.0, "flops": 70.0}),  # of the process that goes on, and comes from it
+def test_a_run_that_is_continued_goes_on_in_the_same_mlflow_run(run: Recorded) -> None:
+    run.write(range(1, 5))
+    assert run.mirrored(RunStatus.KILLED) is None
+    first = only_run(run)
+    assert runs_in(run.database, "tiny") == [(first, "KILLED")]
+    run.start()
+    run.backend.log_params({"layout.zero_stage": 3, "new": 1})
+    run.write(range(5, 8))
+    assert run.mirrored() is None
+    assert runs_in(run.database, "tiny") == [(first, "RUNNING")]
+    assert pairs_of(run.database, "params", first) == {"shape.num_layers": "4", "layout.zero_stage": "1", "new": "1"}
+    assert pairs_of(run.database, "tags", first)["continued.layout.zero_stage"] == "3", "the first value stays"
+    assert sorted(values_of(run.database, first)) == sorted(values_in_file(run.metrics))
+
+
+def test_the_mlflow_run_of_an_earlier_version_is_taken_over(run: Recorded) -> None:
+    """It has no tag, and is named in the run's folder alone."""
+    client = MlflowClient(tracking_uri=run.destination.tracking_uri)
+    old = client.create_run(client.create_experiment("chinchilla-ds"), run_name="tiny").info.run_id
+    client.log_metric(old, "train/loss", 10.0, step=1)
+    (run.folder / "mlflow_run_id").write_text(f"{old}\n")
+    run.write(range(1, 4))
+    assert run.mirrored() is None
+    assert only_run(run) == old
+    assert [value for value in values_of(run.database, old) if value[:2] == ("train/loss", 1)] == [
+        ("train/loss", 1, 10.0)
     ]
-    file = JsonlBackend(path=tmp_path / METRICS_FILE)
-    destination = MlflowDestination.resolve(output=tmp_path, run_name="tiny", run_folder=tmp_path)
-    killed = MlflowBackend(destination=destination, started_s=1.0)
-    file.write(written)
-    file.close(RunStatus.FAILED)
-    killed.write(written[:1])
-    with (tmp_path / METRICS_FILE).open("a") as stream:
-        stream.write('{"step": 4, "time": 1004.0, "train/lo')
 
-    again = MlflowBackend(destination=destination, started_s=1006.5)
-    client = MlflowClient(tracking_uri=destination.tracking_uri)
 
-    def history(name: str) -> list[tuple[int, float, int]]:
-        return [
-            (metric.step, metric.value, metric.timestamp) for metric in client.get_metric_history(again.run_id, name)
-        ]
+@pytest.mark.parametrize("content", ["no such run", "0" * 32, "\0" * 40, "../../x"])
+def test_a_run_id_that_means_nothing_is_passed_over(content: str, run: Recorded) -> None:
+    (run.folder / "mlflow_run_id").write_text(content)
+    run.write([1])
+    assert run.mirrored() is None
+    assert (run.folder / "mlflow_run_id").read_text().strip() == only_run(run)
 
-    assert history("train/loss") == [(1, 6.0, 1001000), (2, 5.0, 1002000), (3, 4.0, 1003000)]
-    assert [value for _, value, _ in history("flops")] == [10.0, 20.0, 30.0]
-    assert history("held_out/loss") == [(2, 5.5, 1002000)]
+
+def test_steps_that_are_taken_again_with_the_same_loss_stay_in_the_run(run: Recorded) -> None:
+    """Killed at step 9, gone on from step 5; what was measured, such as the speed, may differ."""
+    run.write(range(1, 10))
+    assert run.mirrored() is None
+    first = only_run(run)
+    run.start()
+    assert run.mirrored() is None, "before the first step the old lines are there"
+    for step in range(6, 12):
+        metrics = {"train/loss": 10.0 / step, "tokens_per_s": step + 0.5}
+        run.backend.write([MetricRecord(metrics=metrics, step=step, time_s=2e9 + step)])
+        assert run.mirrored() is None
+    assert run.mirrored(RunStatus.FINISHED) is None
+    assert runs_in(run.database, "tiny") == [(first, "FINISHED")]
+    losses = [value for value in values_of(run.database, first) if value[0] == "train/loss"]
+    assert sorted(losses) == [("train/loss", step, 10.0 / step) for step in range(1, 12)], "each stands there once"
+    assert values_in_file(run.metrics) <= set(values_of(run.database, first))
+
+
+@pytest.mark.parametrize("differs_at", [6, 8])
+def test_a_run_that_goes_another_way_gets_a_new_mlflow_run_at_that_step(differs_at: int, run: Recorded) -> None:
+    run.write(range(1, 10))
+    assert run.mirrored() is None
+    first = only_run(run)
+    client = MlflowClient(tracking_uri=run.destination.tracking_uri)
+    client.set_tag(first, "mlflow.note.content", "look at step 3")
+    client.set_tag(first, "team", "ours")
+    run.start()
+    for step in range(6, 9):
+        assert only_run(run) == first
+        run.write([step], loss=3.5 if step == differs_at else None)
+        assert run.mirrored() is None
+        if step == differs_at:
+            break
+    second = only_run(run)
+    assert second != first
+    assert sorted(values_of(run.database, second)) == sorted(values_in_file(run.metrics)), "the final truth"
+    tags = pairs_of(run.database, "tags", second)
+    assert (tags["mlflow.note.content"], tags["team"]) == ("look at step 3", "ours")
+    assert pairs_of(run.database, "params", second) == pairs_of(run.database, "params", first)
+    assert rows(run.database, "SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", first) == [("deleted",)]
+    assert [note.split(":")[0] for note in run.mirror.notes] == ["the run went back to a checkpoint and another way"]
+
+    run.start()
+    assert run.mirrored(RunStatus.FINISHED) is None
+    assert runs_in(run.database, "tiny") == [(second, "FINISHED")], "the one in the trash is not found again"
+
+
+def test_a_rewind_within_one_process_shows_both_ways(run: Recorded) -> None:
+    """What was seen of a spike stays, in metrics.jsonl and in MLflow."""
+    run.write([1, 2, 3])
+    assert run.mirrored() is None
+    first = only_run(run)
+    run.write([2, 3, 4], loss=1.5)
+    assert run.mirrored(RunStatus.FINISHED) is None
+    assert only_run(run) == first
+    assert sorted(values_of(run.database, first)) == sorted(values_in_file(run.metrics))
+
+
+def test_a_damaged_file_takes_nothing_from_mlflow(run: Recorded) -> None:
+    """Lines that a power cut took are in MLflow still, and no sign of another way."""
+    run.write(range(1, 10))
+    assert run.mirrored() is None
+    first, before = only_run(run), set(values_of(run.database, only_run(run)))
+    run.damage(4, bytes(100) + b"\n")
+    run.damage(9, bytes(100))
+    run.start()
+    assert run.mirrored(None) is None
+    assert runs_in(run.database, "tiny") == [(first, "FAILED")]
+    assert set(values_of(run.database, first)) == before
+
+
+def test_a_database_that_is_deleted_while_the_run_goes_on_is_made_again(run: Recorded, template: Path) -> None:
+    run.write([1, 2])
+    assert run.mirrored() is None
+    run.database.unlink()
+    shutil.copy(template, run.database)
+    run.write([3])
+    assert run.mirrored() is not None, "the run is not there any more"
+    assert run.mirrored(RunStatus.FINISHED) is None
+    assert sorted(values_of(run.database, only_run(run))) == sorted(values_in_file(run.metrics))
+
+
+def test_a_process_without_a_status_leaves_the_one_that_is_known(run: Recorded) -> None:
+    run.write([1])
+    assert run.mirrored(RunStatus.KILLED) is None
+    assert run.mirrored(None) is None
+    assert runs_in(run.database, "tiny")[0][1] == "KILLED"

@@ -20,7 +20,7 @@ STEP_S = 0.5
 
 
 def make_plan(*, train_iters: int = 100) -> RunPlan:
-    tokens = train_iters * TOKENS_PER_STEP
+    tokens, warmup_iters = train_iters * TOKENS_PER_STEP, min(10, train_iters)
     shape = ModelShape(
         num_layers=4,
         hidden_size=128,
@@ -46,7 +46,7 @@ def make_plan(*, train_iters: int = 100) -> RunPlan:
         device="cpu",
         precision=Precision.FP32,
         optimizer=OptimizerPlan(learning_rate=1e-3),
-        schedule=Schedule(warmup_iters=10, decay_iters=train_iters - 10, min_learning_rate=1e-4),
+        schedule=Schedule(warmup_iters=warmup_iters, decay_iters=train_iters - warmup_iters, min_learning_rate=1e-4),
         prediction=Prediction(
             law="hoffmann2022",
             loss_law="hoffmann2022",

@@ -80,6 +80,16 @@ def test_the_last_step_is_saved_while_signals_still_wait_and_before_the_evaluati
     assert state.stopped_by is None
 
 
+@pytest.mark.parametrize("begins", ["resume", "take_weights", None])
+def test_a_save_is_tried_before_anything_is_read_or_trained(begins: str | None, tmp_path: Path) -> None:
+    events: list[str] = []
+    names = ("rehearse", "resume", "take_weights")
+    run: Any = object.__new__(_Run)
+    run.saver = SimpleNamespace(**{name: lambda *_, name=name: events.append(name) for name in names})
+    run.begin(tmp_path if begins == "resume" else None, init_from=tmp_path if begins else None)
+    assert events == ["rehearse", *([begins] if begins else [])]
+
+
 def test_a_run_that_was_killed_in_its_evaluation_takes_no_step_again(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     recorder.run.state.data_step = TRAIN_ITERS

@@ -15,7 +15,7 @@ from chinchilla_ds.training import saving
 from chinchilla_ds.training.callback import StepResult, TrainingState
 from chinchilla_ds.training.saving import Saver
 from chinchilla_ds.training.spikes import MAX_REWINDS, Rewind, Spike, rewind_of
-from tests.unit.training.states import TOKENS_PER_STEP, make_state, take_step
+from tests.unit.training.states import TOKENS_PER_STEP, evaluate, make_state, take_step
 
 
 class FakeCheckpointer:
@@ -24,6 +24,10 @@ class FakeCheckpointer:
     def __init__(self, _engine: object, *, folder: Path, retention: Any, **_: object) -> None:
         self.folder, self.retention = folder, retention
         self.saved: list[tuple[CheckpointState, bool]] = []
+        self.rehearsed: list[CheckpointState] = []
+
+    def rehearse(self, state: CheckpointState) -> None:
+        self.rehearsed.append(state)
 
     def save(self, state: CheckpointState, *, in_background: bool = False) -> Path:
         self.saved.append((state, in_background))
@@ -132,6 +136,7 @@ def test_the_clock_of_rank_0_asks_and_all_ranks_save_after_the_step_that_says_so
     assert not saver.time_is_up(), "another rank's clock decides nothing"
     monkeypatch.setattr(saving.groups, "is_rank_zero", lambda: True)
     take_step(state)
+    state.data_step += 1
     state.step = StepResult(loss=4.0, grad_norm=1.0, learning_rate=1e-3, skipped=False, loss_scale=1.0, save=True)
     saver.save_if_due()
     assert steps_saved(saver) == [1]
@@ -285,3 +290,24 @@ def test_weights_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     saver, _ = make_saver(tmp_path / "new", key="text-b", tokenizer="tokenizer-b")
     with pytest.raises(CheckpointError, match="trained with tokenizer tokenizer-a, and data was made with tokenizer-b"):
         saver.take_weights(tmp_path / "old")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_leaves_the_state_readable(value: float, tmp_path: Path) -> None:
+    """The last batch before a stop was a bad one: JSON has no such number, and the reader would refuse the state."""
+    saver, state = make_saver(tmp_path)
+    train(saver, state, 2)
+    take_step(state, loss=value, skipped=True)
+    evaluate(state, loss=value, bits_per_byte=value)
+    saver.save()
+    [(saved, _)] = written(saver)
+    assert (saved.loss, saved.held_out_loss, saved.held_out_bits_per_byte) == (None, None, None)
+    assert CheckpointState.load(tmp_path / "checkpoints/step_0000002/state.json") == saved
+
+
+def test_a_save_is_tried_with_the_state_that_the_run_begins_with(tmp_path: Path) -> None:
+    saver, _ = make_saver(tmp_path)
+    saver.rehearse()
+    fake: Any = saver._checkpointer
+    assert [(state.iteration, state.tokenizer_sha256) for state in fake.rehearsed] == [(0, "tokenizer-a")]
+    assert written(saver) == []

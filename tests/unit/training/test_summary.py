@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.tracking.mlflow import MlflowDestination
+from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.training.callback import TrainingState
 from chinchilla_ds.training.callbacks.summary import SummaryCallback
 from tests.unit.training.states import evaluate, make_state, take_step

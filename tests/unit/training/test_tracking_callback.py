@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from chinchilla_ds.tracking.record import plan_params
 from chinchilla_ds.tracking.tracker import RunStatus
-from chinchilla_ds.training.callbacks.tracking import TrackingCallback, plan_params
+from chinchilla_ds.training.callbacks.tracking import TrackingCallback
 from tests.unit.training.states import FLOPS_PER_TOKEN, TOKENS_PER_STEP, evaluate, make_plan, make_state, take_step
 
 

@@ -1,15 +1,12 @@
 """Sweeps of which the truth is known, and the 240 points where they are at hand."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
-import pytest
 
 from chinchilla_ds.budget.fitting.runs import RunTable, run_table
 from chinchilla_ds.budget.fitting.surface import Surface
-
-DATA = Path(__file__).parents[4] / ".." / "shared" / "data" / "scaling"
+from tests.shared_data import shared_data
 
 TRUTH = Surface(irreducible_loss=1.8, params_coefficient=480.0, tokens_coefficient=2085.0, alpha=0.348, beta=0.366)
 """Close to Besiroglu et al. 2024 (arXiv:2404.10102)."""
@@ -67,10 +64,7 @@ def noisy(surface: Surface, num_params: np.ndarray, num_tokens: np.ndarray, *, n
 
 def chinchilla_points(*, outliers: bool = False) -> RunTable:
     """Return the points that Besiroglu et al. read off the figure of Hoffmann et al.: 240, or all 245."""
-    path = DATA / "epoch_chinchilla_245.csv"
-    if not path.exists():
-        pytest.skip(f"the points of Besiroglu et al. 2024 are not at {path}")
-    with path.open(encoding="utf-8") as file:
+    with shared_data("data/scaling/epoch_chinchilla_245.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if outliers or row["excluded_by_epoch"] == "0"]
     columns = {name: [float(row[name]) for row in rows] for name in ("N", "D", "C", "loss")}
     return run_table(num_params=columns["N"], num_tokens=columns["D"], loss=columns["loss"], flops=columns["C"])

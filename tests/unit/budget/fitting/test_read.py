@@ -19,8 +19,9 @@ def write(tmp_path: Path, *lines: str) -> Path:
 def problems(path: Path, *, min_rows: int = 5) -> tuple[str, ...]:
     with pytest.raises(DataError) as caught:
         read_runs(path, min_rows=min_rows)
-    assert all(problem.startswith(f"{path}") for problem in caught.value.problems)
-    return tuple(problem.removeprefix(f"{path}").removeprefix(":").strip() for problem in caught.value.problems)
+    found = [problem.removeprefix("table ") for problem in caught.value.problems]
+    assert all(problem.startswith(f"{path}") for problem in found)
+    return tuple(problem.removeprefix(f"{path}").removeprefix(":").strip() for problem in found)
 
 
 def test_a_plain_table(tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""What a value of the DeepSpeed JSON may be: a test, and the words that a message has for it.
+
+Whole numbers may be written as 5e8, as they often are.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+AUTO = "auto"
+_SHOWN_CHARACTERS = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a value may be."""
+
+    text: str
+    """For a message: "it must be ..."."""
+    accepts: Callable[[Any], bool]
+    is_whole: bool = False
+    """Whether 5e8 is to be handed on as 500000000."""
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a JSON value is a finite number; true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def whole(least: int, most: int | None = None) -> Kind:
+    """Return the whole numbers from `least` on, `most` included where there is one."""
+    text = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+
+    def accepts(value: Any) -> bool:
+        return is_number(value) and value == int(value) and least <= value and (most is None or value <= most)
+
+    return Kind(text=text, accepts=accepts, is_whole=True)
+
+
+def number(least: float, most: float | None = None) -> Kind:
+    """Return the numbers from `least` on, `most` included where there is one."""
+    text = f"a number of at least {least:g}" if most is None else f"a number from {least:g} to {most:g}"
+    return Kind(
+        text=text, accepts=lambda value: is_number(value) and least <= value and (most is None or value <= most)
+    )
+
+
+def one_of(*choices: str) -> Kind:
+    """Return these texts, in capitals or not."""
+    return Kind(
+        text=f"one of {', '.join(choices)}",
+        accepts=lambda value: isinstance(value, str) and value.lower() in {choice.lower() for choice in choices},
+    )
+
+
+BOOL = Kind(text="true or false", accepts=lambda value: isinstance(value, bool))
+TEXT = Kind(text="text", accepts=lambda value: isinstance(value, str) and "\0" not in value)
+POSITIVE = Kind(text="a number above 0", accepts=lambda value: is_number(value) and value > 0)
+TEXTS = Kind(
+    text="a list of texts",
+    accepts=lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+)
+BETAS = Kind(
+    text="a list of two numbers",
+    accepts=lambda value: isinstance(value, list) and len(value) == 2 and all(map(is_number, value)),
+)
+OBJECT = Kind(text="a JSON object", accepts=lambda value: isinstance(value, Mapping))
+ANYTHING = Kind(text="anything", accepts=lambda value: True)
+"""Judged elsewhere, or whatever it is."""
+
+
+def same(given: Any, planned: Any, /) -> bool:
+    """Return whether two JSON values say the same: 1 and 1.0, "AdamW" and "adamw", but not 1 and true."""
+    if isinstance(given, bool) or isinstance(planned, bool):
+        return given is planned
+    if isinstance(given, str) and isinstance(planned, str):
+        return given.lower() == planned.lower()
+    if isinstance(given, list) and isinstance(planned, list):
+        return len(given) == len(planned) and all(same(a, b) for a, b in zip(given, planned, strict=True))
+    if isinstance(given, int | float) and isinstance(planned, int | float):
+        return math.isclose(given, planned, rel_tol=1e-9)
+    return bool(given == planned)
+
+
+def is_auto(value: Any, /) -> bool:
+    """Return whether the JSON leaves the value to the plan."""
+    return value is None or value == AUTO
+
+
+def show(value: Any, /) -> str:
+    """Return a value as the JSON would have it, a long one cut short."""
+    if value is None:
+        return "unset"
+    text = json.dumps(value, default=str)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

@@ -1,0 +1,60 @@
+"""Files of a folder that came from elsewhere: those that are named here, regular ones, and none outside it.
+
+A link may point within the folder, or into the `blobs` of the same repository, as the snapshots of the Hugging Face
+cache do. Any other would let a folder have us read, and copy, whatever it likes.
+"""
+
+import os
+from pathlib import Path
+
+from chinchilla_ds import structured
+from chinchilla_ds.errors import ChinchillaError, DataError, reason
+
+_SNAPSHOTS, _BLOBS = "snapshots", "blobs"
+
+
+def find_named(
+    folder: Path, name: str, /, *, home: Path | None = None, error: type[ChinchillaError] = DataError
+) -> Path | None:
+    """Return the real place of a file, which lies in the folder or is linked within it; None where there is none.
+
+    Args:
+        folder: Where to look.
+        name: A file name, without folders.
+        home: What links must not leave; None: the folder.
+        error: The class of what is raised.
+
+    Raises:
+        ChinchillaError: as `error`: the name is not one of a file, it is a link to somewhere else, or not a regular
+            file.
+    """
+    if Path(name).name != name or "\0" in name or name in ("", ".."):
+        raise error(f"{folder} names the file {name!r}, which is not a plain name of a file in it")
+    path, home = folder / name, (home or folder)
+    if not os.path.lexists(path):
+        return None
+    try:
+        real, inside = path.resolve(strict=True), home.resolve(strict=True)
+    except (OSError, RuntimeError) as problem:  # RuntimeError: links in a circle
+        why = reason(problem) if isinstance(problem, OSError) else "its links go in a circle"
+        raise error(f"{path} cannot be read: {why}") from None
+    if not (real.is_relative_to(inside) or real.parent == _blobs_of(inside)):
+        raise error(f"{path} is a link to {real}, outside {home}; only files in it are read: copy that one there")
+    if not real.is_file():
+        raise error(f"{path} is not a regular file")
+    return real
+
+
+def read_named(folder: Path, name: str, /, *, home: Path | None = None) -> bytes | None:
+    """Return the content of a small file, found as `find_named` does; None where there is none.
+
+    Raises:
+        DataError: as `find_named` says, or it cannot be read, or is too large.
+    """
+    path = find_named(folder, name, home=home)
+    return None if path is None else structured.read_bytes(path, what="file", error=DataError)
+
+
+def _blobs_of(folder: Path) -> Path | None:
+    """Return where the files of a snapshot in the Hugging Face cache lie, REPOSITORY/snapshots/REVISION."""
+    return folder.parent.parent / _BLOBS if folder.parent.name == _SNAPSHOTS else None

@@ -1,0 +1,61 @@
+"""What this process computes on: a GPU where there is one, and the CPU where there is none or where it was asked for.
+
+A GPU that torch cannot use (an old driver, a build without CUDA, CUDA_VISIBLE_DEVICES that names none) is an error: in
+silence the run would be one of FP32 on the CPU, a thousand times slower.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+from chinchilla_ds.errors import LayoutError
+
+_NO_GPU = ("", "-1", "NoDevFiles")
+"""Values of CUDA_VISIBLE_DEVICES that ask for none; the last is what SLURM sets for a job without GPUs."""
+_ON_CPU = "to train on the CPU all the same, set DS_ACCELERATOR=cpu"
+
+
+def device_type() -> str:
+    """Return `cuda` or `cpu`.
+
+    Raises:
+        LayoutError: this machine has a GPU that torch cannot use, and nobody has asked for the CPU.
+    """
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that torch and all that ask it agree
+        return "cpu"
+    import torch
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return "cuda"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in _NO_GPU:
+        return "cpu"
+    if seen := seen_gpus():
+        why = _why_not([str(warning.message) for warning in said])
+        raise LayoutError(
+            f"this machine has a GPU ({seen[0]}) that torch {torch.__version__} cannot use: {why}; {_ON_CPU}"
+        )
+    return "cpu"
+
+
+def seen_gpus(root: Path = Path("/")) -> list[str]:
+    """Return the NVIDIA devices that the kernel shows, whether or not torch can use them."""
+    patterns = ("dev/nvidia[0-9]*", "proc/driver/nvidia/gpus/*")
+    return sorted(str(path) for pattern in patterns for path in root.glob(pattern))
+
+
+def _why_not(said: list[str]) -> str:
+    import torch
+
+    if torch.version.cuda is None:
+        return "it was built without CUDA; install a build for this driver's CUDA"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        said = [*said, str(error)]
+    reason = said[-1].splitlines()[0] if said else "it finds no device"
+    return f"{reason}{named}"
