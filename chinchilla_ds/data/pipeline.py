@@ -19,7 +19,7 @@ from typing import Any
 from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW, get_law
 from chinchilla_ds.budget.shapes import choose_vocab_size
 from chinchilla_ds.data.assembly import write
-from chinchilla_ds.data.cleaning import CLEANING_VERSION
+from chinchilla_ds.data.cleaning import CLEANING_VERSION, CleaningConfig
 from chinchilla_ds.data.corpus import Recipe, find_sources
 from chinchilla_ds.data.decontamination import read_contamination
 from chinchilla_ds.data.dedup.components import find_duplicates
@@ -221,21 +221,16 @@ def _read(job: Job) -> dict[str, list[Path]]:
         corpus.name: [task.folder for task in tasks if task.source == source]
         for source, corpus in enumerate(job.corpora)
     }
-    raise_problems([_nothing_left(name, folders) for name, folders in shards.items() if not segments_of(folders)])
+    empty = {name: folders for name, folders in shards.items() if not segments_of(folders)}
+    raise_problems([_nothing_left(name, folders, cleaning=recipe.cleaning) for name, folders in empty.items()])
     return shards
 
 
-def _nothing_left(name: str, shards: Sequence[Path]) -> str:
+def _nothing_left(name: str, shards: Sequence[Path], *, cleaning: CleaningConfig) -> str:
     """Return what became of the records of a source of which none is left."""
-    counts = read_counts(shards)
-    fates = {
-        fate.removesuffix("/documents"): count
-        for fate, count in sorted(counts.items())
-        if fate.startswith("skipped/") or fate.endswith("/documents")
-    }
-    told = ", ".join(f"{fate} {count}" for fate, count in fates.items())
-    strict = "; without --on-error skip each is told with its place" if "skipped/" in told else ""
-    return f"source {name} has no training document: of {counts['documents_in']} read, {told or 'none'}{strict}"
+    told = tell_fates(read_counts(shards), cleaning=cleaning)
+    strict = "; without --on-error skip each is told with its place" if " skipped (" in told else ""
+    return f"source {name} has no training document: {told}{strict}"
 
 
 def _task_bytes(task: ReadTask) -> float:
