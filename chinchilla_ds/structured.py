@@ -37,6 +37,7 @@ MAX_DEPTH = 100
 """Lists and objects within one another."""
 MAX_YAML_VALUES = 100_000
 """Values of a YAML file once its aliases are written out."""
+_PIECE_BYTES = 1 << 20
 _MAX_DIGITS = 308
 """Of an integer, so that it can always be made a float."""
 _SHOWN_CHARACTERS = 80
@@ -71,7 +72,7 @@ def read_bytes(path: Path, *, what: str, error: Error = ConfigError, max_bytes: 
     """
     try:
         with open_regular(path) as stream:
-            content = stream.read(max_bytes + 1)
+            content = b"".join(_pieces(stream, max_bytes=max_bytes))
     except OSError as problem:
         raise error(f"{what} {path} cannot be read: {reason(problem)}{_neighbour(path, problem)}") from None
     except ValueError as problem:  # a NUL in the name
@@ -79,6 +80,14 @@ def read_bytes(path: Path, *, what: str, error: Error = ConfigError, max_bytes: 
     if len(content) > max_bytes:
         raise error(f"{what} {path} is larger than {max_bytes >> 10} KiB, the most that is read of such a file")
     return content
+
+
+def _pieces(stream: BinaryIO, *, max_bytes: int) -> Iterator[bytes]:
+    """Yield a file's content until it is more than `max_bytes`; asked for all at once, as much would be allocated."""
+    left = max_bytes
+    while left >= 0 and (piece := stream.read(min(_PIECE_BYTES, left + 1))):
+        left -= len(piece)
+        yield piece
 
 
 def _neighbour(path: Path, problem: OSError) -> str:
@@ -334,6 +343,8 @@ def build(cls: Any, data: Any, *, where: str, error: Error = ConfigError) -> Any
     except pydantic.ValidationError as invalid:
         problems = [line for found in invalid.errors(include_url=False) for line in _problems(found, cls, where)]
         raise error(sorted(problems)) from None
+    except ChinchillaError as invalid:  # of a dataclass that code makes too
+        raise error([f"{where}: {problem}" for problem in invalid.problems]) from None
 
 
 @functools.cache

@@ -16,6 +16,8 @@ _UNITS = {
     "bytes": ("byte", "bytes", "kib", "mib", "gib", "tib"),
     "seconds": ("s", "sec", "second", "seconds"),
 }
+_SMALLEST, _LARGEST = 1e-30, 1e60
+"""Far beyond any quantity of a run, and far from where products of them overflow."""
 _QUANTITY = re.compile(
     r"([-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|nan|[-+]?inf(?:inity)?)(.*)", re.I
 )
@@ -29,7 +31,7 @@ def parse_quantity(text: str, /, *, unit: str | None = None) -> float:
         unit: what is asked for, one of _UNITS; another unit's name in `text` is refused.
 
     Raises:
-        ValueError: `text` is no number, not a positive finite one, or in another unit.
+        ValueError: `text` is no number, not a positive finite one, absurdly small or large, or in another unit.
     """
     example = "is not a number such as 1e13, 7B or 1.5T"
     matched = _QUANTITY.fullmatch(text.strip())
@@ -44,6 +46,8 @@ def parse_quantity(text: str, /, *, unit: str | None = None) -> float:
     value = float(matched[1].replace("_", "")) * factor
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"{text!r} is not a positive finite number")
+    if not _SMALLEST <= value <= _LARGEST:
+        raise ValueError(f"{text!r} is beyond what is computed with, {_SMALLEST:g} to {_LARGEST:g}")
     return value
 
 

@@ -195,5 +195,5 @@ def _method(text: str) -> str:
 
 def _licence(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no licence identifier, such as apache-2.0 or cc-by-4.0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a licence identifier, such as apache-2.0 or cc-by-4.0")
     return text.lower()

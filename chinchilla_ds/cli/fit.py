@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from chinchilla_ds.budget.fitting.read import ReadRuns
     from chinchilla_ds.budget.fitting.result import FitReport
 
+MAX_RESAMPLES = 100_000
 MLFLOW_PREFIX = "mlflow:"
 DEFAULT_DRAWS = 1000
 DEFAULT_SEED = 42
@@ -173,7 +174,7 @@ def _status(text: str) -> "contextlib.AbstractContextManager[object]":
 
 
 def _flag_problems(values: Mapping[str, Any]) -> list[str]:
-    """Return the flags that have no effect beside the others."""
+    """Return the flags that have no effect beside the others, or a value that cannot be."""
     problems = []
     approach = values.get("approach", "3")
     if approach in ("1", "2"):
@@ -184,6 +185,11 @@ def _flag_problems(values: Mapping[str, Any]) -> list[str]:
         ]
     if "delta" in values and values.get("objective", "huber") != "huber":
         problems.append(f"--delta belongs to huber and has no effect on --objective {values['objective']}: drop it")
+    if values.get("bootstrap", 0) > MAX_RESAMPLES:
+        problems.append(
+            f"--bootstrap is {values['bootstrap']:,} resamples; at most {MAX_RESAMPLES:,}: percentiles "
+            "settle at 1,000 to 4,000"
+        )
     if "seed" in values and values.get("bootstrap") == 0:
         problems.append("--seed has no effect with --bootstrap 0: drop it")
     if "params_convention" in values and "out" not in values:

@@ -7,6 +7,8 @@ from typing import Any
 
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
 from chinchilla_ds.config import DataConfig, RunConfig
+from chinchilla_ds.data.cleaning import DEFAULT_MIN_CHARACTERS, CleaningConfig, Rule
+from chinchilla_ds.data.words import UNIT_CHARACTERS
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.units import format_bytes
 
@@ -33,6 +35,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag(parser, "held-out-fraction", quantity(None), f"share of the text kept out of training (default {fraction})")
     flag(parser, "dedup", str, "slimpajama (default), fineweb, exact or none")
     flag(parser, "clean", str, "cleaning rules that are on, by name, or none (default: see docs/data.md)", nargs="+")
+    flag(
+        parser,
+        "min-length",
+        _length,
+        f"shortest document kept, in characters without punctuation (default {DEFAULT_MIN_CHARACTERS}); in scripts"
+        f" without spaces between words, such as Chinese and Thai, each counts for {UNIT_CHARACTERS}",
+    )
     flag(parser, "decontaminate", path, "benchmark files whose text is kept out", nargs="+", metavar="PATH")
     flag(parser, "tokenizer", path, "SentencePiece model or Hugging Face tokenizer to take (default: train one)")
     flag(parser, "vocab-size", whole, "pieces of the tokenizer to train (default: by the size of the corpus)")
@@ -63,7 +72,7 @@ def run(arguments: argparse.Namespace) -> str:
             raise ConfigError("--text-field beside a recipe, whose sources name theirs: drop it")
     if out is None:
         raise ConfigError("--out FOLDER is missing: where the prepared data goes")
-    recipe = dataclasses.replace(recipe, **_changes(arguments))
+    recipe = dataclasses.replace(recipe, **_changes(arguments, recipe.cleaning))
     with show_preparation(to_stderr=arguments.json) as progress:
         prepared = prepare_recipe(recipe, folder=out, num_workers=arguments.workers, progress=progress)
     text = (prepared.folder / LEDGER_NAME).read_text(encoding="utf-8")
@@ -92,9 +101,14 @@ def _verify(arguments: argparse.Namespace) -> str:
     return f"sound         {arguments.verify}: {len(prepared.files)} files, {format_bytes(num_bytes)}"
 
 
-def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
+def _length(text: str) -> int:
+    """Return a whole number of characters, also 0."""
+    return 0 if text == "0" else whole(text)
+
+
+def _changes(arguments: argparse.Namespace, cleaning: CleaningConfig) -> dict[str, Any]:
     """Return the fields of the recipe that flags set."""
-    from chinchilla_ds.data.corpus import dedup_of, rules_of
+    from chinchilla_ds.data.corpus import dedup_of
 
     changes: dict[str, Any] = {}
     if arguments.source is not None:
@@ -104,13 +118,28 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
             changes[name] = getattr(arguments, name)
     if arguments.dedup is not None:
         changes["dedup"], changes["minhash"] = dedup_of(arguments.dedup)
-    if arguments.clean is not None:
-        changes["cleaning"] = rules_of([] if arguments.clean == ["none"] else arguments.clean)
+    changes["cleaning"] = _cleaning(arguments, cleaning)
     if arguments.decontaminate is not None:
         changes["decontaminate"] = tuple(arguments.decontaminate)
     if arguments.on_error is not None:
         changes["skip_problems"] = arguments.on_error == "skip"
     return changes
+
+
+def _cleaning(arguments: argparse.Namespace, cleaning: CleaningConfig) -> CleaningConfig:
+    """Return the cleaning of the recipe with what flags set of it."""
+    from chinchilla_ds.data.corpus import rules_of
+
+    rules, length = cleaning.rules, cleaning.min_characters
+    if arguments.clean is not None:
+        rules = rules_of([] if arguments.clean == ["none"] else arguments.clean).rules
+        length = length if Rule.MIN_LENGTH in rules else DEFAULT_MIN_CHARACTERS
+    if arguments.min_length is not None and Rule.MIN_LENGTH not in rules:
+        raise ConfigError(
+            f"--min-length {arguments.min_length} beside cleaning rules without {Rule.MIN_LENGTH}, which drops short"
+            f" documents: add {Rule.MIN_LENGTH} to --clean, or leave --min-length out"
+        )
+    return CleaningConfig(rules=rules, min_characters=length if arguments.min_length is None else arguments.min_length)
 
 
 def _sources(words: list[str], *, text_field: str) -> tuple[Any, ...]:

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from chinchilla_ds.data.cleaning import CleaningConfig
+from chinchilla_ds.data.corpus import Recipe
+from chinchilla_ds.data.decontamination import read_contamination
 from chinchilla_ds.data.digests import digest_files, names_of
 from chinchilla_ds.data.encode import Merged, MergeTask, merge, origins, read_counts, unigram_loss
 from chinchilla_ds.data.job import Job, run_tasks
-from chinchilla_ds.data.ledger import Ledger, SourceLedger, make_ledger, source_ledger
+from chinchilla_ds.data.ledger import BenchmarkLedger, Ledger, SourceLedger, make_ledger, source_ledger, tell_fates
 from chinchilla_ds.data.prepared import (
     HELD_OUT_ORIGINS_NAME,
     INPUTS_NAME,
@@ -37,7 +40,7 @@ def write(
     import numpy as np
 
     counts = {name: read_counts(shards[name]) + read_counts(encoded[name]) for name in shards}
-    _check_sources(counts)
+    _check_sources(counts, cleaning=job.recipe.cleaning)
     loaded = Tokenizer.load(tokenizer, trusted=True)
     everything = tuple(path for found in encoded.values() for path in found)
     parts = [(folder / "held_out", everything, 0, threshold)]
@@ -52,7 +55,7 @@ def write(
     assert list(encoded) == sorted(encoded), "sources come in the order of their names"
     np.save(folder / HELD_OUT_ORIGINS_NAME, origins(list(encoded.values()), below=threshold))
     sources = [source_ledger(name, counts=counts[name], tokens=train[name].num_tokens) for name in sorted(train)]
-    ledger = make_ledger(sources, held_out_tokens=held_out.num_tokens)
+    ledger = make_ledger(sources, held_out_tokens=held_out.num_tokens, benchmarks=_benchmarks(job.recipe))
     for source in sources:
         assert source.train.documents == train[source.name].num_documents, "the index holds what the ledger says"
     skipped_files = sum(count["skipped_files"] for count in counts.values())
@@ -69,18 +72,20 @@ def write(
     (folder / MANIFEST_NAME).write_text(prepared.to_json(), encoding="utf-8")
 
 
-def _check_sources(counts: dict[str, Any]) -> None:
-    problems = []
-    for name, count in sorted(counts.items()):
-        if not count["train/documents"]:
-            fates = {
-                key.removesuffix("/documents"): value for key, value in count.items() if key.endswith("/documents")
-            }
-            told = ", ".join(f"{fate} {value}" for fate, value in sorted(fates.items()) if value)
-            problems.append(
-                f"source {name} has no training document: of {count['documents_in']} read, {told or 'none is left'};"
-                " give it more text, join it with another source, or drop fewer"
-            )
+def _benchmarks(recipe: Recipe) -> BenchmarkLedger | None:
+    if not recipe.decontaminate:
+        return None
+    found = read_contamination(recipe.decontaminate)
+    return BenchmarkLedger(texts=found.num_texts, too_short=found.num_short, words=found.n)
+
+
+def _check_sources(counts: dict[str, Any], *, cleaning: CleaningConfig) -> None:
+    problems = [
+        f"source {name} has no training document: {tell_fates(count, cleaning=cleaning)}; give it more text, join it"
+        " with another source, or drop fewer"
+        for name, count in sorted(counts.items())
+        if not count["train/documents"]
+    ]
     if problems:
         raise DataError(problems)
 

@@ -5,7 +5,6 @@ cleaning it again changes nothing.
 """
 
 import re
-import string
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from enum import StrEnum
 from functools import partial
 from typing import TypeAlias
 
-from chinchilla_ds.data import pii, quality
+from chinchilla_ds.data import pii, quality, words
 from chinchilla_ds.errors import ConfigError
 
 
@@ -21,13 +20,15 @@ class Rule(StrEnum):
     """What can be done to a document; docs/cleaning.md has the table."""
 
     MOJIBAKE = "mojibake"
-    """Text that was decoded with the wrong encoding is decoded again; lone surrogates become U+FFFD."""
+    """A document that was decoded with the wrong encoding, as all of it proves, is decoded again."""
+    FTFY = "ftfy"
+    """ftfy repairs each line by itself where it looks wrong to it; clean text may be damaged."""
     NFC = "nfc"
     """Unicode normalisation form C: letter and accent become one character where there is one."""
     CONTROL_CHARACTERS = "control_characters"
     """C0, DEL, C1 and byte order marks go; tab and what breaks a line or page stays."""
     MIN_LENGTH = "min_length"
-    """Documents shorter than `min_characters` are dropped, counted as SlimPajama counts."""
+    """Documents shorter than `min_characters` are dropped."""
     EMAIL = "email"
     """E-mail addresses become `|||EMAIL_ADDRESS|||`."""
     IP_ADDRESS = "ip_address"
@@ -40,9 +41,14 @@ class Rule(StrEnum):
     """Lines and documents that fail C4's rules are dropped (English; needs datatrove)."""
 
 
-DEFAULT_RULES = frozenset({Rule.MOJIBAKE, Rule.NFC, Rule.CONTROL_CHARACTERS, Rule.MIN_LENGTH})
-"""What is on unless the user says otherwise: SlimPajama's two steps, and control characters."""
+DEFAULT_RULES = frozenset({Rule.MOJIBAKE, Rule.CONTROL_CHARACTERS, Rule.MIN_LENGTH})
+"""What is on unless the user says otherwise: none of it changes clean text."""
 
+CLEANING_VERSION = 2
+"""Of what the rules do and of the form in which texts are compared: part of the key of a prepared corpus."""
+
+DEFAULT_MIN_CHARACTERS = 200
+"""SlimPajama's (Soboleva et al. 2023)."""
 
 Edit: TypeAlias = Callable[[str], tuple[str | None, int]]
 """Returns the text changed, or None to drop it, and how often it changed, as `re.subn` does."""
@@ -56,8 +62,31 @@ class CleaningConfig:
     """Which rules are on."""
 
     rules: frozenset[Rule] = DEFAULT_RULES
-    min_characters: int = 200
-    """Length below which `Rule.MIN_LENGTH` drops a document: characters without punctuation and repeated space."""
+    min_characters: int = DEFAULT_MIN_CHARACTERS
+    """Length below which `Rule.MIN_LENGTH` drops a document, as `words.length` counts."""
+
+    def __post_init__(self) -> None:
+        """Check the length.
+
+        Raises:
+            ConfigError: it is negative, or set where the rule is off.
+        """
+        if self.min_characters < 0:
+            raise ConfigError(f"the shortest length is {self.min_characters} characters; 0 keeps all documents")
+        if self.min_characters != DEFAULT_MIN_CHARACTERS and Rule.MIN_LENGTH not in self.rules:
+            raise ConfigError(
+                f"the shortest length is set to {self.min_characters} characters and the cleaning rule"
+                f" {Rule.MIN_LENGTH} is off; turn it on, or leave the length out"
+            )
+
+    def describe(self, rule: str, /) -> str:
+        """Return a rule's name with what is set for it, for messages."""
+        if rule != Rule.MIN_LENGTH:
+            return rule
+        return (
+            f"{rule} (fewer than {self.min_characters} characters, where one of a script without spaces counts for"
+            f" {words.UNIT_CHARACTERS}; `chinchilla-ds prepare --min-length` sets it)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +109,6 @@ class Cleaned:
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 """C0, DEL, C1 and the byte order mark, without what Unicode breaks a line or page at: LF, VT, FF, CR, NEL; and tab."""
 
-_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]+")
-
 _MAX_PASSES = 100
 """A bound, so that no text can hold a worker; each pass undoes one layer, and real text has one or two."""
 
@@ -93,10 +120,8 @@ class Cleaner:
         """Load what the rules need.
 
         Raises:
-            ConfigError: the shortest length is negative, or a rule needs a package that is not installed.
+            ConfigError: a rule needs a package that is not installed.
         """
-        if config.min_characters < 0:
-            raise ConfigError(f"min_characters ({config.min_characters} characters) must not be negative; 0 keeps all")
         self.config = config
         self._edits = [(rule, load()) for rule, load in _EDITS.items() if rule in config.rules]
         self._tests = [(rule, load(config)) for rule, load in _TESTS.items() if rule in config.rules]
@@ -124,22 +149,16 @@ class Cleaner:
 
 
 def is_long_enough(text: str, *, min_characters: int) -> bool:
-    """Return whether a text has `min_characters` characters, counted as SlimPajama counts them.
+    """Return whether a text has `min_characters` characters, as `words.length` counts.
 
-    The text is lower-cased and loses ASCII punctuation; white space at both ends goes, and any other run of it counts
-    as one. Every prefix is at most as long as the whole, so a short prefix decides for most texts.
-
-    Source: Cerebras modelzoo, `data_processing/slimpajama/preprocessing/filter.py`, which drops what is shorter than
-    its threshold of 200.
+    Every prefix is at most as long as the whole, so a short prefix decides for most texts.
     """
     size = 2 * min_characters
-    while True:
-        plain = _PUNCTUATION.sub("", text[:size].lower())
-        if len(" ".join(plain.split())) >= min_characters:
-            return True
+    while words.length(text[:size]) < min_characters:
         if size >= len(text):
             return False
         size *= 4
+    return True
 
 
 def _compose(text: str) -> tuple[str, int]:
@@ -158,6 +177,12 @@ def _load_mojibake() -> Edit:
     return mojibake.repair
 
 
+def _load_ftfy() -> Edit:
+    from chinchilla_ds.data import mojibake
+
+    return mojibake.repair_lines
+
+
 def _load_gopher(config: CleaningConfig) -> Test:
     del config
     return quality.gopher()
@@ -169,6 +194,7 @@ def _load_min_length(config: CleaningConfig) -> Test:
 
 _EDITS: Mapping[Rule, Callable[[], Edit]] = {
     Rule.MOJIBAKE: _load_mojibake,
+    Rule.FTFY: _load_ftfy,
     Rule.CONTROL_CHARACTERS: lambda: _remove_control_characters,
     Rule.NFC: lambda: _compose,
     Rule.EMAIL: lambda: pii.replace_emails,

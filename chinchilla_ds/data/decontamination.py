@@ -4,8 +4,8 @@ Source: Brown et al. 2020 (GPT-3, arXiv:2005.14165), appendix C: overlaps of 13 
 punctuation. GPT-3 cut 200 characters around an overlap; here the caller drops the whole document.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_ds.data.dedup.bands import Unit
-from chinchilla_ds.data.dedup.shingles import shingle_hashes, without_punctuation
+from chinchilla_ds.data.dedup.shingles import shingle_hashes
+from chinchilla_ds.data.words import comparable, words
 from chinchilla_ds.errors import DataError, reason
+from chinchilla_ds.structured import open_regular, parse_json
 
 DEFAULT_WORDS = 13
 """Words of an overlap: GPT-3's."""
+
+_JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What a text shares with the benchmarks."""
+
+    runs: tuple[str, ...]
+    """The runs of n words that it shares, in its order, in the form in which they are compared."""
+    is_too_short: bool
+    """It has fewer than n words, so that nothing could be found."""
 
 
 class Contamination:
     """The runs of `n` words of benchmark texts, as sorted 64-bit hashes: 8 bytes of memory per run.
 
-    Words are what white space and punctuation leave between them, in lower case. A benchmark text of fewer than n words
-    has no run and cannot be found; `num_short` counts these.
+    Words are those of `words.words`: in scripts without spaces, single characters. A benchmark text of fewer than n
+    words has no run and cannot be found; `num_short` counts these.
     """
 
     def __init__(self, texts: Iterable[str], /, *, n: int = DEFAULT_WORDS) -> None:
@@ -43,35 +57,52 @@ class Contamination:
         """Distinct runs of n words that are looked for."""
         return len(self._hashes)
 
-    def overlap(self, text: str, /) -> tuple[str, ...]:
-        """Return the runs of n words that a text shares with the benchmarks, in its order, normalised."""
-        words, found = _runs(text, n=self.n)
-        if not len(found) or not len(self._hashes):
-            return ()
-        nearest = np.minimum(np.searchsorted(self._hashes, found), len(self._hashes) - 1)
-        shared = np.flatnonzero(self._hashes[nearest] == found)
-        return tuple(" ".join(words[start : start + self.n]) for start in shared)
+    def overlap(self, text: str, /) -> Overlap:
+        """Return the runs of n words that a text shares with the benchmarks."""
+        units, found = _runs(text, n=self.n)
+        shared: Iterable[int] = ()
+        if len(found) and len(self._hashes):
+            nearest = np.minimum(np.searchsorted(self._hashes, found), len(self._hashes) - 1)
+            shared = np.flatnonzero(self._hashes[nearest] == found)
+        runs = tuple(" ".join(units[start : start + self.n]) for start in shared)
+        return Overlap(runs=runs, is_too_short=len(units) < self.n)
 
 
 def _runs(text: str, *, n: int) -> tuple[list[str], NDArray[np.uint64]]:
     """Return the words of a text, and the hash of each run of n of them: [max(words - n + 1, 0)]."""
-    words = without_punctuation(text.lower()).split()
-    if len(words) < n:
-        return words, np.empty(0, dtype=np.uint64)
-    return words, shingle_hashes([" ".join(words)], unit=Unit.WORD, size=n)[0]
+    units = words(comparable(text))
+    if len(units) < n:
+        return units, np.empty(0, dtype=np.uint64)
+    return units, shingle_hashes([" ".join(units)], unit=Unit.WORD, size=n)[0]
+
+
+def read_contamination(paths: Sequence[Path], /) -> Contamination:
+    """Return the runs of benchmark files.
+
+    Raises:
+        DataError: as `read_benchmarks`, or none of the texts is long enough to be found anywhere.
+    """
+    found = Contamination(read_benchmarks(paths))
+    if found.num_runs == 0:
+        raise DataError(
+            f"none of the {found.num_texts} texts in {', '.join(map(str, paths))} has {found.n} words (in scripts"
+            f" without spaces: characters), so none can be found; give longer texts, or leave out --decontaminate"
+        )
+    return found
 
 
 def read_benchmarks(paths: Sequence[Path], /) -> Iterator[str]:
-    """Yield the texts of benchmark files: of .jsonl every string in each line, of other files the whole file.
+    """Yield the texts of benchmark files: of JSON and JSON lines every string in them, of other files the whole file.
 
     Raises:
-        DataError: a file is missing, empty, not UTF-8, or has a line that is no JSON; every problem is listed.
+        DataError: a file is missing, empty, not UTF-8, or has a line that is not JSON; every problem is listed.
     """
     problems: list[str] = []
     texts: list[str] = []
     for path in paths:
         try:
-            content = path.read_text(encoding="utf-8")
+            with open_regular(path) as stream:
+                content = stream.read().decode("utf-8-sig")
         except OSError as error:
             problems.append(f"{path}: {reason(error)}")
             continue
@@ -80,20 +111,32 @@ def read_benchmarks(paths: Sequence[Path], /) -> Iterator[str]:
             continue
         if not content.strip():
             problems.append(f"{path} is empty: a benchmark file holds the texts that must not be trained on")
-        texts += _strings_of_lines(path, content, problems) if path.suffix == ".jsonl" else [content]
+        texts += _strings_of(path, content, problems) if path.suffix.lower() in _JSON_SUFFIXES else [content]
     if problems:
         raise DataError(problems)
     yield from texts
 
 
-def _strings_of_lines(path: Path, content: str, problems: list[str]) -> list[str]:
+def _strings_of(path: Path, content: str, problems: list[str]) -> list[str]:
+    """Return the strings of a file of JSON lines, or of one value; `.json` is the name of both."""
+    lines = {f"{path}:{number}": line for number, line in enumerate(content.split("\n"), start=1) if line.strip()}
+    if path.suffix.lower() == ".json" and not _is_json(next(iter(lines.values()), "")):
+        lines = {str(path): content}
     texts: list[str] = []
-    for number, line in enumerate(content.split("\n"), start=1):
+    for where, line in lines.items():
         try:
-            texts += _strings(json.loads(line)) if line.strip() else []
-        except ValueError as error:
-            problems.append(f"{path}:{number}: no JSON: {error}")
+            texts += _strings(parse_json(line, where=where, error=DataError))
+        except DataError as error:
+            problems.extend(error.problems)
     return texts
+
+
+def _is_json(line: str) -> bool:
+    try:
+        parse_json(line, where="", error=DataError)
+    except DataError:
+        return False
+    return True
 
 
 def _strings(value: Any) -> Iterator[str]:

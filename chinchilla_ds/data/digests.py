@@ -45,11 +45,27 @@ def digest_files(folder: Path, names: Sequence[str], /) -> dict[str, PreparedFil
     files: dict[str, PreparedFile] = {}
     with (folder / BLOCKS_NAME).open("wb") as stream:
         for name in sorted(names):
-            with (folder / name).open("rb") as file:
-                hashes = b"".join(_hash(block) for block in iter(lambda: file.read(BLOCK_BYTES), b""))
+            hashes = _hashes_of(folder / name)
             files[name] = PreparedFile(num_bytes=(folder / name).stat().st_size, digest=_digest(hashes))
             stream.write(hashes)
     return files
+
+
+def changed_files(folder: Path, files: Mapping[str, PreparedFile], /) -> list[str]:
+    """Return which of some small files are not what `digest_files` saw, by their digests alone.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    try:
+        return [name for name, file in files.items() if _digest(_hashes_of(folder / name)) != file.digest]
+    except OSError as error:
+        raise DataError(f"cannot read a file of {folder}: {reason(error)}") from None
+
+
+def _hashes_of(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return b"".join(_hash(block) for block in iter(lambda: file.read(BLOCK_BYTES), b""))
 
 
 def _hash(block: bytes) -> bytes:
@@ -167,13 +183,14 @@ def _blocks(folder: Path, files: Mapping[str, PreparedFile]) -> list[_Block]:
 def names_of(path: Path, /) -> Iterator[str]:
     """Yield the names that a file, or the files of a folder, have in the folder above."""
     if path.is_dir():
-        yield from (f"{path.name}/{file.name}" for file in sorted(path.iterdir()))
+        files = (file for file in sorted(path.rglob("*")) if file.is_file())
+        yield from (file.relative_to(path.parent).as_posix() for file in files)
     else:
         yield path.name
 
 
 def tokenizer_sha256(path: Path, /) -> str:
-    """Return what `Tokenizer.sha256` is of a saved tokenizer, without loading it.
+    """Return what `Tokenizer.sha256` is of a tokenizer that a version without digests has saved, without loading it.
 
     Raises:
         DataError: it is not there, or not as it was saved.

@@ -6,10 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
+
+from annotated_types import Ge, Gt
 
 from chinchilla_ds.budget.repetition import optimal_with_repetition
 from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW, get_law
+from chinchilla_ds.data.cleaning import CleaningConfig
+from chinchilla_ds.errors import DataError
+from chinchilla_ds.structured import build, parse_json
 from chinchilla_ds.units import format_bytes, format_count, format_flops
 
 MANY_EPOCHS = 4.0
@@ -19,12 +24,15 @@ _LAW_BISECTIONS = 100
 _LOG_FLOPS = (math.log(1e3), math.log(1e33))
 
 
+Count = Annotated[int, Ge(0)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Amount:
     """Documents and their bytes."""
 
-    documents: int = 0
-    bytes: int = 0
+    documents: Count = 0
+    bytes: Count = 0
 
     def __add__(self, other: "Amount") -> "Amount":
         return Amount(documents=self.documents + other.documents, bytes=self.bytes + other.bytes)
@@ -37,19 +45,21 @@ class SourceLedger:
     name: str
     read: Amount
     """Every record of the input."""
-    skipped: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, Count] = field(default_factory=dict)
     """Records that could not be read, by kind of problem."""
     dropped: Mapping[str, Amount] = field(default_factory=dict)
     """By the cleaning rule that dropped them, in bytes as read."""
-    changed: Mapping[str, int] = field(default_factory=dict)
+    changed: Mapping[str, Count] = field(default_factory=dict)
     """Documents that a cleaning rule changed; one may count for several rules."""
+    unchecked: Count = 0
+    """Documents with fewer words than an overlap with a benchmark has, kept unchecked; part of those below."""
     edited_bytes: int
     """What cleaning took from the other documents, less what it added."""
     exact_duplicates: Amount
     near_duplicates: Amount
     held_out: Amount
     train: Amount
-    tokens: int
+    tokens: Count
     """Of the training documents, an end-of-document token after each."""
 
     def balances(self) -> bool:
@@ -63,18 +73,31 @@ class SourceLedger:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkLedger:
+    """What the documents were held against."""
+
+    texts: Count
+    too_short: Count
+    """Texts with fewer words than an overlap has: they cannot be found."""
+    words: Count
+    """Of an overlap; in scripts without spaces: characters."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ledger:
     """All sources, and what the plan needs to know of them."""
 
     sources: tuple[SourceLedger, ...]
-    train_tokens: int
+    benchmarks: BenchmarkLedger | None = None
+    """None where there were none, and in corpora of older versions."""
+    train_tokens: Count
     """Distinct training tokens: what one epoch is."""
-    held_out_tokens: int
-    bytes_per_token: float
+    held_out_tokens: Count
+    bytes_per_token: Annotated[float, Gt(0)]
     """Of the training text, end-of-document tokens counted as tokens."""
-    one_epoch_flops: float
+    one_epoch_flops: Annotated[float, Gt(0)]
     """Budget whose compute-optimal run, by the default law, reads the training text once."""
-    four_epochs_flops: float
+    four_epochs_flops: Annotated[float, Gt(0)]
     """Budget whose best run, by the law of repeated text, reads it four times."""
 
     def to_json(self) -> str:
@@ -82,19 +105,20 @@ class Ledger:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Ledger":
-        """Read what `to_json` wrote."""
-        values = json.loads(text)
-        return cls(**{**values, "sources": tuple(_source(source) for source in values["sources"])})
+    def from_json(cls, text: str, /, *, where: str = "ledger") -> "Ledger":
+        """Read what `to_json` wrote; `where` names it in messages.
+
+        Raises:
+            DataError: it is not JSON, fields are missing, unknown or out of range, or it does not balance.
+        """
+        ledger: Ledger = build(cls, parse_json(text, where=where, error=DataError), where=where, error=DataError)
+        unbalanced = [source.name for source in ledger.sources if not source.balances()]
+        if unbalanced:
+            raise DataError([f"{where}: what was read of {name} is not what became of it" for name in unbalanced])
+        return ledger
 
 
 _AMOUNTS = ("read", "exact_duplicates", "near_duplicates", "held_out", "train")
-
-
-def _source(values: Mapping[str, Any]) -> SourceLedger:
-    amounts = {name: Amount(**values[name]) for name in _AMOUNTS}
-    dropped = {rule: Amount(**amount) for rule, amount in values["dropped"].items()}
-    return SourceLedger(**{**values, **amounts, "dropped": dropped})
 
 
 def source_ledger(name: str, /, *, counts: Counter[str], tokens: int) -> SourceLedger:
@@ -112,6 +136,7 @@ def source_ledger(name: str, /, *, counts: Counter[str], tokens: int) -> SourceL
         skipped={kind: counts[f"skipped/{kind}"] for kind in below("skipped")},
         dropped={rule: amount(f"dropped/{rule}") for rule in below("dropped")},
         changed={rule: counts[f"changed/{rule}"] for rule in below("changed")},
+        unchecked=counts["unchecked"],
         edited_bytes=counts["edited_bytes"],
         exact_duplicates=amount("exact"),
         near_duplicates=amount("near"),
@@ -121,13 +146,31 @@ def source_ledger(name: str, /, *, counts: Counter[str], tokens: int) -> SourceL
     )
 
 
-def make_ledger(sources: Sequence[SourceLedger], /, *, held_out_tokens: int) -> Ledger:
+def tell_fates(counts: Mapping[str, int], /, *, cleaning: CleaningConfig) -> str:
+    """Return what became of the documents that were read, for messages: rules by name, with what is set for them."""
+    names = {"exact": "exact duplicates", "near": "near duplicates", "held_out": "held out", "train": "kept"}
+    told = [f"of {counts.get('documents_in', 0)} documents read"]
+    for key, value in sorted(counts.items()):
+        kind, _, rest = key.partition("/")
+        if kind == "skipped" and value:
+            told.append(f"{value} skipped ({rest})")
+        elif kind == "dropped" and rest.endswith("/documents") and value:
+            told.append(f"{value} dropped by {cleaning.describe(rest.removesuffix('/documents'))}")
+        elif rest == "documents" and value:
+            told.append(f"{value} {names[kind]}")
+    return ", ".join(told)
+
+
+def make_ledger(
+    sources: Sequence[SourceLedger], /, *, held_out_tokens: int, benchmarks: BenchmarkLedger | None = None
+) -> Ledger:
     """Return the ledger of all sources; it balances, or something of ours is wrong."""
     for source in sources:
         assert source.balances(), f"the ledger of {source.name} does not balance: {source}"
     tokens = sum(source.tokens for source in sources)
     return Ledger(
         sources=tuple(sources),
+        benchmarks=benchmarks,
         train_tokens=tokens,
         held_out_tokens=held_out_tokens,
         bytes_per_token=sum(source.train.bytes for source in sources) / tokens,
@@ -153,6 +196,8 @@ def format_ledger(ledger: Ledger, /) -> str:
     lines = [" " * 28 + "".join(f"{source.name:>{width}}" for source in sources)]
     for label, cells in _rows(sources):
         lines.append(f"{label:<28}" + "".join(f"{cell:>{width}}" for cell in cells))
+    if (found := ledger.benchmarks) is not None:
+        lines += ["", f"benchmarks    {found.texts} texts; {_too_short(found)}"]
     lines += [
         "",
         f"held out      {format_count(ledger.held_out_tokens)} tokens",
@@ -162,6 +207,15 @@ def format_ledger(ledger: Ledger, /) -> str:
         f"{format_flops(ledger.four_epochs_flops)} (Muennighoff et al. 2023)",
     ]
     return "\n".join(lines)
+
+
+def _too_short(benchmarks: BenchmarkLedger) -> str:
+    if not benchmarks.too_short:
+        return f"runs of {benchmarks.words} words were looked for"
+    return (
+        f"{benchmarks.too_short} of them cannot be found: they have fewer than {benchmarks.words} words (in scripts"
+        " without spaces: characters)"
+    )
 
 
 def _rows(sources: Sequence[SourceLedger]) -> Iterator[tuple[str, list[str]]]:
@@ -175,6 +229,8 @@ def _rows(sources: Sequence[SourceLedger]) -> Iterator[tuple[str, list[str]]]:
     yield "- near duplicates", [_cell(source.near_duplicates) for source in sources]
     yield "- held out", [_cell(source.held_out) for source in sources]
     yield "= train", [_cell(source.train) for source in sources]
+    if any(source.unchecked for source in sources):
+        yield "too short for benchmarks", [f"{source.unchecked} docs" for source in sources]
     yield "tokens", [format_count(source.tokens) for source in sources]
     for rule in sorted({rule for source in sources for rule in source.changed}):
         yield f"changed by {rule}", [f"{source.changed.get(rule, 0)} docs" for source in sources]
@@ -200,6 +256,7 @@ def _total(sources: Sequence[SourceLedger]) -> SourceLedger:
         skipped=summed(source.skipped for source in sources),
         changed=summed(source.changed for source in sources),
         dropped=dropped,
+        unchecked=sum(source.unchecked for source in sources),
         edited_bytes=sum(source.edited_bytes for source in sources),
         tokens=sum(source.tokens for source in sources),
         **{name: sum((getattr(source, name) for source in sources), start=Amount()) for name in _AMOUNTS},

@@ -1,11 +1,19 @@
-"""Mojibake: lines that were decoded with the wrong encoding are repaired by ftfy, which is shown only suspect lines.
+# ruff: noqa: RUF001 (characters that look alike are what this is about)
+"""Mojibake: text that was decoded with the wrong encoding is decoded again, where the whole document proves it.
 
-ftfy reads 1 to 4 MB/s, nearly all of it spent on its test for unlikely character sequences (`BADNESS_RE`). Each such
-sequence holds two neighbouring characters, or one character, out of two small sets. `suspects` reads these pairs of
-sets off ftfy's own pattern and looks for them with two table look-ups per character. A line without such a pair cannot
-match the pattern, and ftfy returns it as it is.
+UTF-8 checks itself: beyond ASCII, a first byte says how many bytes of another kind must follow. If every character of a
+document is a byte of one and the same old encoding, and these bytes together are UTF-8, then that is what they were.
+Clean text fails this at its first ordinary accent, quotation mark or foreign letter. What can pass by chance, a capital
+and what may stand behind a capital in clean text (`MANHÃ”`, which is Ô in UTF-8), proves nothing; `_is_proof` says what
+does.
 
-Only `cleaning` imports this module, when the rule is on: numpy and ftfy are loaded with it.
+`repair_lines`, a rule that is off unless asked for, lets ftfy look at each line by itself, and guess. ftfy reads 1 to
+4 MB/s, nearly all of it spent on its test for unlikely character sequences (`BADNESS_RE`). Each such sequence holds two
+neighbouring characters, or one character, out of two small sets. `suspects` reads these pairs of sets off ftfy's own
+pattern and looks for them with two table look-ups per character. A line without such a pair cannot match the pattern,
+and ftfy returns it as it is.
+
+Only `cleaning` imports this module, when a rule of it is on: numpy and ftfy are loaded with it.
 """
 
 import itertools
@@ -15,7 +23,9 @@ from functools import lru_cache
 import ftfy
 import numpy as np
 import numpy.typing as npt
+from ftfy import fixes
 from ftfy.badness import BADNESS_RE
+from ftfy.chardata import CHARMAP_ENCODINGS
 
 FTFY_CONFIG = ftfy.TextFixerConfig(
     fix_encoding=True,
@@ -34,19 +44,85 @@ FTFY_CONFIG = ftfy.TextFixerConfig(
     normalization=None,
     explain=True,
 )
-"""What ftfy may do: decode again what was decoded wrongly. docs/cleaning.md gives the reason for every field.
+"""What ftfy may do to a line: decode again what was decoded wrongly. docs/cleaning.md gives the reason for every field.
 
 `explain` is on because ftfy 6.3.1 otherwise ignores the four settings that follow `fix_encoding`.
 """
 
+_SEQUENCE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+"""One character beyond ASCII in UTF-8."""
+
+_AFTER_LETTERS = frozenset("\xa0\xad‚„…†‡‰‹›‘’“”•–—™«®°²³´·¹»")
+"""What may stand right behind a letter in clean text: spaces, closing marks, dashes, footnotes, signs, apostrophes."""
+
+_MIN_SEQUENCES = 5
+"""Different sequences that are proof together, where none is by itself."""
+
+_LOST_QUOTE = b"\xe2\x80 "
+"""A closing quotation mark that has lost its last byte: ftfy would make a dagger of it."""
+
+_C1 = re.compile("[\x80-\x84\x86-\x9f]")
+"""C1 controls but NEL, which breaks lines."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _BMP_SIZE = 0x10000
 _CHUNK_CHARACTERS = 1 << 15
 _TOKEN = re.compile(r"#[^\n]*|\[(?:\\.|[^\]\\])*\]\??|\\[sw]\??|[^\s\\\[\](){}*+?.]|\.|(?P<unknown>\S)")
-_SURROGATES = "[\ud800-\udfff]"
 _ANYTHING = r"[\s\S]"
 
 
 def repair(text: str) -> tuple[str, int]:
+    """Return the document decoded again if all of it proves that it was decoded wrongly, and how many lines changed.
+
+    What no text can hold is put right in any document: C1 controls become what Windows-1252 has in their place, as
+    HTML 5 has it, and halves of UTF-16 pairs are joined or become U+FFFD.
+    """
+    if text.isascii() or not suspects(text):
+        return text, 0
+    fixed = fixes.fix_surrogates(text) if _SURROGATE.search(text) else text
+    while (again := _decoded_again(fixed)) is not None:  # each layer with a proof of its own
+        fixed = again
+    fixed = fixes.fix_c1_controls(fixed) if _C1.search(fixed) else fixed
+    if fixed == text:
+        return text, 0
+    return fixed, sum(left != right for left, right in zip(text.split("\n"), fixed.split("\n"), strict=True))
+
+
+def _decoded_again(text: str) -> str | None:
+    """Return the document in UTF-8 where ftfy's encodings agree on it; None where none proves it, or two differ."""
+    found = {decoded for encoding in CHARMAP_ENCODINGS if (decoded := _decoded_from(text, encoding)) is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _decoded_from(text: str, encoding: str) -> str | None:
+    """Return the document in UTF-8 if all of it is that, read as one old encoding, and proves it."""
+    try:
+        content = text.encode(encoding)
+        if not _is_proof(content, encoding=encoding) or _LOST_QUOTE in content:
+            return None
+        if encoding != "macroman":  # where it is an en dash before a space
+            content = fixes.restore_byte_a0(content)
+        if encoding.startswith("sloppy"):
+            content = fixes.replace_lossy_sequences(content)
+        return content.decode()
+    except UnicodeError:
+        return None
+
+
+def _is_proof(content: bytes, *, encoding: str) -> bool:
+    """Return whether the UTF-8 sequences in a document cannot be clean text of the old encoding.
+
+    One sequence is enough if it begins with a letter and holds a sign that nothing in clean text puts behind one, as in
+    `Ã§` and `â€™`. Letters and what is in _AFTER_LETTERS may stand there, as in `Úžas` and `MANHÃ”`.
+    """
+    sequences = {found.decode(encoding) for found in _SEQUENCE.findall(content)}
+    for first, *others in sequences:
+        if first.isalpha() and any(not other.isalpha() and other not in _AFTER_LETTERS for other in others):
+            return True
+    return len(sequences) >= _MIN_SEQUENCES
+
+
+def repair_lines(text: str) -> tuple[str, int]:
     """Return `ftfy.fix_text(text, FTFY_CONFIG)` and how many lines it changed."""
     if text.isascii():
         return text, 0
@@ -96,7 +172,7 @@ def _pair_tables() -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
 
     Characters above U+FFFF share the entry of U+FFFF: ftfy's sets name none of them.
     """
-    pairs = [*_necessary_pairs(BADNESS_RE.pattern), (_SURROGATES, _ANYTHING)]
+    pairs = [*_necessary_pairs(BADNESS_RE.pattern), (_SURROGATE.pattern, _ANYTHING)]
     assert len(pairs) <= 64, f"ftfy {ftfy.__version__} has more kinds of mojibake than a mask has bits"
     first, second = (np.zeros(_BMP_SIZE, dtype=np.uint64) for _ in range(2))
     for bit, pair in enumerate(pairs):

@@ -19,12 +19,14 @@ from typing import Any
 from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW, get_law
 from chinchilla_ds.budget.shapes import choose_vocab_size
 from chinchilla_ds.data.assembly import write
+from chinchilla_ds.data.cleaning import CLEANING_VERSION
 from chinchilla_ds.data.corpus import Recipe, find_sources
-from chinchilla_ds.data.decontamination import read_benchmarks
+from chinchilla_ds.data.decontamination import read_contamination
 from chinchilla_ds.data.dedup.components import find_duplicates
 from chinchilla_ds.data.encode import EncodeTask, encode_segment, read_counts
 from chinchilla_ds.data.held_out import NearTask, find_near, write_keys
 from chinchilla_ds.data.job import Job, run_tasks
+from chinchilla_ds.data.ledger import tell_fates
 from chinchilla_ds.data.prepared import INPUTS_NAME, PREPARED_FORMAT_VERSION, PreparedData, is_prepared
 from chinchilla_ds.data.sentencepiece_json import check_exportable
 from chinchilla_ds.data.shards import remove_asides, segments_of, whole_folder
@@ -96,8 +98,8 @@ def content_key(corpora: Sequence[Corpus], recipe: Recipe) -> str:
     settings = {name: _plain(value) for name, value in vars(recipe).items() if name not in ("sources", "skip_problems")}
     for name in ("tokenizer", "decontaminate"):
         settings[name] = [_stamp(path) for path in _paths(getattr(recipe, name))]
-    versions = [PREPARED_FORMAT_VERSION, *(version(name) for name in ("sentencepiece", "ftfy", "rensa"))]
-    content = json.dumps([files, settings, recipe.skip_problems, versions])
+    versions = [version(name) for name in ("sentencepiece", "ftfy", "rensa")]
+    content = json.dumps([files, settings, recipe.skip_problems, PREPARED_FORMAT_VERSION, CLEANING_VERSION, versions])
     return hashlib.blake2b(content.encode(errors="surrogateescape"), digest_size=10).hexdigest()
 
 
@@ -189,7 +191,9 @@ def _clear_unless(work: Path, *, key: str) -> None:
 
 def _build(job: Job) -> None:
     shards = _read(job)
-    threshold, kept = _hold_out(job, _find_duplicates(job, shards))
+    counts = read_counts([path for folders in shards.values() for path in folders])
+    fates = tell_fates(counts, cleaning=job.recipe.cleaning)
+    threshold, kept = _hold_out(job, _find_duplicates(job, shards), fates=fates)
     tokenizer = _tokenizer(job, kept, threshold=threshold)
     encoded = _encode(job, kept, tokenizer=tokenizer, threshold=threshold)
     with whole_folder(job.work / "result") as folder:
@@ -199,8 +203,8 @@ def _build(job: Job) -> None:
 def _read(job: Job) -> dict[str, list[Path]]:
     """Read, clean, hash and sign all input; return the shards of each source."""
     recipe = job.recipe
-    for _ in read_benchmarks(recipe.decontaminate):  # raises what is wrong with them
-        pass
+    if recipe.decontaminate:
+        read_contamination(recipe.decontaminate)  # raises what is wrong with them
     tasks = read_tasks(
         job.corpora,
         folder=job.work / "shards",
@@ -257,12 +261,12 @@ def _find_duplicates(job: Job, shards: dict[str, list[Path]]) -> dict[str, list[
     }
 
 
-def _hold_out(job: Job, kept: dict[str, list[Kept]]) -> tuple[int, dict[str, list[Kept]]]:
+def _hold_out(job: Job, kept: dict[str, list[Kept]], *, fates: str) -> tuple[int, dict[str, list[Kept]]]:
     """Return the hash below which documents are held out, and the segments less what is like held-out documents."""
     stage, folder, config = "holding out", job.work / "held_out", job.recipe.minhash
     job.progress(stage, 0.0)
     flat = [one for segments in kept.values() for one in segments]
-    threshold = held_out_threshold(flat, held_out_fraction=job.recipe.held_out_fraction)
+    threshold = held_out_threshold(flat, held_out_fraction=job.recipe.held_out_fraction, fates=fates)
     if not (job.recipe.dedup and config):
         job.progress(stage, 1.0)
         return threshold, kept

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 
-from chinchilla_ds.data.digests import START_BYTES, PreparedFile, check_content, check_sizes, tokenizer_sha256
+from chinchilla_ds.data.digests import (
+    START_BYTES,
+    PreparedFile,
+    changed_files,
+    check_content,
+    check_sizes,
+    names_of,
+    tokenizer_sha256,
+)
 from chinchilla_ds.data.sources import name_problem
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.structured import build, read_json
@@ -193,11 +201,19 @@ class PreparedData(Manifest):
         """
         sizes = {} if self.files is None else {name: file.num_bytes for name, file in self.files.items()}
         check_sizes(self.folder, {**sizes, **self.dataset_sizes()})
-        if (found := tokenizer_sha256(self.tokenizer_path)) != self.tokenizer_sha256:
+        if self._tokenizer_has_changed():
             raise DataError(
-                f"{self.tokenizer_path} is not the tokenizer that the text was prepared with: its hash is {found}, the "
-                f"manifest's {self.tokenizer_sha256}; restore it, or prepare the text again"
+                f"{self.tokenizer_path} is not the tokenizer that the text was prepared with: its content has another "
+                "hash than the manifest says; restore it, or prepare the text again"
             )
+
+    def _tokenizer_has_changed(self) -> bool:
+        if self.files is None:
+            return tokenizer_sha256(self.tokenizer_path) != self.tokenizer_sha256
+        name = self.tokenizer_path.name
+        there = set(names_of(self.tokenizer_path))
+        known = {path: file for path, file in self.files.items() if path == name or path.startswith(f"{name}/")}
+        return there != known.keys() or bool(changed_files(self.folder, known))
 
     def check_content(self, *, max_bytes: int | None = START_BYTES) -> int:
         """Check the content of the files against their digests, and return the bytes read; see `digests`.
@@ -248,8 +264,8 @@ def _of_tree(tree: Any, *, folder: Path) -> PreparedData:
 
 def _is_inside(name: str) -> bool:
     """Return whether a name is that of a file of a prepared folder."""
-    folder, slash, file = name.rpartition("/")
-    return folder == ("tokenizer" if slash else "") and file not in ("", ".", "..") and "\0" not in file
+    first, *others = name.split("/")
+    return (not others or first == "tokenizer") and "\0" not in name and not {"", ".", ".."} & {first, *others}
 
 
 def train_prefix(folder: Path, *, name: str) -> Path:

@@ -60,11 +60,16 @@ class Kept:
         return segment.hashes[keep], segment.sizes[keep]
 
 
-def held_out_threshold(kept: Sequence[Kept], /, *, held_out_fraction: float) -> int:
+def held_out_threshold(kept: Sequence[Kept], /, *, held_out_fraction: float, fates: str = "") -> int:
     """Return the hash below which a document is held out.
 
     Documents of the lowest hashes are held out until they make up `held_out_fraction` of the bytes: at least one
     distinct document, and at least one is left to train on. Two passes over the hashes; memory does not grow.
+
+    Args:
+        kept: All segments.
+        held_out_fraction: Share of the bytes.
+        fates: What became of the documents that were read, for messages.
 
     Raises:
         DataError: there are fewer than two distinct documents.
@@ -79,9 +84,10 @@ def held_out_threshold(kept: Sequence[Kept], /, *, held_out_fraction: float) -> 
             np.add.at(totals, hashes >> np.uint64(64 - _TOP_BITS), sizes)
             lowest, highest = min(lowest, int(hashes[0])), max(highest, int(hashes[-1]))
     if highest < 0:
-        raise DataError("the corpus holds no text: every document is empty or was dropped")
+        raise DataError(f"the corpus holds no text{fates and f': {fates}'}")
     if lowest == highest:
-        raise DataError("the corpus is one single document; a held-out part of its own needs at least 2")
+        told = fates and f" ({fates})"
+        raise DataError(f"the corpus is one single document{told}; a held-out part of its own needs at least 2")
     before = np.cumsum(totals) - totals
     wanted = held_out_fraction * int(totals.sum())
     return _threshold(kept, wanted=wanted, before=before, totals=totals, highest=highest)

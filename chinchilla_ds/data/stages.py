@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from chinchilla_ds.data.cleaning import Cleaner, CleaningConfig
-from chinchilla_ds.data.decontamination import Contamination, read_benchmarks
+from chinchilla_ds.data.decontamination import Contamination, read_contamination
 from chinchilla_ds.data.dedup.bands import MinHashConfig
 from chinchilla_ds.data.parts import Mended, Part, Problem
 from chinchilla_ds.data.readers import parts_of, read_part
@@ -23,6 +23,8 @@ CONTAMINATED = "benchmark_overlap"
 """The rule that drops documents which share text with a benchmark."""
 MENDED = "half_surrogates"
 """What changed documents in which halves of surrogate pairs became U+FFFD."""
+UNCHECKED = "unchecked"
+"""The count of kept documents that have too few words to be held against benchmarks."""
 
 _MIN_PART_BYTES = 4 * 2**20
 _MAX_PART_BYTES = 64 * 2**20
@@ -163,7 +165,7 @@ def messages(problems: Iterable[Problem], /) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _contamination(paths: tuple[Path, ...]) -> Contamination:
-    return Contamination(read_benchmarks(paths))
+    return read_contamination(paths)
 
 
 @lru_cache(maxsize=1)
@@ -204,12 +206,14 @@ def _clean(
         counts[f"dropped/{EMPTY}/documents"] += 1
         return
     cleaned = cleaner.clean(document.decode())
-    contaminated = benchmarks is not None and bool(benchmarks.overlap(cleaned.text or ""))
-    if not cleaned.text or contaminated:
-        rule = cleaned.dropped_by or (CONTAMINATED if contaminated else EMPTY)
+    overlap = benchmarks.overlap(cleaned.text) if benchmarks and cleaned.text else None
+    if not cleaned.text or (overlap and overlap.runs):
+        rule = cleaned.dropped_by or (CONTAMINATED if cleaned.text else EMPTY)
         counts[f"dropped/{rule}/documents"] += 1
         counts[f"dropped/{rule}/bytes"] += len(document)
         return
+    if overlap and overlap.is_too_short:
+        counts[UNCHECKED] += 1
     for changed in cleaned.changed_by:
         counts[f"changed/{changed}"] += 1
     content = cleaned.text.encode()

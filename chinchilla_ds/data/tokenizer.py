@@ -178,7 +178,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
-            raise DataError(f"{place} is no SentencePiece model") from None
+            raise DataError(f"{place} is not a SentencePiece model") from None
         self._model = model
         self._eod_id = self._find_eod(place)
         self._bos_id = self._find_bos(place)
@@ -282,7 +282,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
         except Exception as error:  # the library raises plain Exception
-            raise DataError(f"{place} is no tokenizer.json: {error}") from None
+            raise DataError(f"{place} is not a tokenizer.json: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True

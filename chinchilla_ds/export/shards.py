@@ -182,7 +182,7 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise DataError(f"{path} is no whole safetensors file: {error}") from None
+        raise DataError(f"{path} is not a whole safetensors file: {error}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {reason(error)}") from None
 

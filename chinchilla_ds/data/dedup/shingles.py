@@ -2,60 +2,47 @@
 
 import functools
 import re
-import string
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_ds.data.dedup.bands import Unit
+from chinchilla_ds.data.words import characters, comparable, words
 
 _BASE = 0x9E3779B97F4A7C15
 """Base of the polynomial hashes, modulo 2^64; odd, so that it has an inverse."""
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 
 
 def normalise(text: str, /, *, unit: Unit) -> str:
     """Return what is compared of a text; the text itself is not changed anywhere.
 
-    Characters, as SlimPajama's to_hash.py: lower case; the 32 marks of ASCII punctuation are deleted; white space
-    becomes single spaces. Words, after FineWeb's settings of datatrove's simplify_text: lower case; each number becomes
-    0; punctuation (the ASCII marks and Unicode's categories P) and control characters become white space; white space
-    becomes single spaces; combining marks are deleted after NFD. Where nothing would be left, only white space is
-    collapsed.
+    Both units: NFKC, lower case, no characters that are only for layout; white space becomes single spaces. Where
+    nothing else would be left, only white space is collapsed.
+
+    Characters, as SlimPajama's to_hash.py: punctuation is deleted, here that of all scripts; so is the space beside a
+    character of a script without spaces. Words, after FineWeb's settings of datatrove's simplify_text: each number
+    becomes 0; punctuation and control characters become white space; combining marks are deleted after NFD. In scripts
+    without spaces, a character with its marks is a word.
     """
-    lowered = text.lower()
     if unit is Unit.CHARACTER:
-        kept = lowered.translate(_NO_PUNCTUATION)
+        kept = characters(text)
     else:
-        kept = without_punctuation(_NUMBER.sub("0", lowered))
-        if not kept.isascii():
-            kept = _replace(unicodedata.normalize("NFD", kept), _is_mark, "")
-    return " ".join(kept.split()) or " ".join(text.split())
+        kept = " ".join(words(_NUMBER.sub("0", comparable(text))))
+        kept = kept if kept.isascii() else " ".join(_without_marks(kept).split())
+    return kept or " ".join(text.split())
 
 
-def without_punctuation(text: str, /) -> str:
-    """Return the text with a space for each mark of punctuation and control character."""
-    return _replace(text, _is_separator, " ")
-
-
-def _is_separator(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category.startswith("P") or category == "Cc" or character in string.punctuation
-
-
-def _is_mark(character: str) -> bool:
-    return unicodedata.category(character) == "Mn"
-
-
-def _replace(text: str, condition: Callable[[str], bool], by: str) -> str:
-    """Replace the characters of a kind, one `str.replace` for each distinct one: faster than any table."""
-    for character in filter(condition, set(text)):
-        text = text.replace(character, by)
-    return text
+def _without_marks(text: str) -> str:
+    """Return the text in NFD without its combining marks."""
+    decomposed = unicodedata.normalize("NFD", text)
+    for character in set(decomposed):
+        if unicodedata.category(character) == "Mn":
+            decomposed = decomposed.replace(character, "")
+    return decomposed
 
 
 def pieces(normalised: str, /, *, unit: Unit, size: int, units: int) -> Iterator[str]:

@@ -13,6 +13,7 @@ import pytest
 
 from chinchilla_ds.data.cleaning import DEFAULT_RULES, Cleaned, Cleaner, CleaningConfig, Rule, is_long_enough
 from chinchilla_ds.errors import ConfigError
+from tests.unit.data.languages import LANGUAGES
 
 OWN_RULES = frozenset(Rule) - {Rule.GOPHER, Rule.C4}
 """Rules that need no extra."""
@@ -85,10 +86,16 @@ def clean(text: str, *rules: Rule, min_characters: int = 200) -> Cleaned:
     return Cleaner(CleaningConfig(rules=frozenset(rules), min_characters=min_characters)).clean(text)
 
 
-def slimpajama_length(text: str) -> int:
-    """The second implementation: lower case, no punctuation, stripped, white space as one, on all of the text."""
-    kept = "".join(character for character in text.lower() if character not in string.punctuation)
-    return len(re.sub(r"\s+", " ", kept.strip()))
+def plain_length(text: str) -> int:
+    """The second implementation: SlimPajama's, for all punctuation; 中, の and ก are 4, with no space beside them."""
+    composed = unicodedata.normalize("NFC", text).lower()
+    kept = "".join(
+        character
+        for character in composed
+        if character not in string.punctuation and unicodedata.category(character)[0] != "P"
+    )
+    rest = re.sub("[中のก]", "", kept)
+    return len(re.sub(r"\s+", " ", rest.strip())) + 4 * (len(kept) - len(rest))
 
 
 def random_texts(*, number: int, seed: int = 3) -> list[str]:
@@ -101,9 +108,9 @@ def test_no_rule_changes_nothing() -> None:
         assert clean(text) == Cleaned(text=text)
 
 
-def test_the_defaults_are_four_rules() -> None:
+def test_the_defaults_are_three_rules() -> None:
     assert CleaningConfig().rules == DEFAULT_RULES
-    assert {str(rule) for rule in DEFAULT_RULES} == {"mojibake", "nfc", "control_characters", "min_length"}
+    assert {str(rule) for rule in DEFAULT_RULES} == {"mojibake", "control_characters", "min_length"}
 
 
 def test_the_page_on_cleaning_lists_every_rule_with_its_default() -> None:
@@ -121,7 +128,7 @@ def test_each_rule_is_counted_under_its_name() -> None:
         "été\nà la carte\nok café |||EMAIL_ADDRESS||| |||IP_ADDRESS||| |||PHONE_NUMBER||| |||EMAIL_ADDRESS||| " + WORDS
     )
     assert cleaned.counts == {
-        Rule.MOJIBAKE: 2,
+        Rule.FTFY: 2,  # the accent apart proves that not all of it was decoded wrongly
         Rule.CONTROL_CHARACTERS: 3,
         Rule.NFC: 1,
         Rule.EMAIL: 2,
@@ -129,6 +136,12 @@ def test_each_rule_is_counted_under_its_name() -> None:
         Rule.PHONE_NUMBER: 1,
     }
     assert cleaned.changed_by == tuple(rule for rule in Rule if rule in cleaned.counts)
+
+
+def test_lines_of_mojibake_are_counted() -> None:
+    assert clean("Ã©tÃ©\nÃ  la carte\nok", Rule.MOJIBAKE) == Cleaned(
+        text="été\nà la carte\nok", counts={Rule.MOJIBAKE: 2}
+    )
 
 
 def test_a_dropped_document_names_its_rule() -> None:
@@ -175,14 +188,14 @@ def test_nfc_is_that_of_unicode_and_no_more() -> None:
     assert clean("ﬁ Ａ ² ½ ™ ﾊ", Rule.NFC).text == "ﬁ Ａ ² ½ ™ ﾊ"
 
 
-def test_length_is_that_of_slimpajama() -> None:
+def test_length_is_that_of_slimpajama_and_a_unit_of_a_script_without_spaces_is_four() -> None:
     generator = random.Random(5)
-    alphabet = "aB9é中İΣ.,!_-$ \n\t\xa0\u3000\u2028\x1c"
+    alphabet = "aB9é中のกΣ.,!_-$。，“ \n\t\xa0\u3000\u2028\x1c"
     outcomes = set()
     for _ in range(3000):
         text = "".join(generator.choices(alphabet, k=generator.randrange(80)))
         for min_characters in (0, 1, 5, 20):
-            expected = slimpajama_length(text) >= min_characters
+            expected = plain_length(text) >= min_characters
             assert is_long_enough(text, min_characters=min_characters) is expected
             outcomes.add((min_characters, expected))
     assert len(outcomes) == 7  # all but a text shorter than 0
@@ -191,7 +204,7 @@ def test_length_is_that_of_slimpajama() -> None:
 @pytest.mark.parametrize(("length", "is_kept"), [(199, False), (200, True)])
 def test_the_limit_itself_is_kept(length: int, is_kept: bool) -> None:
     text = "  (" + "x" * (length - 2) + " \n\t...---  y" + "!" * 500
-    assert slimpajama_length(text) == length
+    assert plain_length(text) == length
     assert (clean(text, Rule.MIN_LENGTH).text == text) is is_kept
 
 
@@ -218,9 +231,25 @@ def test_a_cleaner_can_be_sent_to_a_worker() -> None:
         assert twin.clean(text) == cleaner.clean(text)
 
 
-def test_a_negative_length_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"min_characters \(-1 characters\) must not be negative"):
-        Cleaner(CleaningConfig(min_characters=-1))
+def test_a_length_that_is_negative_or_without_effect_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"the shortest length is -1 characters; 0 keeps all documents"):
+        CleaningConfig(min_characters=-1)
+    with pytest.raises(ConfigError, match=r"is set to 50 characters and the cleaning rule min_length is off"):
+        CleaningConfig(rules=frozenset({Rule.NFC}), min_characters=50)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_clean_text_comes_out_as_it_went_in(language: str) -> None:
+    for text in LANGUAGES[language]:
+        assert clean(text, *DEFAULT_RULES) == Cleaned(text=text)
+
+
+def test_a_short_article_in_chinese_is_long_enough() -> None:
+    article = LANGUAGES["Chinese"][1][:59]
+    assert plain_length("中" * 49) < 200 <= plain_length("中" * 50)
+    assert len(article) < 60
+    assert clean(article, *DEFAULT_RULES).text == article
+    assert clean(article[:40], *DEFAULT_RULES).dropped_by is Rule.MIN_LENGTH
 
 
 def test_naming_the_rules_loads_nothing_heavy() -> None:

@@ -7,7 +7,8 @@ from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES, is_bad
 from ftfy.chardata import CHARMAP_ENCODINGS
 
 from chinchilla_ds.data import mojibake
-from chinchilla_ds.data.mojibake import FTFY_CONFIG, repair, suspects
+from chinchilla_ds.data.mojibake import FTFY_CONFIG, repair, repair_lines, suspects
+from tests.unit.data.languages import LANGUAGES
 
 CLEAN = {
     "French": "L’été où « l’école » était fermée, son cœur battait. « Ça va ? » — Très bien, 20 € à Noël.",
@@ -47,19 +48,20 @@ def decoded_wrongly() -> list[str]:
 @pytest.mark.parametrize("language", CLEAN)
 def test_clean_text_is_not_touched_nor_shown_to_ftfy(language: str) -> None:
     assert suspects(CLEAN[language]) == []
-    assert repair(CLEAN[language]) == (CLEAN[language], 0)
+    assert repair(CLEAN[language]) == repair_lines(CLEAN[language]) == (CLEAN[language], 0)
 
 
 @pytest.mark.parametrize("language", CLEAN)
 def test_text_read_as_windows_1252_comes_back(language: str) -> None:
     text = CLEAN[language]
-    assert repair(text.encode().decode("sloppy-windows-1252")) == (text, 1)
+    damaged = text.encode().decode("sloppy-windows-1252")
+    assert repair(damaged) == repair_lines(damaged) == (text, 1)
 
 
 @pytest.mark.parametrize("joint", ["\n", " ", "\r\n", ""])
 def test_wrongly_decoded_text_is_repaired_as_if_ftfy_read_everything(joint: str) -> None:
     text = joint.join(decoded_wrongly())
-    repaired, num_lines = repair(text)
+    repaired, num_lines = repair_lines(text)
     assert repaired == always(text)
     assert num_lines > 0
 
@@ -68,7 +70,7 @@ def test_every_character_alone_and_beside_mojibake_is_treated_as_ftfy_does() -> 
     contexts = ("{}", "{}Ã", "Ã{}", "aâ€{}", "œ{}", "√{}é")
     characters = [chr(code) for code in (*range(0x10000), *range(0x1F300, 0x1F700), 0x10FFFF)]
     text = "\n".join(context.format(character) for character in characters for context in contexts)
-    repaired, num_lines = repair(text)
+    repaired, num_lines = repair_lines(text)
     assert repaired == always(text)
     assert num_lines > 1000
 
@@ -103,7 +105,7 @@ def test_random_mixtures_are_treated_as_ftfy_does() -> None:
         lines.append(piece[start : start + generator.randrange(30)] + "".join(generator.choices(alphabet, k=4)))
         lines.append("".join(generator.choices(alphabet, k=generator.randrange(8))))
     text = "".join(line + generator.choice(["", " ", "\n", "\n\n"]) for line in lines)
-    repaired, num_lines = repair(text)
+    repaired, num_lines = repair_lines(text)
     assert repaired == always(text)
     assert num_lines > 1000
 
@@ -121,11 +123,11 @@ def test_a_long_line_is_read_in_the_parts_that_ftfy_reads(monkeypatch: pytest.Mo
     monkeypatch.setattr(mojibake, "FTFY_CONFIG", config)
     for shift in range(25):
         text = "first\n" + "x" * shift + "dÃ©jÃ\xa0 vu, â€œokâ€\x9d" * 3 + "\nlast Ã©"
-        assert repair(text)[0] == ftfy.fix_text(text, config)
+        assert repair_lines(text)[0] == ftfy.fix_text(text, config)
 
 
 def test_lone_surrogates_can_be_written_afterwards() -> None:
-    assert repair("a\ud83d\ude00b\ud800c") == ("a\U0001f600b\ufffdc", 1)
+    assert repair("a\ud83d\ude00b\ud800c") == repair_lines("a\ud83d\ude00b\ud800c") == ("a\U0001f600b\ufffdc", 1)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,75 @@ def test_lone_surrogates_can_be_written_afterwards() -> None:
     ],
 )
 def test_what_is_not_mojibake_stays(text: str) -> None:
-    assert repair(text) == (text, 0)
+    assert repair(text) == repair_lines(text) == (text, 0)
+
+
+CAPITALS = ("“MANHÃ”", "MANHÃ”", "MANHû", "MANHÃ…", "A MANHÃ DE HOJE", "«IRMû", "XÃ HỘI", "“HÂLÔ", "HÂL™", "„”", "“”")
+CAPITALS = (
+    *CAPITALS,
+    "AVELî",
+    "IRMû¹",
+    "PÃO, MANHÃ?",
+    "CHÃ–MATE",
+    "É A MANHÃ\xa0!",
+    "НІ, ЦІ, ТІ",
+    "Úžas",
+    "×½",
+    "CAFɔ…",
+)
+"""Clean: capitals that are the first byte of a UTF-8 sequence where something stands behind that could be the rest."""
+
+
+@pytest.mark.parametrize("text", CAPITALS)
+def test_a_capital_before_a_quotation_mark_is_not_mojibake(text: str) -> None:
+    for document in (text, f"{text} – {text}", f"Read aloud: {text}. " * 20, "\n".join(CAPITALS)):
+        assert repair(document) == (document, 0)
+
+
+def documents() -> list[tuple[str, str]]:
+    return [(language, text) for language, texts in LANGUAGES.items() for text in texts]
+
+
+def test_no_fragment_of_clean_text_in_any_language_is_changed() -> None:
+    generator = random.Random(5)
+    for _, text in documents():
+        for _ in range(300):
+            start, size = generator.randrange(len(text)), generator.choice((1, 2, 3, 5, 10, 30, 100))
+            assert repair(text[start : start + size]) == (text[start : start + size], 0)
+        assert repair(text) == (text, 0)
+
+
+def test_ftfy_on_each_line_changes_clean_text_where_the_whole_document_does_not() -> None:
+    changed = {language for language, text in documents() if repair_lines(text)[1]}
+    assert changed == {"Portuguese", "Turkish"}
+
+
+@pytest.mark.parametrize("encoding", CHARMAP_ENCODINGS)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_document_read_wrongly_as_a_whole_comes_back(encoding: str, layers: int) -> None:
+    left = set()
+    for language, text in documents():
+        states = [text]
+        for _ in range(layers):
+            states.append(states[-1].encode().decode(encoding))
+        repaired, _ = repair(states[-1])
+        assert repaired in states  # never anything else
+        if repaired != text:
+            left.add(language)
+    # what ISO-8859-2 made of it could be of Windows-1250 as well, and two readings are no proof
+    assert left == ({"Spanish"} if encoding == "iso-8859-2" else set())
+
+
+def test_one_clean_passage_makes_the_document_doubtful() -> None:
+    damaged = LANGUAGES["French"][0].encode().decode("sloppy-windows-1252")
+    both = f"{damaged}\n« Où étiez-vous ? »"
+    assert repair(both) == (both, 0)
+    assert repair_lines(both)[0] == f"{LANGUAGES['French'][0]}\n« Où étiez-vous ? »"
+
+
+def test_what_no_text_can_hold_is_put_right_anywhere() -> None:
+    assert repair("\x93Où ?\x94 – \x80 5") == ("“Où ?” – € 5", 1)
+    assert repair("one\x85two é") == ("one\x85two é", 0)  # NEL breaks lines
 
 
 def test_every_alternative_of_the_pattern_has_its_pair() -> None:

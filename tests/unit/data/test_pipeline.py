@@ -294,7 +294,10 @@ def test_a_source_of_which_nothing_is_left_says_where_it_went(tmp_path: Path) ->
     good = write_jsonl(tmp_path / "a.jsonl", make_texts(30))
     short = write_jsonl(tmp_path / "b.jsonl", ["short", "small"])
     sources = (SourceRecipe(name="a", paths=(str(good),)), SourceRecipe(name="b", paths=(str(short),)))
-    with pytest.raises(DataError, match="source b has no training document: of 2 read, dropped/min_length 2"):
+    with pytest.raises(
+        DataError,
+        match=r"source b .*: of 2 documents read, 2 dropped by min_length \(fewer than 200 characters, .*--min-length",
+    ):
         prepare_recipe(Recipe(sources=sources, vocab_size=400), folder=tmp_path / "out", num_workers=1)
 
 

@@ -56,6 +56,9 @@ def test_a_copy_falls_on_the_side_of_its_original_and_something_is_left_to_train
 def test_a_corpus_that_cannot_be_split(tmp_path: Path, documents: list[bytes], message: str) -> None:
     with pytest.raises(DataError, match=message):
         held_out_threshold(kept_of(documents, tmp_path / "shard"), held_out_fraction=0.1)
+    kept = kept_of(documents, tmp_path / "again")
+    with pytest.raises(DataError, match=f"{message}.*of 9 documents read, 7 dropped by email"):
+        held_out_threshold(kept, held_out_fraction=0.1, fates="of 9 documents read, 7 dropped by email")
 
 
 def test_dropped_documents_are_neither_held_out_nor_counted(tmp_path: Path) -> None:

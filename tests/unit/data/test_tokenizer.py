@@ -279,7 +279,7 @@ def test_bad_hugging_face_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds neither tokenizer\.json nor tokenizer\.model; a slow Hugging Face"):
         Tokenizer.load(tmp_path)
     file.write_text("{}")
-    with pytest.raises(DataError, match=r"is no tokenizer\.json"):
+    with pytest.raises(DataError, match=r"is not a tokenizer\.json"):
         Tokenizer.load(file)
     file.write_text(train_byte_level().to_str())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|absent|>"}}))
@@ -302,5 +302,5 @@ def test_what_is_no_model_is_refused(tmp_path: Path, trained: SentencePieceToken
         Tokenizer.load(path)
     trained.save(path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="is no SentencePiece model"):
+    with pytest.raises(DataError, match="is not a SentencePiece model"):
         Tokenizer.load(path)

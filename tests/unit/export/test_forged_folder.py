@@ -292,7 +292,7 @@ def header(**tensors):
 )
 def test_headers_that_lie(content, exported, refused):
     (exported / WEIGHTS).write_bytes(content)
-    assert "no whole safetensors file" in refused()
+    assert "not a whole safetensors file" in refused()
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float64, torch.bool])

@@ -90,7 +90,7 @@ def test_folders_that_are_no_model(exported, tmp_path):
         (copy / name).unlink()
         assert text in refused(copy, DataError)
     (exported / "model.safetensors").write_bytes(b"\0" * 64)
-    assert "no whole safetensors file" in refused(exported, DataError)
+    assert "not a whole safetensors file" in refused(exported, DataError)
 
 
 def test_a_pickle_is_not_read(exported):
