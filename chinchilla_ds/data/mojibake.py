@@ -18,6 +18,7 @@ Only `cleaning` imports this module, when a rule of it is on: numpy and ftfy are
 
 import itertools
 import re
+import unicodedata
 from functools import lru_cache
 
 import ftfy
@@ -89,9 +90,18 @@ def repair(text: str) -> tuple[str, int]:
 
 
 def _decoded_again(text: str) -> str | None:
-    """Return the document in UTF-8 where ftfy's encodings agree on it; None where none proves it, or two differ."""
+    """Return the document in UTF-8 where ftfy's encodings agree on it; None where none proves it, or two differ.
+
+    Mac Roman explains `Ã©` as well, as a mark below a letter; such a reading gives way to one of letters and signs.
+    """
     found = {decoded for encoding in CHARMAP_ENCODINGS if (decoded := _decoded_from(text, encoding)) is not None}
+    if len(found) > 1:
+        found = {decoded for decoded in found if not any(map(_is_mark_or_control, set(decoded) - set(text)))}
     return found.pop() if len(found) == 1 else None
+
+
+def _is_mark_or_control(character: str) -> bool:
+    return unicodedata.category(character)[0] in "MC"
 
 
 def _decoded_from(text: str, encoding: str) -> str | None:
