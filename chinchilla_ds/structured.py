@@ -337,14 +337,29 @@ def build(cls: Any, data: Any, *, where: str, error: Error = ConfigError) -> Any
 
     if not isinstance(data, dict):
         raise error(f"{where} must be an object of named fields, not {_kind(data)}")
+    text = json.dumps(data, allow_nan=False)
+    if r"\u0000" in text and (places := list(_with_nul(data, where))):
+        raise error([f"{place} holds a NUL, which no text of ours does" for place in places])
     try:
-        text = json.dumps(data, allow_nan=False)
         return _adapter(cls).validate_json(text, strict=True, extra="forbid")
     except pydantic.ValidationError as invalid:
         problems = [line for found in invalid.errors(include_url=False) for line in _problems(found, cls, where)]
         raise error(sorted(problems)) from None
     except ChinchillaError as invalid:  # of a dataclass that code makes too
         raise error([f"{where}: {problem}" for problem in invalid.problems]) from None
+
+
+def _with_nul(value: Any, where: str) -> Iterator[str]:
+    if isinstance(value, str):
+        if "\0" in value:
+            yield where
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _with_nul(name, f"a name in {where}")
+            yield from _with_nul(item, f"{where}.{name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _with_nul(item, f"{where}[{index}]")
 
 
 @functools.cache

@@ -203,8 +203,8 @@ class _NamedOtherwise(argparse.Action):
     """A flag that DeepSpeed's own scripts give their file with."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
-    ) -> None:
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> NoReturn:
         raise argparse.ArgumentError(None, f"{option} is called --ds_config here: --ds_config {values or 'FILE'}")
 
 

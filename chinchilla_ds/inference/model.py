@@ -9,6 +9,7 @@ import torch
 from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.errors import CheckpointError, ConfigError
 from chinchilla_ds.inference.decoder import Decoder
 from chinchilla_ds.inference.load import load_decoder
@@ -91,8 +92,12 @@ class TrainedModel:
 
 
 def default_device() -> torch.device:
-    """Return this rank's GPU, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """Return this rank's GPU, or the CPU where there is none.
+
+    Raises:
+        LayoutError: there is a GPU that torch cannot use.
+    """
+    return torch.device("cuda", torch.cuda.current_device()) if device_type() == "cuda" else torch.device("cpu")
 
 
 def new_tokens_within(

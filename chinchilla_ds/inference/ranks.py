@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from chinchilla_ds.distributed.devices import device_type
-from chinchilla_ds.distributed.launch import settle
+from chinchilla_ds.distributed.launch import read_place, settle
 from chinchilla_ds.distributed.rendezvous import open_store
 from chinchilla_ds.errors import LayoutError
 
@@ -79,7 +79,7 @@ def join_ranks(*, tensor_model_parallel_size: int, pipeline_model_parallel_size:
         ConfigError: the launcher's variables are incomplete or contradict each other.
     """
     wanted = tensor_model_parallel_size * pipeline_model_parallel_size
-    place = settle()
+    place = read_place()
     if place.world_size != wanted:
         layout = (
             f"--tensor-model-parallel-size {tensor_model_parallel_size} x --pipeline-model-parallel-size "
@@ -90,6 +90,7 @@ def join_ranks(*, tensor_model_parallel_size: int, pipeline_model_parallel_size:
             "--no-python chinchilla-ds ..., or give sizes whose product is the number of ranks"
         )
     if wanted > 1 and not dist.is_initialized():
+        place = settle()
         cuda = device_type() == "cuda"
         if cuda:
             torch.cuda.set_device(place.local_rank % torch.cuda.device_count())

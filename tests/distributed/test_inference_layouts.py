@@ -99,6 +99,8 @@ def test_bf16_runs_on_several_ranks_and_stays_near(tokenizer):
 
 
 def test_another_number_of_ranks_than_the_layout_has_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    place = {"RANK": 0, "WORLD_SIZE": 3, "LOCAL_RANK": 0, "LOCAL_SIZE": 3, "LOCAL_WORLD_SIZE": 3, "MASTER_PORT": 29500}
+    for name, value in {**place, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
     with pytest.raises(LayoutError, match=r"= 4 ranks, and 3 were started; .* torchrun --nproc-per-node 4"):
         join_ranks(tensor_model_parallel_size=2, pipeline_model_parallel_size=2)

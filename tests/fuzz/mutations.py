@@ -23,6 +23,7 @@ _VALUES: tuple[Any, ...] = (
     "file:///etc/passwd",
     [], [[]], [None], ["a"], [1, 2], [1.5] * 50, {}, {"a": 1}, {"": None}, {"__class__": "x", "__proto__": {}},
 )  # fmt: skip
+_NEW_KEYS = ("a", "", "name", "__class__", "x" * 300)
 _BYTES = (
     b"\0", b"\0" * 512, b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b"\r\n", b"\n", b'"',
     b"'", b",", b";",
@@ -74,10 +75,10 @@ def changed_trees(draw: st.DrawFn, tree: Any) -> Any:
         kind = draw(st.sampled_from(("value", "value", "near", "near", "raw", "delete", "add", "rename")))
         here = _at(tree, path)
         if kind == "add" and isinstance(here, dict):
-            here[draw(st.sampled_from(("a", "", "name", "__class__", "x" * 300)))] = draw(st.sampled_from(_VALUES))
+            here[draw(st.sampled_from(_NEW_KEYS))] = copy.deepcopy(draw(st.sampled_from(_VALUES)))
             continue
         if not path:
-            tree = draw(st.sampled_from(_VALUES)) if kind == "value" else tree
+            tree = copy.deepcopy(draw(st.sampled_from(_VALUES))) if kind == "value" else tree
             continue
         holder, key = _at(tree, path[:-1]), path[-1]
         if kind == "delete":
@@ -85,7 +86,7 @@ def changed_trees(draw: st.DrawFn, tree: Any) -> Any:
         elif kind == "rename" and isinstance(holder, dict):
             holder[str(key)[:-1] + draw(st.sampled_from("xs_ "))] = holder.pop(key)
         elif kind == "near":
-            holder[key] = draw(st.sampled_from(_numbers_near(here)))
+            holder[key] = copy.deepcopy(draw(st.sampled_from(_numbers_near(here))))
         elif kind == "raw":
             holder[key] = f"{_RAW}{draw(st.integers(0, len(_RAW_JSON) - 1))}\ue001"
         else:

@@ -12,7 +12,9 @@ from chinchilla_ds.cli.main import main
 from chinchilla_ds.errors import ChinchillaError
 
 LIMIT_S = 5.0
-"""For one input."""
+"""Of computing, for one input."""
+WAITING_S = 60.0
+"""For one input, waiting included: as long as a busy machine may take, and no FIFO ever answers."""
 LIMIT_BYTES = 4 << 30
 """Of address space, for one input, on top of what the process has."""
 SHOWN_CHARACTERS = 2000
@@ -20,27 +22,30 @@ SHOWN_CHARACTERS = 2000
 
 
 class HangError(BaseException):
-    """An input took longer than LIMIT_S. No Exception, so that nothing on its way takes it for a failure of its own."""
+    """An input took too long. No Exception, so that nothing on its way takes it for a failure of its own."""
 
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """Raise HangError in the main thread once LIMIT_S have passed, and MemoryError beyond LIMIT_BYTES."""
+    """Raise HangError in the main thread beyond LIMIT_S or WAITING_S, and MemoryError beyond LIMIT_BYTES."""
 
     def ring(number: int, frame: FrameType | None) -> None:
-        raise HangError(f"longer than {LIMIT_S:g} s")
+        raise HangError("it computes too long" if number == signal.SIGPROF else "it waits too long")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = {number: signal.signal(number, ring) for number in (signal.SIGPROF, signal.SIGALRM)}
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + LIMIT_BYTES, hard))
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
+    signal.setitimer(signal.ITIMER_REAL, WAITING_S)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def accepted(read: Callable[[], object]) -> bool:

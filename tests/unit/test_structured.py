@@ -146,6 +146,8 @@ def test_a_dataclass_is_built_with_its_types() -> None:
         ({"part": {"size": "1"}}, ["w.part.size is '1'; it must be a whole number"]),
         ({"part": [1]}, ["w.part is [1]; it must be an object of named fields"]),
         ({"part": None}, ["w.part is None; it must be an object of named fields"]),
+        ({"place": "a\0b", "names": ["\\u0000", "\0"]}, ["w.names[1] holds a NUL, which no text of ours does",
+            "w.place holds a NUL, which no text of ours does"]),
         ({"place": 3}, ["w.place is 3; it must be text"]),
         ({"colour": "green"}, ["w.colour is 'green'; it must be one of 'red' or 'blue'"]),
         ({"bounds": [1, 2, 3]}, ["w.bounds is [1, 2, 3]; it must have 2 entries"]),

@@ -14,8 +14,8 @@ LIVE = "import time; time.sleep(60)"
 
 
 def _variables(rank: int) -> dict[str, str]:
-    """What torchrun sets."""
-    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+    """What the deepspeed launcher sets."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_SIZE": "4"}
     return {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 

@@ -78,9 +78,9 @@ def test_the_samples_are_the_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
     from chinchilla_ds.data.loader import TokenLoader
 
     read: list[list[int]] = []
-    monkeypatch.setattr("chinchilla_ds.data.loader._micro_batch", lambda _, samples: read.append(list(samples)))
+    monkeypatch.setattr("chinchilla_ds.data.loader._micro_batch", lambda _, samples, **__: read.append(list(samples)))
     loader = object.__new__(TokenLoader)
-    loader._plan = PLAN
+    loader._plan, loader._prepared = PLAN, None  # type: ignore[assignment]
     loader._train = []  # type: ignore[assignment]
     list(loader.micro_batches(2, 1))
     for index, samples in enumerate(read):
