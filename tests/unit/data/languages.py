@@ -21,8 +21,8 @@ LANGUAGES = {
         "EL AÑO DE LA SEQUÍA: los ríos bajaban con tan poca agua que se veían las piedras. El 3.º de los hermanos cavó un pozo junto al camino, y a los veintiún días encontró barro. Según él, más abajo había un lago entero; según su mujer, sólo había más trabajo. Al final, ninguno de los dos se equivocó del todo.",
     ],
     "Portuguese": [
-        "CANÇÃO DA “MANHÔ. NÃO É A MANHÃ DE HOJE, É A “IRMÔ QUE CANTA: «AMANHÃ». As crianças saíram da escola e correram até à estação, onde o comboio das três já apitava. A avó trazia pães, maçãs e um limão; o avô, só a sua opinião. Ninguém chegou atrasado, porque ninguém tinha relógio, e a viagem começou.",
-        "REDAÇÃO E OPINIÃO: “SÃO PAULO, A MANHÔ. Choveu durante três dias e a água entrou no porão. O irmão mais novo pôs os livros em cima da mesa, os sapatos em cima dos livros e o gato em cima de tudo. «Pronto», disse ele, «agora já não há perigo nenhum». A mãe riu-se tanto que se esqueceu da inundação.",
+        "CANÇÃO DA “MANHÃ”. NÃO É A MANHÃ DE HOJE, É A “IRMÃ” QUE CANTA: «AMANHÃ». As crianças saíram da escola e correram até à estação, onde o comboio das três já apitava. A avó trazia pães, maçãs e um limão; o avô, só a sua opinião. Ninguém chegou atrasado, porque ninguém tinha relógio, e a viagem começou.",
+        "REDAÇÃO E OPINIÃO: “SÃO PAULO, A MANHÃ”. Choveu durante três dias e a água entrou no porão. O irmão mais novo pôs os livros em cima da mesa, os sapatos em cima dos livros e o gato em cima de tudo. «Pronto», disse ele, «agora já não há perigo nenhum». A mãe riu-se tanto que se esqueceu da inundação.",
     ],
     "Italian": [
         "«È già tardi», disse il portiere, e chiuse il cancello della città. Più giù, lungo il fiume, i pescatori aspettavano la luna perché così voleva la tradizione. LA VERITÀ, LA LIBERTÀ, LA NECESSITÀ: tre parole scritte sul muro con la vernice rossa. Nessuno sapeva chi le avesse messe lì, né perché proprio lì.",
@@ -37,7 +37,7 @@ LANGUAGES = {
         "Děda měl včely a každé z nich prý dal jméno. Když se některá nevrátila, mlčel celý večer. Říkali jsme mu, že jich je šedesát tisíc, ale on jen mávl rukou: „Šedesát tisíc minus jedna.“ V létě voněla zahrada po lípě a medu, v zimě po jablkách, která ležela na půdě mezi starými novinami a křesly.",
     ],
     "Romanian": [
-        "Litera „” este folosită rar la început de cuvânt, iar „” și mai rar. ÎNTÂMPLAREA A FOST „HOTĂRÂTĂ” DE VREME: ploua de trei zile și drumul spre sat era tăiat. Oamenii au așteptat în gară, au împărțit pâinea și brânza, iar un băiat a cântat la fluier până când s-a auzit, în sfârșit, trenul de noapte.",
+        "Litera „Â” este folosită rar la început de cuvânt, iar „Î” și mai rar. ÎNTÂMPLAREA A FOST „HOTĂRÂTĂ” DE VREME: ploua de trei zile și drumul spre sat era tăiat. Oamenii au așteptat în gară, au împărțit pâinea și brânza, iar un băiat a cântat la fluier până când s-a auzit, în sfârșit, trenul de noapte.",
         "Bunica spunea că fântâna din curte știe tot ce se vorbește în casă. Când eram mici, ne aplecam peste margine și șopteam acolo dorințele noastre. Astăzi fântâna e acoperită cu o scândură, dar dacă pui urechea pe lemn auzi încă apa, mult mai jos decât odinioară, și poate și câteva dintre acele dorințe.",
     ],
     "Turkish": [
@@ -45,7 +45,7 @@ LANGUAGES = {
         "Dedemin dükkânında yalnızca üç şey satılırdı: çay, şeker ve gazete. Müşteri az, sohbet çoktu. Öğleden sonra güneş raflara vurduğunda toz zerreleri görünür, dedem “İşte altınlarımız” derdi. Dükkân kapandı, yerine bir eczane açıldı; ama o köşeden geçerken burnuma hâlâ taze çay kokusu gelir.",
     ],
     "Vietnamese": [
-        "CỘNG ĐỒNG “ĐÔ HỌP HÔM NAY. XÃ HỘI THAY ĐỔI, “XÔ THÌ CHƯA. Sáng sớm, người bán phở đẩy xe qua ngõ nhỏ, tiếng rao vang lên giữa sương mù. Bà cụ ở cuối phố đã ngồi bên cửa sổ, tay cầm chiếc quạt giấy dù trời còn lạnh. “Chào cháu,” bà nói, “hôm nay cháu lại đi học muộn rồi, phải không?” Cậu bé chỉ cười.",
+        "CỘNG ĐỒNG “ĐÃ” HỌP HÔM NAY. XÃ HỘI THAY ĐỔI, “XÃ” THÌ CHƯA. Sáng sớm, người bán phở đẩy xe qua ngõ nhỏ, tiếng rao vang lên giữa sương mù. Bà cụ ở cuối phố đã ngồi bên cửa sổ, tay cầm chiếc quạt giấy dù trời còn lạnh. “Chào cháu,” bà nói, “hôm nay cháu lại đi học muộn rồi, phải không?” Cậu bé chỉ cười.",
         # with its accents written apart, as some keyboards and file systems do
         unicodedata.normalize(
             "NFD",
