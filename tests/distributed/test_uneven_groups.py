@@ -117,8 +117,8 @@ def test_stages_with_unequal_sub_groups_train_as_with_equal_ones(case, monkeypat
     "case",
     [
         Case(zero=1, pp=2, accumulation=4),
-        Case(zero=2, pp=2, dp=2, accumulation=4),
-        Case(zero=3, pp=2, accumulation=4),
+        pytest.param(Case(zero=2, pp=2, dp=2, accumulation=4), marks=pytest.mark.slow),
+        pytest.param(Case(zero=3, pp=2, accumulation=4), marks=pytest.mark.slow),
         pytest.param(Case(zero=2, pp=2, accumulation=4, offload="optimizer"), marks=pytest.mark.slow),
         pytest.param(Case(zero=1, tp=2, pp=2, accumulation=4), marks=pytest.mark.slow),
     ],

@@ -123,6 +123,7 @@ def kill_and_finish(corpus: Path, tmp_path: Path, *, kills_per_stage: int, seed:
     return hits
 
 
+@pytest.mark.slow
 def test_a_kill_in_each_stage(corpus: Path, tmp_path: Path) -> None:
     kill_and_finish(corpus, tmp_path, kills_per_stage=1, seed=1)
 

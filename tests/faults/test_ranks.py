@@ -99,7 +99,9 @@ def test_a_bad_batch_is_passed_over_and_written_down(tmp_path: Path, corpus: Pat
 @pytest.mark.parametrize(
     ("number", "group", "rank"),
     [
-        (signal.SIGTERM, False, 1),  # one rank alone: all follow, and the launcher passes the code on
+        pytest.param(
+            signal.SIGTERM, False, 1, marks=pytest.mark.slow
+        ),  # one rank alone: all follow, and the launcher passes the code on
         pytest.param(signal.SIGUSR1, False, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, False, None, marks=pytest.mark.slow),  # the command, which dies of it
         pytest.param(signal.SIGTERM, True, None, marks=pytest.mark.slow),  # timeout, scancel: everybody

@@ -15,7 +15,7 @@ from tests.unit.budget.fitting.synthetic import sweep
 from tests.unit.data.conftest import make_documents
 from tests.unit.export.conftest import small_shape, write_random
 
-QUICK, LONG = 60, 2000
+QUICK, LONG = 30, 2000
 """Inputs per kind of file in `make test` and in `make test-slow`."""
 
 Fuzz = Callable[..., None]

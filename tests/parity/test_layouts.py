@@ -20,7 +20,7 @@ from tests.parity.harness import (
     reference,
     trained,
 )
-from tests.parity.layouts import CHOICES, Case, all_cases, bf16_cases, core_cases, more_cases
+from tests.parity.layouts import CHOICES, MAX_WORLD_SIZE, Case, all_cases, bf16_cases, core_cases, more_cases
 from tests.parity.reference_llama import rotary_tables
 
 FP32_TOLERANCE = 1e-5
@@ -40,7 +40,13 @@ def check_parity(case: Case) -> None:
     assert found.weights < WEIGHTS_TOLERANCE
 
 
-@pytest.mark.parametrize("case", core_cases(), ids=str)
+def _dearest_are_slow(case: Case) -> object:
+    """Offload on four ranks takes five seconds a case, and each of its parts stands in cheaper ones too."""
+    dear = case.offload != "none" and case.tp * case.pp * case.dp == MAX_WORLD_SIZE
+    return pytest.param(case, marks=pytest.mark.slow) if dear else case
+
+
+@pytest.mark.parametrize("case", map(_dearest_are_slow, core_cases()), ids=str)
 def test_layout_equals_single_process(case):
     check_parity(case)
 

@@ -236,7 +236,7 @@ MANIFESTS = {
     "absolute": ({"/etc/passwd": RECORD}, "lies outside of the checkpoint"),
     "upwards": ({"tensors/../../../secret": RECORD}, "lies outside of the checkpoint"),
     "no name": ({"": RECORD}, "lies outside of the checkpoint"),
-    "nul": ({"a\0b": RECORD}, "lies outside of the checkpoint"),
+    "nul": ({"a\0b": RECORD}, "holds a NUL"),
     "surrogate": ({"\ud800": RECORD}, "No such file"),
     "long": ({"x" * 5000: RECORD}, "File name too long"),
     "text for a number": ({"a": {"bytes": "1", "xxh3": "0" * 32}}, "whole number"),

@@ -266,7 +266,14 @@ sys.exit(endings.end_well(work))
 
 @pytest.mark.parametrize(
     ("rank", "left", "says"),
-    [(0, 3, True), (1, 3, False), (2, 3, True), (3, 2, True), (1, 0, False), (2, 0, True), (3, 0, False)],
+    [
+        (0, 3, True),
+        (1, 3, False),
+        *(
+            pytest.param(rank, left, says, marks=pytest.mark.slow)
+            for rank, left, says in ((2, 3, True), (3, 2, True), (1, 0, False), (2, 0, True), (3, 0, False))
+        ),
+    ],
 )
 def test_a_rank_follows_one_that_has_left_and_one_per_machine_says_why(rank: int, left: int, says: bool) -> None:
     done = subprocess.run(

@@ -66,6 +66,7 @@ def test_wrongly_decoded_text_is_repaired_as_if_ftfy_read_everything(joint: str)
     assert num_lines > 0
 
 
+@pytest.mark.slow
 def test_every_character_alone_and_beside_mojibake_is_treated_as_ftfy_does() -> None:
     contexts = ("{}", "{}Ã", "Ã{}", "aâ€{}", "œ{}", "√{}é")
     characters = [chr(code) for code in (*range(0x10000), *range(0x1F300, 0x1F700), 0x10FFFF)]

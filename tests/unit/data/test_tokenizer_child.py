@@ -107,6 +107,7 @@ def test_nothing_in_the_working_folder_is_run(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_damaged_models_never_end_this_process(tmp_path):
     """Bytes flipped, cut and repeated, of both formats: read, or refused in lines."""
     generator, told = random.Random(1), []

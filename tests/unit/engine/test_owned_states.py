@@ -26,7 +26,9 @@ def new():
     return parameter, DeepSpeedCPUAdam([parameter], lr=1e-2, betas=(0.9, 0.95), adamw_mode=True)
 
 
-@pytest.mark.parametrize("already", [0, 1, 30])
+@pytest.mark.parametrize(
+    "already", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.slow)]
+)
 def test_the_cpu_kernel_catches_up(already):
     """`already`: steps that the new kernel has taken, at its start or before a rewind."""
     parameter, optimizer = new()

@@ -113,6 +113,7 @@ def test_noise_alone_is_no_evidence() -> None:
     assert claims <= 3
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     held = np.zeros(3)
     for seed in range(20):
