@@ -46,7 +46,7 @@ def _dearest_are_slow(case: Case) -> object:
     return pytest.param(case, marks=pytest.mark.slow) if dear else case
 
 
-@pytest.mark.parametrize("case", map(_dearest_are_slow, core_cases()), ids=str)
+@pytest.mark.parametrize("case", [_dearest_are_slow(case) for case in core_cases()], ids=str)
 def test_layout_equals_single_process(case):
     check_parity(case)
 
