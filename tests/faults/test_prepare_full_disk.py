@@ -88,6 +88,7 @@ def bytes_added_by_each_stage(corpus: Path, disk: SmallDisk) -> dict[str, int]:
     return {stage: max(found) - found[0] for stage, found in used.items()}
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_each_stage_and_a_rerun_with_room(corpus: Path, disk: SmallDisk) -> None:
     added = bytes_added_by_each_stage(corpus, disk)
     whole, out = bytes_of(disk.place / "whole"), disk.place / "out"

@@ -41,8 +41,8 @@ def check_parity(case: Case) -> None:
 
 
 def _dearest_are_slow(case: Case) -> object:
-    """Offload on four ranks takes five seconds a case, and each of its parts stands in cheaper ones too."""
-    dear = case.offload != "none" and case.tp * case.pp * case.dp == MAX_WORLD_SIZE
+    """Offload takes four to ten seconds a case; one over data-parallel ranks stays, and its pairs are slow tests."""
+    dear = case.offload != "none" and (case.pp > 1 or case.tied or case.tp * case.pp * case.dp == MAX_WORLD_SIZE)
     return pytest.param(case, marks=pytest.mark.slow) if dear else case
 
 

@@ -263,9 +263,9 @@ def gone_another_way(output: Path, _: pytest.MonkeyPatch) -> Recorded:
 
 FAULTS = [
     server_down,
-    server_dies_in_the_middle,
+    pytest.param(server_dies_in_the_middle, marks=pytest.mark.slow),
     database_locked_at_the_start,
-    database_is_read_only,
+    pytest.param(database_is_read_only, marks=pytest.mark.slow),
     disk_full,
     nul_line,
     torn_last_line,
@@ -274,7 +274,7 @@ FAULTS = [
     nobody_closed_it,
     pytest.param(everything_killed, marks=pytest.mark.slow),
     run_deleted,
-    experiment_deleted,
+    pytest.param(experiment_deleted, marks=pytest.mark.slow),
     database_deleted,
     gone_another_way,
 ]

@@ -105,7 +105,9 @@ def test_a_dictionary_is_told(tmp_path: Path) -> None:
         unpacked(tmp_path / "a.zst", packed)
 
 
-@pytest.mark.parametrize("suffix", PACKS)
+@pytest.mark.parametrize(
+    "suffix", [pytest.param(pack, marks=[pytest.mark.slow] if pack in (".xz", ".bz2") else []) for pack in PACKS]
+)
 def test_one_line_that_expands_a_thousandfold_costs_no_memory(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"bomb{suffix}"
     size = 2**27

@@ -111,6 +111,7 @@ def test_a_rank_that_gives_no_sign_of_life_ends_all(family) -> None:
     assert "rank 1 has given no sign of life" in departure.reason
 
 
+@pytest.mark.slow
 def test_from_the_first_step_on_silence_is_the_watchdogs(family) -> None:
     (first, second), left = family
     first.begun()

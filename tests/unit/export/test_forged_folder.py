@@ -107,7 +107,9 @@ def test_a_checkpoint_that_has_diverged_is_not_exported(make_checkpoint, tmp_pat
     "name",
     ["config.json", WEIGHTS, "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"],
 )
-@pytest.mark.parametrize("kind", ["file", "fifo", "folder", "device"])
+@pytest.mark.parametrize(
+    "kind", ["file", "fifo", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("folder", "device"))]
+)
 def test_links_to_elsewhere_and_what_is_no_file(name, kind, exported, refused, tmp_path_factory):
     path, elsewhere = exported / name, tmp_path_factory.mktemp("elsewhere") / name
     if path.exists():
