@@ -202,7 +202,7 @@ def _train(
     from chinchilla_ds.cli.preparation import describe, show_preparation
     from chinchilla_ds.cli.run_folder import make_run_folder, open_run_folder
     from chinchilla_ds.cli.run_status import RunStatus
-    from chinchilla_ds.cli.run_text import folder_of_texts
+    from chinchilla_ds.cli.run_text import find_text, folder_of_texts
     from chinchilla_ds.data.loader import TokenLoader
     from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
@@ -230,6 +230,7 @@ def _train(
                 num_tokens=plan.num_tokens,
                 seed=plan.seed,
                 folder=config.output / "data" if run is None else folder_of_texts(run.folder),
+                kept=None if run is None else find_text(run.folder),
                 progress=progress,
             )
         if run is None and config.checkpoint.init_from is not None:

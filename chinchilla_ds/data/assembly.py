@@ -23,6 +23,7 @@ from chinchilla_ds.data.prepared import (
     PreparedSource,
     train_prefix,
 )
+from chinchilla_ds.data.sources import inputs_of
 from chinchilla_ds.data.tokenizer import Tokenizer
 from chinchilla_ds.errors import DataError
 
@@ -137,9 +138,4 @@ def _prepared(
 
 
 def _inputs(job: Job) -> str:
-    files = [
-        {"source": corpus.name, "path": file.place, "bytes": file.num_bytes}
-        for corpus in job.corpora
-        for file in corpus.files
-    ]
-    return json.dumps({"key": job.key, "files": files}, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps({"key": job.key, "files": inputs_of(job.corpora)}, indent=1, ensure_ascii=False) + "\n"

@@ -3,17 +3,19 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from chinchilla_ds.config import DataConfig, source_name
 from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.blend_file import epoch_problems, read_blend, with_blend
 from chinchilla_ds.data.corpus import Recipe, SourceRecipe, find_sources
-from chinchilla_ds.data.prepared import PreparedData, is_prepared
+from chinchilla_ds.data.prepared import INPUTS_NAME, PreparedData, is_prepared
 from chinchilla_ds.data.sentencepiece_json import check_exportable
-from chinchilla_ds.data.sources import Progress
+from chinchilla_ds.data.sources import Corpus, Progress, inputs_of
 from chinchilla_ds.data.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 from chinchilla_ds.errors import DataError
+from chinchilla_ds.structured import read_json
 from chinchilla_ds.units import format_count
 
 _log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ def prepare(
     num_tokens: int,
     seed: int,
     folder: Path,
+    kept: Path | None = None,
     progress: Progress | None = None,
 ) -> PreparedData:
     """Return the tokenised corpus that `data` describes, from `folder` if it is there already.
@@ -42,6 +45,8 @@ def prepare(
         num_tokens: Tokens the run trains on.
         seed: Chooses the tokenizer's sample.
         folder: Receives one sub-folder per corpus and settings.
+        kept: The prepared text of a run that is continued. Where an earlier version made it from the same files, it is
+            taken as it is: this version would clean and cut them otherwise.
         progress: Told how far each stage is.
 
     Raises:
@@ -59,13 +64,25 @@ def prepare(
     else:
         recipe = _recipe(data, vocab_size=vocab_size, seed=seed)
         corpora = find_sources(recipe)
-        place = folder / content_key(corpora, recipe)
-        is_new = not is_prepared(place)
-        prepared = prepare_recipe(recipe, folder=place, corpora=corpora, progress=progress)
-        if not is_new:
-            prepared.check_content()
+        prepared = _of_an_earlier_version(kept, corpora=corpora)
+        if prepared is None:
+            place = folder / content_key(corpora, recipe)
+            is_new = not is_prepared(place)
+            prepared = prepare_recipe(recipe, folder=place, corpora=corpora, progress=progress)
+            if not is_new:
+                prepared.check_content()
     check_enough_tokens(prepared, data=data, num_tokens=num_tokens, seq_length=seq_length)
     return prepared
+
+
+def _of_an_earlier_version(kept: Path | None, *, corpora: Sequence[Corpus]) -> PreparedData | None:
+    """Return what an earlier version prepared from the same files, by name and size; None for anything else."""
+    if kept is None or not (kept / INPUTS_NAME).is_file():
+        return None
+    prepared = PreparedData.load(kept)
+    inputs = read_json(kept / INPUTS_NAME, what="the list of inputs", error=DataError)
+    same = isinstance(inputs, dict) and inputs.get("files") == inputs_of(corpora)
+    return prepared if same and prepared.files is None else None
 
 
 def _recipe(data: DataConfig, *, vocab_size: int, seed: int) -> Recipe:

@@ -304,3 +304,12 @@ def _source_file(path: Path) -> SourceFile | str:
 def _whole_text(path: Path) -> SourceFile:
     status = path.stat()
     return SourceFile(path=path, kind=Kind.WHOLE_TEXT, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+
+
+def inputs_of(corpora: Sequence[Corpus], /) -> list[dict[str, str | int]]:
+    """Return the files of all sources by name and size, as a prepared folder lists them."""
+    return [
+        {"source": corpus.name, "path": file.place, "bytes": file.num_bytes}
+        for corpus in corpora
+        for file in corpus.files
+    ]

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -230,3 +231,17 @@ def test_progress_goes_from_nothing_to_all_of_each_stage(data: DataConfig, tmp_p
     names = [stage for stage in told if not stage.startswith("finding duplicates: ")]
     assert names == ["reading and cleaning", "holding out", "training the tokenizer", "encoding", "writing"]
     assert all(shares == sorted(shares) and shares[-1] == 1.0 for shares in told.values())
+
+
+def test_a_continued_run_keeps_what_an_earlier_version_prepared(data: DataConfig, tmp_path: Path) -> None:
+    """Version 2 had no digests; its text is taken for the same files, and not for others."""
+    settings: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "seq_length": SEQ_LENGTH, "num_tokens": 1000, "seed": 1}
+    folder = prepare(data, folder=tmp_path / "old", **settings).folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
+    assert prepare(data, folder=tmp_path / "new", kept=folder, **settings).folder == folder
+    inputs = json.loads((folder / "inputs.json").read_text())
+    inputs["files"][0]["bytes"] += 1
+    (folder / "inputs.json").write_text(json.dumps(inputs))
+    assert prepare(data, folder=tmp_path / "new", kept=folder, **settings).folder.parent == tmp_path / "new"
