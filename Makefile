@@ -20,8 +20,12 @@ lint: setup
 	$(in_env) mypy
 	$(in_env) lint-imports
 
+# The tests of one process first, as many at once as there are cores; then those that start ranks of their own.
+of_one_process := tests/unit tests/golden tests/fuzz
+
 test: lint
-	$(in_env) pytest -m "not slow and not gpu"
+	$(in_env) pytest -n logical --maxprocesses 8 -m "not slow and not gpu" $(of_one_process)
+	$(in_env) pytest -m "not slow and not gpu" $(of_one_process:%=--ignore %)
 
 test-slow: setup
 	$(in_env) pytest -m "slow and not gpu"
