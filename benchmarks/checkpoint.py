@@ -28,14 +28,14 @@ from rich.console import Console
 from rich.table import Table
 from step_overhead import GPU_SHAPE
 
-from chinchilla_ds.budget import ds_config
+from chinchilla_ds.budget.deepspeed_json import resolve as ds_config
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.distributed import cpu_backend, groups
 from chinchilla_ds.distributed.launch import settle
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.engine.owned_states import owned_states
 from chinchilla_ds.engine.zero import TrainingEngine
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.run_plan import ModelShape
 from chinchilla_ds.testing.configs import tiny_plan
 
 CPU_SHAPE = ModelShape(

@@ -38,9 +38,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import minimize
 
-from chinchilla_ds.budget.fitting.bootstrap import bootstrap_surface
-from chinchilla_ds.budget.fitting.runs import RunTable, run_table
-from chinchilla_ds.budget.fitting.surface import Objective, Surface, fit_surface
+from chinchilla_ds.budget.laws.fitting.bootstrap import bootstrap_surface
+from chinchilla_ds.budget.laws.fitting.runs import RunTable, run_table
+from chinchilla_ds.budget.laws.fitting.surface import Objective, Surface, fit_surface
 
 POINTS = Path(os.environ.get("CHINCHILLA_DATA", "")) / "data/scaling/epoch_chinchilla_245.csv"
 NUM_DRAWS = 1000

@@ -29,9 +29,9 @@ import torch
 
 from chinchilla_ds.checkpoint.folder import checkpoint_name
 from chinchilla_ds.checkpoint.writer import write_checkpoint
-from chinchilla_ds.data.tokenizer import train_tokenizer
-from chinchilla_ds.export.card import TrainingFacts
-from chinchilla_ds.export.write import export_checkpoint
+from chinchilla_ds.data.tokenizing.tokenizer import train_tokenizer
+from chinchilla_ds.exporting.card import TrainingFacts
+from chinchilla_ds.exporting.write import export_checkpoint
 from chinchilla_ds.inference.generate import generate
 from chinchilla_ds.inference.load import load_decoder
 from chinchilla_ds.inference.model import TrainedModel, default_device
@@ -39,7 +39,7 @@ from chinchilla_ds.inference.ranks import ModelRanks
 from chinchilla_ds.inference.sampling import Sampling
 from chinchilla_ds.inference.source import CachedDecoder, LogitSource, uncached
 from chinchilla_ds.inference.speculative import generate_speculatively
-from chinchilla_ds.plan import ModelShape, Precision
+from chinchilla_ds.run_plan import ModelShape, Precision
 from chinchilla_ds.testing import tiny_plan
 
 SHAPE = ModelShape(

@@ -20,11 +20,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from chinchilla_ds.budget import ds_config
-from chinchilla_ds.budget.memory import estimate_memory
-from chinchilla_ds.budget.model_states import stage_params
+from chinchilla_ds.budget.deepspeed_json import resolve as ds_config
+from chinchilla_ds.budget.memory.peak import estimate_memory
+from chinchilla_ds.budget.memory.states import stage_params
 from chinchilla_ds.distributed.extensions import use_private_extensions_folder
-from chinchilla_ds.plan import MemoryBytes, ModelShape, Offload, Precision, Recompute, RunPlan
+from chinchilla_ds.run_plan import MemoryBytes, ModelShape, Offload, Precision, Recompute, RunPlan
 from chinchilla_ds.testing.configs import tiny_plan
 
 MIB = 2**20
@@ -101,7 +101,7 @@ def measure_cuda(name: str) -> dict[str, Any]:
     os.environ.update({key: os.environ.get(key, value) for key, value in address.items()})
     import torch
 
-    from chinchilla_ds.data.loader import MicroBatch
+    from chinchilla_ds.data.feeding.loader import MicroBatch
     from chinchilla_ds.distributed import groups
     from chinchilla_ds.engine.zero import TrainingEngine
 

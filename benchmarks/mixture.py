@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.budget.laws.fitting.runs import Floats
 from chinchilla_ds.data.mixture.regression import FORMS
 from chinchilla_ds.data.mixture.sampling import design_mixtures
 from chinchilla_ds.data.mixture.search import MixtureFit, rank_correlation, search_mixture

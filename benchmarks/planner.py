@@ -11,11 +11,13 @@ import time
 
 _START = time.perf_counter(), time.process_time()
 
-from chinchilla_ds.budget import activations, memory, model_states  # noqa: E402  (the import is timed)
-from chinchilla_ds.budget.hardware import get_device  # noqa: E402
-from chinchilla_ds.budget.layout_search import LayoutRequest, search_layouts  # noqa: E402
-from chinchilla_ds.budget.layout_space import label  # noqa: E402
-from chinchilla_ds.plan import ModelShape, Offload, Precision  # noqa: E402
+from chinchilla_ds.budget.layout.search import LayoutRequest, search_layouts  # noqa: E402
+from chinchilla_ds.budget.layout.space import label  # noqa: E402
+from chinchilla_ds.budget.memory import activations  # noqa: E402  (the import is timed)
+from chinchilla_ds.budget.memory import peak as memory  # noqa: E402
+from chinchilla_ds.budget.memory import states as model_states  # noqa: E402
+from chinchilla_ds.budget.speed.devices import get_device  # noqa: E402
+from chinchilla_ds.run_plan import ModelShape, Offload, Precision  # noqa: E402
 
 _IMPORTED = time.perf_counter() - _START[0], time.process_time() - _START[1]
 

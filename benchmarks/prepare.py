@@ -41,10 +41,10 @@ from other_dedup import OTHERS
 from rich.console import Console
 from rich.table import Table
 
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe, dedup_of
-from chinchilla_ds.data.ledger import Ledger
-from chinchilla_ds.data.pipeline import prepare_recipe
 from chinchilla_ds.data.prepared import LEDGER_NAME
+from chinchilla_ds.data.preparing.ledger import Ledger
+from chinchilla_ds.data.preparing.pipeline import prepare_recipe
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe, dedup_of
 
 DOCUMENT_CHARACTERS = 4000
 VOCAB_SIZE = 32_000

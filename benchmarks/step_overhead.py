@@ -31,9 +31,9 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from chinchilla_ds.budget.hardware import peak_flops_per_s
-from chinchilla_ds.export.config_json import config_of
-from chinchilla_ds.plan import ModelShape, Precision, RunPlan
+from chinchilla_ds.budget.speed.devices import peak_flops_per_s
+from chinchilla_ds.exporting.config_json import config_of
+from chinchilla_ds.run_plan import ModelShape, Precision, RunPlan
 from chinchilla_ds.testing.configs import tiny_plan
 
 CPU_SHAPE = ModelShape(
@@ -124,8 +124,8 @@ def make_plain_step(plan: RunPlan, *, bf16_weights: bool = False) -> Callable[[]
 
 def make_our_step(plan: RunPlan) -> Callable[[], None]:
     """Return a step of our engine at the plan's ZeRO stage, on one rank."""
-    from chinchilla_ds.budget.ds_config import emit
-    from chinchilla_ds.data.loader import MicroBatch
+    from chinchilla_ds.budget.deepspeed_json.resolve import emit
+    from chinchilla_ds.data.feeding.loader import MicroBatch
     from chinchilla_ds.distributed import groups
     from chinchilla_ds.engine.zero import TrainingEngine
 

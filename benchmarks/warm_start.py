@@ -36,9 +36,9 @@ def start(text: Path, folder: Path) -> dict[str, float]:
     from megatron.core.datasets.gpt_dataset import GPTDataset  # noqa: F401  (what the loader imports when it is used)
 
     from chinchilla_ds.config import DataConfig
-    from chinchilla_ds.data import pipeline  # noqa: F401
-    from chinchilla_ds.data.loader import TokenLoader
+    from chinchilla_ds.data.feeding.loader import TokenLoader
     from chinchilla_ds.data.prepare import prepare
+    from chinchilla_ds.data.preparing import pipeline  # noqa: F401
     from chinchilla_ds.testing.configs import tiny_plan, tiny_shape
 
     shape = tiny_shape(seq_length=SEQ_LENGTH, vocab_size=VOCAB_SIZE, padded_vocab_size=VOCAB_SIZE)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from chinchilla_ds.plan import (
+from chinchilla_ds.run_plan import (
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
     Amount,
@@ -131,10 +131,10 @@ class RunConfig:
     num_tokens: Positive | None = None
     """Wanted training tokens. None lets the law or the budget choose."""
     shape: str | None = None
-    """Decoder by its name in budget.named_shapes.NAMED_SHAPES, in place of a search."""
+    """Decoder by its name in budget.shape.published.NAMED_SHAPES, in place of a search."""
     law: str | None = None
-    """Scaling law: a name in budget.scaling_laws.LAWS, or a file that `chinchilla-ds fit --out` wrote; None is
-    scaling_laws.DEFAULT_LAW."""
+    """Scaling law: a name in budget.laws.lookup.LAWS, or a file that `chinchilla-ds fit --out` wrote; None is
+    lookup.DEFAULT_LAW."""
     unique_tokens: Positive | None = None
     """Distinct training tokens there are; beyond them the plan repeats text, and its law says what that is worth."""
     inference_tokens: Positive | None = None

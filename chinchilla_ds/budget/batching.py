@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from chinchilla_ds.budget.hyperparameters import MIN_TRAIN_ITERS, step_law_batch_tokens
-from chinchilla_ds.plan import BatchPlan, ParallelLayout
+from chinchilla_ds.run_plan import BatchPlan, ParallelLayout
 
 BATCH_MULTIPLE = 16
 """Global batches come in multiples of this, so that data-parallel sizes 1, 2, 4, 8 and 16 train on the same batches."""

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterator
 
-from chinchilla_ds.budget.named_shapes import named_shape
-from chinchilla_ds.budget.scaling_laws import get_law
+from chinchilla_ds.budget.laws.lookup import get_law
+from chinchilla_ds.budget.shape.published import named_shape
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import ConfigError
-from chinchilla_ds.plan import DEVICE_KINDS, MAX_AMOUNT, MAX_GRADIENT_CLIPPING, MAX_SEED, MAX_SEQUENCES, MAX_WIDTH
+from chinchilla_ds.run_plan import DEVICE_KINDS, MAX_AMOUNT, MAX_GRADIENT_CLIPPING, MAX_SEED, MAX_SEQUENCES, MAX_WIDTH
 
 MAX_LEARNING_RATE = 1.0
 LARGEST_BUDGET = 1e35

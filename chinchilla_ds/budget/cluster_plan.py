@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from chinchilla_ds.budget.batching import cluster_batch_size
 from chinchilla_ds.budget.checks import config_problems
-from chinchilla_ds.budget.hardware import Device
-from chinchilla_ds.budget.layout_search import LayoutRequest, LayoutSearch, search_layouts
-from chinchilla_ds.budget.model_choice import choose_model
+from chinchilla_ds.budget.layout.search import LayoutRequest, LayoutSearch, search_layouts
 from chinchilla_ds.budget.planner import assemble, precision_of
+from chinchilla_ds.budget.shape.choice import choose_model
+from chinchilla_ds.budget.speed.devices import Device
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
-from chinchilla_ds.plan import Cluster, RunPlan
+from chinchilla_ds.run_plan import Cluster, RunPlan
 
 HOURS_TOLERANCE = 0.005
 _MOST_ROUNDS = 8

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from chinchilla_ds.budget.law_forms import ParamsConvention
-from chinchilla_ds.budget.parameters import count_parameters, params_in_convention
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.budget.laws.forms import ParamsConvention
+from chinchilla_ds.budget.shape.parameters import count_parameters, params_in_convention
+from chinchilla_ds.run_plan import ModelShape
 
 MAX_LEARNING_RATE = 2.0**-7
 """Largest learning rate of the sweep that Step Law was fitted on, 2^-10.5 to 2^-7; above, its power law is no guide."""

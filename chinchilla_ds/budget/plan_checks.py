@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterator
 
-from chinchilla_ds.budget.flops import decoder_flops_per_token
-from chinchilla_ds.budget.parameters import count_parameters
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
+from chinchilla_ds.budget.shape.parameters import count_parameters
+from chinchilla_ds.run_plan import RunPlan
 
 _ROUNDING = 1e-9
 _BUDGET_FACTOR = 2.0

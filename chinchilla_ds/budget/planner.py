@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from chinchilla_ds.budget import hyperparameters
 from chinchilla_ds.budget.batching import BatchRequest, batch_unit, choose_batch
 from chinchilla_ds.budget.checks import config_problems
-from chinchilla_ds.budget.flops import decoder_flops_per_token
-from chinchilla_ds.budget.layout import batch_problems, layout_problems, shape_problems, world_size_problems
-from chinchilla_ds.budget.memory import estimate_memory
-from chinchilla_ds.budget.model_choice import ModelChoice, choose_model, nominal_budget
-from chinchilla_ds.budget.parameters import count_parameters
+from chinchilla_ds.budget.layout.rules import batch_problems, layout_problems, shape_problems, world_size_problems
+from chinchilla_ds.budget.memory.peak import estimate_memory
 from chinchilla_ds.budget.prediction import predict
 from chinchilla_ds.budget.reasons import plan_reasons
+from chinchilla_ds.budget.shape.choice import ModelChoice, choose_model, nominal_budget
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
+from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ChinchillaError, ConfigError, LayoutError, PlanError
-from chinchilla_ds.plan import (
+from chinchilla_ds.run_plan import (
     BatchPlan,
     Decay,
     ModelShape,

@@ -1,9 +1,9 @@
 """What the law expects of the chosen model, and how sure its own fit is of where the optimum lies."""
 
-from chinchilla_ds.budget.law_forms import SurfaceLaw
-from chinchilla_ds.budget.model_choice import ModelChoice
-from chinchilla_ds.budget.parameters import params_in_convention
-from chinchilla_ds.plan import Interval, Prediction
+from chinchilla_ds.budget.laws.forms import SurfaceLaw
+from chinchilla_ds.budget.shape.choice import ModelChoice
+from chinchilla_ds.budget.shape.parameters import params_in_convention
+from chinchilla_ds.run_plan import Interval, Prediction
 
 LEVEL = 0.8
 """The 10th to the 90th percentile, as in table 2 of Hoffmann et al. 2022."""

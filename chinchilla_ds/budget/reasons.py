@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 
 from chinchilla_ds.budget import hyperparameters
-from chinchilla_ds.budget.model_choice import ModelChoice
+from chinchilla_ds.budget.shape.choice import ModelChoice
 from chinchilla_ds.config import RunConfig
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.units import format_count
 
 

@@ -5,8 +5,8 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from chinchilla_ds.budget.layout_search import Candidate, LayoutSearch
-from chinchilla_ds.plan import MemoryBytes, Offload, ParallelLayout, Recompute, RunPlan
+from chinchilla_ds.budget.layout.search import Candidate, LayoutSearch
+from chinchilla_ds.run_plan import MemoryBytes, Offload, ParallelLayout, Recompute, RunPlan
 from chinchilla_ds.units import format_bytes, format_count, format_duration, format_flops
 
 _LABEL_WIDTH = 14

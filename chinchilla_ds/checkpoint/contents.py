@@ -9,7 +9,7 @@ from chinchilla_ds.checkpoint.dcp_metadata import METADATA_NAME, read_metadata
 from chinchilla_ds.checkpoint.index import INDEX_NAME, TensorIndex, read_index
 from chinchilla_ds.checkpoint.state import CheckpointState, plan_of_checkpoint
 from chinchilla_ds.errors import CheckpointError
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 
 _DCP_VERSION = 2
 """The format version of a checkpoint whose index is torch's pickle."""

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 
 from chinchilla_ds.checkpoint.folder import PLAN_NAME
 from chinchilla_ds.errors import CheckpointError, ConfigError
-from chinchilla_ds.plan import FUNCTION_FIELDS, ModelShape, RunPlan
+from chinchilla_ds.run_plan import FUNCTION_FIELDS, ModelShape, RunPlan
 from chinchilla_ds.structured import build, parse_json, read_bytes
 
 LOSS_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

@@ -18,7 +18,7 @@ from chinchilla_ds.checkpoint import tensors
 from chinchilla_ds.checkpoint.index import KINDS, WEIGHT
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.errors import OutputError, reason
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 
 _LIBRARIES = ("chinchilla-ds", "torch", "deepspeed", "megatron-core")
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW
+from chinchilla_ds.budget.laws.lookup import DEFAULT_LAW
 from chinchilla_ds.config import (
     DEFAULT_BUDGET_FLOPS,
     CheckpointConfig,
@@ -24,7 +24,7 @@ from chinchilla_ds.config import (
 )
 from chinchilla_ds.distributed.launch import rank_of
 from chinchilla_ds.errors import ConfigError, did_you_mean
-from chinchilla_ds.plan import Decay, Precision, Recompute
+from chinchilla_ds.run_plan import Decay, Precision, Recompute
 from chinchilla_ds.units import parse_quantity
 
 _NEGATIVE = re.compile(r"-[0-9.]")

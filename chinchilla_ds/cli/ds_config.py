@@ -2,10 +2,10 @@
 
 import argparse
 
-from chinchilla_ds.budget import ds_config
+from chinchilla_ds.budget.deepspeed_json import resolve as ds_config
 from chinchilla_ds.cli.arguments import flag, path
-from chinchilla_ds.cli.output import write_text
-from chinchilla_ds.cli.plan_file import read_plan
+from chinchilla_ds.runs.disk import write_text
+from chinchilla_ds.runs.plan_file import read_plan
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

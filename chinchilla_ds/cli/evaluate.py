@@ -14,7 +14,7 @@ from chinchilla_ds.cli.arguments import flag, path, whole
 from chinchilla_ds.cli.trained import model_flags, ranks_of
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,9 +126,9 @@ def _on_text(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "Mo
 
 def _documents(arguments: argparse.Namespace, *, model: "TrainedModel") -> "tuple[Iterator[Document], str]":
     """Return the documents, and one line that says which they are."""
-    from chinchilla_ds.cli.run_text import find_text
     from chinchilla_ds.data.prepared import PreparedData, is_prepared
     from chinchilla_ds.evaluation.documents import file_documents, find_files, held_out_documents
+    from chinchilla_ds.runs.text import find_text
 
     named = arguments.data
     place = None
@@ -224,8 +224,8 @@ def _on_tasks(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "M
 
 
 def _export(model: "TrainedModel", *, out: Path, dtype: Precision) -> None:
-    from chinchilla_ds.export.card import TrainingFacts
-    from chinchilla_ds.export.write import export_checkpoint
+    from chinchilla_ds.exporting.card import TrainingFacts
+    from chinchilla_ds.exporting.write import export_checkpoint
 
     plan, iteration = model.reader.plan, model.reader.state.iteration
     facts = TrainingFacts(

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from chinchilla_ds.cli.arguments import choice, flag, path
-from chinchilla_ds.cli.libraries import hide_progress_bars, quieten
 from chinchilla_ds.errors import DataError
-from chinchilla_ds.plan import Precision, RunPlan
+from chinchilla_ds.processes.libraries import hide_progress_bars, quieten
+from chinchilla_ds.run_plan import Precision, RunPlan
 from chinchilla_ds.structured import read_bytes
 from chinchilla_ds.units import format_bytes, format_count
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from chinchilla_ds.checkpoint.reader import CheckpointReader
     from chinchilla_ds.data.prepared import PreparedData
-    from chinchilla_ds.export.card import TrainingFacts
-    from chinchilla_ds.export.measure import Measured
-    from chinchilla_ds.export.quantize import Quantized
+    from chinchilla_ds.exporting.card import TrainingFacts
+    from chinchilla_ds.exporting.measure import Measured
+    from chinchilla_ds.exporting.quantize import Quantized
 
 _Number = TypeVar("_Number", int, float)
 _METHODS = "int8|2:4|vq4|vq3|vq2"
@@ -42,13 +42,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> str:
     """Export, and return what was written."""
-    from chinchilla_ds.export.write import check_free
+    from chinchilla_ds.exporting.write import check_free
 
     check_free(arguments.out)
     quieten()
     from chinchilla_ds.checkpoint.reader import CheckpointReader
-    from chinchilla_ds.export.quantize import Quantization, check_installed
-    from chinchilla_ds.export.write import export_checkpoint
+    from chinchilla_ds.exporting.quantize import Quantization, check_installed
+    from chinchilla_ds.exporting.write import export_checkpoint
 
     reader = CheckpointReader.open(arguments.run)
     prepared = find_prepared(arguments.run, reader, named=arguments.data)
@@ -78,8 +78,8 @@ class Held(NamedTuple):
 
 
 def _quantize(plain: Path, arguments: argparse.Namespace, *, plan: RunPlan, prepared: "PreparedData | None") -> str:
-    from chinchilla_ds.export.measure import measure
-    from chinchilla_ds.export.quantize import Quantization, quantize_folder
+    from chinchilla_ds.exporting.measure import measure
+    from chinchilla_ds.exporting.quantize import Quantization, quantize_folder
 
     hide_progress_bars()
     quantized = quantize_folder(plain, out=arguments.out, method=Quantization(arguments.quantize))
@@ -90,7 +90,7 @@ def _quantize(plain: Path, arguments: argparse.Namespace, *, plan: RunPlan, prep
 
 
 def _held_out(prepared: "PreparedData", *, plan: RunPlan) -> Held:
-    from chinchilla_ds.data.loader import open_held_out
+    from chinchilla_ds.data.feeding.loader import open_held_out
 
     sequences = open_held_out(prepared, seq_length=plan.shape.seq_length)
     most = max(1, _REPORT_TOKENS // plan.shape.seq_length)
@@ -138,9 +138,9 @@ def _row(name: str, before: _Number, after: _Number, *, show: Callable[[_Number]
 
 
 def _facts(reader: "CheckpointReader", prepared: "PreparedData | None", *, licence: str | None) -> "TrainingFacts":
-    from chinchilla_ds.data.ledger import Ledger
     from chinchilla_ds.data.prepared import LEDGER_NAME
-    from chinchilla_ds.export.card import TrainingFacts
+    from chinchilla_ds.data.preparing.ledger import Ledger
+    from chinchilla_ds.exporting.card import TrainingFacts
 
     plan, state = reader.plan, reader.state
     ledger = None
@@ -165,7 +165,7 @@ def find_prepared(run: Path, reader: "CheckpointReader", *, named: Path | None) 
         DataError: the named one is none, or was made with another tokenizer.
     """
     from chinchilla_ds.data.prepared import PreparedData
-    from chinchilla_ds.data.tokenizer import Tokenizer
+    from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 
     wanted = reader.state.tokenizer_sha256
     if wanted is None and reader.tokenizer_path is not None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
-from chinchilla_ds.cli.output import write_text
 from chinchilla_ds.errors import ConfigError, DataError
+from chinchilla_ds.runs.disk import write_text
 
 if TYPE_CHECKING:
-    from chinchilla_ds.budget.fitting.read import ReadRuns
-    from chinchilla_ds.budget.fitting.result import FitReport
+    from chinchilla_ds.budget.laws.fitting.read import ReadRuns
+    from chinchilla_ds.budget.laws.fitting.result import FitReport
 
 MAX_RESAMPLES = 100_000
 MLFLOW_PREFIX = "mlflow:"
@@ -86,10 +86,10 @@ def run(arguments: argparse.Namespace) -> str:
     values = vars(arguments)
     if problems := _flag_problems(values):
         raise ConfigError(problems)
-    from chinchilla_ds.budget.fitting.picture import check_picture_name, write_picture
-    from chinchilla_ds.budget.fitting.result import fit_data, law_data
-    from chinchilla_ds.budget.fitting.text import fit_text
-    from chinchilla_ds.budget.scaling_laws import ParamsConvention
+    from chinchilla_ds.budget.laws.fitting.picture import check_picture_name, write_picture
+    from chinchilla_ds.budget.laws.fitting.result import fit_data, law_data
+    from chinchilla_ds.budget.laws.fitting.screen import fit_text
+    from chinchilla_ds.budget.laws.lookup import ParamsConvention
 
     if "picture" in values:
         check_picture_name(values["picture"])
@@ -105,8 +105,8 @@ def run(arguments: argparse.Namespace) -> str:
 
 def _report(values: Mapping[str, Any]) -> "FitReport":
     """Read the runs and fit them."""
-    from chinchilla_ds.budget.fitting.analysis import ALL_APPROACHES, FitRequest, analyse
-    from chinchilla_ds.budget.fitting.surface import DEFAULT_DELTA, Form, Objective
+    from chinchilla_ds.budget.laws.fitting.analysis import ALL_APPROACHES, FitRequest, analyse
+    from chinchilla_ds.budget.laws.fitting.surface import DEFAULT_DELTA, Form, Objective
 
     approach = values.get("approach", "3")
     request = FitRequest(
@@ -123,7 +123,7 @@ def _report(values: Mapping[str, Any]) -> "FitReport":
     if source.startswith(MLFLOW_PREFIX):
         runs = _mlflow_runs(source, tracking_uri=values.get("tracking_uri"), min_rows=request.min_rows)
     else:
-        from chinchilla_ds.budget.fitting.read import read_runs
+        from chinchilla_ds.budget.laws.fitting.read import read_runs
 
         runs = read_runs(Path(source), min_rows=request.min_rows)
         source = Path(source).name
@@ -136,7 +136,7 @@ def _report(values: Mapping[str, Any]) -> "FitReport":
 
 def _mlflow_runs(source: str, *, tracking_uri: str | None, min_rows: int) -> "ReadRuns":
     """Return the finished runs of an MLflow experiment that have logged their size, tokens and held-out loss."""
-    from chinchilla_ds.budget.fitting.read import ReadRuns, Row, table_of
+    from chinchilla_ds.budget.laws.fitting.read import ReadRuns, Row, table_of
     from chinchilla_ds.tracking.destination import DEFAULT_EXPERIMENT
     from chinchilla_ds.tracking.mlflow_runs import finished_runs
 

@@ -3,7 +3,7 @@
 import argparse
 
 from chinchilla_ds.cli.arguments import flag, path
-from chinchilla_ds.cli.libraries import quieten
+from chinchilla_ds.processes.libraries import quieten
 from chinchilla_ds.units import format_count
 
 
@@ -15,11 +15,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> str:
     """Import, and return what was written."""
-    from chinchilla_ds.export.write import check_free
+    from chinchilla_ds.exporting.write import check_free
 
     check_free(arguments.out)
     quieten()
-    from chinchilla_ds.export.read import import_folder
+    from chinchilla_ds.exporting.read import import_folder
 
     imported = import_folder(arguments.model, out=arguments.out)
     shape = imported.plan.shape

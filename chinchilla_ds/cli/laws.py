@@ -5,9 +5,9 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
-from chinchilla_ds.budget.law_forms import MAX_EXTRAPOLATION, SurfaceLaw
-from chinchilla_ds.budget.overtraining import OvertrainingRow, overtraining_curve
-from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW, LAWS, LawRow, compare_laws, get_law
+from chinchilla_ds.budget.laws.forms import MAX_EXTRAPOLATION, SurfaceLaw
+from chinchilla_ds.budget.laws.lookup import DEFAULT_LAW, LAWS, LawRow, compare_laws, get_law
+from chinchilla_ds.budget.laws.overtraining import OvertrainingRow, overtraining_curve
 from chinchilla_ds.cli.arguments import flag, quantity
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.units import format_count, format_flops

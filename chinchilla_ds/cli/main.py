@@ -9,8 +9,8 @@ from types import FrameType
 from typing import NamedTuple
 
 from chinchilla_ds.cli.arguments import Help, Parser
-from chinchilla_ds.cli.endings import no_library_exits
 from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError, did_you_mean, machine_problem
+from chinchilla_ds.processes.endings import no_library_exits
 from chinchilla_ds.tracking.redaction import redacted
 from chinchilla_ds.training.watchdog import place_of
 

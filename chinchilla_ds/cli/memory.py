@@ -4,10 +4,10 @@ import argparse
 import dataclasses
 import json
 
-from chinchilla_ds.budget.memory import estimate_stages
+from chinchilla_ds.budget.memory.peak import estimate_stages
 from chinchilla_ds.budget.report import format_memory
 from chinchilla_ds.cli.arguments import path
-from chinchilla_ds.cli.plan_file import read_plan
+from chinchilla_ds.runs.plan_file import read_plan
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

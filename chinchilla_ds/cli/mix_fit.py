@@ -5,8 +5,8 @@ import json
 
 from chinchilla_ds.cli.arguments import flag, path, whole
 from chinchilla_ds.cli.mix_corpus import DEFAULT_SEED, cap_flags, caps_of, check_cap_flags, load_corpus
-from chinchilla_ds.cli.output import write_text
 from chinchilla_ds.errors import ConfigError, DataError
+from chinchilla_ds.runs.disk import write_text
 
 DEFAULT_DRAWS = 200
 
@@ -36,9 +36,9 @@ def run(arguments: argparse.Namespace) -> str:
     """
     import numpy as np
 
+    from chinchilla_ds.data.mixture.screen import blend_yaml, fit_data, fit_text
     from chinchilla_ds.data.mixture.search import search_mixture
     from chinchilla_ds.data.mixture.table import NATURAL, read_mixture_runs
-    from chinchilla_ds.data.mixture.text import blend_yaml, fit_data, fit_text
 
     values = vars(arguments)
     _check(arguments)

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from chinchilla_ds.budget import ds_config as ds_json
+from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.cli.arguments import budget_flags, flag, model_flags, path, quantity, run_config
 from chinchilla_ds.cli.mix_corpus import load_corpus
-from chinchilla_ds.cli.output import check_output, write_text
-from chinchilla_ds.cli.prepared_corpus import corpus_data, with_prepared_corpus
-from chinchilla_ds.cli.proxy_process import Proxy, train_proxy
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import read_place
 from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.runs.corpus import corpus_data, with_prepared_corpus
+from chinchilla_ds.runs.disk import check_output, write_text
+from chinchilla_ds.runs.proxy import Proxy, train_proxy
 from chinchilla_ds.structured import parse_json, read_json
 from chinchilla_ds.units import format_count, format_flops
 
@@ -108,7 +108,7 @@ def _check_tokens(
     runs: Sequence["DesignedRun"], *, corpus: "PreparedData", data: DataConfig, plan: RunPlan, table: Path
 ) -> None:
     """Check that the corpus feeds every run that is still to be made, before the first begins."""
-    from chinchilla_ds.data.blend_file import epoch_problems, with_blend
+    from chinchilla_ds.data.feeding.blend_file import epoch_problems, with_blend
     from chinchilla_ds.data.prepare import check_enough_tokens
 
     problems: list[str] = []

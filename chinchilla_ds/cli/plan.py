@@ -15,9 +15,9 @@ from chinchilla_ds.budget.cluster_plan import (
     plan_for_gpu_hours,
     plan_on_cluster,
 )
-from chinchilla_ds.budget.hardware import get_device
 from chinchilla_ds.budget.planner import plan as plan_layout_given
 from chinchilla_ds.budget.report import format_plan
+from chinchilla_ds.budget.speed.devices import get_device
 from chinchilla_ds.cli.arguments import (
     budget_flags,
     choice,
@@ -29,10 +29,10 @@ from chinchilla_ds.cli.arguments import (
     run_config,
     whole,
 )
-from chinchilla_ds.cli.output import write_text
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
-from chinchilla_ds.plan import REPORT, Offload, RunPlan
+from chinchilla_ds.run_plan import REPORT, Offload, RunPlan
+from chinchilla_ds.runs.disk import write_text
 from chinchilla_ds.structured import parse_json
 
 _OWN = ("gpu_hours", "mfu", "gpus", "gpu", "gpus_per_node", "hardware", "json", "out")
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 def _of_corpus(config: RunConfig, folder: Path) -> RunConfig:
     """Return the config with the prepared corpus's vocabulary and unique tokens, unless it says its own."""
-    from chinchilla_ds.cli.prepared_corpus import corpus_data, with_prepared_corpus
+    from chinchilla_ds.runs.corpus import corpus_data, with_prepared_corpus
 
     return with_prepared_corpus(dataclasses.replace(config, data=corpus_data(folder)))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
 from chinchilla_ds.config import DataConfig, RunConfig
-from chinchilla_ds.data.cleaning import DEFAULT_MIN_CHARACTERS, CleaningConfig, Rule
+from chinchilla_ds.data.cleaning.rules import DEFAULT_MIN_CHARACTERS, CleaningConfig, Rule
 from chinchilla_ds.data.words import UNIT_CHARACTERS
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.units import format_bytes
@@ -54,11 +54,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> str:
     """Prepare, and return the ledger."""
-    from chinchilla_ds.cli.preparation import show_preparation
-    from chinchilla_ds.data.corpus import Recipe, load_recipe
-    from chinchilla_ds.data.ledger import Ledger, format_ledger
-    from chinchilla_ds.data.pipeline import prepare_recipe
     from chinchilla_ds.data.prepared import LEDGER_NAME
+    from chinchilla_ds.data.preparing.ledger import Ledger, format_ledger
+    from chinchilla_ds.data.preparing.pipeline import prepare_recipe
+    from chinchilla_ds.data.preparing.recipe import Recipe, load_recipe
+    from chinchilla_ds.runs.preparation import show_preparation
 
     if arguments.verify is not None:
         return _verify(arguments)
@@ -87,8 +87,8 @@ def run(arguments: argparse.Namespace) -> str:
 
 def _verify(arguments: argparse.Namespace) -> str:
     """Check a prepared folder, and say how much of it has been read."""
-    from chinchilla_ds.cli.preparation import WITHOUT_DIGESTS
     from chinchilla_ds.data.prepared import PreparedData
+    from chinchilla_ds.runs.preparation import WITHOUT_DIGESTS
 
     others = [name for name, value in vars(arguments).items() if value and name in _OF_PREPARATION]
     if others:
@@ -108,7 +108,7 @@ def _length(text: str) -> int:
 
 def _changes(arguments: argparse.Namespace, cleaning: CleaningConfig) -> dict[str, Any]:
     """Return the fields of the recipe that flags set."""
-    from chinchilla_ds.data.corpus import dedup_of
+    from chinchilla_ds.data.preparing.recipe import dedup_of
 
     changes: dict[str, Any] = {}
     if arguments.source is not None:
@@ -128,7 +128,7 @@ def _changes(arguments: argparse.Namespace, cleaning: CleaningConfig) -> dict[st
 
 def _cleaning(arguments: argparse.Namespace, cleaning: CleaningConfig) -> CleaningConfig:
     """Return the cleaning of the recipe with what flags set of it."""
-    from chinchilla_ds.data.corpus import rules_of
+    from chinchilla_ds.data.preparing.recipe import rules_of
 
     rules, length = cleaning.rules, cleaning.min_characters
     if arguments.clean is not None:
@@ -144,8 +144,8 @@ def _cleaning(arguments: argparse.Namespace, cleaning: CleaningConfig) -> Cleani
 
 def _sources(words: list[str], *, text_field: str) -> tuple[Any, ...]:
     """Return the named sources; paths of one name, or without a name, belong together."""
-    from chinchilla_ds.data.corpus import SourceRecipe
-    from chinchilla_ds.data.sources import DEFAULT_NAME
+    from chinchilla_ds.data.preparing.recipe import SourceRecipe
+    from chinchilla_ds.data.reading.sources import DEFAULT_NAME
 
     paths: dict[str, list[str]] = {}
     for word in words:

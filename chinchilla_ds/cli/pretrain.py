@@ -16,26 +16,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from chinchilla_ds.budget import ds_config as ds_json
 from chinchilla_ds.budget.checks import config_problems
+from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
+from chinchilla_ds.budget.layout.relayout import is_laid_out, lay_out, lay_out_again
 from chinchilla_ds.budget.planner import plan as make_plan
-from chinchilla_ds.budget.relayout import is_laid_out, lay_out, lay_out_again
 from chinchilla_ds.budget.report import format_plan
 from chinchilla_ds.cli.arguments import BESIDE_A_PLAN, Arguments, flag_of, parse
-from chinchilla_ds.cli.earlier_run import Continued, find_run, named_run, take_over
-from chinchilla_ds.cli.endings import at_ending, end_well, follow, leave_hung, no_library_exits
-from chinchilla_ds.cli.initial_weights import check_initial_tokenizer, check_initial_weights
-from chinchilla_ds.cli.output import check_output, output_errors
-from chinchilla_ds.cli.plan_file import read_plan
-from chinchilla_ds.cli.prepared_corpus import with_prepared_corpus
-from chinchilla_ds.cli.run_request import RunLock, RunRequest, known_problems
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.data.prepare import check_source, prepare
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import Place, settle
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, ConfigError
-from chinchilla_ds.plan import RunPlan
-from chinchilla_ds.training.stopping import StopRequest
+from chinchilla_ds.processes.endings import at_ending, end_well, follow, leave_hung, no_library_exits
+from chinchilla_ds.processes.stopping import StopRequest
+from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.runs.corpus import with_prepared_corpus
+from chinchilla_ds.runs.disk import check_output, output_errors
+from chinchilla_ds.runs.earlier import Continued, find_run, named_run, take_over
+from chinchilla_ds.runs.initial_weights import check_initial_tokenizer, check_initial_weights
+from chinchilla_ds.runs.plan_file import read_plan
+from chinchilla_ds.runs.request import RunLock, RunRequest, known_problems
 
 if TYPE_CHECKING:
     from chinchilla_ds.distributed.peers import Peers
@@ -96,7 +96,7 @@ def _run(arguments: Arguments, *, place: Place, started_s: float, stop: StopRequ
     use_private_extensions_folder()
     store, peers = _meet(place)
     from chinchilla_ds.distributed import groups
-    from chinchilla_ds.engine.deepspeed_json import check_with_deepspeed
+    from chinchilla_ds.engine.deepspeed_check import check_with_deepspeed
 
     groups.initialize(layout=plan.layout, store=store)
     check_with_deepspeed(resolved, plan)
@@ -140,7 +140,7 @@ def _run_to_continue(arguments: Arguments, ds: Mapping[str, Any]) -> tuple[Conti
 
 def _say_finished(run: Continued, *, place: Place) -> int:
     if place.rank == 0:
-        from chinchilla_ds.cli.finished import describe_finished
+        from chinchilla_ds.runs.finished import describe_finished
 
         print(describe_finished(run), flush=True)
     return 0
@@ -198,14 +198,14 @@ def _train(
     store: "Store",
     peers: "Peers",
 ) -> int:
-    from chinchilla_ds.cli.memory_errors import memory_errors
-    from chinchilla_ds.cli.preparation import describe, show_preparation
-    from chinchilla_ds.cli.run_folder import make_run_folder, open_run_folder
-    from chinchilla_ds.cli.run_status import RunStatus
-    from chinchilla_ds.cli.run_text import find_text, folder_of_texts
-    from chinchilla_ds.data.loader import TokenLoader
+    from chinchilla_ds.data.feeding.loader import TokenLoader
     from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
+    from chinchilla_ds.runs.folder import make_run_folder, open_run_folder
+    from chinchilla_ds.runs.memory_errors import memory_errors
+    from chinchilla_ds.runs.preparation import describe, show_preparation
+    from chinchilla_ds.runs.status import RunStatus
+    from chinchilla_ds.runs.text import find_text, folder_of_texts
     from chinchilla_ds.training.callbacks.standard import standard_callbacks
     from chinchilla_ds.training.callbacks.started import StartedCallback
     from chinchilla_ds.training.loop import pretrain

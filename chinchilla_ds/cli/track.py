@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.cli.arguments import flag, path
-from chinchilla_ds.cli.run_request import LOCK_NAME
 from chinchilla_ds.errors import CheckpointError, ConfigError, TrackingError
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.runs.request import LOCK_NAME
 from chinchilla_ds.structured import read_bytes, read_json
 from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.tracking.metrics_file import METRICS_FILE, describe_skipped, read_metrics

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from chinchilla_ds.cli.arguments import choice, flag, path, whole
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 
 if TYPE_CHECKING:
     from chinchilla_ds.inference.ranks import ModelRanks

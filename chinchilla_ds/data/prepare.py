@@ -8,12 +8,12 @@ from pathlib import Path
 
 from chinchilla_ds.config import DataConfig, source_name
 from chinchilla_ds.data.blend import blend_of
-from chinchilla_ds.data.blend_file import epoch_problems, read_blend, with_blend
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe, find_sources
+from chinchilla_ds.data.feeding.blend_file import epoch_problems, read_blend, with_blend
 from chinchilla_ds.data.prepared import INPUTS_NAME, PreparedData, is_prepared
-from chinchilla_ds.data.sentencepiece_json import check_exportable
-from chinchilla_ds.data.sources import Corpus, Progress, inputs_of
-from chinchilla_ds.data.tokenizer import MIN_VOCAB_SIZE, Tokenizer
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe, find_sources
+from chinchilla_ds.data.reading.sources import Corpus, Progress, inputs_of
+from chinchilla_ds.data.tokenizing.sentencepiece_json import check_exportable
+from chinchilla_ds.data.tokenizing.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.structured import read_json
 from chinchilla_ds.units import format_count
@@ -54,7 +54,7 @@ def prepare(
             found is listed.
         OutputError: `folder` cannot be written.
     """
-    from chinchilla_ds.data.pipeline import content_key, prepare_recipe
+    from chinchilla_ds.data.preparing.pipeline import content_key, prepare_recipe
 
     prepared = _check(data, vocab_size=vocab_size)
     if prepared is not None:

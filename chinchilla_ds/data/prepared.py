@@ -18,7 +18,7 @@ from chinchilla_ds.data.digests import (
     names_of,
     tokenizer_sha256,
 )
-from chinchilla_ds.data.sources import name_problem
+from chinchilla_ds.data.reading.sources import name_problem
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.structured import build, read_json
 

@@ -13,7 +13,7 @@ from chinchilla_ds.distributed import build_lock, cpu_backend, deepspeed_patches
 from chinchilla_ds.distributed.launch import Place, read_place
 from chinchilla_ds.distributed.rendezvous import Store, open_store
 from chinchilla_ds.errors import LayoutError
-from chinchilla_ds.plan import ParallelLayout
+from chinchilla_ds.run_plan import ParallelLayout
 
 _TIMEOUT = timedelta(days=1)
 """Of a collective. Watchdogs tell sooner what hangs, and know what may take long, such as a large checkpoint."""

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 
 
 def loss_scale(engine: Any, precision: Precision) -> float:

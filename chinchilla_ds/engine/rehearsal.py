@@ -11,7 +11,7 @@ from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.tensors import Block, load_blocks, whole_block
 from chinchilla_ds.engine.owned_states import OwnedState
 from chinchilla_ds.errors import ChinchillaError
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 
 FOLDER_NAME = ".rehearsal"
 """In the folder of a run's checkpoints, for as long as it takes."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from chinchilla_ds.distributed import cpu_backend
 from chinchilla_ds.model.decoder import PipelineStage
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 
 
 class MicroBatch(Protocol):

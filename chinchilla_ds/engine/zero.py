@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from chinchilla_ds.distributed import cpu_backend, groups, recompute
 from chinchilla_ds.distributed.mpu import Mpu
 from chinchilla_ds.engine import precision
-from chinchilla_ds.engine.deepspeed_json import clips_itself, for_deepspeed
+from chinchilla_ds.engine.deepspeed_check import clips_itself, for_deepspeed
 from chinchilla_ds.engine.nonfinite import FirstBad, NonFiniteWatch
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.engine.schedule import MicroBatch, make_schedule, mean_loss, mean_loss_and_votes
 from chinchilla_ds.model.decoder import PipelineStage, build_stage
 from chinchilla_ds.model.initialization import full_shape, global_named_parameters, initialize
-from chinchilla_ds.plan import Offload, Precision, RunPlan
+from chinchilla_ds.run_plan import Offload, Precision, RunPlan
 
 
 def parameter_groups(stage: PipelineStage, *, weight_decay: float) -> list[dict[str, Any]]:

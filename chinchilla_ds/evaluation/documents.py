@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from chinchilla_ds.data.indexed import read_documents
-from chinchilla_ds.data.parts import Problem
+from chinchilla_ds.data.feeding.indexed import read_documents
 from chinchilla_ds.data.prepared import HELD_OUT_ORIGINS_NAME, PreparedData
-from chinchilla_ds.data.readers import parts_of, read_part
-from chinchilla_ds.data.sources import Corpus, find_source
-from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.reading.parts import Problem
+from chinchilla_ds.data.reading.readers import parts_of, read_part
+from chinchilla_ds.data.reading.sources import Corpus, find_source
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.evaluation.scores import Document
 

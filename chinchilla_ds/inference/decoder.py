@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from chinchilla_ds.inference.cache import KvCache
 from chinchilla_ds.inference.ranks import ModelRanks, check_divides
-from chinchilla_ds.plan import ModelShape, RunPlan
+from chinchilla_ds.run_plan import ModelShape, RunPlan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import torch
 
-from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.inference.sampling import Sampling, choose
 from chinchilla_ds.inference.source import LogitSource

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from chinchilla_ds.inference.decoder import Decoder
 from chinchilla_ds.inference.ranks import ModelRanks
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 
 _SPLIT_BY_ROWS = ("linear_qkv.weight", "word_embeddings.weight", "output_layer.weight")
 _SPLIT_BY_COLUMNS = ("linear_proj.weight", "linear_fc2.weight")

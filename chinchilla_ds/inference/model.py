@@ -8,13 +8,13 @@ import torch
 
 from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME
 from chinchilla_ds.checkpoint.reader import CheckpointReader
-from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.errors import CheckpointError, ConfigError
 from chinchilla_ds.inference.decoder import Decoder
 from chinchilla_ds.inference.load import load_decoder
 from chinchilla_ds.inference.ranks import ModelRanks
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 
 _DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 

@@ -16,7 +16,7 @@ from chinchilla_ds.distributed.rendezvous import open_store
 from chinchilla_ds.errors import LayoutError
 
 if TYPE_CHECKING:
-    from chinchilla_ds.plan import ModelShape
+    from chinchilla_ds.run_plan import ModelShape
 
 
 class ModelRanks:

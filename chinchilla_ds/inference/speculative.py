@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.inference.generate import Continuation, OnText, Row, make_rows
 from chinchilla_ds.inference.sampling import Sampling, draw, probabilities
 from chinchilla_ds.inference.source import CachedDecoder

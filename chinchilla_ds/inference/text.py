@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 
 _CONTEXT_TOKENS = 8
 """Tokens decoded in front of new ones: some tokenizers write a token differently at the beginning of a text."""

@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from chinchilla_ds.model.decoder import PipelineStage
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 
 GatherForWriting = Callable[[nn.Parameter], AbstractContextManager[Any]]
 """Context in which a parameter is whole on this rank and what rank 0 of its partition group writes is kept."""

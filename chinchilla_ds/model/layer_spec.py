@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from chinchilla_ds.distributed import cpu_backend
 from chinchilla_ds.distributed.recompute import checkpoint
 from chinchilla_ds.model.core_attention import SdpaCoreAttention
-from chinchilla_ds.plan import Recompute
+from chinchilla_ds.run_plan import Recompute
 
 
 class RMSNorm(nn.Module):

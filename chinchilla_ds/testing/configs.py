@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from chinchilla_ds.plan import (
+from chinchilla_ds.run_plan import (
     BatchPlan,
     ModelShape,
     OptimizerPlan,
@@ -116,7 +116,7 @@ def _flops_per_token(shape: ModelShape) -> float:
     """Return 6 per weight of a matmul, plus scores and weighted values over the context, thrice for the training.
 
     Source: Kaplan et al. 2020 (arXiv:2001.08361), table 1, times three for forward and backward. Leaves out norms and
-    softmax. The same number as `budget.flops` has, by another way.
+    softmax. The same number as `budget.shape.flops` has, by another way.
     """
     looked_up = 0 if shape.tied_embeddings else shape.padded_vocab_size * shape.hidden_size
     norms = (2 * shape.num_layers + 1) * shape.hidden_size

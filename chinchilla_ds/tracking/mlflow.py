@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.errors import ChinchillaError, ConfigError, TrackingError
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.structured import read_bytes
 from chinchilla_ds.tracking.destination import MlflowDestination, check_uri
 from chinchilla_ds.tracking.metrics_file import METRICS_FILE, MetricsReader

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 
 from chinchilla_ds.errors import TrackingError
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.tracking.tracker import MetricRecord
 
 Point = tuple[int, float, int]

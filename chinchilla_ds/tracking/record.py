@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le, MinLen
 
 from chinchilla_ds.errors import TrackingError
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.structured import build, read_json
 
 RECORD_FILE = "tracking.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from chinchilla_ds.distributed import groups
 from chinchilla_ds.engine.nonfinite import FirstBad
 from chinchilla_ds.errors import DivergedError
-from chinchilla_ds.plan import BatchPlan, ParallelLayout, Precision, RunPlan
+from chinchilla_ds.run_plan import BatchPlan, ParallelLayout, Precision, RunPlan
 from chinchilla_ds.training.callback import StepResult, TrainingState
 
 SAME_SCALE_OVERFLOWS = 8
@@ -140,7 +140,7 @@ def ranks_of_stage(layout: ParallelLayout, *, stage: int, replica: int) -> range
 
 
 def _samples(batch: BatchPlan, *, data_step: int, micro_batch: int, replica: int, plan: RunPlan) -> tuple[int, int]:
-    """Return the training sequences of a micro-batch, as `data.loader.TokenLoader` deals them."""
+    """Return the training sequences of a micro-batch, as `data.feeding.loader.TokenLoader` deals them."""
     place = micro_batch * plan.layout.data_parallel_size + replica
     first = data_step * batch.global_batch_size + place * batch.micro_batch_size
     return first, first + batch.micro_batch_size

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chinchilla_ds.engine.result import StepResult
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.training.spikes import Rewind
 from chinchilla_ds.training.stragglers import StragglerReport
 

@@ -11,7 +11,7 @@ from chinchilla_ds.config import GuardConfig, OnSpike
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.errors import DivergedError
 from chinchilla_ds.model.decoder import PipelineStage
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.training.bad_batches import BadBatches
 from chinchilla_ds.training.callback import StepResult, TrainingState
 from chinchilla_ds.training.spikes import SpikeDetector, Verdict, rewind_of

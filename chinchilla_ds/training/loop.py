@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
-from chinchilla_ds.budget.hardware import peak_flops_per_s
+from chinchilla_ds.budget.speed.devices import peak_flops_per_s
 from chinchilla_ds.config import CheckpointConfig, GuardConfig
-from chinchilla_ds.data.loader import MicroBatch, TokenLoader
+from chinchilla_ds.data.feeding.loader import MicroBatch, TokenLoader
 from chinchilla_ds.data.prepared import PreparedData
-from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.distributed import cpu_backend, groups
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.evaluation.bits_per_byte import bits_per_byte
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.processes.stopping import STOP_FILE, StopRequest
+from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.training import samples
 from chinchilla_ds.training.callback import Callback, EvaluationResult, StepResult, TrainingState
 from chinchilla_ds.training.guards import Guards
 from chinchilla_ds.training.lr_schedule import learning_rate
 from chinchilla_ds.training.saving import Saver
 from chinchilla_ds.training.spikes import Rewind
-from chinchilla_ds.training.stopping import STOP_FILE, StopRequest
 from chinchilla_ds.training.watchdog import Watchdog
 
 EVALUATION_TOKENS = 32_768

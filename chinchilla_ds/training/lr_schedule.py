@@ -12,7 +12,7 @@ A step that FP16 overflow skipped moves nothing: the next attempt asks for the s
 
 import math
 
-from chinchilla_ds.plan import Decay, Schedule
+from chinchilla_ds.run_plan import Decay, Schedule
 
 
 def learning_rate(iteration: int, *, schedule: Schedule, peak: float, train_iters: int) -> float:

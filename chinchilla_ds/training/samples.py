@@ -1,7 +1,7 @@
 """What the model writes while it is trained: the continuation of held-out text, by whatever layout trains."""
 
-from chinchilla_ds.data.loader import TokenLoader
-from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.feeding.loader import TokenLoader
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.inference.generate import generate
 from chinchilla_ds.inference.sampling import Sampling
 from chinchilla_ds.inference.source import NextTokenLogits, Recomputed

@@ -4,12 +4,12 @@ import dataclasses
 import logging
 from typing import Any
 
-from chinchilla_ds.budget import ds_config
-from chinchilla_ds.budget.activations import activation_bytes
-from chinchilla_ds.budget.layout import validate_layout
-from chinchilla_ds.budget.memory import estimate_stages
-from chinchilla_ds.budget.model_states import state_bytes
-from chinchilla_ds.plan import MemoryBytes, ModelShape, Offload, Precision, Recompute, RunPlan
+from chinchilla_ds.budget.deepspeed_json import resolve as ds_config
+from chinchilla_ds.budget.layout.rules import validate_layout
+from chinchilla_ds.budget.memory.activations import activation_bytes
+from chinchilla_ds.budget.memory.peak import estimate_stages
+from chinchilla_ds.budget.memory.states import state_bytes
+from chinchilla_ds.run_plan import MemoryBytes, ModelShape, Offload, Precision, Recompute, RunPlan
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
 from tests.distributed.memory_accounting import RankMemory, measure, watch_allocator
 

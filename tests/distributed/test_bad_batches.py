@@ -16,7 +16,7 @@ import torch
 
 from chinchilla_ds.config import GuardConfig
 from chinchilla_ds.errors import DivergedError
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from chinchilla_ds.testing import RankError
 from chinchilla_ds.training.loop import _Run
 from tests.parity import harness
@@ -98,9 +98,9 @@ class NeverSaves:
 def run_steps(engine: Any, folder: Path, fault: Fault | None, order: tuple[int, ...], limit: int = 5) -> Outcome:
     """A body for `on_engine`: the training loop's own steps over the batches in `order`."""
     from chinchilla_ds.distributed import groups
+    from chinchilla_ds.processes.stopping import StopRequest
     from chinchilla_ds.training.callback import TrainingState
     from chinchilla_ds.training.guards import Guards
-    from chinchilla_ds.training.stopping import StopRequest
     from chinchilla_ds.training.watchdog import Watchdog
 
     plan = engine.plan

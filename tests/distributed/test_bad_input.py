@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe
-from chinchilla_ds.data.pipeline import prepare_recipe
+from chinchilla_ds.data.preparing.pipeline import prepare_recipe
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe
 from tests.launching import ROOT, finish, interrupt, launch, write_corpus
 
 FAULTY = ROOT / "tests/distributed/faulty_pretrain.py"

@@ -14,7 +14,7 @@ from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.checkpoint.writer import write_checkpoint
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.errors import CheckpointError, OutputError
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from tests.parity import harness
 from tests.parity.layouts import Case
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from chinchilla_ds.data.loader import MicroBatch, TokenLoader
+from chinchilla_ds.data.feeding.loader import MicroBatch, TokenLoader
 from chinchilla_ds.data.prepared import MANIFEST_NAME, PreparedData, PreparedSource
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
 from tests.unit.data.indexed_writer import IndexedWriter

@@ -7,10 +7,10 @@ import copy
 
 import pytest
 
-from chinchilla_ds.budget.ds_conflicts import plan_conflicts
-from chinchilla_ds.budget.ds_keys import checked
+from chinchilla_ds.budget.deepspeed_json.conflicts import plan_conflicts
+from chinchilla_ds.budget.deepspeed_json.keys import checked
 from chinchilla_ds.engine import checkpoint
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from tests.distributed.test_checkpoint import SAVED_AT, save_in, train_steps
 from tests.parity import harness
 from tests.parity.layouts import Case

@@ -13,7 +13,7 @@ import torch
 
 from chinchilla_ds.config import GuardConfig
 from chinchilla_ds.errors import LayoutError
-from chinchilla_ds.plan import Precision, RunPlan
+from chinchilla_ds.run_plan import Precision, RunPlan
 from chinchilla_ds.training.loop import _Run
 from chinchilla_ds.training.lr_schedule import learning_rate
 from tests.parity import harness
@@ -75,9 +75,9 @@ class NeverSaves:
 def run_loop(engine, *, max_attempts=20):
     """A body for `on_engine`: the training loop's own steps until the plan's are taken."""
     from chinchilla_ds.distributed import groups
+    from chinchilla_ds.processes.stopping import StopRequest
     from chinchilla_ds.training.callback import TrainingState
     from chinchilla_ds.training.guards import Guards
-    from chinchilla_ds.training.stopping import StopRequest
     from chinchilla_ds.training.watchdog import Watchdog
 
     plan = engine.plan

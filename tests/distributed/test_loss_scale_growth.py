@@ -10,7 +10,7 @@ import torch
 
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.engine import checkpoint
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from tests.parity import harness
 from tests.parity.layouts import Case
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.plan import Offload, Recompute
+from chinchilla_ds.run_plan import Offload, Recompute
 from tests.distributed.memory_cases import (
     QUICK,
     SLOW,

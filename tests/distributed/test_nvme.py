@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-from chinchilla_ds.plan import Offload
+from chinchilla_ds.run_plan import Offload
 from chinchilla_ds.testing.configs import tiny_shape
 from tests.distributed.test_checkpoint import load_and_train, train_and_save
 from tests.parity.harness import difference, largest_relative, on_engine, parity_plan, reference, trained

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chinchilla_ds.checkpoint.folder import iteration_of, list_checkpoints
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from tests.parity import harness
 from tests.parity.layouts import Case
 

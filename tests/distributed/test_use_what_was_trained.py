@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.cli.main import main
-from chinchilla_ds.cli.run_text import find_text
-from chinchilla_ds.data.loader import MicroBatch, TokenLoader
+from chinchilla_ds.data.feeding.loader import MicroBatch, TokenLoader
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import EXIT_CODE_STOPPED
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.runs.text import find_text
 from tests.launching import ROOT, finish, interrupt, launch, write_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -13,7 +13,7 @@ import torch
 from chinchilla_ds.checkpoint.folder import list_checkpoints, problems_of
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.engine import checkpoint
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from chinchilla_ds.testing.run_on_ranks import RankError
 from tests.parity import harness
 from tests.parity.layouts import Case

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from chinchilla_ds.cli.main import main
-from chinchilla_ds.data import stages
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe
 from chinchilla_ds.data.dedup.union import join
-from chinchilla_ds.data.pipeline import prepare_recipe
 from chinchilla_ds.data.prepared import is_prepared
+from chinchilla_ds.data.preparing import read_stage as stages
+from chinchilla_ds.data.preparing.pipeline import prepare_recipe
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe
 from chinchilla_ds.errors import OutputError
 
 WORDS = [f"{left}{right}" for left in ("al", "be", "cu", "do", "er") for right in ("na", "to", "ri", "sel")]

@@ -26,8 +26,8 @@ COMMAND = """
 import sys
 from pathlib import Path
 from chinchilla_ds.data import stages
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe
-from chinchilla_ds.data.pipeline import prepare_recipe
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe
+from chinchilla_ds.data.preparing.pipeline import prepare_recipe
 if __name__ == "__main__":
     stages._MIN_PART_BYTES = 50_000
     recipe = Recipe(sources=(SourceRecipe(paths=(sys.argv[1],)),), vocab_size=400)

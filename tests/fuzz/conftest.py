@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from chinchilla_ds.budget.ds_config import write_shipped
+from chinchilla_ds.budget.deepspeed_json.resolve import write_shipped
 from chinchilla_ds.cli.main import run_command
 from tests.unit.budget.fitting.synthetic import sweep
 from tests.unit.data.conftest import make_documents

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from chinchilla_ds.data.blend_file import read_blend
-from chinchilla_ds.data.corpus import load_recipe
-from chinchilla_ds.data.parts import Problem
+from chinchilla_ds.data.feeding.blend_file import read_blend
 from chinchilla_ds.data.prepared import PreparedData
-from chinchilla_ds.data.readers import parts_of, read_part
-from chinchilla_ds.data.sources import find_source
+from chinchilla_ds.data.preparing.recipe import load_recipe
+from chinchilla_ds.data.reading.parts import Problem
+from chinchilla_ds.data.reading.readers import parts_of, read_part
+from chinchilla_ds.data.reading.sources import find_source
 from tests.fuzz.conftest import Fuzz
 from tests.fuzz.mutations import damaged, json_files, yaml_files
 from tests.fuzz.outcome import accepted, ends_well, put

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from chinchilla_ds.cli.run_request import RunRequest, SavedRequest
 from chinchilla_ds.config import DataConfig, RunConfig
+from chinchilla_ds.runs.request import RunRequest, SavedRequest
 from chinchilla_ds.tracking.metrics_file import read_metrics
 from chinchilla_ds.tracking.record import RunRecord
 from tests.fuzz.conftest import Fuzz

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.budget.ds_config import load_ds_config, resolve
-from chinchilla_ds.cli.plan_file import read_plan
+from chinchilla_ds.budget.deepspeed_json.resolve import load_ds_config, resolve
+from chinchilla_ds.runs.plan_file import read_plan
 from tests.fuzz.conftest import Fuzz
 from tests.fuzz.mutations import csv_files, json_files
 from tests.fuzz.outcome import accepted, ends_well, put

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.budget.ds_config import shipped_configs, to_json, write_shipped
+from chinchilla_ds.budget.deepspeed_json.resolve import shipped_configs, to_json, write_shipped
 
 FOLDER = Path(__file__).parents[2] / "ds_configs"
 

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from chinchilla_ds.budget import ds_config
-from chinchilla_ds.budget.layout import validate_layout
-from chinchilla_ds.data.loader import MicroBatch
-from chinchilla_ds.plan import ParallelLayout, RunPlan
+from chinchilla_ds.budget.deepspeed_json import resolve as ds_config
+from chinchilla_ds.budget.layout.rules import validate_layout
+from chinchilla_ds.data.feeding.loader import MicroBatch
+from chinchilla_ds.run_plan import ParallelLayout, RunPlan
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
 from tests.parity.reference_llama import ReferenceLlama, to_megatron_state, train_reference

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from chinchilla_ds.errors import LayoutError
-from chinchilla_ds.plan import Offload, Precision, Recompute, RunPlan
+from chinchilla_ds.run_plan import Offload, Precision, Recompute, RunPlan
 from tests.parity.harness import ACTIVE_CLIPPING, INACTIVE_CLIPPING, parity_plan
 
 MAX_WORLD_SIZE = 4

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chinchilla_ds.plan import ModelShape, RunPlan
+from chinchilla_ds.run_plan import ModelShape, RunPlan
 
 MicroBatch = tuple[Tensor, Tensor]
 """Tokens and labels, both [b, s]; labels[:, i] is the token after tokens[:, i]."""

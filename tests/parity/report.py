@@ -14,7 +14,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from tests.parity.harness import difference, reference, trained
 from tests.parity.layouts import Case, bf16_cases, core_cases, more_cases
 

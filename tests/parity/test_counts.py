@@ -14,10 +14,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from chinchilla_ds.budget.flops import AttentionCount, decoder_flops_per_token, hardware_flops_per_token
-from chinchilla_ds.budget.parameters import ParameterCount, count_parameters
-from chinchilla_ds.budget.shapes import ShapeRequest, pad_vocab, search_shape
-from chinchilla_ds.plan import ModelShape, ParallelLayout, Recompute
+from chinchilla_ds.budget.shape.flops import AttentionCount, decoder_flops_per_token, hardware_flops_per_token
+from chinchilla_ds.budget.shape.parameters import ParameterCount, count_parameters
+from chinchilla_ds.budget.shape.search import ShapeRequest, pad_vocab, search_shape
+from chinchilla_ds.run_plan import ModelShape, ParallelLayout, Recompute
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
 from tests.parity.harness import on_engine, own_micro_batches, parity_plan

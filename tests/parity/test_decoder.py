@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.run_plan import ModelShape
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
 from tests.parity import reference_llama

@@ -13,7 +13,7 @@ from torch import Tensor
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.model.core_attention import SdpaCoreAttention, document_mask
 from chinchilla_ds.model.decoder import _check_takes_masks
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from tests.parity import harness
 from tests.parity.harness import EOD_ID, difference, on_engine, reference, trained
 from tests.parity.layouts import Case

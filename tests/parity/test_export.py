@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from chinchilla_ds.budget.layout import layout_problems, shape_problems
+from chinchilla_ds.budget.layout.rules import layout_problems, shape_problems
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.engine.checkpoint import Checkpointer, load, newest_whole
-from chinchilla_ds.export.card import TrainingFacts
-from chinchilla_ds.export.config_json import config_of
-from chinchilla_ds.export.read import import_folder
-from chinchilla_ds.export.write import export_checkpoint
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.exporting.card import TrainingFacts
+from chinchilla_ds.exporting.config_json import config_of
+from chinchilla_ds.exporting.read import import_folder
+from chinchilla_ds.exporting.write import export_checkpoint
+from chinchilla_ds.run_plan import Precision
 from chinchilla_ds.testing import tiny_plan
 from tests.parity import harness
 from tests.unit.export.conftest import english_tokenizer, small_shape

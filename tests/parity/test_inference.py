@@ -8,7 +8,7 @@ import torch
 from chinchilla_ds.inference.generate import generate
 from chinchilla_ds.inference.sampling import Sampling
 from chinchilla_ds.inference.source import CachedDecoder
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from tests.parity import harness
 from tests.parity.harness import EOD_ID
 from tests.parity.layouts import Case

@@ -9,7 +9,7 @@ import itertools
 import pytest
 import torch
 
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from tests.parity.harness import (
     ACTIVE_CLIPPING,
     INACTIVE_CLIPPING,

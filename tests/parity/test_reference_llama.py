@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.run_plan import ModelShape
 from chinchilla_ds.testing import tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
 from tests.parity.reference_llama import (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.run_plan import ModelShape
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

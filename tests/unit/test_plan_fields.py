@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from chinchilla_ds.budget.cluster_plan import ClusterRequest, plan_on_cluster
-from chinchilla_ds.budget.hardware import get_device
 from chinchilla_ds.budget.plan_checks import plan_problems
 from chinchilla_ds.budget.planner import plan as make_plan
+from chinchilla_ds.budget.speed.devices import get_device
 from chinchilla_ds.cli.main import main
-from chinchilla_ds.cli.plan_file import read_plan
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import ConfigError, LayoutError, PlanError
-from chinchilla_ds.plan import Cluster, Decay, Interval, MemoryBytes, RunPlan, StepTime
+from chinchilla_ds.run_plan import Cluster, Decay, Interval, MemoryBytes, RunPlan, StepTime
+from chinchilla_ds.runs.plan_file import read_plan
 from chinchilla_ds.testing import tiny_plan
 
 Place = tuple[str | int, ...]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from chinchilla_ds.plan import Recompute, RunPlan
+from chinchilla_ds.run_plan import Recompute, RunPlan
 from chinchilla_ds.testing import tiny_plan
 from chinchilla_ds.testing.configs import count_parameters, tiny_shape
 from tests.parity.reference_llama import ReferenceLlama

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve  # type: ignore[import-untyped]
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 
-from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.budget.laws.fitting.runs import Floats
 
 PENALTIES = np.geomspace(1e-7, 1e2, 28)
 """Ridge penalties per run that are tried, in units where losses have standard deviation 1."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.budget.laws.fitting.runs import Floats
 from chinchilla_ds.data.mixture.simplex import Bounds, project
 from chinchilla_ds.errors import ConfigError
 

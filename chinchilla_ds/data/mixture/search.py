@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.budget.laws.fitting.runs import Floats
 from chinchilla_ds.data.mixture.regression import FORMS, Regression
 from chinchilla_ds.data.mixture.simplex import Bounds, descend, project, spread_points
 from chinchilla_ds.data.mixture.table import MixtureRuns

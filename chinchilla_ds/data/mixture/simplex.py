@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.budget.laws.fitting.runs import Floats
 
 _MAX_STEPS = 200
 _HALVINGS = 16

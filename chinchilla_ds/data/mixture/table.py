@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from chinchilla_ds.budget.fitting.csv_lines import csv_lines
-from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.budget.laws.fitting.csv_lines import csv_lines
+from chinchilla_ds.budget.laws.fitting.runs import Floats
 from chinchilla_ds.errors import DataError, did_you_mean
 
 WEIGHT_PREFIX = "weight:"

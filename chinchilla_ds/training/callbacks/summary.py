@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from chinchilla_ds.budget.scaling_laws import LAWS
+from chinchilla_ds.budget.laws.lookup import LAWS
 from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.training.callback import Callback, TrainingState
 from chinchilla_ds.units import format_count, format_duration, format_flops

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.budget.ds_config import (
+from chinchilla_ds.budget.deepspeed_json.resolve import (
     apply_to_config,
     emit,
     load_ds_config,
@@ -18,7 +18,7 @@ from chinchilla_ds.budget.ds_config import (
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import DsConfigError
-from chinchilla_ds.plan import Offload, Precision, Recompute, RunPlan
+from chinchilla_ds.run_plan import Offload, Precision, Recompute, RunPlan
 
 
 def plan_for(world_size: int = 1, device: str = "cpu", **layout: Any) -> RunPlan:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.budget.ds_config import emit
+from chinchilla_ds.budget.deepspeed_json.resolve import emit
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import ChinchillaError
-from chinchilla_ds.plan import Precision, Recompute, RunPlan
+from chinchilla_ds.run_plan import Precision, Recompute, RunPlan
 
 DRAWS = 120
 TRIANGLE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")

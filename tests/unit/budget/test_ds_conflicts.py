@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.budget import ds_conflicts
-from chinchilla_ds.budget.ds_config import apply_to_config, resolve
+from chinchilla_ds.budget.deepspeed_json import conflicts as ds_conflicts
+from chinchilla_ds.budget.deepspeed_json.resolve import apply_to_config, resolve
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import DsConfigError
-from chinchilla_ds.plan import Offload, Precision
+from chinchilla_ds.run_plan import Offload, Precision
 
 
 def problems_of(

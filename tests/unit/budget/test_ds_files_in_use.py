@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.budget.ds_config import apply_to_config, resolve
+from chinchilla_ds.budget.deepspeed_json.resolve import apply_to_config, resolve
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import DsConfigError

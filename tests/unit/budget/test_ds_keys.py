@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.budget.ds_keys import checked, find, table_key
-from chinchilla_ds.budget.ds_table import (
+from chinchilla_ds.budget.deepspeed_json.keys import checked, find, table_key
+from chinchilla_ds.budget.deepspeed_json.table import (
     AUTO_IS_DEFAULT,
     DEEPSPEED_VERSION,
     OLD_NAMES,

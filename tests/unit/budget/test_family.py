@@ -3,13 +3,13 @@ import math
 
 import pytest
 
-from chinchilla_ds.budget.family import best_member, member, member_where, minimise
-from chinchilla_ds.budget.flops import decoder_flops_per_token
-from chinchilla_ds.budget.law_forms import ParamsConvention
-from chinchilla_ds.budget.parameters import count_parameters
-from chinchilla_ds.budget.scaling_laws import LAWS
-from chinchilla_ds.budget.shapes import ShapeRequest, target_aspect_ratio
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.budget.laws.forms import ParamsConvention
+from chinchilla_ds.budget.laws.lookup import LAWS
+from chinchilla_ds.budget.shape.family import best_member, member, member_where, minimise
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
+from chinchilla_ds.budget.shape.parameters import count_parameters
+from chinchilla_ds.budget.shape.search import ShapeRequest, target_aspect_ratio
+from chinchilla_ds.run_plan import ModelShape
 
 REQUEST = ShapeRequest(num_params=1.0, vocab_size=32000, seq_length=2048, tied_embeddings=False)
 TOTAL = ParamsConvention.TOTAL

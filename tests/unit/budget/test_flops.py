@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from chinchilla_ds.budget.flops import (
+from chinchilla_ds.budget.shape.flops import (
     AppendixF,
     AttentionCount,
     decoder_flops_per_token,
@@ -16,8 +16,8 @@ from chinchilla_ds.budget.flops import (
     paper_flops_per_token,
     train_flops_6nd,
 )
-from chinchilla_ds.budget.parameters import PaperShape, paper_params
-from chinchilla_ds.plan import ModelShape, Recompute
+from chinchilla_ds.budget.shape.parameters import PaperShape, paper_params
+from chinchilla_ds.run_plan import ModelShape, Recompute
 
 # Hoffmann et al. 2022, Table A4: layers, d_model, ffw_size, heads, k/q size, printed ratio of its FLOPs to 6ND;
 # last, the ratio when Appendix F is taken at its word

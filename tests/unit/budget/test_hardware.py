@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.budget.hardware import DEVICES, find_device, get_device, load_hardware, peak_flops_per_s
+from chinchilla_ds.budget.speed.devices import DEVICES, find_device, get_device, load_hardware, peak_flops_per_s
 from chinchilla_ds.errors import ConfigError
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 
 
 @pytest.mark.parametrize(

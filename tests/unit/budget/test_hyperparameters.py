@@ -18,7 +18,7 @@ from chinchilla_ds.budget.hyperparameters import (
     step_law_learning_rate,
     weight_decays,
 )
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.run_plan import ModelShape
 
 
 def _shape(**changes: Any) -> ModelShape:

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from chinchilla_ds.budget.inference_demand import loss_of_optimal, optimal_with_inference
-from chinchilla_ds.budget.scaling_laws import LAWS, SurfaceLaw, get_law
+from chinchilla_ds.budget.laws.inference_demand import loss_of_optimal, optimal_with_inference
+from chinchilla_ds.budget.laws.lookup import LAWS, SurfaceLaw, get_law
 from chinchilla_ds.errors import PlanError
 
 SURFACES = [law for law in LAWS.values() if isinstance(law, SurfaceLaw)]

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from chinchilla_ds.budget.layout import validate_layout
+from chinchilla_ds.budget.layout.rules import validate_layout
 from chinchilla_ds.budget.planner import plan
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import LayoutError
-from chinchilla_ds.plan import BatchPlan, Offload, ParallelLayout, Precision
+from chinchilla_ds.run_plan import BatchPlan, Offload, ParallelLayout, Precision
 from chinchilla_ds.testing.configs import tiny_shape
 
 PLAN = plan(RunConfig(compute_budget_flops=1e13), world_size=1, device="cpu")

@@ -7,14 +7,14 @@ from itertools import product
 
 import pytest
 
-from chinchilla_ds.budget.hardware import Device, get_device
-from chinchilla_ds.budget.layout import validate_layout
-from chinchilla_ds.budget.layout_search import LayoutRequest, search_layouts
-from chinchilla_ds.budget.layout_space import divisors
-from chinchilla_ds.budget.memory import estimate_memory
-from chinchilla_ds.budget.step_time import estimate_step_time
+from chinchilla_ds.budget.layout.rules import validate_layout
+from chinchilla_ds.budget.layout.search import LayoutRequest, search_layouts
+from chinchilla_ds.budget.layout.space import divisors
+from chinchilla_ds.budget.memory.peak import estimate_memory
+from chinchilla_ds.budget.speed.devices import Device, get_device
+from chinchilla_ds.budget.speed.step_time import estimate_step_time
 from chinchilla_ds.errors import ConfigError, LayoutError
-from chinchilla_ds.plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute
+from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute
 from chinchilla_ds.testing.configs import tiny_shape
 
 GIB = 2**30

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.budget.activations import activation_bytes, chunks_in_flight
-from chinchilla_ds.budget.memory import (
+from chinchilla_ds.budget.memory.activations import activation_bytes, chunks_in_flight
+from chinchilla_ds.budget.memory.peak import (
     estimate_memory,
     estimate_stages,
     gradients_before,
@@ -15,9 +15,9 @@ from chinchilla_ds.budget.memory import (
     peak_bytes,
     stage_params,
 )
-from chinchilla_ds.budget.model_states import StateBytes, state_bytes
-from chinchilla_ds.budget.parameters import count_parameters
-from chinchilla_ds.plan import BatchPlan, MemoryBytes, ModelShape, Offload, ParallelLayout, Precision, Recompute
+from chinchilla_ds.budget.memory.states import StateBytes, state_bytes
+from chinchilla_ds.budget.shape.parameters import count_parameters
+from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, ModelShape, Offload, ParallelLayout, Precision, Recompute
 
 SHAPE = ModelShape(  # Llama 2 7B's
     num_layers=32,

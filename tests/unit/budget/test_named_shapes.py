@@ -1,7 +1,7 @@
 import pytest
 
-from chinchilla_ds.budget.named_shapes import NAMED_SHAPES, decoder_of, named_shape
-from chinchilla_ds.budget.parameters import count_parameters
+from chinchilla_ds.budget.shape.parameters import count_parameters
+from chinchilla_ds.budget.shape.published import NAMED_SHAPES, decoder_of, named_shape
 from chinchilla_ds.errors import ConfigError
 
 # Parameters of the released checkpoints (LlamaForCausalLM.num_parameters of their config.json), and of the papers.

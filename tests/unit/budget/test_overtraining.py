@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from chinchilla_ds.budget.overtraining import SIZE_FACTORS, overtraining_curve
-from chinchilla_ds.budget.scaling_laws import LAWS, SurfaceLaw
+from chinchilla_ds.budget.laws.lookup import LAWS, SurfaceLaw
+from chinchilla_ds.budget.laws.overtraining import SIZE_FACTORS, overtraining_curve
 
 SURFACES = [law for law in LAWS.values() if isinstance(law, SurfaceLaw)]
 

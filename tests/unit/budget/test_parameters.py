@@ -1,7 +1,7 @@
 import pytest
 
-from chinchilla_ds.budget.parameters import PaperShape, count_parameters, paper_params
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.budget.shape.parameters import PaperShape, count_parameters, paper_params
+from chinchilla_ds.run_plan import ModelShape
 
 # Hoffmann et al. 2022, Table A9: parameters (million), d_model, ffw_size, kv_size, n_heads, n_layers
 TABLE_A9 = (

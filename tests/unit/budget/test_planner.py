@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from chinchilla_ds.budget.flops import decoder_flops_per_token
-from chinchilla_ds.budget.parameters import count_parameters
 from chinchilla_ds.budget.planner import plan, smallest_budget
 from chinchilla_ds.budget.report import format_plan
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
+from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, DataConfig, LayoutConfig, RunConfig
 from chinchilla_ds.errors import ChinchillaError, ConfigError, LayoutError, PlanError
-from chinchilla_ds.plan import Decay, Offload, ParallelLayout, Precision, Recompute, RunPlan
+from chinchilla_ds.run_plan import Decay, Offload, ParallelLayout, Precision, Recompute, RunPlan
 
 BUDGETS = [mantissa * 10.0**exponent for exponent in range(11, 26) for mantissa in (1.0, 2.7, 6.3)]
 
@@ -294,7 +294,8 @@ def test_too_large_a_budget() -> None:
 
 def test_planning_imports_no_framework() -> None:
     code = (
-        "import sys, chinchilla_ds.budget.planner, chinchilla_ds.budget.ds_config, chinchilla_ds.budget.report;"
+        "import sys, chinchilla_ds.budget.planner, chinchilla_ds.budget.report;"
+        "import chinchilla_ds.budget.deepspeed_json.resolve;"
         "print(sorted({'torch', 'deepspeed', 'megatron', 'numpy'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

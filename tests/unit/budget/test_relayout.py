@@ -5,13 +5,13 @@ import itertools
 
 import pytest
 
-from chinchilla_ds.budget.ds_config import apply_to_config, resolve, shipped_configs
+from chinchilla_ds.budget.deepspeed_json.resolve import apply_to_config, resolve, shipped_configs
+from chinchilla_ds.budget.layout.relayout import is_laid_out, lay_out, lay_out_again
 from chinchilla_ds.budget.planner import plan as make_plan
-from chinchilla_ds.budget.relayout import is_laid_out, lay_out, lay_out_again
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import LayoutError
-from chinchilla_ds.export.imported_plan import plan_of
-from chinchilla_ds.plan import Cluster, Precision, RunPlan
+from chinchilla_ds.exporting.imported_plan import plan_of
+from chinchilla_ds.run_plan import Cluster, Precision, RunPlan
 from chinchilla_ds.testing import tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
 

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from chinchilla_ds.budget.memory import estimate_memory
-from chinchilla_ds.budget.relief import MAX_RELIEFS, NOTICEABLE, reliefs
-from chinchilla_ds.plan import Offload, Recompute, RunPlan
+from chinchilla_ds.budget.layout.relief import MAX_RELIEFS, NOTICEABLE, reliefs
+from chinchilla_ds.budget.memory.peak import estimate_memory
+from chinchilla_ds.run_plan import Offload, Recompute, RunPlan
 from chinchilla_ds.testing import tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from chinchilla_ds.budget.repetition import optimal_with_repetition, repeated_loss
-from chinchilla_ds.budget.scaling_laws import SurfaceLaw, get_law
+from chinchilla_ds.budget.laws.lookup import SurfaceLaw, get_law
+from chinchilla_ds.budget.laws.repetition import optimal_with_repetition, repeated_loss
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.budget.parameters import count_parameters, params_in_convention
-from chinchilla_ds.budget.scaling_laws import (
+from chinchilla_ds.budget.laws.lookup import (
     DEFAULT_LAW,
     LAWS,
     FrontierLaw,
@@ -21,8 +20,9 @@ from chinchilla_ds.budget.scaling_laws import (
     get_law,
     load_law,
 )
+from chinchilla_ds.budget.shape.parameters import count_parameters, params_in_convention
 from chinchilla_ds.errors import ConfigError
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.run_plan import ModelShape
 from tests.shared_data import shared_data
 
 SURFACES = [law for law in LAWS.values() if isinstance(law, SurfaceLaw)]

@@ -3,10 +3,10 @@ import math
 
 import pytest
 
-from chinchilla_ds.budget.flops import decoder_flops_per_token
-from chinchilla_ds.budget.hardware import Device, get_device
-from chinchilla_ds.budget.machine import make_machine
-from chinchilla_ds.budget.step_time import (
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
+from chinchilla_ds.budget.speed.devices import Device, get_device
+from chinchilla_ds.budget.speed.rates import make_machine
+from chinchilla_ds.budget.speed.step_time import (
     DataParallelTime,
     MicroBatchTime,
     OptimizerTime,
@@ -17,7 +17,7 @@ from chinchilla_ds.budget.step_time import (
     optimizer_time,
 )
 from chinchilla_ds.errors import ConfigError
-from chinchilla_ds.plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute, StepTime
+from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute, StepTime
 
 GIGA = Device(
     name="Giga",

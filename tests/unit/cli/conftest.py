@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.budget.ds_config import write_shipped
+from chinchilla_ds.budget.deepspeed_json.resolve import write_shipped
 from chinchilla_ds.cli import pretrain
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.state import CheckpointState
-from chinchilla_ds.cli.run_request import RunRequest
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.runs.request import RunRequest
 from chinchilla_ds.testing import tiny_plan
 
 TRAIN_ITERS = 9

@@ -8,7 +8,7 @@ import pytest
 from chinchilla_ds.cli.arguments import BESIDE_A_PLAN, flag_of, parse
 from chinchilla_ds.config import GuardConfig, OnSpike
 from chinchilla_ds.errors import ConfigError
-from chinchilla_ds.plan import Decay, Recompute
+from chinchilla_ds.run_plan import Decay, Recompute
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 
 from chinchilla_ds.cli.arguments import Arguments, parse
-from chinchilla_ds.cli.earlier_run import Continued, continued, find_run, named_run, take_over
-from chinchilla_ds.cli.run_request import RunRequest
 from chinchilla_ds.config import (
     CheckpointConfig,
     DataConfig,
@@ -20,7 +18,9 @@ from chinchilla_ds.config import (
     SaveInterval,
 )
 from chinchilla_ds.errors import CheckpointError
-from chinchilla_ds.plan import Recompute
+from chinchilla_ds.run_plan import Recompute
+from chinchilla_ds.runs.earlier import Continued, continued, find_run, named_run, take_over
+from chinchilla_ds.runs.request import RunRequest
 from chinchilla_ds.testing import tiny_plan
 from tests.unit.cli.earlier_runs import TRAIN_ITERS, begin, save, state_at
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.cli import endings
-from chinchilla_ds.cli.endings import Ending, Interrupted, at_ending, end_well, no_library_exits
 from chinchilla_ds.distributed.launch import LaunchError
 from chinchilla_ds.errors import DataError
+from chinchilla_ds.processes import endings
+from chinchilla_ds.processes.endings import Ending, Interrupted, at_ending, end_well, no_library_exits
 
 PEER_GONE = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from chinchilla_ds.cli.main import main
-from chinchilla_ds.cli.run_text import DATA_NAME, place_of_text
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe, rules_of
-from chinchilla_ds.data.pipeline import prepare_recipe
+from chinchilla_ds.data.preparing.pipeline import prepare_recipe
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe, rules_of
+from chinchilla_ds.runs.text import DATA_NAME, place_of_text
 from tests.parity.transformers_llama import llama_of
 from tests.unit.inference.models import EOD_ID, reader, small_tokenizer, write_run
 
@@ -115,7 +115,7 @@ def test_the_runs_own_held_out_text_is_the_default_and_its_sources_are_told_apar
 
 
 def _held_out_texts(prepared):
-    from chinchilla_ds.data.indexed import read_documents
+    from chinchilla_ds.data.feeding.indexed import read_documents
 
     tokenizer = small_tokenizer()
     return [tokenizer.decode(tokens.tolist()) for tokens in read_documents(prepared.held_out_prefix)]

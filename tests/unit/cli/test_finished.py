@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from chinchilla_ds.cli import pretrain
-from chinchilla_ds.cli.earlier_run import continued
-from chinchilla_ds.cli.finished import describe_finished
-from chinchilla_ds.cli.run_request import RunRequest
 from chinchilla_ds.config import RunConfig
+from chinchilla_ds.runs.earlier import continued
+from chinchilla_ds.runs.finished import describe_finished
+from chinchilla_ds.runs.request import RunRequest
 from tests.unit.cli.earlier_runs import begin, save
 
 REACHED = {"loss": 3.25, "held_out_loss": 3.5, "held_out_bits_per_byte": 1.75}

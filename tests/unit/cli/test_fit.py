@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chinchilla_ds.budget.fitting.surface import Surface
-from chinchilla_ds.budget.scaling_laws import load_law
+from chinchilla_ds.budget.laws.fitting.surface import Surface
+from chinchilla_ds.budget.laws.lookup import load_law
 from chinchilla_ds.cli import fit
 from chinchilla_ds.cli.arguments import Parser
 from chinchilla_ds.cli.main import main

@@ -11,10 +11,10 @@ import pytest
 
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.cli import pretrain
-from chinchilla_ds.cli.initial_weights import check_initial_tokenizer, check_initial_weights
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import CheckpointError
-from chinchilla_ds.plan import FUNCTION_FIELDS, ModelShape
+from chinchilla_ds.run_plan import FUNCTION_FIELDS, ModelShape
+from chinchilla_ds.runs.initial_weights import check_initial_tokenizer, check_initial_weights
 from chinchilla_ds.testing import tiny_plan
 from tests.unit.cli.earlier_runs import save
 

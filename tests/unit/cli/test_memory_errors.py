@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from chinchilla_ds.cli.memory_errors import memory_errors
 from chinchilla_ds.errors import OutOfMemoryError
+from chinchilla_ds.runs.memory_errors import memory_errors
 from chinchilla_ds.testing import tiny_plan
 
 PLAN = tiny_plan(micro_batch_size=8)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.cli import mix_run, proxy_process
+from chinchilla_ds.cli import mix_run
 from chinchilla_ds.cli.main import main, run_command
 from chinchilla_ds.errors import ChinchillaError, ConfigError, DataError, OutputError
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.runs import proxy as proxy_process
 from tests.unit.cli.test_mix import write_corpus
 
 PRETEND = """

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.cli.output import check_output, output_errors, write_text
 from chinchilla_ds.errors import OutputError
+from chinchilla_ds.runs.disk import check_output, output_errors, write_text
 
 _FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

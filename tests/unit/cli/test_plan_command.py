@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.budget.scaling_laws import LAWS
+from chinchilla_ds.budget.laws.lookup import LAWS
 from chinchilla_ds.cli.main import main
-from chinchilla_ds.cli.plan_file import read_plan
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.runs.plan_file import read_plan
 
 REQUIRED = (
     "num_params",

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from chinchilla_ds.budget.planner import plan as make_plan
-from chinchilla_ds.cli.plan_file import read_plan
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ChinchillaError, ConfigError, LayoutError
+from chinchilla_ds.runs.plan_file import read_plan
 
 PLAN = make_plan(RunConfig(compute_budget_flops=1e11), world_size=1, device="cpu")
 

@@ -11,10 +11,10 @@ from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.cli import pretrain
 from chinchilla_ds.cli.arguments import parse
 from chinchilla_ds.cli.main import run_command
-from chinchilla_ds.cli.prepared_corpus import with_prepared_corpus
-from chinchilla_ds.cli.run_request import RunRequest
 from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.errors import DataError
+from chinchilla_ds.runs.corpus import with_prepared_corpus
+from chinchilla_ds.runs.request import RunRequest
 from tests.unit.cli.test_mix import write_corpus
 
 

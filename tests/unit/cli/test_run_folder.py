@@ -7,12 +7,12 @@ import pytest
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.state import CheckpointState
-from chinchilla_ds.cli.earlier_run import Continued, continued
-from chinchilla_ds.cli.run_folder import make_run_folder, open_run_folder
-from chinchilla_ds.cli.run_request import RunRequest
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.data.prepared import PreparedData, PreparedSource
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.runs.earlier import Continued, continued
+from chinchilla_ds.runs.folder import make_run_folder, open_run_folder
+from chinchilla_ds.runs.request import RunRequest
 from chinchilla_ds.testing import tiny_plan
 
 

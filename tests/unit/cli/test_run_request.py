@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.cli.run_request import FREE_FIELDS, RunLock, RunRequest, SavedRequest, known_problems
 from chinchilla_ds.config import (
     CheckpointConfig,
     DataConfig,
@@ -21,9 +20,10 @@ from chinchilla_ds.config import (
     RunConfig,
     SaveInterval,
 )
-from chinchilla_ds.data.sources import Kind, find_corpus
+from chinchilla_ds.data.reading.sources import Kind, find_corpus
 from chinchilla_ds.errors import CheckpointError
-from chinchilla_ds.plan import Decay, Precision
+from chinchilla_ds.run_plan import Decay, Precision
+from chinchilla_ds.runs.request import FREE_FIELDS, RunLock, RunRequest, SavedRequest, known_problems
 from chinchilla_ds.testing import tiny_plan
 
 ROOT = Path(__file__).parents[3]
@@ -249,7 +249,7 @@ def test_an_old_run_cannot_begin_with_other_weights(resume: str, init_from: Path
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from chinchilla_ds.cli.run_request import RunLock
+from chinchilla_ds.runs.request import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

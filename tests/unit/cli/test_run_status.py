@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.cli import run_status
-from chinchilla_ds.cli.endings import Ending
-from chinchilla_ds.cli.run_status import STATUS_NAME, RunStatus
 from chinchilla_ds.errors import OutputError
+from chinchilla_ds.processes.endings import Ending
+from chinchilla_ds.runs import status as run_status
+from chinchilla_ds.runs.status import STATUS_NAME, RunStatus
 from tests.unit.training.states import make_state
 
 

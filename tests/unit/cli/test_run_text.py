@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.cli.run_text import find_text, folder_of_texts
 from chinchilla_ds.errors import DataError
+from chinchilla_ds.runs.text import find_text, folder_of_texts
 
 
 def prepared_in(folder: Path) -> Path:

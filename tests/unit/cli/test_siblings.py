@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from chinchilla_ds.cli import siblings
-from chinchilla_ds.cli.siblings import Siblings
+from chinchilla_ds.processes import siblings
+from chinchilla_ds.processes.siblings import Siblings
 
 LIVE = "import time; time.sleep(60)"
 

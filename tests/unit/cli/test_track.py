@@ -20,8 +20,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from chinchilla_ds.cli.main import main
-from chinchilla_ds.cli.run_request import RunLock
 from chinchilla_ds.cli.track import status_of
+from chinchilla_ds.runs.request import RunLock
 from chinchilla_ds.testing import tiny_plan
 from chinchilla_ds.tracking import mlflow_database
 from chinchilla_ds.tracking.destination import MlflowDestination

@@ -7,7 +7,7 @@ import pytest
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.data.prepare import prepare
 from chinchilla_ds.data.prepared import PreparedData
-from chinchilla_ds.plan import (
+from chinchilla_ds.run_plan import (
     BatchPlan,
     ModelShape,
     OptimizerPlan,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chinchilla_ds.data.blend import BlendSource, blend, unimax
-from chinchilla_ds.data.indexed import (
+from chinchilla_ds.data.feeding.indexed import (
     BlendedSequences,
     Sequences,
     interleave,
@@ -202,7 +202,7 @@ def test_a_second_opening_reads_the_index(
 ) -> None:
     first = open_three(prefixes, weights=[0.5, 0.2, 0.3], num_samples=90, index_folder=tmp_path)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    monkeypatch.setattr("chinchilla_ds.data.indexed.interleave", None)
+    monkeypatch.setattr("chinchilla_ds.data.feeding.indexed.interleave", None)
     again = open_three(prefixes, weights=[0.5, 0.2, 0.3], num_samples=90, index_folder=tmp_path)
     assert rows(again, range(90)) == rows(first, range(90))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
@@ -212,7 +212,7 @@ def test_stock_megatron_opens_the_files_and_blends_them_in_the_same_order(prefix
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
-    from chinchilla_ds.data.indexed import _TokenizerFacts
+    from chinchilla_ds.data.feeding.indexed import _TokenizerFacts
 
     weights, num_samples = [0.5, 0.2, 0.3], 300
     config = GPTDatasetConfig(

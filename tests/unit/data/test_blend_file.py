@@ -10,15 +10,15 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from chinchilla_ds.config import DataConfig
-from chinchilla_ds.data.blend_file import read_blend
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe
-from chinchilla_ds.data.loader import TokenLoader
-from chinchilla_ds.data.mixture.text import blend_text
-from chinchilla_ds.data.pipeline import prepare_recipe
+from chinchilla_ds.data.feeding.blend_file import read_blend
+from chinchilla_ds.data.feeding.loader import TokenLoader
+from chinchilla_ds.data.mixture.screen import blend_text
 from chinchilla_ds.data.prepare import prepare
 from chinchilla_ds.data.prepared import PreparedData
+from chinchilla_ds.data.preparing.pipeline import prepare_recipe
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe
 from chinchilla_ds.errors import DataError
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from tests.unit.data.conftest import SEQ_LENGTH, VOCAB_SIZE, make_documents
 
 MakePlan = Callable[..., RunPlan]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.data.cleaning import DEFAULT_RULES, Cleaned, Cleaner, CleaningConfig, Rule, is_long_enough
+from chinchilla_ds.data.cleaning.rules import DEFAULT_RULES, Cleaned, Cleaner, CleaningConfig, Rule, is_long_enough
 from chinchilla_ds.errors import ConfigError
 from tests.unit.data.languages import LANGUAGES
 
@@ -254,7 +254,8 @@ def test_a_short_article_in_chinese_is_long_enough() -> None:
 
 def test_naming_the_rules_loads_nothing_heavy() -> None:
     script = (
-        "import sys, chinchilla_ds.data.cleaning; print({'numpy', 'ftfy', 'datatrove', 'spacy'} & set(sys.modules))"
+        "import sys, chinchilla_ds.data.cleaning.rules;"
+        "print({'numpy', 'ftfy', 'datatrove', 'spacy'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.data.cleaning import Rule
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe, find_sources, load_recipe
+from chinchilla_ds.data.cleaning.rules import Rule
 from chinchilla_ds.data.dedup.bands import PRESETS, Unit
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe, find_sources, load_recipe
 from chinchilla_ds.errors import ConfigError, DataError
 
 WHOLE = """

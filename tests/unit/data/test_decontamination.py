@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.data.decontamination import Contamination, read_benchmarks, read_contamination
+from chinchilla_ds.data.cleaning.decontamination import Contamination, read_benchmarks, read_contamination
 from chinchilla_ds.errors import DataError
 from tests.unit.data.languages import LANGUAGES
 

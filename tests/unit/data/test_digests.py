@@ -13,12 +13,12 @@ import pytest
 from chinchilla_ds.cli.main import main
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.data import digests
-from chinchilla_ds.data.indexed import check_index
-from chinchilla_ds.data.loader import TokenLoader, open_held_out
+from chinchilla_ds.data.feeding.indexed import check_index
+from chinchilla_ds.data.feeding.loader import TokenLoader, open_held_out
 from chinchilla_ds.data.prepare import prepare
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import DataError
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from tests.unit.data.conftest import SEQ_LENGTH, VOCAB_SIZE
 
 TRAIN = "train-corpus.bin"

@@ -10,11 +10,11 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from chinchilla_ds.data import parts
-from chinchilla_ds.data.parts import Mended, Problem
-from chinchilla_ds.data.readers import parts_of, read_part
-from chinchilla_ds.data.sources import find_source
-from chinchilla_ds.data.stages import messages
+from chinchilla_ds.data.preparing.read_stage import messages
+from chinchilla_ds.data.reading import parts
+from chinchilla_ds.data.reading.parts import Mended, Problem
+from chinchilla_ds.data.reading.readers import parts_of, read_part
+from chinchilla_ds.data.reading.sources import find_source
 from chinchilla_ds.errors import DataError
 
 
@@ -223,7 +223,7 @@ def test_an_arrow_folder_that_names_files_elsewhere(tmp_path: Path) -> None:
     state = json.loads((folder / "state.json").read_text())
     state["_data_files"] = [{"filename": "../outside.arrow"}]
     (folder / "state.json").write_text(json.dumps(state))
-    from chinchilla_ds.data import hub
+    from chinchilla_ds.data.reading import hub
 
     hub._saved.cache_clear()
     with pytest.raises(DataError, match=r"names the data file '\.\./outside\.arrow', which is not one of its folder"):

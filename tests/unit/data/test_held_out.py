@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from chinchilla_ds.data import held_out, stages
-from chinchilla_ds.data.cleaning import CleaningConfig
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe
+from chinchilla_ds.data.cleaning.rules import CleaningConfig
 from chinchilla_ds.data.dedup.bands import PRESETS
-from chinchilla_ds.data.ledger import Ledger
-from chinchilla_ds.data.pipeline import prepare_recipe
 from chinchilla_ds.data.prepared import PreparedData
-from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.preparing import held_out
+from chinchilla_ds.data.preparing import read_stage as stages
+from chinchilla_ds.data.preparing.ledger import Ledger
+from chinchilla_ds.data.preparing.pipeline import prepare_recipe
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from tests.unit.data.dedup.pairs import make_pair, real_texts
 
 THRESHOLD = 0.8

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.data.hub import HubName, parse_hub_name
-from chinchilla_ds.data.readers import Problem, parts_of, read_part
-from chinchilla_ds.data.sources import find_source
+from chinchilla_ds.data.reading.hub import HubName, parse_hub_name
+from chinchilla_ds.data.reading.readers import Problem, parts_of, read_part
+from chinchilla_ds.data.reading.sources import find_source
 from chinchilla_ds.errors import DataError
 
 

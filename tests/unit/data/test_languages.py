@@ -11,7 +11,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from chinchilla_ds.cli.main import main
 from chinchilla_ds.data.prepared import PreparedData
-from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from tests.unit.data.languages import LANGUAGES
 
 TEXTS = [text for texts in LANGUAGES.values() for text in texts]

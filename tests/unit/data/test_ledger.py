@@ -3,9 +3,16 @@ from collections import Counter
 
 import pytest
 
-from chinchilla_ds.budget.repetition import optimal_with_repetition
-from chinchilla_ds.budget.scaling_laws import DEFAULT_LAW, get_law
-from chinchilla_ds.data.ledger import Amount, Ledger, budget_for_epochs, format_ledger, make_ledger, source_ledger
+from chinchilla_ds.budget.laws.lookup import DEFAULT_LAW, get_law
+from chinchilla_ds.budget.laws.repetition import optimal_with_repetition
+from chinchilla_ds.data.preparing.ledger import (
+    Amount,
+    Ledger,
+    budget_for_epochs,
+    format_ledger,
+    make_ledger,
+    source_ledger,
+)
 
 COUNTS = Counter(
     {

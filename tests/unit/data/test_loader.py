@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from chinchilla_ds.data import loader as loader_module
-from chinchilla_ds.data.loader import MicroBatch, TokenLoader
+from chinchilla_ds.data.feeding import loader as loader_module
+from chinchilla_ds.data.feeding.loader import MicroBatch, TokenLoader
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import OutputError
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.testing.run_on_ranks import run_on_ranks
 from tests.unit.data.conftest import SEQ_LENGTH
 

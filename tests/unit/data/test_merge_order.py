@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from chinchilla_ds.data.merge_order import TiedScoresError, merged, merges_of
+from chinchilla_ds.data.tokenizing.merge_order import TiedScoresError, merged, merges_of
 
 
 def by_rank(text, ranks):

@@ -6,8 +6,8 @@ import pytest
 from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES, is_bad
 from ftfy.chardata import CHARMAP_ENCODINGS
 
-from chinchilla_ds.data import mojibake
-from chinchilla_ds.data.mojibake import FTFY_CONFIG, repair, repair_lines, suspects
+from chinchilla_ds.data.cleaning import mojibake
+from chinchilla_ds.data.cleaning.mojibake import FTFY_CONFIG, repair, repair_lines, suspects
 from tests.unit.data.languages import LANGUAGES
 
 CLEAN = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.data.pii import (
+from chinchilla_ds.data.cleaning.pii import (
     EMAIL_PLACEHOLDER,
     IP_PLACEHOLDER,
     PHONE_PLACEHOLDER,

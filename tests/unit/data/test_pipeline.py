@@ -13,16 +13,17 @@ import zstandard
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from chinchilla_ds.config import DataConfig
-from chinchilla_ds.data import parts, readers, stages
 from chinchilla_ds.data.blend import blend_of
-from chinchilla_ds.data.cleaning import CleaningConfig
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe, load_recipe
-from chinchilla_ds.data.ledger import Ledger
-from chinchilla_ds.data.pipeline import prepare_recipe
+from chinchilla_ds.data.cleaning.rules import CleaningConfig
 from chinchilla_ds.data.prepare import check_enough_tokens
 from chinchilla_ds.data.prepared import PreparedData
-from chinchilla_ds.data.shards import document_hash
-from chinchilla_ds.data.tokenizer import Tokenizer
+from chinchilla_ds.data.preparing import read_stage as stages
+from chinchilla_ds.data.preparing.ledger import Ledger
+from chinchilla_ds.data.preparing.pipeline import prepare_recipe
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe, load_recipe
+from chinchilla_ds.data.preparing.segments import document_hash
+from chinchilla_ds.data.reading import parts, readers
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.errors import DataError, OutputError
 
 WORDS = [f"{left}{right}" for left in ("al", "be", "cu", "do", "er", "fi") for right in ("na", "to", "ri", "sel", "mu")]
@@ -258,7 +259,7 @@ def test_the_line_of_a_problem_is_right_in_the_middle_of_a_large_file(tmp_path: 
 
 
 def readers_files(path: Path) -> Iterator[readers.SourceFile]:
-    from chinchilla_ds.data.sources import find_source
+    from chinchilla_ds.data.reading.sources import find_source
 
     yield from find_source([str(path)], text_field="text").files
 

@@ -12,13 +12,13 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from chinchilla_ds.config import DataConfig
-from chinchilla_ds.data import pipeline as pipeline_module
-from chinchilla_ds.data import stages as stages_module
-from chinchilla_ds.data.cleaning import Cleaner, CleaningConfig
-from chinchilla_ds.data.encode import unigram_loss
+from chinchilla_ds.data.cleaning.rules import Cleaner, CleaningConfig
 from chinchilla_ds.data.prepare import prepare
 from chinchilla_ds.data.prepared import PreparedData, is_prepared
-from chinchilla_ds.data.tokenizer import SentencePieceTokenizer, Tokenizer
+from chinchilla_ds.data.preparing import pipeline as pipeline_module
+from chinchilla_ds.data.preparing import read_stage as stages_module
+from chinchilla_ds.data.preparing.encode import unigram_loss
+from chinchilla_ds.data.tokenizing.tokenizer import SentencePieceTokenizer, Tokenizer
 from chinchilla_ds.errors import DataError, OutputError
 from tests.unit.data.conftest import SEQ_LENGTH, VOCAB_SIZE
 

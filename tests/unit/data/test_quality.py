@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from chinchilla_ds.data.cleaning import Cleaner, CleaningConfig, Rule
+from chinchilla_ds.data.cleaning.rules import Cleaner, CleaningConfig, Rule
 from chinchilla_ds.errors import ConfigError
 
 needs_datatrove = pytest.mark.skipif(

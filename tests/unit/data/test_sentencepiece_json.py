@@ -11,8 +11,8 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
-from chinchilla_ds.data.sentencepiece_json import check_exportable, to_tokenizers
-from chinchilla_ds.data.tokenizer import ModelType, SentencePieceTokenizer, train_tokenizer
+from chinchilla_ds.data.tokenizing.sentencepiece_json import check_exportable, to_tokenizers
+from chinchilla_ds.data.tokenizing.tokenizer import ModelType, SentencePieceTokenizer, train_tokenizer
 from chinchilla_ds.errors import DataError
 from tests.unit.data.conftest import make_documents
 from tests.unit.data.test_tokenizer import fuzzed_texts

@@ -8,9 +8,9 @@ import pyarrow.parquet
 import pytest
 
 from chinchilla_ds.config import DataConfig
-from chinchilla_ds.data.kinds import Kind
-from chinchilla_ds.data.readers import TEXT_DOCUMENT_BYTES, Problem, parts_of, read_part
-from chinchilla_ds.data.sources import MAX_PROBLEMS, Corpus, find_corpus, raise_problems
+from chinchilla_ds.data.reading.kinds import Kind
+from chinchilla_ds.data.reading.readers import TEXT_DOCUMENT_BYTES, Problem, parts_of, read_part
+from chinchilla_ds.data.reading.sources import MAX_PROBLEMS, Corpus, find_corpus, raise_problems
 from chinchilla_ds.errors import DataError
 
 

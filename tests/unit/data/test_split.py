@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chinchilla_ds.data import split
-from chinchilla_ds.data.shards import SegmentWriter, document_hash, segments_of
-from chinchilla_ds.data.split import Kept, held_out_threshold, tokenizer_sample
+from chinchilla_ds.data.preparing import split
+from chinchilla_ds.data.preparing.segments import SegmentWriter, document_hash, segments_of
+from chinchilla_ds.data.preparing.split import Kept, held_out_threshold, tokenizer_sample
 from chinchilla_ds.errors import DataError
 from tests.unit.data.conftest import make_documents
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from chinchilla_ds.data import streams
-from chinchilla_ds.data.streams import ArchiveError, EndlessLineError, is_packed, lines, open_bytes
+from chinchilla_ds.data.reading import streams
+from chinchilla_ds.data.reading.streams import ArchiveError, EndlessLineError, is_packed, lines, open_bytes
 
 Pack = Callable[[bytes], bytes]
 PACKS: dict[str, Pack] = {
@@ -145,7 +145,7 @@ def test_a_line_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.Monk
 def test_ranges_share_a_file_also_behind_a_byte_order_mark_and_across_long_lines(
     tmp_path: Path, part_bytes: int
 ) -> None:
-    from chinchilla_ds.data.encodings import open_text
+    from chinchilla_ds.data.reading.encodings import open_text
 
     path = tmp_path / "a.jsonl"
     wanted = [b"a\n", b"bb\n", None, b"c" * 30 + b"\n", None, b"d\n", b"e"]

@@ -9,8 +9,8 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from chinchilla_ds.data.remembered_words import _STRETCHES
-from chinchilla_ds.data.tokenizer import (
+from chinchilla_ds.data.tokenizing.remembered_words import _STRETCHES
+from chinchilla_ds.data.tokenizing.tokenizer import (
     EOD_PIECE,
     HuggingFaceTokenizer,
     ModelType,
@@ -104,7 +104,7 @@ def test_remembered_words_give_what_sentencepiece_gives(model_type: ModelType, n
 
 
 def test_memory_is_bounded(trained: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chinchilla_ds.data.remembered_words._MAX_REMEMBERED", 50)
+    monkeypatch.setattr("chinchilla_ds.data.tokenizing.remembered_words._MAX_REMEMBERED", 50)
     for number in range(0, 200, 20):
         list(trained.encode_documents([b"x" * 1000, " ".join(map(str, range(number))).encode()], num_threads=1))
         assert len(trained._memory._known) <= 50

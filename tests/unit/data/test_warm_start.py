@@ -11,14 +11,14 @@ import pytest
 
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.data import prepare as prepare_module
-from chinchilla_ds.data.corpus import find_sources
-from chinchilla_ds.data.kinds import Kind
-from chinchilla_ds.data.loader import TokenLoader
-from chinchilla_ds.data.pipeline import content_key
+from chinchilla_ds.data.feeding.loader import TokenLoader
 from chinchilla_ds.data.prepare import prepare
 from chinchilla_ds.data.prepared import INPUTS_NAME, PreparedData
-from chinchilla_ds.data.sources import SourceFile, identities
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.data.preparing.pipeline import content_key
+from chinchilla_ds.data.preparing.recipe import find_sources
+from chinchilla_ds.data.reading.kinds import Kind
+from chinchilla_ds.data.reading.sources import SourceFile, identities
+from chinchilla_ds.run_plan import RunPlan
 from tests.unit.data.conftest import SEQ_LENGTH, VOCAB_SIZE
 
 NUM_FILES = 3000

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.budget.ds_config import emit, resolve
-from chinchilla_ds.budget.ds_table import SECTIONS
+from chinchilla_ds.budget.deepspeed_json.resolve import emit, resolve
+from chinchilla_ds.budget.deepspeed_json.table import SECTIONS
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.engine import deepspeed_json
-from chinchilla_ds.engine.deepspeed_json import check_with_deepspeed
+from chinchilla_ds.engine.deepspeed_check import check_with_deepspeed
 from chinchilla_ds.errors import DsConfigError
-from chinchilla_ds.plan import Offload, Precision, RunPlan
+from chinchilla_ds.run_plan import Offload, Precision, RunPlan
 
 VALUES: tuple[Any, ...] = (
     *(True, False, 0, 1, 2, -1, 0.5, 5e8, 5e8 + 0.5, 10**300, -1e300),

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.budget import ds_config
-from chinchilla_ds.budget.parameters import count_parameters
+from chinchilla_ds.budget.deepspeed_json import resolve as ds_config
+from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.writer import write_checkpoint
-from chinchilla_ds.data.tokenizer import SentencePieceTokenizer, train_tokenizer
-from chinchilla_ds.plan import ModelShape
+from chinchilla_ds.data.tokenizing.tokenizer import SentencePieceTokenizer, train_tokenizer
+from chinchilla_ds.run_plan import ModelShape
 from chinchilla_ds.testing import tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
 from tests.parity.reference_llama import random_megatron_state

@@ -11,16 +11,16 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.cli.main import main
-from chinchilla_ds.data.corpus import Recipe, SourceRecipe, rules_of
-from chinchilla_ds.data.pipeline import prepare_recipe
-from chinchilla_ds.data.sentencepiece_json import to_tokenizers
-from chinchilla_ds.data.tokenizer import HuggingFaceTokenizer, Tokenizer
+from chinchilla_ds.data.preparing.pipeline import prepare_recipe
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe, rules_of
+from chinchilla_ds.data.tokenizing.sentencepiece_json import to_tokenizers
+from chinchilla_ds.data.tokenizing.tokenizer import HuggingFaceTokenizer, Tokenizer
 from chinchilla_ds.evaluation.documents import file_documents, find_files, held_out_documents
-from chinchilla_ds.export.card import TrainingFacts
-from chinchilla_ds.export.read import import_folder
-from chinchilla_ds.export.write import export_checkpoint
+from chinchilla_ds.exporting.card import TrainingFacts
+from chinchilla_ds.exporting.read import import_folder
+from chinchilla_ds.exporting.write import export_checkpoint
 from chinchilla_ds.inference.model import TrainedModel
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from tests.unit.data.test_sentencepiece_json import train
 
 TEMPLATE = "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}"
@@ -129,7 +129,7 @@ def prepared(llama, tmp_path):
 
 
 def test_training_documents_begin_and_end_as_the_tokenizer_says(prepared):
-    from chinchilla_ds.data.indexed import read_documents
+    from chinchilla_ds.data.feeding.indexed import read_documents
 
     model, corpus, _ = prepared
     documents = [tokens.tolist() for tokens in read_documents(corpus.train_prefix)]

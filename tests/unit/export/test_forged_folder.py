@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.cli.main import main
-from chinchilla_ds.export.card import TrainingFacts
-from chinchilla_ds.export.quantize import Quantization, quantize_folder
-from chinchilla_ds.export.read import import_folder
-from chinchilla_ds.export.write import export_checkpoint
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.exporting.card import TrainingFacts
+from chinchilla_ds.exporting.quantize import Quantization, quantize_folder
+from chinchilla_ds.exporting.read import import_folder
+from chinchilla_ds.exporting.write import export_checkpoint
+from chinchilla_ds.run_plan import Precision
 from tests.unit.data.test_tokenizer_child import panics
 from tests.unit.export.conftest import small_shape, write_random
 

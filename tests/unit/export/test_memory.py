@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from chinchilla_ds.budget import ds_config
+from chinchilla_ds.budget.deepspeed_json import resolve as ds_config
 from chinchilla_ds.checkpoint.tensors import BLOCK_BYTES
 from chinchilla_ds.checkpoint.writer import write_checkpoint
-from chinchilla_ds.export import llama
-from chinchilla_ds.export.config_json import config_of
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.exporting import llama
+from chinchilla_ds.exporting.config_json import config_of
+from chinchilla_ds.run_plan import Precision
 from chinchilla_ds.testing import tiny_plan
 from tests.unit.export.conftest import english_tokenizer, small_shape
 
@@ -26,10 +26,10 @@ MEASURED = """
 import json, sys
 from pathlib import Path
 from chinchilla_ds.checkpoint.reader import CheckpointReader
-from chinchilla_ds.export.card import TrainingFacts
-from chinchilla_ds.export.read import import_folder
-from chinchilla_ds.export.write import export_checkpoint
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.exporting.card import TrainingFacts
+from chinchilla_ds.exporting.read import import_folder
+from chinchilla_ds.exporting.write import export_checkpoint
+from chinchilla_ds.run_plan import Precision
 
 def peak():  # not ru_maxrss, which begins with that of the process that started this one
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]

@@ -8,15 +8,15 @@ from transformers import AutoModelForCausalLM
 
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.errors import ConfigError
-from chinchilla_ds.export.card import TrainingFacts
-from chinchilla_ds.export.config_json import read_config
-from chinchilla_ds.export.measure import load_model, measure
-from chinchilla_ds.export.quantize import CODECS, Quantization, is_matrix, quantize_folder
-from chinchilla_ds.export.read import import_folder
-from chinchilla_ds.export.shards import ShardReader
-from chinchilla_ds.export.vector_folder import open_weights
-from chinchilla_ds.export.write import export_checkpoint
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.exporting.card import TrainingFacts
+from chinchilla_ds.exporting.config_json import read_config
+from chinchilla_ds.exporting.measure import load_model, measure
+from chinchilla_ds.exporting.quantize import CODECS, Quantization, is_matrix, quantize_folder
+from chinchilla_ds.exporting.read import import_folder
+from chinchilla_ds.exporting.shards import ShardReader
+from chinchilla_ds.exporting.vector_folder import open_weights
+from chinchilla_ds.exporting.write import export_checkpoint
+from chinchilla_ds.run_plan import Precision
 from tests.unit.export.conftest import small_shape, write_random
 
 TOKENS = torch.arange(2, 34)

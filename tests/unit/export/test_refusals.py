@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.cli.main import main
 from chinchilla_ds.errors import ConfigError, DataError, OutputError
-from chinchilla_ds.export.card import TrainingFacts
-from chinchilla_ds.export.read import import_folder
-from chinchilla_ds.export.write import export_checkpoint
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.exporting.card import TrainingFacts
+from chinchilla_ds.exporting.read import import_folder
+from chinchilla_ds.exporting.write import export_checkpoint
+from chinchilla_ds.run_plan import Precision
 
 FACTS = TrainingFacts(consumed_tokens=0, flops_spent=0.0)
 

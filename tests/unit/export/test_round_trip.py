@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from chinchilla_ds.checkpoint import tensors
 from chinchilla_ds.checkpoint.reader import CheckpointReader
-from chinchilla_ds.export.card import TrainingFacts
-from chinchilla_ds.export.read import import_folder
-from chinchilla_ds.export.shards import ShardReader
-from chinchilla_ds.export.write import export_checkpoint
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.exporting.card import TrainingFacts
+from chinchilla_ds.exporting.read import import_folder
+from chinchilla_ds.exporting.shards import ShardReader
+from chinchilla_ds.exporting.write import export_checkpoint
+from chinchilla_ds.run_plan import Precision
 from tests.parity.reference_llama import ReferenceLlama, load_from_megatron_state
 from tests.unit.export.conftest import english_tokenizer, small_shape
 

@@ -9,10 +9,10 @@ import sentencepiece
 import tokenizers
 from transformers import AutoTokenizer
 
-from chinchilla_ds.data.sentencepiece_json import to_tokenizers
-from chinchilla_ds.data.tokenizer import HuggingFaceTokenizer, ModelType, Tokenizer, train_tokenizer
+from chinchilla_ds.data.tokenizing.sentencepiece_json import to_tokenizers
+from chinchilla_ds.data.tokenizing.tokenizer import HuggingFaceTokenizer, ModelType, Tokenizer, train_tokenizer
 from chinchilla_ds.errors import DataError
-from chinchilla_ds.export.tokenizer_files import find_tokenizer, write_tokenizer
+from chinchilla_ds.exporting.tokenizer_files import find_tokenizer, write_tokenizer
 from tests.unit.data.conftest import make_documents
 from tests.unit.data.test_tokenizer import fuzzed_texts
 

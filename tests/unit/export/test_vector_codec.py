@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from chinchilla_ds.export.vector_codec import Codec, decode, encode, pack, relative_error, unpack
+from chinchilla_ds.exporting.vector_codec import Codec, decode, encode, pack, relative_error, unpack
 
 LLOYD_MAX = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}
 """Least mean squared error of a scalar quantiser of a unit Gaussian by bits: Max 1960, table I."""

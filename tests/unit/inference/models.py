@@ -9,11 +9,11 @@ from torch import Tensor
 
 from chinchilla_ds.checkpoint.folder import checkpoint_name
 from chinchilla_ds.checkpoint.writer import write_checkpoint
-from chinchilla_ds.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+from chinchilla_ds.data.tokenizing.tokenizer import SentencePieceTokenizer, train_tokenizer
 from chinchilla_ds.inference.decoder import Decoder
 from chinchilla_ds.inference.load import load_decoder
 from chinchilla_ds.inference.ranks import ModelRanks
-from chinchilla_ds.plan import RunPlan
+from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.testing import tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
 from tests.parity.reference_llama import ReferenceLlama, load_from_megatron_state, random_megatron_state

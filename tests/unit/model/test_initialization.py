@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from tests.parity import harness
 from tests.parity.layouts import Case
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from chinchilla_ds.plan import (
+from chinchilla_ds.run_plan import (
     BatchPlan,
     ModelShape,
     OptimizerPlan,

@@ -7,7 +7,7 @@ from megatron.core.parallel_state import RankGenerator
 
 from chinchilla_ds.engine.nonfinite import FirstBad, Place
 from chinchilla_ds.engine.result import StepResult
-from chinchilla_ds.plan import Precision
+from chinchilla_ds.run_plan import Precision
 from chinchilla_ds.testing import tiny_plan
 from chinchilla_ds.training.bad_batches import SAME_SCALE_OVERFLOWS, BadBatches, locate, ranks_of_stage
 
@@ -75,10 +75,12 @@ def test_chunks_come_before_stages() -> None:
 
 def test_the_samples_are_the_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Truth: what the loader reads for that rank and micro-batch."""
-    from chinchilla_ds.data.loader import TokenLoader
+    from chinchilla_ds.data.feeding.loader import TokenLoader
 
     read: list[list[int]] = []
-    monkeypatch.setattr("chinchilla_ds.data.loader._micro_batch", lambda _, samples, **__: read.append(list(samples)))
+    monkeypatch.setattr(
+        "chinchilla_ds.data.feeding.loader._micro_batch", lambda _, samples, **__: read.append(list(samples))
+    )
     loader = object.__new__(TokenLoader)
     loader._plan, loader._prepared = PLAN, None  # type: ignore[assignment]
     loader._train = []  # type: ignore[assignment]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from chinchilla_ds.engine.result import StepResult
+from chinchilla_ds.processes.stopping import StopRequest
 from chinchilla_ds.training.loop import _Run
-from chinchilla_ds.training.stopping import StopRequest
 from tests.unit.training.states import make_state, take_step
 
 TRAIN_ITERS = 3

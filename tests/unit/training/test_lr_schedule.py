@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from chinchilla_ds.plan import Decay, Schedule
+from chinchilla_ds.run_plan import Decay, Schedule
 from chinchilla_ds.training.lr_schedule import learning_rate
 
 PEAK, MINIMUM, TRAIN_ITERS, WARMUP = 1e-3, 1e-4, 100, 10

@@ -4,8 +4,8 @@ import csv
 
 import numpy as np
 
-from chinchilla_ds.budget.fitting.runs import RunTable, run_table
-from chinchilla_ds.budget.fitting.surface import Surface
+from chinchilla_ds.budget.laws.fitting.runs import RunTable, run_table
+from chinchilla_ds.budget.laws.fitting.surface import Surface
 from tests.shared_data import shared_data
 
 TRUTH = Surface(irreducible_loss=1.8, params_coefficient=480.0, tokens_coefficient=2085.0, alpha=0.348, beta=0.366)

@@ -8,10 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from chinchilla_ds.budget.fitting.bootstrap import SurfaceBootstrap, bootstrap_surface, resampling_weights
-from chinchilla_ds.budget.fitting.intervals import bias_corrected_interval, percentile_interval
-from chinchilla_ds.budget.fitting.runs import RunTable
-from chinchilla_ds.budget.fitting.surface import Form, Objective, Surface, fit_surface
+from chinchilla_ds.budget.laws.fitting.bootstrap import SurfaceBootstrap, bootstrap_surface, resampling_weights
+from chinchilla_ds.budget.laws.fitting.intervals import bias_corrected_interval, percentile_interval
+from chinchilla_ds.budget.laws.fitting.runs import RunTable
+from chinchilla_ds.budget.laws.fitting.surface import Form, Objective, Surface, fit_surface
 from chinchilla_ds.errors import DataError
 from tests.unit.budget.fitting.synthetic import TRUTH, chinchilla_points, isoflop_design, noisy, sweep
 

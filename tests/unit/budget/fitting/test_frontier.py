@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from chinchilla_ds.budget.fitting.envelope import fit_envelope
-from chinchilla_ds.budget.fitting.frontier import find_levels
-from chinchilla_ds.budget.fitting.isoflop import fit_isoflop, parabola_bias
-from chinchilla_ds.budget.fitting.runs import RunTable, run_table
-from chinchilla_ds.budget.fitting.surface import Surface
+from chinchilla_ds.budget.laws.fitting.envelope import fit_envelope
+from chinchilla_ds.budget.laws.fitting.frontier import find_levels
+from chinchilla_ds.budget.laws.fitting.isoflop import fit_isoflop, parabola_bias
+from chinchilla_ds.budget.laws.fitting.runs import RunTable, run_table
+from chinchilla_ds.budget.laws.fitting.surface import Surface
 from chinchilla_ds.errors import DataError
 
 BUDGETS = (1e17, 1e18, 1e19, 1e20, 1e21)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from chinchilla_ds.budget.fitting.hold_out import hold_out
-from chinchilla_ds.budget.fitting.surface import Form, fit_surface
+from chinchilla_ds.budget.laws.fitting.hold_out import hold_out
+from chinchilla_ds.budget.laws.fitting.surface import Form, fit_surface
 from tests.unit.budget.fitting.synthetic import STEEP, losses, surface_of, sweep
 
 CURVED = surface_of((1.5, 4e6, 4e7, 0.8, 0.8, 0.4))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from chinchilla_ds.budget.fitting.bootstrap import bootstrap_surface
-from chinchilla_ds.budget.fitting.runs import run_table
-from chinchilla_ds.budget.fitting.surface import Form, Objective, fit_surface
+from chinchilla_ds.budget.laws.fitting.bootstrap import bootstrap_surface
+from chinchilla_ds.budget.laws.fitting.runs import run_table
+from chinchilla_ds.budget.laws.fitting.surface import Form, Objective, fit_surface
 from tests.unit.budget.fitting.synthetic import (
     STEEP,
     TRUTH,

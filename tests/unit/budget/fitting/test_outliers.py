@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from chinchilla_ds.budget.fitting.outliers import drop_outliers
-from chinchilla_ds.budget.fitting.surface import fit_surface
+from chinchilla_ds.budget.laws.fitting.outliers import drop_outliers
+from chinchilla_ds.budget.laws.fitting.surface import fit_surface
 from chinchilla_ds.errors import DataError
 from tests.unit.budget.fitting.synthetic import chinchilla_points, sweep
 

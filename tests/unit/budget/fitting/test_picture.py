@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from chinchilla_ds.budget.fitting import picture
-from chinchilla_ds.budget.fitting.analysis import FitRequest, analyse
-from chinchilla_ds.budget.fitting.result import FitReport
-from chinchilla_ds.budget.fitting.runs import run_table
-from chinchilla_ds.budget.fitting.surface import Surface
+from chinchilla_ds.budget.laws.fitting import picture
+from chinchilla_ds.budget.laws.fitting.analysis import FitRequest, analyse
+from chinchilla_ds.budget.laws.fitting.result import FitReport
+from chinchilla_ds.budget.laws.fitting.runs import run_table
+from chinchilla_ds.budget.laws.fitting.surface import Surface
 from chinchilla_ds.errors import ConfigError, OutputError
 
 SURFACE = Surface(irreducible_loss=1.7, params_coefficient=400.0, tokens_coefficient=1000.0, alpha=0.35, beta=0.32)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.budget.fitting.read import Row, read_runs, table_of
+from chinchilla_ds.budget.laws.fitting.read import Row, read_runs, table_of
 from chinchilla_ds.errors import DataError
 
 HEADER = "num_params,num_tokens,loss"

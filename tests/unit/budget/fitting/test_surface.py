@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from chinchilla_ds.budget.fitting.objective import center, hessian, linearise, residuals
-from chinchilla_ds.budget.fitting.runs import RunTable, run_table
-from chinchilla_ds.budget.fitting.surface import Form, Objective, Surface, fit_surface
+from chinchilla_ds.budget.laws.fitting.objective import center, hessian, linearise, residuals
+from chinchilla_ds.budget.laws.fitting.runs import RunTable, run_table
+from chinchilla_ds.budget.laws.fitting.surface import Form, Objective, Surface, fit_surface
 from chinchilla_ds.errors import DataError
 from tests.unit.budget.fitting.synthetic import STEEP, chinchilla_points, surface_of, sweep
 

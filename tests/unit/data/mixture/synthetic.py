@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.budget.laws.fitting.runs import Floats
 
 NOISE = 0.005
 """Relative standard deviation of a small run's loss over seeds."""

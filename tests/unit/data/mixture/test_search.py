@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.mixture import FAMILIES, least_loss
-from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.budget.laws.fitting.runs import Floats
 from chinchilla_ds.data.mixture.regression import FORMS
 from chinchilla_ds.data.mixture.sampling import design_mixtures
 from chinchilla_ds.data.mixture.search import MixtureFit, epoch_bounds, rank_correlation, search_mixture

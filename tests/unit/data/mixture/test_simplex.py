@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from chinchilla_ds.budget.fitting.runs import Floats
+from chinchilla_ds.budget.laws.fitting.runs import Floats
 from chinchilla_ds.data.mixture.simplex import Bounds, descend, project, spread_points
 
 

@@ -1,0 +1,1 @@
+"""DeepSpeed's JSON: every key, who decides it, and the resolved file."""

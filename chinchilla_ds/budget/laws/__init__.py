@@ -1,0 +1,1 @@
+"""Scaling laws: forms, the published ones, how they are chosen and fitted."""

@@ -1,0 +1,83 @@
+"""Leaving out runs that do not belong: only on request, by one stated rule, every dropped run with its reason."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from chinchilla_ds.budget.laws.fitting.hold_out import FEWEST_RUNS
+from chinchilla_ds.budget.laws.fitting.objective import center, residuals
+from chinchilla_ds.budget.laws.fitting.runs import Floats, Mask, RunTable
+from chinchilla_ds.budget.laws.fitting.solve import solve
+from chinchilla_ds.errors import DataError
+
+LARGEST_DEVIATION = 5.0
+"""Robust standard deviations; a normal residual exceeds it once in 1.7 million."""
+SIGMA_PER_MAD = 1.4826
+"""Standard deviation over median absolute deviation of a normal distribution."""
+LARGEST_SHARE = 0.1
+"""Of the runs that the rule may drop; where it would drop more, it is the form that does not fit."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutlierDecision:
+    """Which runs stay, and why the others go."""
+
+    kept: Mask
+    """[run]."""
+    reasons: tuple[str, ...]
+    """One for each run that was dropped, in the order of the table."""
+
+
+def drop_outliers(runs: RunTable, /) -> OutlierDecision:
+    """Return which runs lie within five robust standard deviations of the surface; no fit calls this by itself.
+
+    The surface with k = 1 is fitted by least absolute deviations, which a few wild runs hardly move. A run whose log
+    residual is more than 5 x 1.4826 x the median absolute deviation from the median is dropped, and the rest fitted
+    again, until none is. Both signs count: a run can be wrong by too low a loss, of another text for example.
+
+    Args:
+        runs: at least 12 runs.
+
+    Raises:
+        DataError: too few runs to know their spread, or more than a tenth of them beyond the limit.
+
+    Source: the rule of the median absolute deviation, Leys et al. 2013 (doi:10.1016/j.jesp.2013.03.013), with 5 in
+        place of their 2.5 to 3. It is not that of Besiroglu et al. 2024 (arXiv:2404.10102), who drop the five runs of
+        highest loss.
+    """
+    if len(runs) < FEWEST_RUNS:
+        raise DataError(f"{len(runs)} runs are too few to tell an outlier by; it takes {FEWEST_RUNS} or more")
+    kept = np.ones(len(runs), dtype=np.bool_)
+    while True:
+        deviation = _deviations(runs, kept)
+        beyond = kept & (np.abs(deviation) > LARGEST_DEVIATION)
+        if not beyond.any():
+            return OutlierDecision(
+                kept=kept, reasons=tuple(_reason(runs, row, deviation[row]) for row in np.flatnonzero(~kept).tolist())
+            )
+        kept = kept & ~beyond
+        if np.sum(~kept) > LARGEST_SHARE * len(runs):
+            raise DataError(
+                f"{np.sum(~kept)} of {len(runs)} runs lie more than {LARGEST_DEVIATION:g} robust standard deviations "
+                f"from the surface; above {LARGEST_SHARE:.0%} it is not a matter of outliers: look at the runs"
+            )
+
+
+def _deviations(runs: RunTable, kept: Mask) -> Floats:
+    """Return every run's log residual in robust standard deviations of the kept ones, [run]."""
+    points = center(runs.select(kept))
+    theta = solve(points, delta=0, free_outer_exponent=False).theta[None]
+    residual = residuals(points.with_runs(runs), theta)[0]
+    middle = np.median(residual[kept])
+    spread = SIGMA_PER_MAD * np.median(np.abs(residual[kept] - middle))
+    # residuals of an exact fit are rounding: nothing is far from it
+    out: Floats = (middle - residual) / max(spread, 1e-9)
+    return out
+
+
+def _reason(runs: RunTable, row: int, deviation: float) -> str:
+    side = "above" if deviation > 0 else "below"
+    return (
+        f"{runs.name(row)} (N {runs.num_params[row]:.3g}, D {runs.num_tokens[row]:.3g}, loss {runs.loss[row]:.4g}): "
+        f"{abs(deviation):.1f} robust standard deviations {side} the surface, the limit is {LARGEST_DEVIATION:g}"
+    )

@@ -1,0 +1,1 @@
+"""The parallel layout: its rules, the search, what relieves a full device."""

@@ -1,0 +1,113 @@
+"""A plan on other ranks: the same model, the same batches, another layout."""
+
+import dataclasses
+import math
+
+from chinchilla_ds.budget.batching import BatchRequest, choose_batch
+from chinchilla_ds.budget.layout.rules import validate_layout
+from chinchilla_ds.budget.memory.peak import estimate_memory
+from chinchilla_ds.budget.planner import check_and_lay_out, precision_of
+from chinchilla_ds.config import RunConfig
+from chinchilla_ds.errors import LayoutError
+from chinchilla_ds.run_plan import BatchPlan, ParallelLayout, RunPlan
+
+
+def is_laid_out(plan: RunPlan, /) -> bool:
+    """Return whether a plan was made for a machine; that of imported weights says what they are, and no more."""
+    return plan.memory_bytes is not None
+
+
+def lay_out(plan: RunPlan, *, config: RunConfig, world_size: int, device: str) -> RunPlan:
+    """Return a plan that was made for no machine in the layout and precision that `config` names.
+
+    Args:
+        plan: Model, tokens, optimizer and the global batch are taken as they are.
+        config: Of a run: flags and the ds_config.
+        world_size: All ranks.
+        device: "cpu" or "cuda"; decides the default precision and the micro-batch.
+
+    Raises:
+        ConfigError: values of `config` that mean nothing.
+        LayoutError: the global batch cannot be dealt to so many data-parallel ranks, or the layout cannot be built.
+    """
+    layout = check_and_lay_out(config, world_size=world_size, device=device)
+    request = BatchRequest(
+        wanted_tokens=plan.num_tokens,
+        seq_length=plan.shape.seq_length,
+        global_batch_size=plan.batch.global_batch_size,
+        micro_batch_size=None,
+        device=device,
+    )
+    largest = choose_batch(request=request, layout=layout).micro_batch_size
+    batch = _dealt(plan.batch, layout=layout, largest_micro_batch=largest)
+    precision = precision_of(config, device=device)
+    validate_layout(shape=plan.shape, layout=layout, precision=precision, batch=batch)
+    return dataclasses.replace(
+        plan,
+        layout=layout,
+        batch=batch,
+        device=device,
+        precision=precision,
+        memory_bytes=estimate_memory(shape=plan.shape, layout=layout, batch=batch, precision=precision, device=device),
+        reasons=(*plan.reasons, f"Laid out on {world_size} ranks as the ds_config says."),
+    )
+
+
+def lay_out_again(old: RunPlan, *, like: RunPlan, micro_batch_is_asked: bool = True) -> RunPlan:
+    """Return `old` in the layout of `like`; the global batch stays, its share of a rank changes.
+
+    Args:
+        old: What was trained so far.
+        like: Made for the ranks that there are now: its layout and its micro-batch at most are taken.
+        micro_batch_is_asked: Whether somebody asked for `like`'s micro-batch; else the old one stays with its layout.
+
+    Raises:
+        LayoutError: the global batch cannot be dealt to so many data-parallel ranks, or the layout cannot be built.
+    """
+    layout = like.layout
+    is_same = like.batch.micro_batch_size == old.batch.micro_batch_size or not micro_batch_is_asked
+    if layout == old.layout and is_same:
+        return old
+    batch = _dealt(old.batch, layout=layout, largest_micro_batch=like.batch.micro_batch_size)
+    validate_layout(shape=old.shape, layout=layout, precision=old.precision, batch=batch)
+    why = (
+        f"Continued on {layout.world_size} ranks after {old.layout.world_size}: the global batch of "
+        f"{batch.global_batch_size} sequences stays, in micro-batches of {batch.micro_batch_size}."
+    )
+    return dataclasses.replace(
+        old,
+        layout=layout,
+        batch=batch,
+        device=like.device,
+        cluster=like.cluster,
+        memory_bytes=like.memory_bytes,
+        step_time=like.step_time,
+        reasons=(*old.reasons, why),
+    )
+
+
+def _dealt(batch: BatchPlan, *, layout: ParallelLayout, largest_micro_batch: int) -> BatchPlan:
+    """Return the same global batch over a layout's data-parallel ranks.
+
+    Raises:
+        LayoutError: they cannot share it.
+    """
+    global_batch_size = batch.global_batch_size
+    per_rank, rest = divmod(global_batch_size, layout.data_parallel_size)
+    if rest:
+        low = [size for size in range(1, math.isqrt(global_batch_size) + 1) if global_batch_size % size == 0]
+        sizes = sorted({*low, *(global_batch_size // size for size in low)})
+        nearest = sorted(sizes, key=lambda size: abs(size - layout.data_parallel_size))[:2]
+        replica = layout.world_size // layout.data_parallel_size
+        raise LayoutError(
+            f"the run has a global batch of {global_batch_size} sequences, which {layout.data_parallel_size} "
+            f"data-parallel ranks cannot share; {' or '.join(map(str, sorted(nearest)))} can: start "
+            f"{' or '.join(str(size * replica) for size in sorted(nearest))} ranks"
+        )
+    # Interleaved stages take micro-batches in rounds of the pipeline's length.
+    unit = layout.pipeline_model_parallel_size if layout.virtual_pipeline_model_parallel_size > 1 else 1
+    fitting = (size for size in range(1, largest_micro_batch + 1) if per_rank % (size * unit) == 0)
+    micro_batch_size = max(fitting, default=1)
+    return dataclasses.replace(
+        batch, micro_batch_size=micro_batch_size, gradient_accumulation_steps=per_rank // micro_batch_size
+    )

@@ -1,0 +1,112 @@
+"""What would make a plan need less memory, by the plan's own estimate: the fewest and cheapest changes first."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chinchilla_ds.budget.layout.rules import validate_layout
+from chinchilla_ds.budget.memory.peak import estimate_memory
+from chinchilla_ds.errors import LayoutError
+from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, Offload, ParallelLayout, Recompute, RunPlan
+from chinchilla_ds.units import format_bytes
+
+NOTICEABLE = 0.9
+"""A change must bring the estimate below this share of the plan's own: the plan that ran out was thought to fit."""
+MAX_RELIEFS = 3
+_Change = tuple[str, dict[str, object]]
+"""What to write, and the fields of the layout, or micro_batch_size, that it sets."""
+_RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relief:
+    """A change that helps; the same global batch, and so the same model."""
+
+    flags: tuple[str, ...]
+    """What to write on the command line or in the ds_config."""
+    memory: MemoryBytes
+    """Of the fullest rank, after it."""
+
+    def __str__(self) -> str:
+        """Return `--micro-batch-size 2 and --recompute full: 3.1 GiB`."""
+        return f"{' and '.join(self.flags)}: {format_bytes(self.memory.total)}"
+
+
+def reliefs(plan: RunPlan, /, *, capacity_bytes: int | None) -> tuple[Relief, ...]:
+    """Return up to MAX_RELIEFS changes under which a rank needs less than it has, nearest first, one of each kind.
+
+    Args:
+        plan: What ran out of memory.
+        capacity_bytes: Memory of one rank's device; None where that is not known.
+    """
+    now = estimate_memory(
+        shape=plan.shape, layout=plan.layout, batch=plan.batch, precision=plan.precision, device=plan.device
+    )
+    limit = NOTICEABLE * now.total if capacity_bytes is None else min(NOTICEABLE * now.total, capacity_bytes)
+    nearest: dict[tuple[str, ...], Relief] = {}
+    for relief in _changes(plan):
+        if relief.memory.total <= limit:
+            nearest.setdefault(tuple(flag.split()[0] for flag in relief.flags), relief)
+    return tuple(nearest.values())[:MAX_RELIEFS]
+
+
+def _changes(plan: RunPlan) -> Iterator[Relief]:
+    """Yield legal changes: fewest first, then in the order of what they cost, a smaller micro-batch least."""
+    layout, batch = plan.layout, plan.batch
+    choices: list[list[_Change]] = [
+        _micro_batches(batch),
+        [(f"--recompute {one}", {"recompute": one}) for one in _after(_RECOMPUTE, layout.recompute)],
+        [
+            (f'"zero_optimization": {{"stage": {stage}}}', {"zero_stage": stage})
+            for stage in range(layout.zero_stage + 1, 4)
+            if layout.data_parallel_size > 1
+        ],
+        _offloads(layout),
+    ]
+    combinations = sorted(
+        itertools.product(*([None, *options] for options in choices)),
+        key=lambda chosen: (sum(one is not None for one in chosen), [one is None for one in chosen]),
+    )
+    for chosen in combinations:
+        taken = [one for one in chosen if one is not None]
+        if taken and (relief := _relief(plan, [flag for flag, _ in taken], [values for _, values in taken])):
+            yield relief
+
+
+def _micro_batches(batch: BatchPlan) -> list[_Change]:
+    sizes = [size for size in range(batch.micro_batch_size - 1, 0, -1) if batch.micro_batch_size % size == 0]
+    return [(f"--micro-batch-size {size}", {"micro_batch_size": size}) for size in sizes]
+
+
+def _offloads(layout: ParallelLayout) -> list[_Change]:
+    found: list[_Change] = []
+    if layout.offload_optimizer is Offload.NONE:
+        found.append(('"offload_optimizer": {"device": "cpu"}', {"offload_optimizer": Offload.CPU}))
+    if layout.offload_param is Offload.NONE:
+        both: dict[str, object] = {"offload_optimizer": Offload.CPU, "offload_param": Offload.CPU}
+        found.append(('"offload_optimizer" and "offload_param": {"device": "cpu"}', both))
+    return found
+
+
+def _after(order: tuple[Recompute, ...], present: Recompute) -> tuple[Recompute, ...]:
+    return order[order.index(present) + 1 :]
+
+
+def _relief(plan: RunPlan, flags: list[str], values: list[dict[str, object]]) -> Relief | None:
+    """Return the change, or None where it is not legal."""
+    changed = {name: value for one in values for name, value in one.items()}
+    batch = plan.batch
+    size = changed.pop("micro_batch_size", batch.micro_batch_size)
+    assert isinstance(size, int)
+    factor = batch.micro_batch_size // size
+    batch = dataclasses.replace(
+        batch, micro_batch_size=size, gradient_accumulation_steps=batch.gradient_accumulation_steps * factor
+    )
+    layout = dataclasses.replace(plan.layout, **changed)  # type: ignore[arg-type]
+    try:
+        validate_layout(shape=plan.shape, layout=layout, precision=plan.precision, batch=batch)
+    except LayoutError:
+        return None
+    memory = estimate_memory(shape=plan.shape, layout=layout, batch=batch, precision=plan.precision, device=plan.device)
+    return Relief(flags=tuple(flags), memory=memory)

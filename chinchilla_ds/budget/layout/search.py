@@ -1,0 +1,439 @@
+"""The fastest parallel layout that fits: every legal layout, its memory and its step time.
+
+Nothing is skipped by a rule of thumb. Memory and time are sums of parts that depend on few of a layout's fields each;
+every part is computed once. A layout whose training state alone exceeds the device is refused without looking at its
+activations, which can only add to it.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from chinchilla_ds.budget.layout.space import (
+    Block,
+    LayoutRequest,
+    Rejection,
+    States,
+    Tally,
+    blocks,
+    label,
+    make_batch,
+)
+from chinchilla_ds.budget.memory.activations import ActivationBytes, activation_bytes
+from chinchilla_ds.budget.memory.peak import CPU, estimate_memory, gradients_before, margin_bytes, peak_bytes
+from chinchilla_ds.budget.memory.states import StateBytes, state_bytes
+from chinchilla_ds.budget.speed.devices import DEVICES, Device
+from chinchilla_ds.budget.speed.rates import Machine, make_machine
+from chinchilla_ds.budget.speed.step_time import (
+    DataParallelTime,
+    MicroBatchTime,
+    OptimizerTime,
+    Parts,
+    combine,
+    data_parallel_time,
+    micro_batch_time,
+    optimizer_time,
+    to_step_time,
+)
+from chinchilla_ds.errors import ConfigError, LayoutError, did_you_mean
+from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, Offload, ParallelLayout, Recompute, StepTime
+from chinchilla_ds.units import format_bytes
+
+__all__ = ["Candidate", "LayoutRequest", "LayoutSearch", "Rejection", "search_layouts"]
+
+TIE = 1.005
+"""Layouts whose times lie within this factor count as equally fast; the simplest of them wins."""
+MAX_RUNNERS_UP = 4
+MAX_DOUBLINGS = 10
+"""How far a search for a cluster that would do goes: 1024 times the one that was asked for."""
+_MEMORY_RULE = "memory of the device is exceeded"
+_HOST_RULE = "memory of the host is exceeded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A layout that fits."""
+
+    layout: ParallelLayout
+    batch: BatchPlan
+    memory: MemoryBytes
+    step_time: StepTime | None
+    """None: the device's rates are not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutSearch:
+    """What a search found."""
+
+    best: Candidate
+    runners_up: tuple[Candidate, ...]
+    """The fastest of each other family of TP, PP and ZeRO stage, fastest first."""
+    rejected: tuple[Rejection, ...]
+    """Layouts that a rule or the memory refuses, most layouts first."""
+    num_considered: int
+    num_legal: int
+    """Layouts that the engine can build."""
+    num_fitting: int
+
+
+class _Fit(NamedTuple):
+    """A layout that fits, in the order of preference among equally fast ones: simplest first."""
+
+    simplicity: tuple[int, ...]
+    total_s: float
+    block: Block
+    states: States
+    recompute: Recompute
+    micro_batch_size: int
+    parts: Parts | None
+
+
+def search_layouts(request: LayoutRequest, /) -> LayoutSearch:
+    """Return the fastest layout that fits the device, and what else there was.
+
+    Among layouts within 0.5 % of the fastest, the simplest wins: no offload, less recomputation, a lower ZeRO stage,
+    less tensor parallelism, fewer stages, fewer chunks, no sequence parallelism, a smaller micro-batch. Without known
+    rates there is no time: then the simplest that fits wins, with the largest micro-batch.
+
+    Raises:
+        ConfigError: the device's memory is not known.
+        LayoutError: no layout is legal, or none fits; says what would.
+    """
+    known = [field.name for field in dataclasses.fields(ParallelLayout)] + ["micro_batch_size"]
+    if unknown := sorted(request.fixed.keys() - set(known)):
+        raise ConfigError([f"{name} is not a field of a layout{did_you_mean(name, known)}" for name in unknown])
+    capacity = request.device.memory_bytes
+    if capacity is None:
+        raise ConfigError(
+            f"the memory of device {request.device.name} is not known, so no layout can be chosen for it; give "
+            "memory_bytes in a --hardware file, or name the layout"
+        )
+    machine = _machine(request)
+    tally = Tally()
+    walk = _Walk(request, capacity=capacity, machine=machine, tally=tally)
+    fits = [fit for block in blocks(request, tally) for fit in walk.fits(block)]
+    if walk.num_legal == 0:
+        raise LayoutError(_nothing_legal(request, tally))
+    if not fits:
+        raise LayoutError(_nothing_fits(request, capacity))
+    best = _best(fits)
+    return LayoutSearch(
+        best=_candidate(best, request, machine),
+        runners_up=tuple(_candidate(fit, request, machine) for fit in _runners_up(fits, best)),
+        rejected=tally.rejections(),
+        num_considered=tally.considered,
+        num_legal=walk.num_legal,
+        num_fitting=len(fits),
+    )
+
+
+def _machine(request: LayoutRequest) -> Machine | None:
+    """Return the machine, or None where its rates are not known."""
+    try:
+        return make_machine(
+            device=request.device,
+            precision=request.precision,
+            world_size=request.world_size,
+            devices_per_node=request.devices_per_node,
+        )
+    except ConfigError:
+        return None
+
+
+def _best(fits: list[_Fit]) -> _Fit:
+    limit = min(fit.total_s for fit in fits) * TIE
+    return min((fit for fit in fits if fit.total_s <= limit), key=lambda fit: (fit.simplicity, fit.total_s))
+
+
+def _runners_up(fits: list[_Fit], best: _Fit) -> list[_Fit]:
+    families: dict[tuple[int, int, int], list[_Fit]] = {}
+    for fit in fits:
+        families.setdefault((fit.block.tensor, fit.block.pipeline, fit.states.zero_stage), []).append(fit)
+    del families[best.block.tensor, best.block.pipeline, best.states.zero_stage]
+    first = [_best(family) for family in families.values()]
+    return sorted(first, key=lambda fit: (fit.total_s, fit.simplicity))[:MAX_RUNNERS_UP]
+
+
+def _candidate(fit: _Fit, request: LayoutRequest, machine: Machine | None) -> Candidate:
+    layout = fit.block.layout(fit.states, fit.recompute)
+    batch = make_batch(request, data=fit.block.data, micro_batch_size=fit.micro_batch_size)
+    time = None
+    if machine is not None and fit.parts is not None:
+        time = to_step_time(
+            fit.parts,
+            shape=request.shape,
+            recompute=fit.recompute,
+            batch=batch,
+            world_size=request.world_size,
+            machine=machine,
+        )
+    memory = estimate_memory(
+        shape=request.shape, layout=layout, batch=batch, precision=request.precision, device=request.device.kind
+    )
+    return Candidate(layout=layout, batch=batch, memory=memory, step_time=time)
+
+
+class _Walk:
+    """Memory and time of one block of layouts after the other; parts that blocks share are kept."""
+
+    def __init__(self, request: LayoutRequest, *, capacity: float, machine: Machine | None, tally: Tally) -> None:
+        self.request, self.capacity, self.machine, self.tally = request, capacity, machine, tally
+        self.num_legal = 0
+        self._collectives: dict[tuple[int, int, int], DataParallelTime] = {}
+        self._optimizers: dict[tuple[int, int, States], OptimizerTime] = {}
+        self._states: dict[tuple[int, int, States], tuple[StateBytes, ...]] = {}
+        self._micro: dict[tuple[int, int, bool, Recompute, int], MicroBatchTime] = {}
+
+    def fits(self, block: Block) -> Iterator[_Fit]:
+        """Yield the block's layouts that fit."""
+        self.num_legal += len(block.states) * len(block.recomputes) * len(block.micro_batch_sizes)
+        nothing = (_NO_ACTIVATIONS,) * len(_ends(block))
+        for size in block.micro_batch_sizes:
+            micro_batches = self.request.global_batch_size // block.data // size
+            kept = []
+            for states in block.states:
+                held = self._held(block, states, micro_batches)
+                if self._exceeds_host(held):
+                    self._refuse_host(block, states, size, held)
+                elif (least := self._total(held, nothing)) > self.capacity:
+                    self._refuse(block, states, block.recomputes[0], size, least, count=len(block.recomputes))
+                else:
+                    kept.append((states, held))
+            for recompute in block.recomputes if kept else ():
+                saved = self._activation_bytes(block, recompute, size, micro_batches)
+                for states, held in kept:
+                    total = self._total(held, saved)
+                    if total > self.capacity:
+                        self._refuse(block, states, recompute, size, total)
+                    else:
+                        yield self._fit(block, states, recompute, size, micro_batches)
+
+    def needs(self, block: Block) -> Iterator[tuple[int, str]]:
+        """Yield the bytes that each of the block's layouts needs, and its name."""
+        for size in block.micro_batch_sizes:
+            micro_batches = self.request.global_batch_size // block.data // size
+            for recompute in block.recomputes:
+                saved = self._activation_bytes(block, recompute, size, micro_batches)
+                for states in block.states:
+                    held = self._held(block, states, micro_batches)
+                    if not self._exceeds_host(held):
+                        name = label(block.layout(states, recompute), micro_batch_size=size)
+                        yield self._total(held, saved), name
+
+    def _total(self, held: Sequence[tuple[StateBytes, int]], saved: Sequence[ActivationBytes]) -> int:
+        """Return the peak of the fullest rank, from what the ranks of both ends hold."""
+        tensors = 0
+        for (state, before), activations in zip(held, saved, strict=True):
+            tensors = max(tensors, peak_bytes(state=state, activations=activations, gradients_before=before))
+        return tensors + margin_bytes(tensors, device=self.request.device.kind)
+
+    def _exceeds_host(self, held: Sequence[tuple[StateBytes, int]]) -> bool:
+        room = self.request.device.host_memory_bytes
+        return room is not None and _host_bytes(held) > room
+
+    def _refuse_host(self, block: Block, states: States, size: int, held: Sequence[tuple[StateBytes, int]]) -> None:
+        def example() -> str:
+            name = label(block.layout(states, block.recomputes[0]), micro_batch_size=size)
+            room = format_bytes(self.request.device.host_memory_bytes or 0)
+            return f"{name}: offloads {format_bytes(_host_bytes(held))} per device of {room}"
+
+        self.tally.refuse_by(rule=_HOST_RULE, count=len(block.recomputes), example=example)
+
+    def _refuse(
+        self, block: Block, states: States, recompute: Recompute, size: int, total: float, *, count: int = 1
+    ) -> None:
+        def example() -> str:
+            name = label(block.layout(states, recompute), micro_batch_size=size)
+            return f"{name}: needs {format_bytes(total)} of {format_bytes(self.capacity)}"
+
+        self.tally.refuse_by(rule=_MEMORY_RULE, count=count, example=example)
+
+    def _fit(self, block: Block, states: States, recompute: Recompute, size: int, micro_batches: int) -> _Fit:
+        parts = None
+        if self.machine is not None:
+            parts = combine(
+                micro=self._micro_batch_time(block, recompute, size, self.machine),
+                collectives=self._collective_time(block, states.zero_stage, self.machine),
+                optimizer=self._optimizer_time(block, states, self.machine),
+                virtual=block.virtual,
+                pipeline=block.pipeline,
+                micro_batches=micro_batches,
+            )
+        offloads = (states.offload_optimizer is not Offload.NONE) + (states.offload_param is not Offload.NONE)
+        simplicity = (
+            offloads,
+            _RECOMPUTE_ORDER[recompute],
+            states.zero_stage,
+            block.tensor,
+            block.pipeline,
+            block.virtual,
+            int(block.sequence_parallel),
+            size if parts else -size,
+        )
+        return _Fit(simplicity, parts.total_s if parts else 0.0, block, states, recompute, size, parts)
+
+    def _held(self, block: Block, states: States, micro_batches: int) -> list[tuple[StateBytes, int]]:
+        """Return what a rank of each end keeps of training state, and the gradients it has at the fullest moment."""
+        return [
+            (
+                state,
+                gradients_before(
+                    state.gradients,
+                    zero_stage=states.zero_stage,
+                    pipeline=block.pipeline,
+                    virtual=block.virtual,
+                    micro_batches=micro_batches,
+                    stage=stage,
+                ),
+            )
+            for stage, state in zip(_ends(block), self._state_bytes(block, states), strict=True)
+        ]
+
+    def _state_bytes(self, block: Block, states: States) -> tuple[StateBytes, ...]:
+        key = block.tensor, block.pipeline, states
+        if key not in self._states:
+            self._states[key] = tuple(
+                state_bytes(
+                    shape=self.request.shape,
+                    tensor=block.tensor,
+                    pipeline=block.pipeline,
+                    data=block.data,
+                    precision=self.request.precision,
+                    stage=stage,
+                    **states._asdict(),
+                )
+                for stage in _ends(block)
+            )
+        return self._states[key]
+
+    def _activation_bytes(
+        self, block: Block, recompute: Recompute, size: int, micro_batches: int
+    ) -> tuple[ActivationBytes, ...]:
+        return tuple(
+            activation_bytes(
+                shape=self.request.shape,
+                tensor=block.tensor,
+                pipeline=block.pipeline,
+                virtual=block.virtual,
+                sequence_parallel=block.sequence_parallel,
+                recompute=recompute,
+                micro_batch_size=size,
+                gradient_accumulation_steps=micro_batches,
+                precision=self.request.precision,
+                on_cpu=self.request.device.kind == CPU,
+                stage=stage,
+            )
+            for stage in _ends(block)
+        )
+
+    def _micro_batch_time(self, block: Block, recompute: Recompute, size: int, machine: Machine) -> MicroBatchTime:
+        key = block.tensor, block.pipeline, block.sequence_parallel, recompute, size
+        if key not in self._micro:
+            self._micro[key] = micro_batch_time(
+                shape=self.request.shape,
+                tensor=block.tensor,
+                pipeline=block.pipeline,
+                data=block.data,
+                sequence_parallel=block.sequence_parallel,
+                recompute=recompute,
+                micro_batch_size=size,
+                precision=self.request.precision,
+                machine=machine,
+            )
+        return self._micro[key]
+
+    def _collective_time(self, block: Block, zero_stage: int, machine: Machine) -> DataParallelTime:
+        key = block.tensor, block.pipeline, zero_stage
+        if key not in self._collectives:
+            self._collectives[key] = data_parallel_time(
+                shape=self.request.shape,
+                tensor=block.tensor,
+                pipeline=block.pipeline,
+                data=block.data,
+                zero_stage=zero_stage,
+                precision=self.request.precision,
+                machine=machine,
+            )
+        return self._collectives[key]
+
+    def _optimizer_time(self, block: Block, states: States, machine: Machine) -> OptimizerTime:
+        key = block.tensor, block.pipeline, states
+        if key not in self._optimizers:
+            self._optimizers[key] = optimizer_time(
+                shape=self.request.shape,
+                tensor=block.tensor,
+                pipeline=block.pipeline,
+                data=block.data,
+                precision=self.request.precision,
+                machine=machine,
+                **states._asdict(),
+            )
+        return self._optimizers[key]
+
+
+_NO_ACTIVATIONS = ActivationBytes(0, 0, 0, 0, 0)
+_RECOMPUTE_ORDER = {recompute: order for order, recompute in enumerate(Recompute)}
+
+
+def _host_bytes(held: Sequence[tuple[StateBytes, int]]) -> int:
+    """Return the CPU memory that a rank's offloaded states take, of the fuller end."""
+    return max(state.host for state, _ in held)
+
+
+def _ends(block: Block) -> tuple[int, ...]:
+    """Return the stages of which one is the fullest, as `budget.memory.peak.estimate_memory` has it."""
+    return tuple(sorted({0, block.pipeline - 1}))
+
+
+def _nothing_legal(request: LayoutRequest, tally: Tally) -> list[str]:
+    given = ", ".join(f"{name} {value}" for name, value in request.fixed.items())
+    told = f"{request.world_size} x {request.device.name}, a batch of {request.global_batch_size} sequences"
+    first = f"no layout is legal for {told}{f', {given}' if given else ''}; the rules that refuse them:"
+    return [first, *(f"{rejection.reason}: {rejection.example}" for rejection in tally.rejections())]
+
+
+def _nothing_fits(request: LayoutRequest, capacity: int) -> str:
+    """Say how far the nearest layout is from fitting, and what would do."""
+    least = _least_need(request)
+    if least is None:
+        room = format_bytes(request.device.host_memory_bytes or 0)
+        return (
+            f"no layout fits {request.world_size} x {request.device.name}: what is to be offloaded exceeds the {room} "
+            "of host memory per device; nearest: offload less, or more devices"
+        )
+    need, name = least
+    works = []
+    if more := _smallest_world_size(request, capacity):
+        works.append(f"{more} x {request.device.name}")
+    if larger := _smallest_device(need):
+        works.append(f"{request.world_size} x {larger.name} ({format_bytes(larger.memory_bytes or 0)})")
+    return (
+        f"no layout fits {request.world_size} x {request.device.name}: the least that any needs is "
+        f"{format_bytes(need)} per device ({name}), and the device has {format_bytes(capacity)}; "
+        + (
+            f"smallest that would fit: {' or '.join(works)}"
+            if works
+            else "no doubling of it and no listed device would do"
+        )
+    )
+
+
+def _least_need(request: LayoutRequest) -> tuple[int, str] | None:
+    walk = _Walk(request, capacity=0, machine=None, tally=Tally())
+    return min((need for block in blocks(request, Tally()) for need in walk.needs(block)), default=None)
+
+
+def _smallest_world_size(request: LayoutRequest, capacity: int) -> int | None:
+    """Return the first doubling of the cluster on which a layout fits the same batch."""
+    for doublings in range(1, MAX_DOUBLINGS + 1):
+        larger = dataclasses.replace(request, world_size=request.world_size * 2**doublings)
+        walk = _Walk(larger, capacity=capacity, machine=None, tally=Tally())
+        if any(True for block in blocks(larger, Tally()) for _ in walk.fits(block)):
+            return larger.world_size
+    return None
+
+
+def _smallest_device(need: int) -> Device | None:
+    fitting = [device for device in DEVICES if device.memory_bytes is not None and device.memory_bytes >= need]
+    return min(fitting, key=lambda device: device.memory_bytes or 0, default=None)

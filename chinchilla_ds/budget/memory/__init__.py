@@ -1,0 +1,1 @@
+"""Bytes per device: model states, activations, the peak."""

@@ -1,0 +1,185 @@
+"""Activations of our decoder: what autograd keeps for the backward pass, in bytes of one rank.
+
+Derived tensor by tensor from `model.decoder` and megatron-core's layers in docs/memory.md, after the manner of
+Korthikanti et al. 2022 (arXiv:2205.05198), section 4, whose GPT block (GELU, biases, dropout, unfused attention:
+34 sbh + 5 a s^2 b bytes) is not ours. Leaves out token ids, labels and masks (some 30 bytes per token).
+
+T tokens of a micro-batch (b x s); h hidden, n heads, g query groups, d kv_channels, f ffn, v padded vocabulary.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from chinchilla_ds.run_plan import ModelShape, Precision, Recompute
+
+FP32_BYTES = 4
+
+
+class ActivationBytes(NamedTuple):
+    """What one rank holds of all micro-batches in flight, at the two moments that can be the fullest."""
+
+    kept: int
+    """Saved by the layers of this stage, of every micro-batch in flight."""
+    head: int
+    """Saved by the final norm and the output projection; the last stage's, until the loss is differentiated."""
+    logits: int
+    """Logits and the loss's copies of them, at that time."""
+    recomputed: int
+    """What recomputing one layer adds, in its backward pass, less what that pass has let go; can be below 0."""
+    working: int
+    """Gradients of activations and of a weight, in the backward pass of one layer."""
+    flowing: int = 0
+    """Of `working`, what is there when the first gradients of weights are reduced."""
+    logits_gradient: int = 0
+    """In the backward pass of the output projection, while `head` is still there."""
+    output_gradient: int = 0
+    """The gradients of the output projection's weight and input, at the same moment."""
+    standing: int = 0
+    """Megatron-core's buffer for activations gathered along a split sequence, and what stages have passed on."""
+
+
+def compute_bytes(precision: Precision, /) -> int:
+    """Return the bytes of one weight or activation in compute precision."""
+    return FP32_BYTES if precision is Precision.FP32 else 2
+
+
+@lru_cache(maxsize=65536)
+def activation_bytes(
+    *,
+    shape: ModelShape,
+    tensor: int,
+    pipeline: int,
+    virtual: int,
+    sequence_parallel: bool,
+    recompute: Recompute,
+    micro_batch_size: int,
+    gradient_accumulation_steps: int,
+    precision: Precision,
+    on_cpu: bool,
+    stage: int,
+) -> ActivationBytes:
+    """Return the activations of a rank of pipeline stage `stage`, whatever the ZeRO stage and the offload.
+
+    Args:
+        shape: The decoder.
+        tensor: tensor_model_parallel_size.
+        pipeline: pipeline_model_parallel_size.
+        virtual: virtual_pipeline_model_parallel_size.
+        sequence_parallel: Whether norms and residuals are split over the tensor-parallel group.
+        recompute: What the backward pass computes again.
+        micro_batch_size: Sequences.
+        gradient_accumulation_steps: Micro-batches per step and data-parallel rank.
+        precision: Of the activations.
+        on_cpu: Whether torch's CPU kernels run, which keep more (see `_norm_bytes` and `_attention_bytes`).
+        stage: Index of the pipeline stage.
+    """
+    width, tokens = compute_bytes(precision), micro_batch_size * shape.seq_length
+    split = tensor if sequence_parallel else 1
+    hidden = width * tokens * shape.hidden_size // split
+    whole = _layer_bytes(
+        shape=shape,
+        tensor=tensor,
+        split=split,
+        recompute=Recompute.NONE if recompute is Recompute.FULL else recompute,
+        tokens=tokens,
+        width=width,
+        on_cpu=on_cpu,
+    )
+    working, released = _working_bytes(shape, tokens, tensor, split, width)
+    layer, recomputed = whole, -released
+    if recompute is Recompute.FULL:
+        shares_input = width == FP32_BYTES or not on_cpu
+        layer, recomputed, working = hidden, recomputed + whole - shares_input * hidden, working + hidden
+    in_flight = chunks_in_flight(
+        pipeline=pipeline, virtual=virtual, micro_batches=gradient_accumulation_steps, stage=stage
+    )
+    is_last = stage == pipeline - 1
+    vocabulary = shape.padded_vocab_size // tensor * is_last
+    received = in_flight if on_cpu and width < FP32_BYTES and stage > 0 else 0  # the norm keeps an fp32 copy of it
+    return ActivationBytes(
+        kept=in_flight * (shape.num_layers // (pipeline * virtual)) * layer,
+        head=_norm_bytes(shape, tokens, split, width, on_cpu) * is_last,
+        logits=_loss_copies(tensor, width) * tokens * vocabulary,
+        recomputed=recomputed,
+        working=working,
+        flowing=hidden + width * tokens * shape.ffn_hidden_size // tensor,
+        logits_gradient=width * tokens * vocabulary,
+        output_gradient=width * shape.hidden_size * (vocabulary + tokens * is_last),
+        standing=(hidden * split if split > 1 else 0) + (hidden * (1 + received) if pipeline > 1 else 0),
+    )
+
+
+def chunks_in_flight(*, pipeline: int, virtual: int, micro_batches: int, stage: int) -> int:
+    """Return how many forward passes of a model chunk wait for their backward pass at the fullest moment of 1F1B.
+
+    Source: megatron-core 0.16, pipeline_parallel/schedules.py, get_pp_rank_microbatches: its warm-up, and one more.
+    """
+    if pipeline == 1:
+        return 1
+    later = pipeline - stage - 1
+    warm_up = later if virtual == 1 else 2 * later + (virtual - 1) * pipeline
+    return min(warm_up + 1, micro_batches * virtual)
+
+
+def _layer_bytes(
+    *, shape: ModelShape, tensor: int, split: int, recompute: Recompute, tokens: int, width: int, on_cpu: bool
+) -> int:
+    """Return what one layer keeps of one micro-batch, its input included."""
+    norms = 2 * _norm_bytes(shape, tokens, split, width, on_cpu)
+    attention = _attention_bytes(shape, tokens, tensor, recompute, width, on_cpu)
+    feed_forward = 5 * width * tokens * shape.ffn_hidden_size // tensor  # [gate; up], up + 0, silu(gate), their product
+    return norms + attention + feed_forward
+
+
+def _norm_bytes(shape: ModelShape, tokens: int, split: int, width: int, on_cpu: bool) -> int:
+    """Return what an RMSNorm and the projection behind it keep: the norm's input, 1 / rms in fp32, its output.
+
+    On the CPU torch composes the norm of simpler operations, which keep input and normalised input in fp32.
+    """
+    inside = 2 * FP32_BYTES if on_cpu else width
+    return tokens * (shape.hidden_size * (inside + width) + FP32_BYTES) // split
+
+
+def _attention_bytes(
+    shape: ModelShape, tokens: int, tensor: int, recompute: Recompute, width: int, on_cpu: bool
+) -> int:
+    """Return what attention keeps: rotated query and key, value, output, log-sum-exp, and both rotations' cos and sin.
+
+    The value is a view of the projection's [q, k, v], which therefore stays whole. On the CPU keys and values of
+    grouped queries are repeated, and the projection is let go.
+    """
+    heads, groups = shape.num_attention_heads, shape.num_query_groups
+    channels = 2 * heads + groups + (heads + 2 * groups)
+    if recompute is Recompute.NONE and on_cpu and groups != heads:
+        channels = 4 * heads
+    log_sum_exp = FP32_BYTES * tokens * heads // tensor if recompute is Recompute.NONE else 0
+    rotations = 4 * width * shape.seq_length * shape.kv_channels
+    return width * tokens * channels * shape.kv_channels // tensor + log_sum_exp + rotations
+
+
+def _working_bytes(shape: ModelShape, tokens: int, tensor: int, split: int, width: int) -> tuple[int, int]:
+    """Return the gradients in the backward pass of one feed-forward, a layer's fullest part, and what it has let go.
+
+    The gradient of the output is there throughout. Either the down projection makes the gradients of its input and its
+    weight from that of its output, gathered along a split sequence; or, its input let go, there are three gradients of
+    the size of one half of [gate; up].
+    """
+    ffn = shape.ffn_hidden_size // tensor
+    outgoing = tokens * shape.hidden_size // split
+    gathered = tokens * shape.hidden_size if split > 1 else 0
+    projection = gathered + (tokens + shape.hidden_size) * ffn
+    if projection > 2 * tokens * ffn:
+        return width * (outgoing + projection), 0
+    return width * (outgoing + 3 * tokens * ffn), width * tokens * ffn
+
+
+def _loss_copies(tensor: int, width: int) -> int:
+    """Return the bytes per logit of the logits and the loss's copies at their fullest moment.
+
+    One tensor-parallel rank: torch's cross entropy keeps fp32 log-probabilities, and its backward pass makes two fp32
+    gradients of that size. Several: megatron-core's vocab_parallel_cross_entropy works in place on an fp32 copy, which
+    in fp32 is the logits themselves.
+    """
+    if tensor == 1:
+        return 3 * FP32_BYTES
+    return FP32_BYTES + (width if width < FP32_BYTES else 0)

@@ -1,0 +1,196 @@
+"""Memory of one rank at the fullest moment of a step. Pure integers, no framework.
+
+`estimate_memory` joins two parts, each cached on its own so that a search over layouts pays for it once:
+`model_states.state_bytes` (TP, PP, DP, ZeRO, offload) and `activations.activation_bytes` (TP, PP, virtual stages,
+sequence parallelism, recomputation, micro-batch). `peak_bytes` is the sum of theirs that such a search compares.
+docs/memory.md derives the formulas and holds them against the tensors of the live engine.
+"""
+
+from typing import NamedTuple
+
+from chinchilla_ds.budget.memory.activations import ActivationBytes, activation_bytes, chunks_in_flight, compute_bytes
+from chinchilla_ds.budget.memory.states import StateBytes, stage_params, state_bytes
+from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, ModelShape, ParallelLayout, Precision
+
+__all__ = [
+    "CPU",
+    "compute_bytes",
+    "estimate_memory",
+    "estimate_stages",
+    "gradients_before",
+    "margin_bytes",
+    "peak_bytes",
+    "stage_params",
+]
+
+CPU = "cpu"
+CONTEXT_BYTES = 2 * 2**30
+"""CUDA context, cuBLAS and NCCL: a rule of thumb, not measured here. A context takes 0.3 to 0.6 GiB, cuBLAS's workspace
+32 MiB on Hopper, NCCL some hundred MiB for each of the communicators of TP, PP and DP."""
+FRAGMENTATION_SHARE = 0.05
+"""Of the tensors' bytes, reserved by the allocator and unusable: a rule of thumb, not measured here."""
+
+
+class Moment(NamedTuple):
+    """What one rank holds at one moment of a step, beside weights and optimizer states, in bytes."""
+
+    gradients: int
+    activations: int
+    logits: int
+    buffers: int
+
+
+def moments(*, state: StateBytes, activations: ActivationBytes, gradients_before: int) -> tuple[Moment, ...]:
+    """Return the moments of a step of which one is the fullest.
+
+    Args:
+        state: Of the rank.
+        activations: Of the rank.
+        gradients_before: Bytes of gradients that are there when the most micro-batches are in flight.
+
+    Returns:
+        The loss, the output projection's backward pass, a layer's, the reduction of that layer's gradients, the end of
+        the backward passes, the optimizer's step.
+    """
+    standing = activations.standing
+    early, late = state.loss_buffers + standing, state.backward_buffers + standing
+    kept, with_head = activations.kept, activations.kept + activations.head
+    return (
+        Moment(gradients_before, with_head, activations.logits, early),
+        Moment(gradients_before, with_head, activations.logits_gradient, early + activations.output_gradient),
+        Moment(gradients_before, kept + activations.recomputed, 0, late + activations.working),
+        Moment(gradients_before, kept + activations.recomputed, 0, late + activations.flowing + state.reduced),
+        Moment(state.gradients, 0, 0, late),
+        Moment(0, 0, 0, state.step_buffers + standing),
+    )
+
+
+def peak_bytes(*, state: StateBytes, activations: ActivationBytes, gradients_before: int) -> int:
+    """Return the bytes of all tensors at the fullest of `moments`, whose arguments these are."""
+    output = max(activations.logits, activations.logits_gradient + activations.output_gradient)
+    fullest = max(
+        gradients_before
+        + activations.kept
+        + max(
+            activations.head + output + state.loss_buffers,
+            activations.recomputed
+            + state.backward_buffers
+            + max(activations.working, activations.flowing + state.reduced),
+        ),
+        state.gradients + state.backward_buffers,
+        state.step_buffers,
+    )
+    return state.weights + state.optimizer + fullest + activations.standing
+
+
+def gradients_before(
+    gradients: int, *, zero_stage: int, pipeline: int, virtual: int, micro_batches: int, stage: int
+) -> int:
+    """Return how much of `gradients` is there when the most micro-batches are in flight, in bytes.
+
+    An interleaved stage's backward passes go through its chunks in groups of `pipeline` micro-batches. ZeRO-3 allocates
+    its partition once.
+    """
+    if zero_stage == 3:
+        return gradients
+    in_flight = chunks_in_flight(pipeline=pipeline, virtual=virtual, micro_batches=micro_batches, stage=stage)
+    backwards = micro_batches * virtual - in_flight
+    chunks = -(-backwards // pipeline) if virtual > 1 else backwards
+    return gradients * min(chunks, virtual) // virtual
+
+
+def margin_bytes(tensors: int, *, device: str) -> int:
+    """Return what allocator, context and libraries take beside `tensors` bytes; 0 on "cpu"."""
+    return 0 if device == CPU else CONTEXT_BYTES + int(FRAGMENTATION_SHARE * tensors)
+
+
+def estimate_stages(
+    *, shape: ModelShape, layout: ParallelLayout, batch: BatchPlan, precision: Precision, device: str
+) -> tuple[MemoryBytes, ...]:
+    """Return the expected peak of a rank of every pipeline stage, first to last, in bytes.
+
+    Components are those of the fullest moment: a step whose fullest moment is the optimizer's has no activations.
+
+    Args:
+        shape: The decoder.
+        layout: A layout that `budget.layout.rules.validate_layout` accepts for it.
+        batch: Micro-batch size and gradient accumulation steps.
+        precision: Of weights, gradients and activations.
+        device: "cpu" for torch's CPU kernels and no margin; any other name for CUDA's.
+    """
+    return tuple(
+        _stage_memory(stage, shape=shape, layout=layout, batch=batch, precision=precision, device=device)
+        for stage in range(layout.pipeline_model_parallel_size)
+    )
+
+
+def estimate_memory(
+    *, shape: ModelShape, layout: ParallelLayout, batch: BatchPlan, precision: Precision, device: str
+) -> MemoryBytes:
+    """Return the expected peak of the fullest rank, in bytes; arguments as `estimate_stages`.
+
+    The fullest stage is the first or the last: one in between holds no table, no logits, and no more micro-batches in
+    flight than the first.
+    """
+    ends = (
+        _stage_memory(stage, shape=shape, layout=layout, batch=batch, precision=precision, device=device)
+        for stage in sorted({0, layout.pipeline_model_parallel_size - 1})
+    )
+    return max(ends, key=lambda memory: memory.total)
+
+
+def _stage_memory(
+    stage: int, *, shape: ModelShape, layout: ParallelLayout, batch: BatchPlan, precision: Precision, device: str
+) -> MemoryBytes:
+    tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+    virtual, micro_batches = layout.virtual_pipeline_model_parallel_size, batch.gradient_accumulation_steps
+    state = state_bytes(
+        shape=shape,
+        tensor=tensor,
+        pipeline=pipeline,
+        data=layout.data_parallel_size,
+        zero_stage=layout.zero_stage,
+        offload_optimizer=layout.offload_optimizer,
+        offload_param=layout.offload_param,
+        precision=precision,
+        stage=stage,
+    )
+    activations = activation_bytes(
+        shape=shape,
+        tensor=tensor,
+        pipeline=pipeline,
+        virtual=virtual,
+        sequence_parallel=layout.sequence_parallel,
+        recompute=layout.recompute,
+        micro_batch_size=batch.micro_batch_size,
+        gradient_accumulation_steps=micro_batches,
+        precision=precision,
+        on_cpu=device == CPU,
+        stage=stage,
+    )
+    before = gradients_before(
+        state.gradients,
+        zero_stage=layout.zero_stage,
+        pipeline=pipeline,
+        virtual=virtual,
+        micro_batches=micro_batches,
+        stage=stage,
+    )
+    return _join(
+        state, max(moments(state=state, activations=activations, gradients_before=before), key=sum), stage, device
+    )
+
+
+def _join(state: StateBytes, fullest: Moment, stage: int, device: str) -> MemoryBytes:
+    tensors = state.weights + state.optimizer + sum(fullest)
+    margin = margin_bytes(tensors, device=device)
+    return MemoryBytes(
+        weights=state.weights,
+        optimizer=state.optimizer,
+        margin=margin,
+        total=tensors + margin,
+        host=state.host,
+        nvme=state.nvme,
+        pipeline_stage=stage,
+        **fullest._asdict(),
+    )

@@ -1,0 +1,1 @@
+"""The decoder's shape: sizes, parameters, FLOPs."""

@@ -1,0 +1,1 @@
+"""Seconds per step: devices, rates, the step."""

@@ -1,0 +1,366 @@
+"""Expected time of one optimizer step, from a roofline of the device and the volume of every collective.
+
+A model, not a measurement: docs/step-time.md holds it against published runs and says where it misses. A step is made
+of parts, so that a search over layouts pays for each once: `micro_batch_time` (TP, PP, DP, sequence parallelism,
+recomputation, micro-batch), `data_parallel_time` (TP, PP, DP, ZeRO) and `optimizer_time` (the same with offload), which
+`combine` joins.
+
+T tokens of a micro-batch (s x b); h hidden, a heads, g query groups, d kv_channels, f ffn, p stages, m micro-batches,
+v chunks per stage.
+"""
+
+import math
+from typing import NamedTuple
+
+from chinchilla_ds.budget.deepspeed_json.fields import MIN_BUCKET_ELEMENTS
+from chinchilla_ds.budget.memory.activations import compute_bytes
+from chinchilla_ds.budget.memory.states import stage_weights
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token, hardware_flops_per_token
+from chinchilla_ds.budget.speed.devices import Device
+from chinchilla_ds.budget.speed.rates import Machine, make_machine
+from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute, StepTime
+
+ZERO3_HIDDEN_SHARE = 0.7
+"""Of the computation, how much ZeRO-3's traffic can hide behind. DeepSpeed overlaps by default at stage 3 alone. Ours:
+the first gathers and the last scatters of a pass have nothing to hide behind. Under a pipeline nothing hides: the
+prefetch trace is invalid wherever forward and backward passes alternate."""
+HIDDEN_COST_SHARE = 0.15
+"""What hidden traffic still costs, of its own time: NCCL's kernels take processors and memory bandwidth from matmuls.
+
+Source: Calculon (Isaev et al. 2023), systems/a100_80g.json, processor_usage of NVLink.
+"""
+FUSED_BACKWARD_ATTENTION = 2.5
+"""Matmuls of a fused attention's backward pass per forward one: five for two, the scores being computed again.
+
+Source: FlashAttention-2 (arXiv:2307.08691), section 3.1.2.
+"""
+CPU_ADAM_PARAMS_PER_S = 4e9
+"""Parameters that the CPUs of one machine step per second.
+
+Source: ZeRO-Offload (Ren et al. 2021, arXiv:2101.06840), table 4: 4 billion in 1.03 s on two Xeon 8168.
+"""
+DEVICES_PER_MACHINE = 8
+"""Devices that share those CPUs, at most: a rack joined by NVLink has many machines."""
+NVME_BYTES_PER_S = 3e9
+"""NVMe bandwidth per device. Ours: one PCIe 4 drive for two devices."""
+
+_LOSS_BYTES_PER_LOGIT = 28
+"""Casts to FP32 and back, log-softmax, and their backward passes, from and to memory."""
+_BYTES_PER_PARAM_ADAM = 40
+"""Weight, two moments, gradient, its FP32 copy and the weight in compute precision, read and written."""
+
+
+class MicroBatchTime(NamedTuple):
+    """Forward and backward pass of one micro-batch, in seconds; the slowest stage is the last, with the logits."""
+
+    compute_s: float
+    """Of the slowest stage."""
+    tensor_parallel_s: float
+    """Of the slowest stage."""
+    other_stages_s: float
+    """Of all other stages together, both kinds."""
+    send_s: float
+    """One message between stages, there and back."""
+
+
+class DataParallelTime(NamedTuple):
+    """Collectives over the data-parallel ranks, in seconds."""
+
+    per_step_s: float
+    per_micro_batch_s: float
+    hidden_share: float
+    """Of a micro-batch's computation, how much can hide its collectives."""
+
+
+class OptimizerTime(NamedTuple):
+    """AdamW's step and transfers of offloaded states, in seconds."""
+
+    per_step_s: float
+    per_micro_batch_s: float
+
+
+class Parts(NamedTuple):
+    """A step's terms, in seconds, as in plan.StepTime."""
+
+    total_s: float
+    compute_s: float
+    tensor_parallel_s: float
+    pipeline_s: float
+    data_parallel_s: float
+    optimizer_s: float
+
+
+def estimate_step_time(
+    *,
+    shape: ModelShape,
+    layout: ParallelLayout,
+    batch: BatchPlan,
+    precision: Precision,
+    device: Device,
+    devices_per_node: int | None = None,
+) -> StepTime:
+    """Return the expected time of one optimizer step.
+
+    MFU and HFU count attention over the full S x S scores, as the plan's FLOPs do; the time counts the causal half, as
+    the fused kernels compute it. Leaves out kernel launches (a host that cannot keep up), data loading, stragglers,
+    congestion, evaluations and checkpoints.
+
+    Args:
+        shape: The decoder.
+        layout: A layout that `budget.layout.rules.validate_layout` accepts for it.
+        batch: Micro-batch size and gradient accumulation steps.
+        precision: Of matmuls, activations and gradient traffic.
+        device: One accelerator.
+        devices_per_node: Devices that the fast link joins; None takes the device's own.
+
+    Raises:
+        ConfigError: a rate of the device is not known.
+    """
+    machine = make_machine(
+        device=device, precision=precision, world_size=layout.world_size, devices_per_node=devices_per_node
+    )
+    tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+    data, zero_stage = layout.data_parallel_size, layout.zero_stage
+    micro = micro_batch_time(
+        shape=shape,
+        tensor=tensor,
+        pipeline=pipeline,
+        data=data,
+        sequence_parallel=layout.sequence_parallel,
+        recompute=layout.recompute,
+        micro_batch_size=batch.micro_batch_size,
+        precision=precision,
+        machine=machine,
+    )
+    parts = combine(
+        micro=micro,
+        collectives=data_parallel_time(
+            shape=shape,
+            tensor=tensor,
+            pipeline=pipeline,
+            data=data,
+            zero_stage=zero_stage,
+            precision=precision,
+            machine=machine,
+        ),
+        optimizer=optimizer_time(
+            shape=shape,
+            tensor=tensor,
+            pipeline=pipeline,
+            data=data,
+            zero_stage=zero_stage,
+            offload_optimizer=layout.offload_optimizer,
+            offload_param=layout.offload_param,
+            precision=precision,
+            machine=machine,
+        ),
+        virtual=layout.virtual_pipeline_model_parallel_size,
+        pipeline=pipeline,
+        micro_batches=batch.gradient_accumulation_steps,
+    )
+    return to_step_time(
+        parts, shape=shape, recompute=layout.recompute, batch=batch, world_size=layout.world_size, machine=machine
+    )
+
+
+def combine(
+    *,
+    micro: MicroBatchTime,
+    collectives: DataParallelTime,
+    optimizer: OptimizerTime,
+    virtual: int,
+    pipeline: int,
+    micro_batches: int,
+) -> Parts:
+    """Return the step's terms.
+
+    The pipeline's idle time is one micro-batch of every other stage, divided by the chunks per stage: (p - 1) / (m v)
+    of the computation where stages are alike. Each stage sends and receives once per chunk and pass, and hides none.
+
+    Source: Narayanan et al. 2021 (arXiv:2104.04473), sections 2.2.1 and 2.2.2.
+    """
+    compute, tensor_parallel = micro_batches * micro.compute_s, micro_batches * micro.tensor_parallel_s
+    sends = (micro_batches * virtual + pipeline - 1) * micro.send_s
+    bubble = micro.other_stages_s / virtual + sends
+    hidden = min(collectives.per_micro_batch_s, collectives.hidden_share * micro.compute_s)
+    exposed = collectives.per_micro_batch_s - (1 - HIDDEN_COST_SHARE) * hidden
+    data = collectives.per_step_s + micro_batches * exposed
+    if pipeline > 1:  # stages that wait for their collectives make the others wait
+        data += exposed * (pipeline - 1) / virtual
+    step = optimizer.per_step_s + micro_batches * optimizer.per_micro_batch_s
+    return Parts(compute + tensor_parallel + bubble + data + step, compute, tensor_parallel, bubble, data, step)
+
+
+def to_step_time(
+    parts: Parts, *, shape: ModelShape, recompute: Recompute, batch: BatchPlan, world_size: int, machine: Machine
+) -> StepTime:
+    """Return the terms with the utilisations that follow from them."""
+    tokens = batch.global_batch_size * shape.seq_length
+    model = decoder_flops_per_token(shape=shape)
+    available = parts.total_s * world_size * machine.peak_flops_per_s
+    return StepTime(
+        compute_s=parts.compute_s,
+        tensor_parallel_s=parts.tensor_parallel_s,
+        pipeline_s=parts.pipeline_s,
+        data_parallel_s=parts.data_parallel_s,
+        optimizer_s=parts.optimizer_s,
+        total_s=parts.total_s,
+        mfu=tokens * model / available,
+        hfu=tokens * hardware_flops_per_token(shape=shape, recompute=recompute) / available,
+    )
+
+
+def micro_batch_time(
+    *,
+    shape: ModelShape,
+    tensor: int,
+    pipeline: int,
+    data: int,
+    sequence_parallel: bool,
+    recompute: Recompute,
+    micro_batch_size: int,
+    precision: Precision,
+    machine: Machine,
+) -> MicroBatchTime:
+    """Return what a forward and backward pass of one micro-batch takes.
+
+    A layer's tensor parallelism is four all-reduces of T h, two forward and two backward; sequence parallelism makes
+    each an all-gather and a reduce-scatter of the same volume, and megatron-core's second gather of the backward pass
+    runs beside a matmul. The embedding and the logits are counted as half a layer, both on the last stage.
+
+    Source: Korthikanti et al. 2022 (arXiv:2205.05198), section 4.2.
+    """
+    tokens, width = micro_batch_size * shape.seq_length, compute_bytes(precision)
+    layers = shape.num_layers / pipeline
+    forward, attention = _layer_forward_s(shape, tokens, tensor, sequence_parallel, width, machine)
+    layer = 3 * forward + (1 + FUSED_BACKWARD_ATTENTION) * attention
+    collectives = 4.0
+    if recompute is Recompute.SELECTIVE:
+        layer += attention
+    elif recompute is Recompute.FULL:
+        layer += forward + attention
+        collectives += 2
+    message = width * tokens * shape.hidden_size
+    all_reduce = machine.all_reduce_s(message, size=tensor, stride=1)
+    split = tensor if sequence_parallel else 1
+    send = 2 * machine.send_s(message / split, size=pipeline, stride=tensor * data) if pipeline > 1 else 0.0
+    return MicroBatchTime(
+        compute_s=layers * layer + _head_s(shape, tokens, tensor, width, machine),
+        tensor_parallel_s=(layers * collectives + 2) * all_reduce,
+        other_stages_s=(pipeline - 1) * layers * (layer + collectives * all_reduce),
+        send_s=send,
+    )
+
+
+def _layer_forward_s(
+    shape: ModelShape, tokens: int, tensor: int, sequence_parallel: bool, width: int, machine: Machine
+) -> tuple[float, float]:
+    """Return a layer's forward time without attention, and that of its attention.
+
+    What is not a matmul moves, in elements per token: norms and residual additions 10 h (split under sequence
+    parallelism only); rotary positions and changes of layout 8 (a + 2 g) d and SwiGLU 5 f (split by TP), none fused.
+    """
+    h, f = shape.hidden_size, shape.ffn_hidden_size
+    heads, groups, width_of_head = shape.num_attention_heads, shape.num_query_groups, shape.kv_channels
+    q, qkv = heads * width_of_head / tensor, (heads + 2 * groups) * width_of_head / tensor
+    matmuls = (
+        machine.matmul_s(m=tokens, k=h, n=qkv, width=width)
+        + machine.matmul_s(m=tokens, k=q, n=h, width=width)
+        + machine.matmul_s(m=tokens, k=h, n=2 * f / tensor, width=width)
+        + machine.matmul_s(m=tokens, k=f / tensor, n=h, width=width)
+    )
+    split = tensor if sequence_parallel else 1
+    elements = 10 * h / split + 8 * qkv + 5 * f / tensor
+    elementwise = width * tokens * elements / machine.memory_bytes_per_s
+    attention = 4 * tokens * (shape.seq_length + 1) / 2 * q / machine.attention_flops_per_s
+    return matmuls + elementwise, attention
+
+
+def _head_s(shape: ModelShape, tokens: int, tensor: int, width: int, machine: Machine) -> float:
+    """Return the forward and backward time of the logits and the loss."""
+    rows = shape.padded_vocab_size / tensor
+    loss = _LOSS_BYTES_PER_LOGIT * tokens * rows / machine.memory_bytes_per_s
+    return 3 * machine.matmul_s(m=tokens, k=shape.hidden_size, n=rows, width=width) + loss
+
+
+def data_parallel_time(
+    *,
+    shape: ModelShape,
+    tensor: int,
+    pipeline: int,
+    data: int,
+    zero_stage: int,
+    precision: Precision,
+    machine: Machine,
+) -> DataParallelTime:
+    """Return the collectives over data-parallel ranks, in compute precision, of the fullest stage.
+
+    ZeRO-0 and 1 all-reduce gradients once per step, ZeRO-2 on every backward pass (buckets that several ranks own are
+    all-reduced, which is DeepSpeed 0.19's default); 1 and 2 gather the new parameters. None of this overlaps: DeepSpeed
+    does so at stage 3 alone. ZeRO-3 gathers parameters for every forward and again for every backward pass, and
+    scatters gradients: three times the stage's parameters for every micro-batch.
+
+    Source: Rajbhandari et al. 2020 (arXiv:1910.02054), section 7; deepspeed 0.19.8, stage_1_and_2.py and stage3.py.
+    """
+    if data == 1:
+        return DataParallelTime(0.0, 0.0, 0.0)
+    params = _fullest_stage_params(shape, tensor, pipeline)
+    total_bytes = compute_bytes(precision) * params
+    buckets = math.ceil(params / max(shape.hidden_size**2, MIN_BUCKET_ELEMENTS))
+    gather = machine.all_gather_s(total_bytes, size=data, stride=tensor)
+    reduce = machine.all_reduce_s(total_bytes, size=data, stride=tensor, messages=buckets)
+    if zero_stage == 3:
+        modules = max(buckets, shape.num_layers / pipeline)
+        moved = 3 * machine.all_gather_s(total_bytes, size=data, stride=tensor, messages=modules)
+        return DataParallelTime(0.0, moved, ZERO3_HIDDEN_SHARE if pipeline == 1 else 0.0)
+    if zero_stage == 2:
+        return DataParallelTime(gather, reduce, 0.0)
+    return DataParallelTime(reduce + (gather if zero_stage == 1 else 0.0), 0.0, 0.0)
+
+
+def optimizer_time(
+    *,
+    shape: ModelShape,
+    tensor: int,
+    pipeline: int,
+    data: int,
+    zero_stage: int,
+    offload_optimizer: Offload,
+    offload_param: Offload,
+    precision: Precision,
+    machine: Machine,
+) -> OptimizerTime:
+    """Return AdamW's step, bound by memory, and the transfers of offloaded states; nothing hides them.
+
+    Offloaded optimizer states: gradients go to the CPU (on every backward pass under ZeRO-2), whose Adam the devices of
+    a machine share, new parameters come back; on NVMe the states are read and written each step as well. Offloaded
+    parameters: this rank's partition comes from the CPU for every gather, from NVMe first where it lies there.
+
+    Source: ZeRO-Offload (arXiv:2101.06840), section 4; ZeRO-Infinity (arXiv:2104.07857), section 4.
+    """
+    width = compute_bytes(precision)
+    params = _fullest_stage_params(shape, tensor, pipeline)
+    shard = params / data if zero_stage > 0 else params
+    transfer = width * shard / machine.host_bytes_per_s
+    per_step = per_micro_batch = 0.0
+    if offload_optimizer is Offload.NONE:
+        per_step = _BYTES_PER_PARAM_ADAM * shard / machine.memory_bytes_per_s
+    else:
+        sharing = min(machine.devices_per_node, DEVICES_PER_MACHINE)
+        per_step = transfer + shard * sharing / CPU_ADAM_PARAMS_PER_S
+        if offload_optimizer is Offload.NVME:
+            per_step += 2 * 12 * shard / NVME_BYTES_PER_S
+        if zero_stage == 2:
+            per_micro_batch = transfer
+        else:
+            per_step += transfer
+    if offload_param is not Offload.NONE:
+        nvme = width * shard / NVME_BYTES_PER_S if offload_param is Offload.NVME else 0.0
+        per_micro_batch += 2 * (transfer + nvme)
+    return OptimizerTime(per_step, per_micro_batch)
+
+
+def _fullest_stage_params(shape: ModelShape, tensor: int, pipeline: int) -> int:
+    """Return the parameters of a rank of the last stage, which holds the output table and the final norm."""
+    weights = stage_weights(shape=shape, tensor=tensor, pipeline=pipeline, stage=pipeline - 1)
+    return sum(elements * count for elements, count in weights)

@@ -1,0 +1,40 @@
+"""One preparation: what is asked for, where it is built, and who works on it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chinchilla_ds.data.preparing.recipe import Recipe
+from chinchilla_ds.data.reading.sources import Corpus, Progress
+from chinchilla_ds.processes.pool import Workers
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One preparation."""
+
+    recipe: Recipe
+    corpora: tuple[Corpus, ...]
+    """In the order of their names."""
+    key: str
+    work: Path
+    final: Path
+    progress: Progress
+    workers: Workers
+
+
+def run_tasks(
+    job: Job, /, function: Callable[[T], Any], tasks: Sequence[T], *, stage: str, size: Callable[[T], float]
+) -> list[tuple[T, Any]]:
+    """Run tasks on the workers and tell how far they are."""
+    job.progress(stage, 0.0)
+    total, done, results = sum(size(task) for task in tasks) or 1, 0.0, []
+    for task, result in job.workers.run(function, tasks):
+        results.append((task, result))
+        done += size(task)
+        job.progress(stage, done / total)
+    job.progress(stage, 1.0)
+    return results

@@ -1,0 +1,323 @@
+"""Text in, tokenised corpus out: read and clean, find duplicates, train a tokenizer, encode, write.
+
+Everything is built in a work folder beside the result and moved to its place when complete, so that what has the name
+is whole. Each stage leaves whole pieces in the work folder; what was killed goes on from them.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from chinchilla_ds.budget.laws.lookup import DEFAULT_LAW, get_law
+from chinchilla_ds.budget.shape.search import choose_vocab_size
+from chinchilla_ds.data.cleaning.decontamination import read_contamination
+from chinchilla_ds.data.cleaning.rules import CLEANING_VERSION, CleaningConfig
+from chinchilla_ds.data.dedup.components import find_duplicates
+from chinchilla_ds.data.prepared import INPUTS_NAME, PREPARED_FORMAT_VERSION, PreparedData, is_prepared
+from chinchilla_ds.data.preparing.assembly import write
+from chinchilla_ds.data.preparing.encode import EncodeTask, encode_segment, read_counts
+from chinchilla_ds.data.preparing.held_out import NearTask, find_near, write_keys
+from chinchilla_ds.data.preparing.job import Job, run_tasks
+from chinchilla_ds.data.preparing.ledger import tell_fates
+from chinchilla_ds.data.preparing.read_stage import ReadTask, messages, read_shard_or_problems, read_tasks
+from chinchilla_ds.data.preparing.recipe import Recipe, find_sources
+from chinchilla_ds.data.preparing.segments import remove_asides, segments_of, whole_folder
+from chinchilla_ds.data.preparing.split import Kept, held_out_threshold, tokenizer_sample
+from chinchilla_ds.data.reading.sources import Corpus, Progress, identities, raise_problems
+from chinchilla_ds.data.tokenizing.sentencepiece_json import check_exportable
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer, train_tokenizer
+from chinchilla_ds.errors import DataError, OutputError, reason
+from chinchilla_ds.processes.pool import Workers, num_cores
+from chinchilla_ds.structured import read_json
+
+KEY_NAME = "key"
+_BYTES_PER_TOKEN = 4
+"""A guess, to choose the vocabulary by the budget that the corpus serves."""
+
+
+def prepare_recipe(
+    recipe: Recipe,
+    *,
+    folder: Path,
+    corpora: tuple[Corpus, ...] | None = None,
+    num_workers: int | None = None,
+    progress: Progress | None = None,
+) -> PreparedData:
+    """Return the corpus of `recipe` in `folder`, prepared there unless it is there already.
+
+    The same recipe over the same text gives the same bytes, whatever the number of workers and the order of files. A
+    call that was killed is gone on with.
+
+    Args:
+        recipe: The text and what is done to it.
+        folder: Becomes the prepared folder; the work folder stands beside it until then.
+        corpora: What `find_sources` has found for the recipe; None looks for it.
+        num_workers: Processes; None is the cores of this process.
+        progress: Told how far each stage is.
+
+    Raises:
+        DataError: the text is missing, unreadable, or too small; every problem found is listed. Nothing is left.
+        OutputError: `folder` cannot be written, or holds something else. Whole pieces are left in the work folder.
+    """
+    corpora = find_sources(recipe) if corpora is None else corpora
+    key = content_key(corpora, recipe)
+    job = Job(
+        recipe=recipe,
+        corpora=corpora,
+        key=key,
+        work=folder.parent / f".{folder.name}.work",
+        final=folder,
+        progress=progress or (lambda stage, share: None),
+        workers=Workers(num_workers or num_cores()),
+    )
+    if not _is_done(job):
+        if recipe.tokenizer is not None:
+            check_exportable(Tokenizer.load(recipe.tokenizer))  # said now, and not after hours of reading
+        _build_in_place(job)
+    return PreparedData.load(folder)
+
+
+def content_key(corpora: Sequence[Corpus], recipe: Recipe) -> str:
+    """Return a key over all that decides the result: files, settings, versions."""
+    files = [
+        [corpus.name, corpus.text_field, corpus.weight, corpus.max_epochs]
+        + [
+            (identity, file.kind, file.num_bytes, file.modified_ns)
+            for identity, file in zip(identities(corpus.files), corpus.files, strict=True)
+        ]
+        for corpus in corpora
+    ]
+    settings = {name: _plain(value) for name, value in vars(recipe).items() if name not in ("sources", "skip_problems")}
+    for name in ("tokenizer", "decontaminate"):
+        settings[name] = [_stamp(path) for path in _paths(getattr(recipe, name))]
+    versions = [version(name) for name in ("sentencepiece", "ftfy", "rensa")]
+    content = json.dumps([files, settings, recipe.skip_problems, PREPARED_FORMAT_VERSION, CLEANING_VERSION, versions])
+    return hashlib.blake2b(content.encode(errors="surrogateescape"), digest_size=10).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can hold, the same in every process."""
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(part) for name, part in vars(value).items()}
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return str(value) if isinstance(value, Path | tuple) else value
+
+
+def _paths(value: Path | tuple[Path, ...] | None) -> tuple[Path, ...]:
+    return () if value is None else (value,) if isinstance(value, Path) else value
+
+
+def _stamp(path: Path) -> list[Any]:
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+
+
+def _is_done(job: Job) -> bool:
+    """Return whether the result is there; it is an error if anything else is."""
+    if not is_prepared(job.final):
+        if job.final.is_dir() and any(job.final.iterdir()):
+            raise OutputError(f"{job.final} holds other files; name a new folder")
+        return False
+    inputs = job.final / INPUTS_NAME
+    found = read_json(inputs, what="the list of inputs", error=DataError) if inputs.is_file() else None
+    if not isinstance(found, dict) or found.get("key") != job.key:
+        raise OutputError(
+            f"{job.final} holds data prepared from other text or with other settings; remove it, or name a new folder"
+        )
+    return True
+
+
+def _build_in_place(job: Job) -> None:
+    """Build in the work folder, then give the result its name; bad input leaves nothing behind."""
+    made = [folder for folder in (job.final.parent, *job.final.parent.parents) if not folder.exists()]
+    try:
+        job.final.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(job.work, progress=job.progress), job.workers:
+            if _is_done(job):  # another process was first
+                return
+            _clear_unless(job.work, key=job.key)
+            _build(job)
+            job.final.mkdir(exist_ok=True)
+            (job.work / "result").replace(job.final)
+        shutil.rmtree(job.work)
+    except DataError:
+        shutil.rmtree(job.work, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # it holds something, or was never made
+                folder.rmdir()
+        raise
+    except BrokenPipeError:  # not the disk: who reads the progress has gone
+        raise
+    except OSError as error:
+        left = f"; what is whole is kept in {job.work} for the next try" if job.work.is_dir() else ""
+        raise OutputError(f"cannot write prepared data to {job.final.parent}: {reason(error)}{left}") from None
+
+
+@contextmanager
+def _locked(work: Path, *, progress: Progress) -> Iterator[None]:
+    """Hold the work folder against other processes; the lock ends with the process."""
+    while True:
+        work.mkdir(exist_ok=True)
+        descriptor = os.open(work, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks: the user's care
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if work.is_dir() and os.path.samestat(os.fstat(descriptor), work.stat()):  # else removed meanwhile
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _clear_unless(work: Path, *, key: str) -> None:
+    """Empty the work folder unless it holds the beginnings of the same result."""
+    path = work / KEY_NAME
+    if not path.is_file() or path.read_text(encoding="utf-8") != key:
+        for found in work.iterdir():
+            shutil.rmtree(found) if found.is_dir() else found.unlink()
+        path.write_text(key, encoding="utf-8")
+    for folder in (work, *(path for path in work.iterdir() if path.is_dir())):
+        remove_asides(folder)
+
+
+def _build(job: Job) -> None:
+    shards = _read(job)
+    counts = read_counts([path for folders in shards.values() for path in folders])
+    fates = tell_fates(counts, cleaning=job.recipe.cleaning)
+    threshold, kept = _hold_out(job, _find_duplicates(job, shards), fates=fates)
+    tokenizer = _tokenizer(job, kept, threshold=threshold)
+    encoded = _encode(job, kept, tokenizer=tokenizer, threshold=threshold)
+    with whole_folder(job.work / "result") as folder:
+        write(job, shards=shards, encoded=encoded, threshold=threshold, tokenizer=tokenizer, folder=folder)
+
+
+def _read(job: Job) -> dict[str, list[Path]]:
+    """Read, clean, hash and sign all input; return the shards of each source."""
+    recipe = job.recipe
+    if recipe.decontaminate:
+        read_contamination(recipe.decontaminate)  # raises what is wrong with them
+    tasks = read_tasks(
+        job.corpora,
+        folder=job.work / "shards",
+        cleaning=recipe.cleaning,
+        minhash=recipe.minhash if recipe.dedup else None,
+        decontaminate=recipe.decontaminate,
+        skip_problems=recipe.skip_problems,
+    )
+    (job.work / "shards").mkdir(exist_ok=True)
+    results = run_tasks(job, read_shard_or_problems, tasks, stage="reading and cleaning", size=_task_bytes)
+    found = {task.folder: problems for task, problems in results}
+    raise_problems(messages(problem for task in tasks for problem in found[task.folder]))
+    shards = {
+        corpus.name: [task.folder for task in tasks if task.source == source]
+        for source, corpus in enumerate(job.corpora)
+    }
+    empty = {name: folders for name, folders in shards.items() if not segments_of(folders)}
+    raise_problems([_nothing_left(name, folders, cleaning=recipe.cleaning) for name, folders in empty.items()])
+    return shards
+
+
+def _nothing_left(name: str, shards: Sequence[Path], *, cleaning: CleaningConfig) -> str:
+    """Return what became of the records of a source of which none is left."""
+    told = tell_fates(read_counts(shards), cleaning=cleaning)
+    strict = "; without --on-error skip each is told with its place" if " skipped (" in told else ""
+    return f"source {name} has no training document: {told}{strict}"
+
+
+def _task_bytes(task: ReadTask) -> float:
+    return task.num_bytes + 1
+
+
+def _find_duplicates(job: Job, shards: dict[str, list[Path]]) -> dict[str, list[Kept]]:
+    """Return the segments of each source with the verdict on their documents."""
+    segments = {name: segments_of(folders) for name, folders in shards.items()}
+    flat = [path for folders in segments.values() for path in folders]
+    verdicts: dict[Path, Path] = {}
+    if job.recipe.dedup and flat:
+        found = find_duplicates(
+            flat,
+            config=job.recipe.minhash,
+            work_folder=job.work / "duplicates",
+            num_workers=job.workers.num_workers,
+            progress=lambda stage, share: job.progress(f"finding duplicates: {stage}", share),
+        )
+        verdicts = dict(zip(flat, found.verdicts, strict=True))
+    return {
+        name: [Kept(segment=path, verdict=verdicts.get(path)) for path in folders] for name, folders in segments.items()
+    }
+
+
+def _hold_out(job: Job, kept: dict[str, list[Kept]], *, fates: str) -> tuple[int, dict[str, list[Kept]]]:
+    """Return the hash below which documents are held out, and the segments less what is like held-out documents."""
+    stage, folder, config = "holding out", job.work / "held_out", job.recipe.minhash
+    job.progress(stage, 0.0)
+    flat = [one for segments in kept.values() for one in segments]
+    threshold = held_out_threshold(flat, held_out_fraction=job.recipe.held_out_fraction, fates=fates)
+    if not (job.recipe.dedup and config):
+        job.progress(stage, 1.0)
+        return threshold, kept
+    folder.mkdir(exist_ok=True)
+    write_keys(flat, threshold=threshold, config=config, folder=folder / "keys")
+    tasks = {
+        name: [
+            NearTask(
+                kept=one,
+                threshold=threshold,
+                config=config,
+                keys=folder / "keys",
+                folder=folder / f"{one.segment.parent.name}-{one.segment.name}",
+            )
+            for one in segments
+        ]
+        for name, segments in kept.items()
+    }
+    run_tasks(job, find_near, [task for found in tasks.values() for task in found], stage=stage, size=lambda task: 1.0)
+    return threshold, {name: [task.result for task in found] for name, found in tasks.items()}
+
+
+def _tokenizer(job: Job, kept: dict[str, list[Kept]], *, threshold: int) -> Path:
+    """Return where the tokenizer is."""
+    stage, folder = "training the tokenizer", job.work / "tokenizer"
+    job.progress(stage, 0.0)
+    if not folder.exists():
+        flat = [one for segments in kept.values() for one in segments]
+        with whole_folder(folder) as aside:
+            tokenizer = _make_tokenizer(job, flat, threshold=threshold)
+            check_exportable(tokenizer)
+            tokenizer.save(aside / tokenizer.saved_as)
+    job.progress(stage, 1.0)
+    (path,) = folder.iterdir()
+    return path
+
+
+def _make_tokenizer(job: Job, kept: Sequence[Kept], *, threshold: int) -> Tokenizer:
+    if job.recipe.tokenizer is not None:
+        return Tokenizer.load(job.recipe.tokenizer, trusted=True)
+    num_bytes = sum(int(one.hashes_and_sizes()[1].sum()) for one in kept)
+    vocab_size = job.recipe.vocab_size or choose_vocab_size(
+        compute_budget_flops=get_law(DEFAULT_LAW).budget_for_tokens(num_tokens=num_bytes / _BYTES_PER_TOKEN)
+    )
+    return train_tokenizer(tokenizer_sample(kept, threshold=threshold, seed=job.recipe.seed), vocab_size=vocab_size)
+
+
+def _encode(job: Job, kept: dict[str, list[Kept]], *, tokenizer: Path, threshold: int) -> dict[str, list[Path]]:
+    """Encode all segments; return the encoded ones of each source."""
+    (job.work / "encoded").mkdir(exist_ok=True)
+    tasks: dict[str, list[EncodeTask]] = {name: [] for name in kept}
+    for name, segments in kept.items():
+        for one in segments:
+            folder = job.work / "encoded" / f"{one.segment.parent.name}-{one.segment.name}"
+            task = EncodeTask(kept=one, threshold=threshold, tokenizer=tokenizer, folder=folder)
+            tasks[name].append(task)
+    flat = [task for found in tasks.values() for task in found]
+    run_tasks(job, encode_segment, flat, stage="encoding", size=lambda task: 1.0)
+    return {name: [task.folder for task in found] for name, found in tasks.items()}

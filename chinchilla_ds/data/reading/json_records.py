@@ -1,0 +1,253 @@
+"""Records of JSON: the lines of JSONL, or the objects of a `.json` file, which may be one array, one object, or lines.
+
+An array is read record by record, so that its size does not matter. One bad record costs that record alone: reading
+goes on behind it, also where a quote is missing and the ends of the records behind it are not where they seem to be.
+"""
+
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from chinchilla_ds.data.reading import parts
+from chinchilla_ds.data.reading.encodings import open_text, utf8_problem
+from chinchilla_ds.data.reading.parts import Documents, Part, Problem, broken, endless, no_text_field, text_of, too_long
+from chinchilla_ds.data.reading.streams import MAX_SKIPPED_BYTES, ArchiveError, EndlessLineError, lines, open_bytes
+from chinchilla_ds.structured import parse_record
+
+NOT_JSON = "not JSON"
+
+
+def read_jsonl(part: Part) -> Documents:
+    """Yield the text field of every line."""
+    path, number = part.file.path, 0
+    with open_bytes(path) if part.start else open_text(path) as stream:
+        found = lines(stream, start=part.start, stop=part.stop, max_bytes=parts.MAX_RECORD_BYTES)
+        try:
+            for number, line in found:
+                if line is None:
+                    yield too_long(_line_place(part, number), "line")
+                    continue
+                result = _record(line, part)
+                yield result if isinstance(result, bytes) else _at(_line_place(part, number), result)
+        except EndlessLineError:
+            yield endless(_line_place(part, number + 1), searched_bytes=MAX_SKIPPED_BYTES)
+        except ArchiveError as error:
+            yield broken(_line_place(part, number + 1), error)
+
+
+def _at(where: str, problem: Problem) -> Problem:
+    """Return the problem with its place, which is looked for only when a message needs it."""
+    return Problem(kind=problem.kind, message=f"{where}{problem.message}", of_file=problem.of_file)
+
+
+def _line_place(part: Part, number: int) -> str:
+    return f"{part.file.path}:{_lines_before(part) + number}"
+
+
+def _lines_before(part: Part) -> int:
+    """Return how many lines begin before the part."""
+    if part.start == 0:
+        return 0
+    with part.file.path.open("rb") as stream:
+        left, count = part.start - 1, 0
+        while left and (chunk := stream.read(min(left, 2**20))):
+            count += chunk.count(b"\n")
+            left -= len(chunk)
+    return count + 1
+
+
+def _record(content: bytes, part: Part) -> bytes | Problem:
+    """Return the text of one record; a problem's message lacks its place."""
+    try:
+        record = parse_record(content.decode())
+    except UnicodeDecodeError:
+        problem = utf8_problem(content, where="", path=part.file.path)
+        assert problem is not None
+        return problem
+    except ValueError as error:
+        return Problem(kind=NOT_JSON, message=f" is not JSON: {error}")
+    if not isinstance(record, dict):
+        return Problem(kind=NOT_JSON, message=f" is a JSON {type(record).__name__}, not an object")
+    if part.text_field not in record:
+        return Problem(kind="no text field", message=no_text_field("", part.text_field, list(record)))
+    return text_of(record[part.text_field], where="", text_field=part.text_field)
+
+
+# ---- .json -----------------------------------------------------------------------------------------------------------
+
+
+def read_json_file(part: Part) -> Documents:
+    """Yield the text field of every record of a `.json` file."""
+    path = part.file.path
+    if holds_lines(path):
+        yield from read_jsonl(part)
+        return
+    with open_text(path) as stream:
+        scanner = JsonScanner(stream, text_field=part.text_field)
+        try:
+            for record in scanner:
+                if record is None:
+                    yield too_long(f"{path}:{scanner.line}", "record")
+                    continue
+                result = _record(record, part)
+                yield result if isinstance(result, bytes) else _at(f"{path}:{scanner.line}", result)
+                if isinstance(result, Problem) and result.kind == NOT_JSON and (start := scanner.next_within(record)):
+                    scanner.put_back(record, start)
+        except EndlessLineError:
+            yield endless(f"{path}:{scanner.line}", searched_bytes=MAX_SKIPPED_BYTES)
+        except ArchiveError as error:
+            yield broken(f"{path}:{scanner.line}", error)
+    if scanner.num_open_arrays:
+        yield Problem(kind=NOT_JSON, message=f"{path} is not JSON: its array does not end; it may be cut off")
+
+
+def holds_lines(path: Path, /) -> bool:
+    """Return whether a `.json` file holds one object per line: whether one of its first two lines is an object.
+
+    Raises:
+        ArchiveError: its first lines cannot be unpacked.
+        OSError: it cannot be read.
+    """
+    with open_text(path) as stream:
+        try:
+            first = [line for _, line in itertools.islice(lines(stream, max_bytes=parts.MAX_RECORD_BYTES), 2)]
+        except EndlessLineError:
+            return False
+    texts = [line.strip() for line in first if line is not None]
+    return bool(texts) and not texts[0].startswith(b"[") and any(_is_object(text) for text in texts)
+
+
+def _is_object(content: bytes) -> bool:
+    try:
+        return isinstance(parse_record(content.decode()), dict)
+    except ValueError:
+        return False
+
+
+_NEXT_OBJECT = re.compile(rb"\}\s*,?\s*(?=\{)")
+_BETWEEN = re.compile(rb"[\s,\[\]]*")
+_OUTSIDE = re.compile(rb'["\[\]{},]')
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_IN_STRING = re.compile(rb'["\\]')
+_CHUNK_BYTES = 2**18
+
+
+class JsonScanner:
+    """Cuts a stream into the bytes of its records: the entries of arrays, and objects by themselves."""
+
+    def __init__(self, stream: io.BufferedReader, *, text_field: str) -> None:
+        self.line = 1
+        """Where the record begins that was given last."""
+        self.num_open_arrays = 0
+        """Arrays whose end has not been met."""
+        self._stream = stream
+        self._buffer = bytearray()
+        """From the present record on."""
+        self._buffer_line = 1
+        self._key = re.compile(re.escape(json.dumps(text_field, ensure_ascii=False).encode()) + rb"\s*:")
+
+    def __iter__(self) -> Iterator[bytes | None]:
+        """Yield the bytes of every record; None for one of more than the limit.
+
+        Raises:
+            EndlessLineError: an overlong record does not end.
+        """
+        self._fill()
+        while self._to_record():
+            self.line = self._buffer_line
+            end = self._end()
+            if end > parts.MAX_RECORD_BYTES:
+                end = self.next_within(self._buffer) or end
+            if end > parts.MAX_RECORD_BYTES:
+                self._skip_record()
+                yield None
+            else:
+                record = bytes(self._buffer[:end])
+                self._drop(end)
+                yield record
+
+    def _fill(self) -> bool:
+        """Read on, as much again as there is, so that what is looked at again does not add up."""
+        chunk = self._stream.read(max(_CHUNK_BYTES, len(self._buffer)))
+        self._buffer += chunk
+        return bool(chunk)
+
+    def _drop(self, size: int) -> None:
+        self._buffer_line += self._buffer.count(b"\n", 0, size)
+        del self._buffer[:size]
+
+    def _to_record(self) -> bool:
+        """Go to the beginning of the next record; False at the end."""
+        while True:
+            between = _BETWEEN.match(self._buffer)
+            assert between is not None, "it matches nothing too"
+            self.num_open_arrays += between[0].count(b"[") - between[0].count(b"]")
+            self._drop(between.end())
+            if self._buffer:
+                return True
+            if not self._fill():
+                return False
+
+    def _end(self) -> int:
+        """Return where the record ends; more than the limit, if it is longer than that."""
+        position, depth = 0, 0
+        while position <= parts.MAX_RECORD_BYTES:
+            found = _OUTSIDE.search(self._buffer, position)
+            if found is not None and found[0] == b'"':
+                position, found = found.start(), _STRING.match(self._buffer, found.start())
+                if found is not None:
+                    position = found.end()
+                    continue
+            if found is None:
+                if len(self._buffer) <= parts.MAX_RECORD_BYTES and self._fill():
+                    continue
+                return len(self._buffer)
+            if not depth and found[0] in b",]":
+                return found.start()
+            depth += (found[0] in b"[{") - (found[0] in b"]}")
+            position = found.end()
+            if not depth and found[0] in b"]}":
+                return position
+        return position
+
+    def _skip_record(self) -> None:
+        """Go to the end of a record that is not kept."""
+        position, depth, skipped, in_string = 0, 0, 0, False
+        while True:
+            found = (_IN_STRING if in_string else _OUTSIDE).search(self._buffer, position)
+            if found is None:
+                skipped += len(self._buffer)
+                position = max(0, position - len(self._buffer))
+                self._drop(len(self._buffer))
+                if skipped > MAX_SKIPPED_BYTES:
+                    raise EndlessLineError
+                if not self._fill():
+                    return
+                continue
+            sign, position = found[0], found.end()
+            if sign == b'"':
+                in_string = not in_string
+            elif sign == b"\\":
+                position += 1
+            elif sign != b"," and not in_string:
+                depth += (sign in b"[{") - (sign in b"]}")
+            if not depth and not in_string and sign in b",]}":
+                self._drop(position if sign == b"}" else found.start())
+                return
+
+    def next_within(self, record: bytes | bytearray) -> int | None:
+        """Return where the next record begins within a bad one: a wrong quote hides the end of the first.
+
+        None where the field with the text stands there once, so that it is one record.
+        """
+        keys = list(itertools.islice(self._key.finditer(record), 2))
+        starts = [found.end() for found in _NEXT_OBJECT.finditer(record, 0, keys[1].start())] if keys[1:] else []
+        return starts[-1] if starts else None
+
+    def put_back(self, record: bytes, start: int, /) -> None:
+        """Read the record that was given last again from `start` on."""
+        self._buffer[:0] = record[start:]
+        self._buffer_line = self.line + record.count(b"\n", 0, start)

@@ -1,0 +1,82 @@
+"""How a file is read: by its name, or by its first bytes where the name does not say."""
+
+import re
+from enum import StrEnum
+from pathlib import Path
+
+from chinchilla_ds.data.reading.streams import PACKED_SUFFIXES, ArchiveError, open_bytes
+
+
+class Kind(StrEnum):
+    """How a file is read."""
+
+    TEXT = "text"
+    WHOLE_TEXT = "whole text"
+    """One document whatever its size; a file that is not UTF-8 is skipped and counted (standard library only)."""
+    JSONL = "JSONL"
+    JSON = "JSON"
+    """One array, one object, or lines."""
+    CSV = "CSV"
+    PARQUET = "Parquet"
+    ARROW = "Arrow"
+    """A folder that `datasets.Dataset.save_to_disk` wrote."""
+    HUB = "Hugging Face"
+    """A data set by name, streamed."""
+
+
+_BY_SUFFIX = {
+    ".jsonl": Kind.JSONL,
+    ".ndjson": Kind.JSONL,
+    ".json": Kind.JSON,
+    ".csv": Kind.CSV,
+    ".parquet": Kind.PARQUET,
+} | dict.fromkeys(
+    (
+        *(".txt", ".text", ".md", ".rst", ".tex", ".org", ".html", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp"),
+        *(".cu", ".cuh", ".rs", ".go", ".java", ".kt", ".scala", ".js", ".ts", ".rb", ".php", ".pl", ".lua", ".jl"),
+        *(".r", ".hs", ".ml", ".swift", ".sh", ".sql"),
+    ),
+    Kind.TEXT,
+)
+SUFFIXES = tuple(sorted(_BY_SUFFIX))
+"""What names of files end in, before that of a packed file."""
+
+_NUMBER = re.compile(r"[.-]\d+(-of-\d+)?$")
+"""Of one file of several: c4-train.00000-of-01024, part-00000, shard.007."""
+_JSON_HEAD = re.compile(rb'(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*\{)')
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_NOT_IN_TEXT = re.compile(rb"[\x00-\x07\x0e-\x1a\x1c-\x1f]")
+
+
+def suffix_of(path: Path, /) -> str:
+    """Return the suffix that says what a file holds, in lower case: without numbers and that of a packed file.
+
+    Empty where there is none, and `.tar` for `x.tar.gz`.
+    """
+    name = path.name.lower()
+    for packed in PACKED_SUFFIXES:
+        name = name.removesuffix(packed)
+    return Path(_NUMBER.sub("", name)).suffix
+
+
+def kind_of(path: Path, /) -> Kind | None:
+    """Return how a regular file is read, or None where it is of an unknown kind.
+
+    Raises:
+        OSError: its name has no suffix, and it cannot be opened.
+    """
+    suffix = suffix_of(path)
+    return _BY_SUFFIX.get(suffix) if suffix else _kind_of_content(path)
+
+
+def _kind_of_content(path: Path) -> Kind | None:
+    try:
+        with open_bytes(path) as stream:
+            head = stream.peek()
+    except ArchiveError:
+        return Kind.TEXT  # its reader says what is wrong with it
+    if head.startswith(b"PAR1"):
+        return Kind.PARQUET
+    if _JSON_HEAD.match(head):
+        return Kind.JSON
+    return Kind.TEXT if head.startswith(_UTF16_BOMS) or not _NOT_IN_TEXT.search(head) else None

@@ -1,0 +1,118 @@
+"""The model card: README.md of a Hugging Face folder."""
+
+from dataclasses import dataclass
+
+from chinchilla_ds.data.preparing.ledger import Ledger
+from chinchilla_ds.run_plan import Precision, RunPlan
+from chinchilla_ds.units import format_bytes, format_count, format_flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFacts:
+    """What training reached and what it read; None where it is not known."""
+
+    licence: str | None = None
+    """An SPDX identifier or one of Hugging Face's, such as `apache-2.0`."""
+    consumed_tokens: int
+    flops_spent: float
+    held_out_loss: float | None = None
+    """Nats per token."""
+    held_out_bits_per_byte: float | None = None
+    ledger: Ledger | None = None
+    tokenizer_sha256: str | None = None
+
+
+def model_card(
+    plan: RunPlan, /, *, facts: TrainingFacts, num_params: int, dtype: Precision, bos: str | None = None
+) -> str:
+    """Return the card in Markdown, with the YAML head that the Hugging Face hub reads.
+
+    Args:
+        plan: What the model was trained by.
+        facts: What came of it.
+        num_params: Parameters of the export, without padding.
+        dtype: Of the weights.
+        bos: The token that begins every document; None: there is none.
+    """
+    head = ["---", f"license: {facts.licence or 'unknown'}", "library_name: transformers"]
+    head += ["pipeline_tag: text-generation", "tags:", "- chinchilla-ds", "---"]
+    licence = "" if facts.licence else " Its licence has not been named: ask whoever trained it before using it."
+    return "\n".join(
+        [
+            *head,
+            "",
+            f"# Llama decoder of {format_count(num_params)} parameters",
+            "",
+            f"Trained by chinchilla-ds on {format_count(facts.consumed_tokens)} tokens, "
+            f"{format_flops(facts.flops_spent)}.{licence}",
+            "",
+            *_table("Model", _shape_rows(plan, num_params=num_params, dtype=dtype)),
+            *_table("Training", _training_rows(plan, facts)),
+            *_data_lines(facts),
+            "## Use",
+            "",
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
+            'model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype="auto")',
+            'inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)',
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
+            "```",
+            "",
+            "It continues text; it follows no instructions. Documents were separated by the end-of-document token, and "
+            f"{'no token' if bos is None else bos} begins one.",
+            "",
+        ]
+    )
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> list[str]:
+    return [f"## {title}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+
+
+def _shape_rows(plan: RunPlan, *, num_params: int, dtype: Precision) -> list[tuple[str, str]]:
+    shape = plan.shape
+    return [
+        ("Parameters", f"{num_params:,}"),
+        ("Layers", str(shape.num_layers)),
+        ("Hidden size", f"{shape.hidden_size}; SwiGLU {shape.ffn_hidden_size}"),
+        ("Attention", f"{shape.num_attention_heads} heads of {shape.kv_channels}, {shape.num_query_groups} key/value"),
+        ("Context", f"{shape.seq_length} tokens"),
+        ("Embeddings", "tied" if shape.tied_embeddings else "untied"),
+        ("Weights", dtype.value),
+    ]
+
+
+def _training_rows(plan: RunPlan, facts: TrainingFacts) -> list[tuple[str, str]]:
+    rows = [
+        ("Compute budget", format_flops(plan.compute_budget_flops)),
+        ("FLOPs spent", format_flops(facts.flops_spent)),
+        ("Tokens", f"{facts.consumed_tokens:,} of {plan.num_tokens:,} planned"),
+        ("Optimizer", f"AdamW, peak learning rate {plan.optimizer.learning_rate:.3g}, {plan.schedule.decay.value}"),
+        ("Batch", f"{plan.batch.global_batch_size} sequences of {plan.shape.seq_length} tokens"),
+        ("Precision", plan.precision.value),
+        ("Predicted loss", f"{plan.prediction.loss:.4f} nats/token by {plan.prediction.loss_law} (its own tokenizer)"),
+    ]
+    if facts.held_out_loss is not None:
+        rows.append(("Held-out loss", f"{facts.held_out_loss:.4f} nats/token"))
+    if facts.held_out_bits_per_byte is not None:
+        rows.append(("Held-out bits per byte", f"{facts.held_out_bits_per_byte:.4f}"))
+    if facts.tokenizer_sha256 is not None:
+        rows.append(("Tokenizer", f"SHA-256 {facts.tokenizer_sha256}"))
+    return rows
+
+
+def _data_lines(facts: TrainingFacts) -> list[str]:
+    """Return what became of the text that was read, source by source."""
+    if facts.ledger is None:
+        return ["## Data", "", "Not recorded with the checkpoint.", ""]
+    lines = ["## Data", "", "| source | read | dropped | duplicates | held out | train | tokens |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for source in facts.ledger.sources:
+        dropped = sum(amount.bytes for amount in source.dropped.values())
+        duplicates = source.exact_duplicates.bytes + source.near_duplicates.bytes
+        sizes = (source.read.bytes, dropped, duplicates, source.held_out.bytes, source.train.bytes)
+        cells = " | ".join(format_bytes(size) for size in sizes)
+        lines.append(f"| {source.name} | {cells} | {format_count(source.tokens)} |")
+    return [*lines, ""]

@@ -1,0 +1,94 @@
+"""What an export is worth, measured by transformers: nats per token on given tokens, and tokens per second."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chinchilla_ds.exporting.config_json import read_config
+from chinchilla_ds.exporting.vector_folder import VectorReader, open_weights
+
+_TIMED_TOKENS = 64
+_WARM_UP_TOKENS = 4
+_TIMED_RUNS = 3
+"""The fastest counts: what else the machine does only slows it down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A model's loss and speed."""
+
+    loss: float | None
+    """Nats per token; None where there was no text."""
+    num_tokens: int
+    """Tokens that the loss is over."""
+    tokens_per_s: float
+    """Greedy, one sequence, with a key/value cache."""
+
+
+def measure(folder: Path, /, *, windows: Iterable[tuple[Tensor, Tensor]]) -> Measured:
+    """Measure a folder that `export_checkpoint` or `quantize_folder` wrote.
+
+    Args:
+        folder: The export.
+        windows: Tokens and the tokens after them, both [s]; each window is read by itself.
+    """
+    model = load_model(folder)
+    total, count, prompt = 0.0, 0, None
+    with torch.no_grad():
+        for tokens, labels in windows:
+            prompt = tokens if prompt is None else prompt
+            logits = model(tokens[None]).logits[0].float()
+            total += float(F.cross_entropy(logits, labels, reduction="sum"))
+            count += len(labels)
+    return Measured(
+        loss=total / count if count else None,
+        num_tokens=count,
+        tokens_per_s=_tokens_per_s(model, prompt=torch.zeros(1, dtype=torch.long) if prompt is None else prompt),
+    )
+
+
+def load_model(folder: Path, /) -> Any:
+    """Return the LlamaForCausalLM of an export; what the vector codec coded is decoded."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    config = read_config(folder)
+    weights = open_weights(folder, config)
+    if not isinstance(weights, VectorReader):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    plain = {name: value for name, value in config.items() if name != "quantization_config"}
+    model = LlamaForCausalLM(LlamaConfig(**plain)).eval()
+    state = {name: weights.read(name) for name in weights.names()}
+    if model.config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state)
+    return model
+
+
+def _tokens_per_s(model: Any, *, prompt: Tensor) -> float:
+    context: int = model.config.max_position_embeddings
+    new = max(1, min(_TIMED_TOKENS, context // 2))
+    inputs = prompt[None, : max(1, context - new - 1)]
+
+    def generate(number: int) -> None:
+        model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=number,
+            min_new_tokens=number,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+    generate(min(new, _WARM_UP_TOKENS))
+    seconds: list[float] = []
+    for _ in range(_TIMED_RUNS):
+        started = time.perf_counter()
+        generate(new)
+        seconds.append(time.perf_counter() - started)
+    return new / min(seconds)

@@ -1,0 +1,190 @@
+"""A checkpoint becomes a Hugging Face folder: streamed, written aside, whole or not there."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.data.tokenizing.files import GENERATION_NAME
+from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
+from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
+from chinchilla_ds.exporting import llama
+from chinchilla_ds.exporting.card import TrainingFacts, model_card
+from chinchilla_ds.exporting.config_json import CONFIG_NAME, config_of
+from chinchilla_ds.exporting.finite import is_finite
+from chinchilla_ds.exporting.shards import MAX_SHARD_BYTES, ShardWriter
+from chinchilla_ds.exporting.tokenizer_files import generation_config, token_ids, write_tokenizer
+from chinchilla_ds.run_plan import Precision
+
+OURS_NAME = "chinchilla_ds"
+"""Sub-folder of an export that other tools do not look at: what an import needs to restore the checkpoint exactly."""
+PLAN_NAME = "plan.json"
+PADDING_STEM = "padding"
+CARD_NAME = "README.md"
+
+DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+_CHUNK_BYTES = 256 * 1024**2
+"""Of a weight in FP32: larger ones are read in parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    num_params: int
+    """Of the exported model, without padding."""
+    num_bytes: int
+    """Of its tensors."""
+
+
+def export_checkpoint(
+    reader: CheckpointReader,
+    /,
+    *,
+    out: Path,
+    dtype: Precision,
+    facts: TrainingFacts,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Exported:
+    """Write a checkpoint as a folder that `transformers` loads as LlamaForCausalLM.
+
+    Args:
+        reader: The checkpoint.
+        out: The folder to make.
+        dtype: Of the weights; those of the checkpoint are FP32.
+        facts: What the model card tells beside the plan.
+        max_shard_bytes: Largest file of weights, unless one tensor is larger.
+
+    Raises:
+        OutputError: `out` holds something, or cannot be written.
+        DataError: the checkpoint has no tokenizer, one whose ids would change, or weights that are not finite.
+        ConfigError: a weight lies beyond the range of `dtype`.
+    """
+    tokenizer_path = reader.tokenizer_path
+    if tokenizer_path is None:
+        raise DataError(
+            f"{reader.folder} holds no tokenizer, without which nothing can be generated; put the one of the training "
+            "text into it as tokenizer.model or tokenizer/"
+        )
+    tokenizer = Tokenizer.load(tokenizer_path, home=reader.folder)
+    shape = reader.plan.shape
+    if tokenizer.vocab_size > shape.padded_vocab_size:
+        raise DataError(
+            f"{tokenizer_path} has {tokenizer.vocab_size} tokens, and the model's embedding {shape.padded_vocab_size} "
+            "rows: it is not the one of the training text"
+        )
+    with written_aside(out) as aside:
+        write_tokenizer(tokenizer, folder=aside, seq_length=shape.seq_length)
+        config = config_of(shape, vocab_size=tokenizer.vocab_size, token_ids=token_ids(tokenizer), dtype=dtype)
+        write_json(aside / CONFIG_NAME, config)
+        if GENERATION_NAME not in tokenizer.files.contents:
+            write_json(aside / GENERATION_NAME, generation_config(tokenizer))
+        weights = list(llama.weights(shape, vocab_size=tokenizer.vocab_size))
+        num_tensors = sum(len(weight.pieces) for weight in weights)
+        with ShardWriter(aside, num_tensors=num_tensors, max_shard_bytes=max_shard_bytes) as writer:
+            for weight in weights:
+                _write_weight(writer, weight, read=_rows_of(reader, weight), dtype=dtype)
+        _write_ours(aside / OURS_NAME, reader, vocab_size=tokenizer.vocab_size, dtype=dtype)
+        num_params = writer.total_bytes // DTYPES[dtype].itemsize
+        bos = None if tokenizer.bos_id is None else tokenizer.token(tokenizer.bos_id)
+        card = model_card(reader.plan, facts=facts, num_params=num_params, dtype=dtype, bos=bos)
+        (aside / CARD_NAME).write_text(card, encoding="utf-8")
+    return Exported(folder=out, num_params=num_params, num_bytes=writer.total_bytes)
+
+
+@contextmanager
+def written_aside(out: Path, /) -> Iterator[Path]:
+    """Give a folder that becomes `out` when all goes well, and is removed when it does not.
+
+    Raises:
+        OutputError: `out` is there already and not empty, or cannot be written.
+    """
+    check_free(out)
+    aside = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        aside.mkdir(parents=True)
+        yield aside
+        if out.is_dir():
+            out.rmdir()
+        aside.rename(out)
+    except OSError as error:
+        raise OutputError(f"--out {out} cannot be written: {reason(error)}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_free(out: Path, /) -> None:
+    """Check that `out` is not there, or is an empty folder.
+
+    Raises:
+        OutputError: it is there.
+    """
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists():
+        raise OutputError(f"--out {out} exists already, and nothing is overwritten; name a new folder")
+
+
+def write_json(path: Path, /, values: object) -> None:
+    """Write indented JSON."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _rows_of(reader: CheckpointReader, weight: llama.Weight) -> Callable[[slice], Tensor]:
+    """Return what reads rows of a weight: from the weight, read once, or from the files where it is large."""
+    if 4 * weight.shape[0] * (weight.shape[1] if len(weight.shape) > 1 else 1) > _CHUNK_BYTES:
+        return lambda rows: reader.read_rows(weight.name, rows=rows)
+    whole = reader.read(weight.name)
+    return lambda rows: whole[rows]
+
+
+def _write_weight(
+    writer: ShardWriter, weight: llama.Weight, *, read: Callable[[slice], Tensor], dtype: Precision
+) -> None:
+    for piece in weight.pieces:
+        parts = (_checked(read(rows), dtype=dtype, name=piece.name) for rows in _chunks(weight, piece))
+        writer.add(piece.name, shape=(piece.num_rows, *weight.shape[1:]), dtype=DTYPES[dtype], parts=parts)
+
+
+def _chunks(weight: llama.Weight, piece: llama.Piece) -> Iterator[slice]:
+    """Yield a piece's rows in parts of bounded size."""
+    row_bytes = 4 * (weight.shape[1] if len(weight.shape) > 1 else 1)
+    most = max(1, _CHUNK_BYTES // row_bytes)
+    for rows in piece.rows:
+        for start in range(rows.start, rows.stop, most):
+            yield slice(start, min(start + most, rows.stop))
+
+
+def _checked(values: Tensor, *, dtype: Precision, name: str) -> Tensor:
+    """Return the values in `dtype`, all of which it must be able to say."""
+    converted = values.to(DTYPES[dtype])
+    if is_finite(converted):
+        return converted
+    if not is_finite(values):
+        raise DataError(
+            f"the checkpoint's {name} holds values that are not finite: the run has diverged; export an earlier one"
+        )
+    largest, end = values.abs().max().item(), torch.finfo(DTYPES[dtype]).max
+    other = Precision.BF16 if dtype is Precision.FP16 else Precision.FP32
+    raise ConfigError(
+        f"--dtype {dtype.value} ends at {end:.6g}, and {name} holds {largest:.4g}; use --dtype {other.value}"
+    )
+
+
+def _write_ours(folder: Path, reader: CheckpointReader, *, vocab_size: int, dtype: Precision) -> None:
+    """Write the plan, and the rows of padding that the export has no place for."""
+    folder.mkdir()
+    (folder / PLAN_NAME).write_text(reader.plan.to_json(), encoding="utf-8")
+    rows = slice(vocab_size, reader.plan.shape.padded_vocab_size)
+    with ShardWriter(folder, num_tensors=len(llama.TABLES), stem=PADDING_STEM) as writer:
+        for name in (name for name in llama.TABLES if name in reader.names()):
+            padding = _checked(reader.read_rows(name, rows=rows), dtype=dtype, name=name)
+            writer.add(name, shape=tuple(padding.shape), dtype=padding.dtype, parts=[padding])

@@ -1,0 +1,1 @@
+"""Processes: how they end, what they share, worker pools."""

@@ -1,0 +1,386 @@
+"""How a rank leaves a run that does not reach its end: what there is to say is said once, and no rank stays behind.
+
+The deepspeed launcher looks at its ranks every second; when one has exited with a code other than 0, it sends SIGTERM
+to the others and returns that code. So:
+
+- A user's error: rank 0 prints it and exits with 2. The other ranks meet the same one, or lose rank 0: they wait,
+  silently, for the launcher. One that nobody ends within `PATIENCE_S` met the error alone, and prints it itself.
+- A bug: the rank that meets it prints its traceback and exits with 1. The others lose their peer in a collective; what
+  that raises on them is noise, so they wait for the launcher too.
+- SIGINT, SIGTERM and SIGUSR1 ask a run that takes steps to stop (`processes.stopping`): it saves and exits with 85. A
+  second one of the same kind, one outside the steps, and the SIGTERM of a launcher that has lost another rank are
+  raised as `Interrupted` in the main thread, so that open files and trackers are closed. A main thread that sits in a
+  collective or a kernel never sees them; a watching thread then ends the process.
+- A launcher that was killed tells nobody: the watching thread notices, and takes that for SIGTERM.
+- A rank that was killed says nothing: the lowest rank left on its machine says which is gone (`processes.siblings`).
+- A rank that leaves tells all others why (`distributed.peers`), which then follow with its exit code: on other
+  machines, and under srun, no launcher ends them.
+- A library that calls `exit()` has not finished the run: that is an error, whatever code it gave.
+"""
+
+import math
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from chinchilla_ds.distributed.launch import LaunchError, Place, rank_of, read_place
+from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError
+from chinchilla_ds.processes.siblings import Gone, Siblings
+from chinchilla_ds.processes.stopping import SIGNALS, StopRequest
+
+if TYPE_CHECKING:
+    from chinchilla_ds.distributed.peers import Departure
+
+PATIENCE_S = 10.0
+"""How long a rank waits to be ended by the launcher; longer than another one that is ended before it may take."""
+STUCK_S = 3.0
+"""How long the main thread may take to see a signal."""
+CLEAN_UP_S = 5.0
+"""How long it may then take to leave."""
+FOLLOW_S = 3.0
+"""After another rank has said why it leaves: this one may meet the same problem, or be ended by the launcher."""
+_LAUNCHER_POLL_S = 0.25
+"""More often than the launcher, which looks every second and then takes note of a death: nobody else sees it after."""
+_DEATH_SEEN_S = 1.0
+_waiting = threading.Event()
+"""Set where the SIGTERM that comes is the launcher's, after another rank has said why."""
+_siblings = Siblings()
+_order: "_Order | None" = None
+"""Set where this rank has to leave because another one has."""
+
+_LOST_PEER = re.compile(
+    r"by peer|gloo/transport|broken pipe|recvValue|got 0 bytes|client socket|remote process exited|DistStoreError",
+    re.IGNORECASE,
+)
+"""What gloo, NCCL and torch's store say when the rank at the other end is gone."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to end. No Exception, so that nothing on its way takes it for a failure of its own."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports of a process that a signal ended: 130, 143 or 138."""
+        return 128 + self.number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How this rank's work ends."""
+
+    exit_code: int
+    reason: str = ""
+    """Why, where that is not the plan's end or a request to stop; several lines where there are several problems."""
+    asked: bool = False
+    """Whether a signal asked for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    exit_code: int
+    reason: str
+    speaks: bool
+
+
+_hooks: list[Callable[[Ending], object]] = []
+
+
+def at_ending(hook: Callable[[Ending], object]) -> None:
+    """Have `hook` called once, when it is known how the work of `end_well` ends; it may run in another thread."""
+    _hooks.append(hook)
+
+
+def tell(ending: Ending) -> None:
+    """Call the hooks, each with so much time as a clean-up has: their disk may be what hangs."""
+    while _hooks:
+        telling = threading.Thread(target=_hooks.pop(0), args=(ending,), daemon=True)
+        telling.start()
+        telling.join(CLEAN_UP_S)
+
+
+def end_well(work: Callable[[], int], *, stop: StopRequest | None = None) -> int:
+    """Return the exit code of `work`: its own, 2 for a user's error, 128 + n for signal n; a bug keeps its traceback.
+
+    Args:
+        work: What to do.
+        stop: Takes the signals that come while the run takes steps; None: every signal ends the work at once.
+    """
+    global _order
+    _waiting.clear()
+    _hooks.clear()
+    _order = None
+    try:
+        with signals_raised(stop or StopRequest()):
+            return _carry_out(work)
+    except Interrupted as interruption:
+        ending = _interrupted(interruption)
+        tell(ending)
+        return ending.exit_code
+
+
+def _carry_out(work: Callable[[], int]) -> int:
+    try:
+        exit_code = work()
+        tell(Ending(exit_code=exit_code))
+        return exit_code
+    except ChinchillaError as error:
+        if _rank() == 0:
+            _report(error)
+        tell(Ending(exit_code=EXIT_CODE_USER_ERROR, reason=str(error)))
+        if _rank() != 0:
+            _report(error)
+        return EXIT_CODE_USER_ERROR
+    except Exception as error:
+        if _has_lost_its_peer(error):
+            _say_who_is_gone()
+            _wait_for_the_launcher()
+        tell(Ending(exit_code=1, reason=f"{type(error).__name__}: {error}"))
+        raise
+
+
+@contextmanager
+def no_library_exits() -> Iterator[None]:
+    """Raise RuntimeError where a library calls `exit()`, as DeepSpeed's autotuning does, with 0 and nothing done."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"a library has called exit({error.code!r}), before the work was done") from error
+
+
+def leave_hung(exit_code: int) -> None:
+    """End the process for the watchdog."""
+    tell(Ending(exit_code=exit_code, reason="no step within --hang-timeout; stacks-rank*.txt say where it stands"))
+    os._exit(exit_code)
+
+
+def follow(departure: "Departure", *, place: Place) -> None:
+    """Leave because another rank has, with its exit code; one rank per machine says why."""
+    global _order
+    time.sleep(FOLLOW_S)
+    machine = departure.rank - departure.local_rank
+    there = departure.local_rank >= 0 and place.rank - place.local_rank == machine
+    speaks = place.local_rank == (1 if there and departure.local_rank == 0 else 0)
+    if there and departure.rank == 0:
+        speaks = False  # rank 0 has said it here
+    lines = departure.reason.splitlines()
+    named = lines if departure.local_rank < 0 else [f"rank {departure.rank}: {line}" for line in lines]
+    _order = _Order(exit_code=departure.exit_code, reason="\n".join(named), speaks=speaks)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _interrupted(interruption: Interrupted) -> Ending:
+    """Return what a signal means: a person's wish, or the end of a run that another rank has left."""
+    if _order is not None:
+        return Ending(exit_code=_order.exit_code, reason=_order.reason)
+    gone = _siblings.gone()
+    killed = "; ".join(str(one) for one in gone if not one.left_by_itself)
+    asked = not gone and not _waiting.is_set()
+    why = killed or (str(interruption) if asked else "another rank has left")
+    return Ending(exit_code=interruption.exit_code, reason=why, asked=asked)
+
+
+def _report(error: ChinchillaError) -> None:
+    where = ""
+    if _rank() != 0:
+        if isinstance(error, LaunchError):
+            return
+        _wait_for_the_launcher()
+        where = f"rank {_rank()}: "
+    _say(*(f"error: {where}{problem}" for problem in error.problems))
+
+
+def _has_lost_its_peer(error: Exception) -> bool:
+    try:
+        alone = read_place().world_size == 1
+    except ConfigError:
+        alone = False
+    return not alone and isinstance(error, RuntimeError | OSError) and bool(_LOST_PEER.search(str(error)))
+
+
+def _say_who_is_gone() -> None:
+    """Say, on one rank, which one was killed; one that left by itself has said why.
+
+    A process that dies closes its connections a moment before it counts as dead.
+    """
+    deadline_s = time.monotonic() + _DEATH_SEEN_S
+    while not (gone := _siblings.gone()) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    _report_killed(gone)
+
+
+def _report_killed(gone: Sequence[Gone]) -> None:
+    killed = [one for one in gone if not one.left_by_itself]
+    if killed and _siblings.is_lowest_left(own_rank=_rank()):
+        _say(*(f"error: {one}; the others leave" for one in killed))
+
+
+def _wait_for_the_launcher() -> None:
+    _waiting.set()
+    time.sleep(PATIENCE_S)
+
+
+def _say(*lines: str) -> None:
+    with suppress(OSError):  # nobody listens any more
+        sys.stdout.flush()
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.flush()
+
+
+def _rank() -> int:
+    return rank_of()
+
+
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def signals_raised(stop: StopRequest) -> Iterator[None]:
+    """Hand signals to `stop`; raise `Interrupted` for the first that it does not take, and ignore later ones.
+
+    Elsewhere than in the main thread Python admits no handlers, and nothing happens here.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen, judge = threading.Event(), _Judge(stop)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not judge.is_request(number) and not seen.is_set():
+            seen.set()
+            raise Interrupted(number)
+
+    alarm, bell = socket.socketpair()
+    bell.setblocking(False)
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    fd_before = signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
+    watch = threading.Thread(target=_watch, args=(alarm, seen, _Judge(stop)), name="endings", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(fd_before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        bell.close()  # by which the thread ends
+        watch.join()
+
+
+class _Judge:
+    """Tells requests to stop from orders to leave. The handler has one and the thread another, for each sees all."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+        self._seen: set[int] = set()
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the run takes steps, in which every rank waits for all others."""
+        return self._stop.can_be_honoured
+
+    def is_request(self, number: int) -> bool:
+        """Return whether this signal asks for a stop.
+
+        A second Ctrl-C does not. Further SIGTERMs do: one comes to the whole process group, one from the launcher.
+        Neither does the SIGTERM of a launcher that has lost another rank.
+        """
+        again = number == signal.SIGINT and number in self._seen
+        self._seen.add(number)
+        ordered = _waiting.is_set() or _order is not None or bool(_siblings.gone())
+        return not again and not ordered and self._stop.take(number)
+
+
+def _watch(alarm: socket.socket, seen: threading.Event, judge: _Judge) -> None:
+    """Wait for a signal, which Python's C handler writes to the other end; see to it that the process ends."""
+    ancestors, alone_since_s = _launchers(), math.inf
+    with alarm:
+        while True:
+            if not select.select([alarm], [], [], _LAUNCHER_POLL_S)[0]:
+                _siblings.refresh()
+                alone_since_s = _leave_if_alone(judge, alone_since_s)
+                if ancestors and _launchers() != ancestors:
+                    ancestors = ()
+                    os.kill(os.getpid(), signal.SIGTERM)
+                continue
+            received = alarm.recv(1)
+            if not received:
+                return
+            if received[0] not in SIGNALS:
+                continue
+            if judge.is_request(received[0]):
+                if _rank() == 0:
+                    _say(_promise(received[0]))
+                continue
+            _enforce(received[0], alarm, seen)
+            return
+
+
+def _promise(number: int) -> str:
+    more = "; Ctrl-C once more to leave without" if number == signal.SIGINT else ""
+    return f"{signal.Signals(number).name}: finishing the step, then saving{more}"
+
+
+def _leave_if_alone(judge: _Judge, since_s: float) -> float:
+    """End the process where another rank was killed in a step long ago: it waits for that rank, and nobody ends it.
+
+    Returns:
+        When a killed rank was seen first; infinite where none was.
+    """
+    gone = [one for one in _siblings.gone() if not one.left_by_itself]
+    if not gone or not judge.takes_steps:
+        return math.inf
+    if time.monotonic() - since_s > PATIENCE_S:
+        _report_killed(gone)
+        tell(Ending(exit_code=1, reason="; ".join(str(one) for one in gone)))
+        os._exit(1)
+    return min(since_s, time.monotonic())
+
+
+def _enforce(number: int, alarm: socket.socket, seen: threading.Event) -> None:
+    """Say what happened, and end the process unless it sees the signal, and then leaves, in time."""
+    if _order is not None:
+        if _order.speaks:
+            _say(*(f"error: {line}" for line in _order.reason.splitlines()))
+    elif not _waiting.is_set():
+        gone = _siblings.gone()
+        _report_killed(gone)
+        if _rank() == 0 and not gone:
+            _say(str(Interrupted(number)))
+    in_time = seen.wait(STUCK_S)
+    deadline_s = time.monotonic() + CLEAN_UP_S
+    while in_time and (left_s := deadline_s - time.monotonic()) > 0:
+        if select.select([alarm], [], [], left_s)[0] and not alarm.recv(64):
+            return
+    ending = _interrupted(Interrupted(number))
+    tell(ending)
+    os._exit(ending.exit_code)
+
+
+def _launchers() -> tuple[int, ...]:
+    """Return the process ids of the deepspeed launcher and of the `deepspeed` command above it, or of torchrun.
+
+    None without them. The daemons of srun and mpirun take their tasks with them.
+    """
+    launcher = os.getppid()
+    with suppress(OSError, ValueError, IndexError):
+        command = Path(f"/proc/{launcher}/cmdline").read_bytes()
+        if b"deepspeed.launcher.launch" in command:
+            after_name = Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()
+            return launcher, int(after_name[1])
+        if b"torchrun" in command or b"torch.distributed.run" in command:
+            return (launcher,)
+    return ()

@@ -1,0 +1,221 @@
+"""The run that a command goes on with: the last one of the same command, or the one that `--resume` names."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chinchilla_ds.budget.plan_checks import plan_problems
+from chinchilla_ds.checkpoint import folder as folders
+from chinchilla_ds.checkpoint.state import CheckpointState, plan_of_checkpoint, state_problems
+from chinchilla_ds.cli.arguments import Arguments, flag_of
+from chinchilla_ds.config import LayoutConfig, RunConfig
+from chinchilla_ds.errors import CheckpointError, ChinchillaError
+from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.runs.initial_weights import small_problems
+from chinchilla_ds.runs.plan_file import read_plan
+from chinchilla_ds.runs.request import (
+    FREE_FIELDS,
+    REQUEST_NAME,
+    RunRequest,
+    SavedRequest,
+    learning_part,
+    plain_config,
+)
+
+PLAN_NAME = "plan.json"
+"""Of the run's plan, in its folder."""
+_ADVICE = "leave it out to go on with that run, or begin another with --resume none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continued:
+    """A run to go on with."""
+
+    folder: Path
+    checkpoint: Path
+    """Its newest whose plan and state are whole; tensors may turn out to be damaged. Or the one that was asked for."""
+    request: RunRequest
+    plan: RunPlan
+    """Of the checkpoint, with the layout that it was saved under."""
+    state: CheckpointState
+    """Of the checkpoint."""
+    all_checkpoints: bool = True
+    """Whether an older checkpoint may be taken where the newest is damaged."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do: the run has reached its plan's end and been evaluated there."""
+        return self.state.complete
+
+
+def find_run(request: RunRequest) -> Continued | None:
+    """Return the newest run of the same command below its output folder that has a checkpoint; None: there is none.
+
+    Raises:
+        CheckpointError: all of its checkpoints are damaged; or what some run with checkpoints was asked for cannot be
+            read, so that nobody knows whether it is the one.
+    """
+    runs = request.config.output
+    if not runs.is_dir():
+        return None
+    with folders.reported_as(runs):
+        saved = [path for path in runs.iterdir() if folders.list_checkpoints(path / folders.CHECKPOINTS_NAME)]
+        newest_first = sorted(saved, key=_saved_at, reverse=True)
+    key = request.key
+    found = next((folder for folder in newest_first if _key_of(folder) == key), None)
+    return None if found is None else continued(found)
+
+
+def _saved_at(folder: Path) -> int:
+    """Return when a run saved last; the folder of the run itself changes with an evaluation or a look at it too."""
+    return (folder / folders.CHECKPOINTS_NAME).stat().st_mtime_ns
+
+
+def _key_of(folder: Path) -> str | None:
+    """Return the key of a run when it began; None for what no run of ours has made, such as an import."""
+    if not (folder / REQUEST_NAME).exists() and not (folder / PLAN_NAME).exists():
+        return None
+    try:
+        return SavedRequest.load(folder).key
+    except CheckpointError as error:
+        advice = (
+            f"whether the run {folder} is the one to go on with cannot be told: restore the file, move the folder "
+            "elsewhere, or begin another run with --resume none"
+        )
+        raise CheckpointError([*error.problems, advice]) from None
+
+
+def continued(path: Path, /) -> Continued:
+    """Return the run that `path` means: its folder, or one checkpoint of it.
+
+    Raises:
+        CheckpointError: it is no run, or has no checkpoint whose plan can be read.
+    """
+    found = folders.find_checkpoints(path)
+    folder = found[0].parent.parent
+    if not (folder / REQUEST_NAME).exists():
+        raise CheckpointError(
+            f"{path} belongs to no run that can be continued: there is no {folder / REQUEST_NAME}; --init-from {path} "
+            "begins a new run with its weights"
+        )
+    request = SavedRequest.load(folder).request
+    problems: list[str] = []
+    for checkpoint in found:
+        if damaged := small_problems(checkpoint):
+            problems += damaged
+            continue
+        try:
+            plan, state = plan_of_checkpoint(checkpoint), CheckpointState.load(checkpoint / folders.STATE_NAME)
+        except ChinchillaError as error:
+            problems += error.problems
+            continue
+        if contradictions := [*plan_problems(plan), *state_problems(state, plan)]:
+            problems += [f"{checkpoint}: {problem}" for problem in contradictions]
+            continue
+        return Continued(
+            folder=folder,
+            checkpoint=checkpoint,
+            request=request,
+            plan=plan,
+            state=state,
+            all_checkpoints=checkpoint != path,
+        )
+    raise CheckpointError([*problems, f"no checkpoint of {folder} is whole; --resume none begins another run"])
+
+
+# ---- --resume FOLDER -------------------------------------------------------------------------------------------------
+
+
+def named_run(name: str) -> Continued:
+    """Return the run of `--resume NAME`, which may be written from within it; raises as `continued` does."""
+    return continued(Path(os.path.abspath(name)))
+
+
+def take_over(arguments: Arguments, run: Continued, *, config: RunConfig) -> Arguments:
+    """Return the arguments of a command that names a run: what the run was asked for, where no flag says otherwise.
+
+    Output, text and tracking are the run's own. ZeRO and the micro-batch are this command's, as its ds_config says.
+
+    Args:
+        arguments: This command's.
+        run: The run that it names.
+        config: This command's, with what its ds_config says.
+
+    Raises:
+        CheckpointError: some flags contradict the run; each is named with both values.
+    """
+    explicit = arguments.explicit
+    problems = [*_different_flags(config, run, explicit=explicit), *_different_place(config, run, explicit=explicit)]
+    if arguments.plan is not None:
+        problems += _different_plan(arguments.plan, run)
+    if problems:
+        raise CheckpointError(problems)
+    before = run.request.config
+    plan = arguments.plan or (run.folder / PLAN_NAME if run.request.plan is not None else None)
+    return dataclasses.replace(
+        arguments,
+        plan=plan,
+        config=dataclasses.replace(
+            before,
+            layout=_layout(config.layout, before.layout, explicit=explicit),
+            micro_batch_size=config.micro_batch_size,
+            output=run.folder.parent,
+            guards=_given(config.guards, before.guards, explicit=explicit),
+            checkpoint=_given(config.checkpoint, before.checkpoint, explicit=explicit),
+            sample_interval_tokens=_given(config, before, explicit=explicit).sample_interval_tokens,
+        ),
+    )
+
+
+def _given(here: Any, before: Any, *, explicit: frozenset[str]) -> Any:
+    """Return `before` with the fields that flags have set here."""
+    names = (field.name for field in dataclasses.fields(here) if field.name in explicit)
+    return dataclasses.replace(before, **{name: getattr(here, name) for name in names})
+
+
+def _layout(here: LayoutConfig, before: LayoutConfig, *, explicit: frozenset[str]) -> LayoutConfig:
+    """Return the layout that is asked for here, with the run's own where neither a flag nor the ds_config says any."""
+    default, always_said = LayoutConfig(), ("zero_stage", "offload_optimizer", "offload_param")
+    unsaid = [
+        field.name
+        for field in dataclasses.fields(here)
+        if field.name not in explicit.union(always_said) and getattr(here, field.name) == getattr(default, field.name)
+    ]
+    return dataclasses.replace(here, **{name: getattr(before, name) for name in unsaid})
+
+
+def _different_flags(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -> Iterator[str]:
+    here, there = _flat(config), _flat(run.request.config)
+    for name in sorted(explicit & here.keys()):
+        if here[name] != there.get(name):
+            values = f"{_shown(here[name])} here and {_shown(there.get(name))} in the run {run.folder}"
+            yield f"{flag_of(name)} is {values}; {_ADVICE}"
+
+
+def _different_place(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -> Iterator[str]:
+    if "output" in explicit and config.output.resolve() != run.folder.resolve().parent:
+        yield f"--output is {config.output} here, and the run {run.folder} stays where it is; {_ADVICE}"
+
+
+def _different_plan(path: Path, run: Continued) -> Iterator[str]:
+    """Yield what a plan file says of learning that the run's plan does not; its layout may be another."""
+    here, there = learning_part(read_plan(path)), learning_part(run.plan)
+    if names := [name for name in here if here[name] != there[name]]:
+        yield f"--plan {path} differs from the plan of the run {run.folder} in {', '.join(names)}; {_ADVICE}"
+
+
+def _flat(config: RunConfig) -> Mapping[str, Any]:
+    values = plain_config(config)
+    flat: dict[str, Any] = values["data"]
+    return {name: value for name, value in values.items() if name not in (*FREE_FIELDS, "data")} | flat
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "not given"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,98 @@
+"""The folder of one run: made once everything that can be refused has been."""
+
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from chinchilla_ds.checkpoint.folder import DS_CONFIG_NAME, write_durably
+from chinchilla_ds.data.prepared import PreparedData
+from chinchilla_ds.errors import OutputError, reason
+from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.runs.earlier import PLAN_NAME, Continued
+from chinchilla_ds.runs.request import REQUEST_NAME, RunRequest
+from chinchilla_ds.runs.text import DATA_NAME, place_of_text
+from chinchilla_ds.training.saving import check_text
+
+
+def make_run_folder(
+    *,
+    output: Path,
+    plan: RunPlan,
+    ds_config: dict[str, Any],
+    prepared: PreparedData,
+    request: RunRequest,
+    now: datetime,
+) -> tuple[Path, dict[str, str]]:
+    """Make `output/<budget>-<time>` and write the request, the plan and the resolved ds_config into it.
+
+    Returns:
+        The folder, and name to path of what a tracker should keep.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    folder = _new_folder(output, name=f"{plan.compute_budget_flops:.3g}-{now:%Y%m%d-%H%M%S}".replace("+", ""))
+    try:
+        write_durably(folder / REQUEST_NAME, request.to_json())
+        _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OutputError(f"cannot write to the run's folder {folder}: {reason(error)}") from None
+    return folder, _artifacts(folder, prepared=prepared)
+
+
+def open_run_folder(
+    run: Continued, /, *, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData
+) -> tuple[Path, dict[str, str]]:
+    """Write what is new of plan and ds_config, whose layout may be another, into the folder of a run that goes on.
+
+    Returns:
+        As `make_run_folder`.
+
+    Raises:
+        CheckpointError: the run was trained on other text or with another tokenizer; nothing has been written.
+        OutputError: it cannot be written.
+    """
+    folder = run.folder
+    check_text(run.state, where=run.checkpoint, prepared=prepared)
+    try:
+        _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared)
+    except OSError as error:
+        raise OutputError(f"cannot write to the run's folder {folder}: {reason(error)}") from None
+    return folder, _artifacts(folder, prepared=prepared)
+
+
+def _write_plan(folder: Path, *, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData) -> None:
+    files = {
+        DATA_NAME: place_of_text(prepared, run_folder=folder),
+        PLAN_NAME: plan.to_json(),
+        DS_CONFIG_NAME: json.dumps(ds_config, indent=2) + "\n",
+    }
+    for name, text in files.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_durably(path, text)
+
+
+def _artifacts(folder: Path, *, prepared: PreparedData) -> dict[str, str]:
+    return {
+        "plan": str(folder / PLAN_NAME),
+        "ds_config": str(folder / DS_CONFIG_NAME),
+        "tokenizer": str(prepared.tokenizer_path),
+    }
+
+
+def _new_folder(output: Path, *, name: str) -> Path:
+    """Make a folder that was not there; a second run in the same second gets a number."""
+    for attempt in range(1, 100):
+        folder = output / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OutputError(f"cannot make the run's folder {folder}: {reason(error)}") from None
+        return folder
+    raise OutputError(f"{output} holds a hundred runs named {name}")

@@ -1,0 +1,155 @@
+"""One small run of a mixture search, in a process of its own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from chinchilla_ds.distributed.launch import without_launcher
+from chinchilla_ds.errors import EXIT_CODE_STOPPED, EXIT_CODE_USER_ERROR, ConfigError, OutputError, reason
+from chinchilla_ds.run_plan import RunPlan
+
+PATIENCE_S = 120.0
+"""How long an interrupted run may take to finish its step, save and leave."""
+PLAN_NAME, BLEND_NAME, LOG_NAME = "plan.json", "blend.yaml", "log.txt"
+_SHOWN_LINES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proxy:
+    """A run that is to be made."""
+
+    name: str
+    weights: Mapping[str, float]
+    """Of the corpus's sources; sum to 1."""
+    plan: RunPlan
+    corpus: Path
+    max_epochs: float
+    ds_config: Path
+    folder: Path
+    """Receives plan, blend, log and the run's own folder. A run of the same plan and blend in it is gone on with."""
+
+
+def train_proxy(proxy: Proxy, /) -> float:
+    """Train to the end and return the held-out loss in nats per token.
+
+    Raises:
+        ConfigError: the run was refused; its own words are given.
+        OutputError: the folder cannot be written.
+        RuntimeError: the run failed.
+    """
+    log = proxy.folder / LOG_NAME
+    try:
+        _lay_out(proxy)
+        with log.open("ab") as stream:
+            exit_code = _run_to_end(_command(proxy), log=stream.fileno(), environment=_environment(proxy))
+    except OSError as error:
+        raise OutputError(f"cannot write to {proxy.folder}: {reason(error)}") from None
+    if exit_code == EXIT_CODE_STOPPED:  # someone asked the run itself to stop
+        raise KeyboardInterrupt
+    if exit_code != 0:
+        _fail(proxy, exit_code=exit_code, log=log)
+    return _held_out_loss(proxy.folder)
+
+
+def _fail(proxy: Proxy, *, exit_code: int, log: Path) -> NoReturn:
+    """Raise what the run has said."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if exit_code == EXIT_CODE_USER_ERROR and said:
+        raise ConfigError([f"run {proxy.name}: {problem}" for problem in said])
+    end = "\n".join(lines)
+    raise RuntimeError(f"run {proxy.name} ended with exit code {exit_code}; the end of {log}:\n{end}")
+
+
+def _lay_out(proxy: Proxy) -> None:
+    """Write the run's plan and blend; what another run left in the folder is removed."""
+    from chinchilla_ds.data.mixture.screen import blend_text
+
+    files = {
+        PLAN_NAME: proxy.plan.to_json(),
+        BLEND_NAME: blend_text(proxy.weights, note=f"run {proxy.name} of a mixture search"),
+    }
+    folder = proxy.folder
+    there = {name: (folder / name).read_text(encoding="utf-8") for name in files if (folder / name).is_file()}
+    if there == files:
+        return
+    if folder.exists():
+        if any(folder.iterdir()) and PLAN_NAME not in there:
+            raise OutputError(f"{folder} holds other files; name another --output")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _command(proxy: Proxy) -> list[str]:
+    flags = {
+        "--ds_config": proxy.ds_config,
+        "--plan": proxy.folder / PLAN_NAME,
+        "--data": proxy.corpus,
+        "--blend": proxy.folder / BLEND_NAME,
+        "--max-epochs": proxy.max_epochs,
+        "--output": proxy.folder,
+    }
+    words = [str(word) for pair in flags.items() for word in pair]
+    return [sys.executable, "-m", "chinchilla_ds.cli.pretrain", *words]
+
+
+def _environment(proxy: Proxy) -> dict[str, str]:
+    """Return this process's environment for a run of one rank, with one MLflow database unless it names another."""
+    from chinchilla_ds.tracking.mlflow_database import sqlite_uri
+
+    database = sqlite_uri((proxy.folder.parent / "mlflow.db").absolute())
+    return {"MLFLOW_TRACKING_URI": database, **without_launcher(os.environ)}
+
+
+def _run_to_end(command: list[str], *, log: int, environment: dict[str, str]) -> int:
+    """Return the exit code; whatever ends the wait for the run asks it to stop first.
+
+    It has a session of its own, so that it hears of a Ctrl-C once, from here.
+    """
+    with _ended_like_interrupted():
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        try:
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(PATIENCE_S)
+                finally:  # also after a second Ctrl-C
+                    process.kill()
+                    process.wait()
+
+
+@contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """Raise KeyboardInterrupt for SIGTERM and a closed terminal too, so that no run is left behind."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _held_out_loss(folder: Path) -> float:
+    """Return the last held-out loss of the newest run in `folder`; one that saved nothing was begun again."""
+    from chinchilla_ds.tracking.metrics_file import METRICS_FILE, read_metrics
+
+    metrics = max(folder.glob(f"*/{METRICS_FILE}"), key=lambda path: path.stat().st_mtime_ns)
+    losses = [one.metrics["held_out/loss"] for one in read_metrics(metrics) if "held_out/loss" in one.metrics]
+    return losses[-1]

@@ -1,0 +1,159 @@
+"""What a run was asked for, kept in its folder, so that the same command finds it again (`runs.earlier`)."""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chinchilla_ds.config import RunConfig, source_name
+from chinchilla_ds.data.feeding.blend_file import read_blend
+from chinchilla_ds.errors import CheckpointError, ConfigError
+from chinchilla_ds.run_plan import REPORT, RunPlan
+from chinchilla_ds.structured import build, parse_json, read_json
+
+REQUEST_NAME = "request.json"
+LOCK_NAME = ".lock"
+FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens")
+"""Parts of a config that may change from start to start of one run: none decides what the model learns, but for
+`checkpoint.init_from`."""
+_PLACE = ("layout", "device", "cluster", "memory_bytes", "step_time", "step_time_s", "wall_clock_s", "reasons", REPORT)
+"""Parts of a plan file that say where it runs, and why."""
+_SHARE_OF_A_RANK = ("micro_batch_size", "gradient_accumulation_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """A command line, but for where and on how many ranks it runs."""
+
+    config: RunConfig
+    plan: Path | None = None
+    """`--plan`."""
+
+    def to_json(self) -> str:
+        """Return indented JSON, paths absolute, with the key: the files that were named may change later."""
+        plan = None if self.plan is None else _absolute(self.plan)
+        values = {"config": plain_config(self.config), "plan": plan, "key": self.key}
+        return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that decides what the model learns."""
+        config = plain_config(self.config)
+        values = {name: value for name, value in config.items() if name not in FREE_FIELDS}
+        blend, law = self.config.data.blend, self.config.law
+        content = [
+            values,
+            config["checkpoint"]["init_from"],
+            None if self.plan is None else _plan_content(self.plan),
+            None if blend is None else sorted(read_blend(blend).items()),
+            None if law is None else _law_content(Path(law)),
+        ]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
+
+
+def plain_config(config: RunConfig) -> dict[str, Any]:
+    """Return a config as JSON has it."""
+    values: dict[str, Any] = parse_json(json.dumps(dataclasses.asdict(config), default=_absolute), where="the config")
+    return values
+
+
+def _absolute(value: Any) -> str:
+    assert isinstance(value, Path), f"{value!r} cannot be written as JSON"
+    name = source_name(value)
+    return name if name.startswith("hf://") else str(value.resolve())
+
+
+def _law_content(path: Path) -> str:
+    """Return the content of a fitted law's file, or the name of a law; the law's own reader says what is wrong."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return str(path)
+
+
+def _plan_content(path: Path) -> Any:
+    """Return what a plan file says of learning; the plan's own reader says what is wrong with one."""
+    try:
+        values = read_json(path, what="plan")
+    except ConfigError:
+        return str(path)
+    if not isinstance(values, dict) or not isinstance(values.get("batch"), dict):
+        return str(path)
+    batch = {name: value for name, value in values["batch"].items() if name not in _SHARE_OF_A_RANK}
+    return {name: value for name, value in values.items() if name not in _PLACE} | {"batch": batch}
+
+
+def learning_part(plan: RunPlan) -> dict[str, Any]:
+    """Return what a plan says of learning, by the names of its fields."""
+    values = dataclasses.asdict(plan)
+    batch = {name: value for name, value in values["batch"].items() if name not in _SHARE_OF_A_RANK}
+    return {name: value for name, value in values.items() if name not in _PLACE} | {"batch": batch}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRequest:
+    """A request as a run's folder holds it."""
+
+    config: RunConfig
+    plan: Path | None
+    key: str
+    """Of the request when the run began."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "SavedRequest":
+        """Read the request of the run in `folder`.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged; the file is named.
+        """
+        path = folder / REQUEST_NAME
+        data = read_json(path, what="the run's request", error=CheckpointError)
+        saved: SavedRequest = build(cls, data, where=f"the run's request {path}: request", error=CheckpointError)
+        return saved
+
+    @property
+    def request(self) -> RunRequest:
+        """What was asked for."""
+        return RunRequest(config=self.config, plan=self.plan)
+
+
+class RunLock:
+    """Holds a run's folder against other processes; it ends with this process, however that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            CheckpointError: another process has it.
+        """
+        self._descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise CheckpointError(
+                f"the run {folder}, which this command would continue, is being trained by another process; wait for"
+                " it, or begin another run with --resume none"
+            ) from None
+        except OSError:  # a file system without locks: the user's care
+            pass
+
+
+def known_problems(config: RunConfig) -> Iterator[str]:
+    """Yield what contradicts itself in the flags about checkpoints."""
+    chosen = config.checkpoint
+    if chosen.init_from is not None and chosen.resume not in ("latest", "none"):
+        yield (
+            f"--init-from {chosen.init_from} begins a new run and --resume {chosen.resume} goes on with an old one;"
+            " give one of them"
+        )
+    for name in ("guards", "checkpoint"):
+        try:
+            build(type(getattr(config, name)), plain_config(config)[name], where=name)
+        except ConfigError as error:
+            yield from error.problems
