@@ -1,0 +1,155 @@
+"""What comes from outside this package: callbacks, objectives, optimizers, scaling laws and hardware.
+
+A name is either one that an installed package announces as an entry point of the kind's group, or `module:object`,
+which is imported as Python finds it. Arguments follow the name: `my.module:Early,patience=5`. What was given is plain
+data (`PluginSpec`), which plan, request and checkpoint keep; the object is only loaded where it is used.
+"""
+
+import importlib
+import inspect
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import metadata
+from typing import Any
+
+from chinchilla_ds.errors import ConfigError, did_you_mean
+from chinchilla_ds.structured import parse_json
+
+Argument = str | int | float | bool | None
+
+_KEY = re.compile(r"[a-z_][a-z0-9_]*")
+_NAME = re.compile(r"[A-Za-z0-9_.\-]+(:[A-Za-z_][A-Za-z0-9_.]*)?")
+
+
+class Kind(StrEnum):
+    """What may come from outside; the value ends the name of the entry points' group."""
+
+    CALLBACK = "callbacks"
+    OBJECTIVE = "objectives"
+    OPTIMIZER = "optimizers"
+    LAW = "laws"
+    HARDWARE = "hardware"
+
+    @property
+    def group(self) -> str:
+        """Name of the entry points' group."""
+        return f"chinchilla_ds.{self.value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginSpec:
+    """A name and its arguments, as a command line, a plan and a checkpoint hold them."""
+
+    name: str
+    """Of an entry point or of ours, or `module:object`."""
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
+    """Keyword arguments of the object."""
+
+    def __post_init__(self) -> None:
+        """Check the name and the arguments.
+
+        Raises:
+            ValueError: the name is none, or an argument has no valid name or is not finite.
+        """
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is neither a name nor module:object")
+        for key, value in self.arguments.items():
+            if not _KEY.fullmatch(key):
+                raise ValueError(f"{key!r} is no name of an argument: small letters, digits and underscores")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} is {value}, which is not finite")
+
+    def __str__(self) -> str:
+        """Return it as the command line takes it."""
+        return ",".join([self.name, *(f"{key}={_shown(value)}" for key, value in self.arguments.items())])
+
+
+def parse_spec(text: str, /) -> PluginSpec:
+    """Return what `NAME` or `module:object`, followed by `,key=value` any number of times, stands for.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    name, *words = text.split(",")
+    arguments: dict[str, Argument] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"{word!r} after {name!r} is not key=value")
+        if key in arguments:
+            raise ValueError(f"{key} is given twice")
+        arguments[key] = _value(value)
+    return PluginSpec(name=name, arguments=arguments)
+
+
+def _value(text: str) -> Argument:
+    try:
+        value = parse_json(text, where="argument", error=ConfigError)
+    except ConfigError:
+        return text
+    return value if isinstance(value, str | int | float | bool | None) else text
+
+
+def _shown(value: Argument) -> str:
+    if isinstance(value, str) and _value(value) == value and isinstance(_value(value), str):
+        return value  # plain text: in quotation marks only where it would be read as something else
+    return json.dumps(value)
+
+
+def names(kind: Kind, /) -> tuple[str, ...]:
+    """Return the names that installed packages announce."""
+    return tuple(sorted({point.name for point in metadata.entry_points(group=kind.group)}))
+
+
+def load(kind: Kind, name: str, /, *, ours: Mapping[str, str] | None = None) -> Any:
+    """Import what a name stands for.
+
+    Args:
+        kind: What is asked for; messages name it.
+        name: A name of `ours` or of an entry point, or `module:object`.
+        ours: This package's own, as `module:object` by name; they come first.
+
+    Raises:
+        ConfigError: there is no such name, module or object, or the module cannot be imported.
+    """
+    where = {point.name: point.value for point in metadata.entry_points(group=kind.group)} | dict(ours or {})
+    target = where.get(name, name)
+    module_name, colon, path = target.partition(":")
+    what = kind.value.removesuffix("s")
+    if not colon:
+        listed = f"there are {', '.join(sorted(where))}; " if where else ""
+        guess = did_you_mean(name, tuple(where))
+        raise ConfigError(f"{what} {name!r} is unknown{guess}; {listed}one of your own is named module:object")
+    try:
+        loaded: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} {name!r}: {module_name} cannot be imported: {error}; it must be installed, or its folder be in "
+            "PYTHONPATH"
+        ) from None
+    for part in path.split("."):
+        if not hasattr(loaded, part):
+            raise ConfigError(f"{what} {name!r}: {module_name} has no {path}{did_you_mean(part, dir(loaded))}")
+        loaded = getattr(loaded, part)
+    return loaded
+
+
+def make(kind: Kind, spec: PluginSpec, /, *, ours: Mapping[str, str] | None = None) -> Any:
+    """Load what a spec names and call it with the spec's arguments.
+
+    Raises:
+        ConfigError: it cannot be loaded, or does not take these arguments.
+    """
+    factory = load(kind, spec.name, ours=ours)
+    what = kind.value.removesuffix("s")
+    if not callable(factory):
+        raise ConfigError(f"{what} {spec.name!r} is a {type(factory).__name__}, not a class or function")
+    try:
+        inspect.signature(factory).bind(**spec.arguments)
+    except TypeError as error:
+        raise ConfigError(f"{what} {spec}: {error}; it takes {inspect.signature(factory)}") from None
+    return factory(**spec.arguments)
