@@ -1,16 +1,16 @@
-"""The one reader of JSON and YAML: what comes from a file is either plain, finite data of the right types, or one line.
+"""The one reader of JSON and YAML: a file gives either plain, finite data of the right types, or a one-line error.
 
 Files come from people, from other programs, from power cuts and from strangers. Nothing else in the package calls
 `json.loads` or `yaml.load`, so every file meets the same limits:
 
 - A regular file (a FIFO or a device would hang the reader) of bounded size, in UTF-8.
-- No doubled keys, of which JSON readers silently keep the last; no NaN or Infinity, also none written as 1e400.
+- No duplicate keys, of which JSON readers silently keep the last; no NaN or Infinity, not even written as 1e400.
 - No integer beyond the range of a float, and no nesting that a recursive function could not follow.
-- No half of a surrogate pair, which no encoding can write: it becomes U+FFFD.
+- No lone surrogate, which no encoding can write: it becomes U+FFFD.
 - YAML: mappings with text keys, lists and plain values; no tags, so nothing is constructed.
 
-`build` then makes a dataclass of it. Types are strict (no 1.0 or "1" for 1), ranges stand in the dataclass as
-`Annotated[int, Ge(1)]`, cross-checks in its `__post_init__` as ValueError, and every problem is told at once.
+`build` then makes a dataclass of it. Types are strict (no 1.0 or "1" for 1), ranges are declared in the dataclass as
+`Annotated[int, Ge(1)]`, cross-checks in its `__post_init__` raise ValueError, and all problems are reported together.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ MAX_JSON_BYTES = 64 << 20
 MAX_YAML_BYTES = 256 << 10
 """The largest YAML file: recipes and blends, written by hand."""
 MAX_DEPTH = 100
-"""Lists and objects within one another."""
+"""Nesting depth of lists and objects."""
 MAX_YAML_VALUES = 100_000
-"""Values of a YAML file once its aliases are written out."""
+"""Values of a YAML file after its aliases are expanded."""
 _PIECE_BYTES = 1 << 20
 _MAX_DIGITS = 308
-"""Of an integer, so that it can always be made a float."""
+"""Digits of an integer, so that it can always be converted to a float."""
 _SHOWN_CHARACTERS = 80
 
 Error = type[ChinchillaError]
@@ -49,7 +49,7 @@ Error = type[ChinchillaError]
 
 
 def open_regular(path: Path, /) -> BinaryIO:
-    """Open a file to read, without waiting for the writer of a FIFO.
+    """Open a file for reading, without waiting for the writer of a FIFO.
 
     Raises:
         OSError: it cannot be opened, or is a folder, a FIFO, a socket or a device.
@@ -67,8 +67,14 @@ def open_regular(path: Path, /) -> BinaryIO:
 def read_bytes(path: Path, *, what: str, error: Error = ConfigError, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Return the content of a small file; `what` names it in messages.
 
+    Args:
+        path: the file.
+        what: its name in messages.
+        error: the class of the exception to raise.
+        max_bytes: the largest size that is read.
+
     Raises:
-        ChinchillaError: as `error`: it is missing, unreadable, no regular file, or larger than `max_bytes`.
+        ChinchillaError: as `error`: it is missing, unreadable, not a regular file, or larger than `max_bytes`.
     """
     try:
         with open_regular(path) as stream:
@@ -83,7 +89,7 @@ def read_bytes(path: Path, *, what: str, error: Error = ConfigError, max_bytes: 
 
 
 def _pieces(stream: BinaryIO, *, max_bytes: int) -> Iterator[bytes]:
-    """Yield a file's content until it is more than `max_bytes`; asked for all at once, as much would be allocated."""
+    """Yield a file's content until it exceeds `max_bytes`; a single read would allocate all of them."""
     left = max_bytes
     while left >= 0 and (piece := stream.read(min(_PIECE_BYTES, left + 1))):
         left -= len(piece)
@@ -112,7 +118,7 @@ def read_json(path: Path, *, what: str, error: Error = ConfigError) -> Any:
     Args:
         path: The file.
         what: What it is, for messages: `plan`, `tokenizer`.
-        error: The class of what is raised.
+        error: The class of the exception to raise.
 
     Raises:
         ChinchillaError: as `error`, in one line: it cannot be read, or is not JSON within the limits above.
@@ -121,7 +127,13 @@ def read_json(path: Path, *, what: str, error: Error = ConfigError) -> Any:
 
 
 def parse_json(text: str | bytes, *, where: str, error: Error = ConfigError) -> Any:
-    """Return the plain data in JSON text, such as one line of a JSONL file; raises as `read_json` does."""
+    """Return the plain data in JSON text, such as one line of a JSONL file; raises as `read_json` does.
+
+    Args:
+        text: the JSON, UTF-8 if bytes.
+        where: its place, for messages.
+        error: the class of the exception to raise.
+    """
     if isinstance(text, bytes):
         text = _text(text, where=where, error=error)
     try:
@@ -146,8 +158,8 @@ def parse_json(text: str | bytes, *, where: str, error: Error = ConfigError) -> 
 def parse_record(text: str, /) -> Any:
     """Return the data in one record of a corpus, at the full speed of the decoder.
 
-    A record belongs to others, and one field of it is read: its other numbers may be NaN, which Python writes. Halves
-    of surrogate pairs stay in the text.
+    A record is foreign data of which one field is read: its other numbers may be NaN, which Python writes. Lone
+    surrogates stay in the text.
 
     Raises:
         ValueError: in one line: it is not JSON, too deeply nested, has a key twice, or an integer of 4,300 digits.
@@ -177,7 +189,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         seen: set[str] = set()
         doubled = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {_shown(doubled)} stands twice in one object")
+        raise ValueError(f"key {_shown(doubled)} occurs twice in one object")
     return values
 
 
@@ -208,7 +220,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _without_lone_surrogates(value: Any) -> Any:
-    """Return `value` with U+FFFD for every half of a surrogate pair, which no text encoding can hold."""
+    """Return `value` with U+FFFD for every lone surrogate, which no text encoding can represent."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
@@ -219,7 +231,7 @@ def _without_lone_surrogates(value: Any) -> Any:
 
 
 def _check_extent(data: Any, *, max_values: float = math.inf) -> None:
-    """Check depth and number of values, level by level: aliases of YAML may make one value stand in many places.
+    """Check depth and number of values, level by level: YAML aliases may repeat one value in many places.
 
     Raises:
         ValueError: too deep, or too many.
@@ -239,14 +251,26 @@ def _check_extent(data: Any, *, max_values: float = math.inf) -> None:
 
 
 def read_yaml(path: Path, *, what: str, error: Error = ConfigError) -> Any:
-    """Return the plain data in a YAML file, None for an empty one; see `read_json` for arguments and errors."""
+    """Return the plain data in a YAML file, None for an empty one; see `read_json` for arguments and errors.
+
+    Args:
+        path: the file.
+        what: its name in messages.
+        error: the class of the exception to raise.
+    """
     where = f"{what} {path}"
     content = read_bytes(path, what=what, error=error, max_bytes=MAX_YAML_BYTES)
     return parse_yaml(_text(content, where=where, error=error), where=where, error=error)
 
 
 def parse_yaml(text: str, *, where: str, error: Error = ConfigError) -> Any:
-    """Return the plain data in YAML text; raises as `read_json` does."""
+    """Return the plain data in YAML text; raises as `read_json` does.
+
+    Args:
+        text: the YAML.
+        where: its place, for messages.
+        error: the class of the exception to raise.
+    """
     import yaml  # type: ignore[import-untyped]
 
     try:
@@ -266,7 +290,7 @@ def parse_yaml(text: str, *, where: str, error: Error = ConfigError) -> Any:
 
 @functools.cache
 def _yaml_loader() -> Any:
-    """Return a loader of plain values: text keys that stand once, finite numbers, no tags, dates as text."""
+    """Return a loader of plain values: unique text keys, finite numbers, no tags, dates as text."""
     import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -288,7 +312,7 @@ def _yaml_loader() -> Any:
                     )
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"key {_shown(key.value)} stands twice in one mapping", problem_mark=key.start_mark
+                        problem=f"key {_shown(key.value)} occurs twice in one mapping", problem_mark=key.start_mark
                     )
                 seen.add(key.value)
             values: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
@@ -307,7 +331,7 @@ def _yaml_loader() -> Any:
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    # YAML 1.2's floats, such as 1e-3, which YAML 1.1 takes for text
+    # YAML 1.2's floats, such as 1e-3, which YAML 1.1 reads as text
     exponent = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
     Loader.add_constructor("tag:yaml.org,2002:int", number(yaml.SafeLoader.construct_yaml_int))
@@ -322,13 +346,13 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 def build(cls: Any, data: Any, *, where: str, error: Error = ConfigError) -> Any:
-    """Make a dataclass of plain data, its fields and theirs.
+    """Build a dataclass, including nested ones, from plain data.
 
     Args:
         cls: A dataclass; its fields are numbers, text, paths, enums, tuples, dicts, dataclasses, or None.
         data: What `read_json` or `read_yaml` returned, or a part of it.
-        where: What it is called in messages: `plan`, whose fields are then `plan.shape.num_layers`.
-        error: The class of what is raised.
+        where: Its name in messages: `plan`, whose fields are then `plan.shape.num_layers`.
+        error: The class of the exception to raise.
 
     Raises:
         ChinchillaError: as `error`, with every missing, unknown, mistyped and invalid field at once.
@@ -339,13 +363,13 @@ def build(cls: Any, data: Any, *, where: str, error: Error = ConfigError) -> Any
         raise error(f"{where} must be an object of named fields, not {_kind(data)}")
     text = json.dumps(data, allow_nan=False)
     if r"\u0000" in text and (places := list(_with_nul(data, where))):
-        raise error([f"{place} holds a NUL, which no text of ours does" for place in places])
+        raise error([f"{place} holds a NUL, which is not allowed" for place in places])
     try:
         return _adapter(cls).validate_json(text, strict=True, extra="forbid")
     except pydantic.ValidationError as invalid:
         problems = [line for found in invalid.errors(include_url=False) for line in _problems(found, cls, where)]
         raise error(sorted(problems)) from None
-    except ChinchillaError as invalid:  # of a dataclass that code makes too
+    except ChinchillaError as invalid:  # raised by a dataclass that is also constructed in code
         raise error([f"{where}: {problem}" for problem in invalid.problems]) from None
 
 
@@ -390,7 +414,7 @@ _WANTED = {
 
 
 def _problems(found: Any, cls: Any, where: str) -> Iterator[str]:
-    """Yield what one of pydantic's findings says, in our words."""
+    """Yield one of pydantic's findings in our wording."""
     kind, limits, place = found["type"], found.get("ctx", {}), _place(where, found["loc"])
     is_value = f"{place} is {_shown(found['input'])}"
     if kind == "missing":
@@ -424,9 +448,9 @@ def _place(where: str, path: tuple[str | int, ...]) -> str:
 
 
 def _fields(cls: Any, path: tuple[str | int, ...]) -> list[str]:
-    """Return the names of the fields of the dataclass at `path` within `cls`; none where that is not a dataclass."""
+    """Return the fields of the dataclass at `path` within `cls`; none if that is not a dataclass."""
     for step in path:
-        if isinstance(step, int):  # of a tuple
+        if isinstance(step, int):  # index into a tuple
             cls = next(iter(typing.get_args(cls)), None)
             continue
         hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}

@@ -18,8 +18,8 @@ def format_plan(plan: RunPlan, /, *, search: LayoutSearch | None = None) -> str:
     """Return the plan as text for a terminal, ending without a newline.
 
     Args:
-        plan: what is shown.
-        search: what its layout was chosen from; None where the layout was given.
+        plan: the plan to show.
+        search: the search that chose its layout; None if the layout was given.
     """
     rows = [*_model_rows(plan), *_training_rows(plan), *_layout_rows(plan, search), ("seed", str(plan.seed))]
     lines = [_row(label, text) for label, text in rows]
@@ -30,7 +30,7 @@ def format_plan(plan: RunPlan, /, *, search: LayoutSearch | None = None) -> str:
 
 
 def format_memory(plan: RunPlan, /, *, stages: Sequence[MemoryBytes]) -> str:
-    """Return the memory of one rank of each pipeline stage as a table; stages that need the same share a row."""
+    """Return the memory of one rank of each pipeline stage as a table; stages with equal needs share a row."""
     head = f"{'stage':<12}" + "".join(f"{part:>13}" for part in (*_MEMORY_PARTS, "total", "host", "NVMe"))
     lines = [describe_layout(plan.layout), "", head]
     for first, last, stage in _same_stages(stages):
@@ -105,7 +105,7 @@ def _counts(bounds: tuple[float, float]) -> str:
 
 
 def _predicted(plan: RunPlan) -> str:
-    """Return the predicted loss, with a warning where the law says less than guessing would."""
+    """Return the predicted loss, with a warning if it is no better than guessing."""
     prediction, guess = plan.prediction, math.log(plan.shape.vocab_size)
     text = f"{prediction.loss:.3f} nats per token by {prediction.loss_law}"
     if prediction.loss >= guess:

@@ -1,4 +1,4 @@
-"""Arrays on disk, as numpy writes them."""
+"""Arrays on disk, in numpy's format."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def save_array(path: Path, values: "npt.NDArray[Any]", /) -> None:
-    """Write what `numpy.save` writes; on a full disk the error says so, where numpy's only counts items.
+    """Write what `numpy.save` writes; on a full disk the error says so, whereas numpy's only counts items.
 
     Raises:
         OSError: the disk is full, or the file cannot be written.
@@ -26,12 +26,12 @@ def save_array(path: Path, values: "npt.NDArray[Any]", /) -> None:
 
 
 def check_arrays(folder: Path, /) -> None:
-    """Check that every `.npy` file in a folder is a whole array of numbers, before others load it.
+    """Check that every `.npy` file in a folder is a complete array of numbers, before others load it.
 
     Megatron-core lets numpy unpickle what it loads, which runs the code in a file that is not an array.
 
     Raises:
-        DataError: naming the first that is not.
+        DataError: names the first file that is not.
     """
     import numpy as np
 
@@ -46,4 +46,4 @@ def check_arrays(folder: Path, /) -> None:
         except (ValueError, OSError):
             sound = False
         if not sound:
-            raise DataError(f"{path} is damaged; remove the folder {folder}, and it is made again")
+            raise DataError(f"{path} is damaged; remove the folder {folder}, and it will be rebuilt")

@@ -192,7 +192,7 @@ def test_flops_are_those_of_the_shape_even_where_their_products_agree(tmp_path: 
         tree[name] *= 1.5
     said = refusal(json.dumps(tree), tmp_path)
     assert said is not None
-    assert "flops_per_token is 1.62202e+06, but its shape takes 1.08134e+06 FLOPs; make the plan anew" in said
+    assert "flops_per_token is 1.62202e+06, but its shape takes 1.08134e+06 FLOPs; make a new plan" in said
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:

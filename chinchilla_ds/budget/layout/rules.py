@@ -1,4 +1,4 @@
-"""Which parallel layouts can be built for a shape and a batch, and what would work instead."""
+"""Which parallel layouts can be built for a shape and a batch, and the nearest ones that work."""
 
 import math
 from collections.abc import Iterator
@@ -10,10 +10,16 @@ from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayou
 def validate_layout(
     *, shape: ModelShape, layout: ParallelLayout, precision: Precision, batch: BatchPlan | None = None
 ) -> None:
-    """Check a layout against shape and precision, and the batch where there is one.
+    """Check a layout against shape and precision, and the batch if there is one.
+
+    Args:
+        shape: the decoder.
+        layout: the parallel layout.
+        precision: compute precision.
+        batch: the batch; None if it is not chosen yet.
 
     Raises:
-        LayoutError: every rule that is broken, each with the nearest values that work.
+        LayoutError: every broken rule, each with the nearest values that work.
     """
     problems = [*layout_problems(layout=layout, precision=precision), *shape_problems(shape=shape, layout=layout)]
     if batch is not None:
@@ -23,7 +29,13 @@ def validate_layout(
 
 
 def world_size_problems(*, world_size: int, tensor: int, pipeline: int) -> Iterator[str]:
-    """Yield a problem if tensor x pipeline does not divide the ranks."""
+    """Yield a problem if tensor x pipeline does not divide the ranks.
+
+    Args:
+        world_size: number of ranks.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+    """
     product = tensor * pipeline
     if world_size % product:
         below = world_size // product * product
@@ -35,7 +47,7 @@ def world_size_problems(*, world_size: int, tensor: int, pipeline: int) -> Itera
 
 
 def layout_problems(*, layout: ParallelLayout, precision: Precision) -> Iterator[str]:
-    """Yield what is wrong with the layout whatever the model."""
+    """Yield the problems of a layout that do not depend on the model."""
     stage, pipeline = layout.zero_stage, layout.pipeline_model_parallel_size
     if stage == 0 and pipeline > 1:
         yield (
@@ -102,7 +114,7 @@ def _offload_problems(layout: ParallelLayout) -> Iterator[str]:
 
 
 def shape_problems(*, shape: ModelShape, layout: ParallelLayout) -> Iterator[str]:
-    """Yield what keeps this shape from being split over the layout."""
+    """Yield why this shape cannot be split over the layout."""
     yield from _tensor_problems(shape, layout)
     yield from _pipeline_problems(shape, layout)
 
@@ -154,7 +166,7 @@ def _pipeline_problems(shape: ModelShape, layout: ParallelLayout) -> Iterator[st
 
 
 def batch_problems(*, batch: BatchPlan, layout: ParallelLayout) -> Iterator[str]:
-    """Yield what keeps this batch from being cut over the layout."""
+    """Yield why this batch cannot be split over the layout."""
     data, pipeline = layout.data_parallel_size, layout.pipeline_model_parallel_size
     steps = batch.gradient_accumulation_steps
     product = batch.micro_batch_size * steps * data

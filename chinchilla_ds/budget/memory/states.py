@@ -60,6 +60,12 @@ def stage_weights(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) 
     """Return (elements, how many) of every kind of weight on a rank of pipeline stage `stage`.
 
     In the order: QKV, attention output, gate and up, down, norms, embedding and output tables.
+
+    Args:
+        shape: the decoder.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+        stage: the pipeline stage, counted from 0.
     """
     layers = shape.num_layers // pipeline
     hidden, ffn = shape.hidden_size, shape.ffn_hidden_size
@@ -78,7 +84,14 @@ def stage_weights(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) 
 
 @lru_cache(maxsize=4096)
 def stage_params(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) -> tuple[int, int]:
-    """Return a rank's parameters: all of them, and its norms', which tensor parallelism does not split."""
+    """Return a rank's parameters: all of them, and its norms', which tensor parallelism does not split.
+
+    Args:
+        shape: the decoder.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+        stage: the pipeline stage, counted from 0.
+    """
     weights = stage_weights(shape=shape, tensor=tensor, pipeline=pipeline, stage=stage)
     norm, norms = weights[4]
     return sum(size * count for size, count in weights), norm * norms

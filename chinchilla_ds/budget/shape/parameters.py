@@ -81,7 +81,15 @@ def params_in_convention(*, shape: ModelShape, convention: ParamsConvention) -> 
 def layer_matmul_params(
     *, hidden_size: int, ffn_hidden_size: int, num_attention_heads: int, num_query_groups: int, kv_channels: int
 ) -> int:
-    """Return the matmul weights of one layer: QKV, attention output, and the gate, up and down projections."""
+    """Return the matmul weights of one layer: QKV, attention output, and the gate, up and down projections.
+
+    Args:
+        hidden_size: h, width of the residual stream.
+        ffn_hidden_size: f, width of each of the gate and up projections.
+        num_attention_heads: query heads.
+        num_query_groups: key/value heads.
+        kv_channels: width of one head.
+    """
     qkv = hidden_size * (num_attention_heads + 2 * num_query_groups) * kv_channels
     attention_output = num_attention_heads * kv_channels * hidden_size
     feed_forward = 3 * hidden_size * ffn_hidden_size

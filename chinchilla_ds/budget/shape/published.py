@@ -120,7 +120,14 @@ def named_shape(name: str, /) -> NamedShape:
 
 
 def decoder_of(named: NamedShape, /, *, seq_length: int, vocab_size: int | None, tied_embeddings: bool) -> ModelShape:
-    """Return our decoder in those sizes; a `vocab_size` other than None replaces the published one."""
+    """Return our decoder in those sizes; a `vocab_size` other than None replaces the published one.
+
+    Args:
+        named: the published sizes.
+        seq_length: tokens per training sequence.
+        vocab_size: tokenizer pieces; None: the published number.
+        tied_embeddings: whether the output projection shares the embedding table.
+    """
     sizes = {field.name: getattr(named, field.name) for field in dataclasses.fields(named) if field.name != "source"}
     sizes["vocab_size"] = vocab_size or named.vocab_size
     return ModelShape(

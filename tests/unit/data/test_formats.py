@@ -96,7 +96,7 @@ def test_lines_in_a_json_file_are_shared_in_ranges(tmp_path: Path) -> None:
         ('{"text": "a "bad" quote"}', "is not JSON: "),
         ('{"text": "5" tall"}', "is not JSON: "),
         ('{"text": "never closed}', "is not JSON: "),
-        ('{"text": "a", "text": "b"}', "is not JSON: key 'text' stands twice in one object"),
+        ('{"text": "a", "text": "b"}', "is not JSON: key 'text' occurs twice in one object"),
         ('{"txt": "a"}', "has no field 'text'; did you mean 'txt'?"),
         ('"a, text"', "is a JSON str, not an object"),
         ("17", "is a JSON int, not an object"),
@@ -122,7 +122,7 @@ def test_deep_nesting_in_an_array_and_in_a_line(tmp_path: Path) -> None:
 def test_an_array_that_is_cut_off(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", json.dumps(RECORDS).encode()[:-10])
     assert texts(path) == TEXTS[:2]
-    assert problems(path)[-1] == f"{path} is not JSON: its array does not end; it may be cut off"
+    assert problems(path)[-1] == f"{path} is not JSON: its array does not end; it may be truncated"
 
 
 def test_an_overlong_record_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +324,7 @@ def test_what_a_folder_holds_and_what_is_left_out_is_counted(tmp_path: Path) -> 
         "not text",
         "empty",
         "hidden",
-        "link to nothing",
+        "broken link",
         "link to a folder",
     }
     assert {one.split(" x ")[-1] for one in told[:-1]} < reasons
