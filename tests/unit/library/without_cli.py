@@ -7,6 +7,7 @@ import importlib
 import json
 import pkgutil
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,11 +46,10 @@ def main(folder: Path) -> None:
     from chinchilla_ds.config import CheckpointConfig, DataConfig, SaveInterval
     from chinchilla_ds.testing.configs import tiny_plan, tiny_shape
 
-    text = folder / "text.txt"
-    text.write_text("".join(f"def value_{number}(x):\n    return x + {number}\n\n\n" for number in range(4000)))
-    shape = tiny_shape(num_layers=1, vocab_size=300, padded_vocab_size=300, seq_length=32)
+    text = tuple(sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:30])
+    shape = tiny_shape(num_layers=1, vocab_size=320, padded_vocab_size=320, seq_length=32)
     config = chinchilla_ds.RunConfig(
-        data=DataConfig(paths=(text,), held_out_fraction=0.2),
+        data=DataConfig(paths=text, held_out_fraction=0.2),
         output=folder / "runs",
         checkpoint=CheckpointConfig(save_every=SaveInterval(iters=2)),
     )
