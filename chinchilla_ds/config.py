@@ -8,6 +8,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import (
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
@@ -168,5 +169,7 @@ class RunConfig:
     """Trained tokens between evaluations; None means ten evaluations over the run."""
     sample_interval_tokens: Amount | None = None
     """Trained tokens between samples of what the model writes; None samples at the end alone."""
+    callbacks: tuple[PluginSpec, ...] = ()
+    """Callbacks from outside this package, called in this order; part of what the run is."""
     output: Path = Path("runs")
     """Folder that receives runs, prepared data and the MLflow database."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.structured import build, parse_json
 
 PLAN_FORMAT_VERSION = 2
@@ -351,6 +352,8 @@ class RunPlan:
     """Expected peak of the fullest rank; None: not estimated."""
     step_time: StepTime | None = None
     """Expected time of a step; None: the device's rates are not known."""
+    callbacks: tuple[PluginSpec, ...] = ()
+    """Callbacks from outside this package, by name and arguments."""
     reasons: tuple[str, ...] = ()
     """One sentence per choice, with its source."""
 

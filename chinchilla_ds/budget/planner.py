@@ -83,6 +83,7 @@ def assemble(
         seed=config.seed,
         eval_interval_iters=_eval_interval_iters(config, batch=batch, seq_length=shape.seq_length),
         document_mask=config.document_mask,
+        callbacks=config.callbacks,
         unique_tokens=None if unique_tokens is None else int(unique_tokens),
         memory_bytes=estimate_memory(shape=shape, layout=layout, batch=batch, precision=precision, device=device),
     )

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
@@ -54,6 +54,8 @@ class CheckpointState:
     held_out_loss: float | None = None
     """Of the last evaluation, nats per token; None where it was not finite."""
     held_out_bits_per_byte: float | None = None
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """State of the callbacks from outside, by name and arguments; those that keep none have an empty one."""
 
     def __post_init__(self) -> None:
         """Check the counts against one another.

@@ -24,6 +24,7 @@ from chinchilla_ds.config import (
 )
 from chinchilla_ds.distributed.launch import rank_of
 from chinchilla_ds.errors import ConfigError, did_you_mean
+from chinchilla_ds.plugins import PluginSpec, parse_spec
 from chinchilla_ds.run_plan import Decay, Precision, Recompute
 from chinchilla_ds.runs.command import TrainCommand
 from chinchilla_ds.units import parse_quantity
@@ -96,6 +97,8 @@ def parse(argv: Sequence[str] | None) -> TrainCommand:
     data = {name: values.pop(name) for name in list(values) if name in _DATA_FIELDS}
     if paths:
         data["paths"] = tuple(paths)
+    if "callbacks" in values:
+        values["callbacks"] = tuple(values["callbacks"])
     guards = {name: values.pop(name) for name in list(values) if name in _GUARD_FIELDS}
     saving = {name: values.pop(name) for name in list(values) if name in _CHECKPOINT_FIELDS}
     config, explicit = run_config(values, data=DataConfig(**data))
@@ -168,6 +171,14 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def plugin(text: str) -> PluginSpec:
+    """Return what `NAME` or `module:object`, with `,key=value` any number of times, stands for."""
+    try:
+        return parse_spec(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
     """Return a parser of an enumeration's values that says which there are."""
 
@@ -207,6 +218,7 @@ def _parser() -> Parser:
     _data_flags(parser.add_argument_group("data and output"))
     _checkpoint_flags(parser.add_argument_group("checkpoints"))
     _guard_flags(parser.add_argument_group("guards"))
+    _plugin_flags(parser.add_argument_group("code of your own (docs/add-a-callback.md)"))
     layout_flags(parser.add_argument_group("parallel layout (the ds_config's `chinchilla_ds` section says the same)"))
     return parser
 
@@ -295,6 +307,13 @@ def _guard_flags(group: Group) -> None:
     flag(group, "on-spike", choice(OnSpike), text, metavar=_names(OnSpike))
     text = f"a step that takes longer is taken for hung (default {defaults.hang_timeout_s:g})"
     flag(group, "hang-timeout", _quantity, text, metavar="SECONDS", dest="hang_timeout_s")
+
+
+def _plugin_flags(group: Group) -> None:
+    text = "a callback of your own, or the name that an installed package gives it; repeatable"
+    group.add_argument(
+        "--callback", action="append", type=plugin, metavar="MODULE:CLASS[,KEY=VALUE]", help=text, dest="callbacks"
+    )
 
 
 def layout_flags(group: Group) -> None:

@@ -47,5 +47,11 @@ def set_fields(config: RunConfig, /) -> frozenset[str]:
 
 def flag_of(field: str) -> str:
     """Return the flag that sets a config field."""
-    named = {"compute_budget_flops": "--flops", "num_params": "--params", "num_tokens": "--tokens", "paths": "--data"}
+    named = {
+        "compute_budget_flops": "--flops",
+        "num_params": "--params",
+        "num_tokens": "--tokens",
+        "paths": "--data",
+        "callbacks": "--callback",
+    }
     return named.get(field, "--" + field.replace("_", "-"))

@@ -23,6 +23,9 @@ LOCK_NAME = ".lock"
 FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens")
 """Parts of a config that may change from start to start of one run: none decides what the model learns, but for
 `checkpoint.init_from`."""
+_LATER_FIELDS = ("callbacks",)
+"""Of configs and plans, which earlier versions did not have: at their defaults they are left out of the key, so that
+the runs of those versions are found."""
 _PLACE = ("layout", "device", "cluster", "memory_bytes", "step_time", "step_time_s", "wall_clock_s", "reasons", REPORT)
 """Parts of a plan file that say where it runs, and why."""
 _SHARE_OF_A_RANK = ("micro_batch_size", "gradient_accumulation_steps")
@@ -49,7 +52,7 @@ class RunRequest:
     def key(self) -> str:
         """A hash of everything that decides what the model learns."""
         config = plain_config(self.config)
-        values = {name: value for name, value in config.items() if name not in FREE_FIELDS}
+        values = _as_before({name: value for name, value in config.items() if name not in FREE_FIELDS})
         blend, law = self.config.data.blend, self.config.law
         content = [
             values,
@@ -59,6 +62,11 @@ class RunRequest:
             None if law is None else _law_content(Path(law)),
         ]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
+
+
+def _as_before(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a config or a plan without later ones that say nothing."""
+    return {name: value for name, value in values.items() if value or name not in _LATER_FIELDS}
 
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
@@ -93,7 +101,7 @@ def _plan_content(plan: Path | RunPlan) -> Any:
     if not isinstance(values, dict) or not isinstance(values.get("batch"), dict):
         return str(plan)
     batch = {name: value for name, value in values["batch"].items() if name not in _SHARE_OF_A_RANK}
-    return {name: value for name, value in values.items() if name not in _PLACE} | {"batch": batch}
+    return _as_before({name: value for name, value in values.items() if name not in _PLACE} | {"batch": batch})
 
 
 def learning_part(plan: RunPlan) -> dict[str, Any]:

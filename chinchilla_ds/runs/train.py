@@ -34,6 +34,7 @@ from chinchilla_ds.runs.earlier import Continued, find_run, named_run, take_over
 from chinchilla_ds.runs.initial_weights import check_initial_tokenizer, check_initial_weights
 from chinchilla_ds.runs.plan_file import given_plan
 from chinchilla_ds.runs.request import RunLock, RunRequest, known_problems, learning_part
+from chinchilla_ds.training.callbacks.outside import check_same, make_callbacks, with_state
 
 if TYPE_CHECKING:
     from chinchilla_ds.data.prepared import PreparedData
@@ -59,7 +60,7 @@ def train(
         config: What is wanted; None is the default run.
         ds_config: The DeepSpeed JSON: a file, or its content.
         plan: A plan to run as it is, or its file; None makes one of `config`.
-        callbacks: Called on every rank after our own, in this order.
+        callbacks: Called on every rank after our own and after those of the config, in this order.
 
     Returns:
         The state at the end: iterations, losses, `run_folder`, and the paths of what was written, on every rank.
@@ -130,6 +131,10 @@ def train_command(
         plan = lay_out_again(run.plan, like=plan, micro_batch_is_asked=is_asked)
     elif config.checkpoint.init_from is not None:
         check_initial_weights(config.checkpoint.init_from, plan=plan)
+    named = make_callbacks(plan.callbacks)
+    saved = named | with_state(callbacks)
+    if run is not None:
+        check_same(saved, run.state.callbacks, where=run.checkpoint)
     resolved = ds_json.resolve(ds, plan)
     if place.rank == 0:
         _check_places(config, plan=plan, place=place)
@@ -139,7 +144,14 @@ def train_command(
     quieten_training()
     use_cores(place.local_size)
     launch = _Launch(
-        command=command, run=run, plan=plan, resolved=resolved, callbacks=callbacks, started_s=started_s, stop=stop
+        command=command,
+        run=run,
+        plan=plan,
+        resolved=resolved,
+        callbacks=[*named.values(), *callbacks],
+        saved_callbacks=saved,
+        started_s=started_s,
+        stop=stop,
     )
     return launch.on_ranks(place)
 
@@ -235,6 +247,9 @@ class _Launch:
     resolved: dict[str, Any]
     """The DeepSpeed JSON that DeepSpeed gets."""
     callbacks: Sequence["Callback"]
+    """From outside."""
+    saved_callbacks: Mapping[str, "Callback"]
+    """Those whose state the checkpoints hold, by name."""
     started_s: float
     stop: StopRequest
     statuses: list["RunStatus"] = dataclasses.field(default_factory=list)
@@ -277,6 +292,7 @@ class _Launch:
                 run_folder=run_folder,
                 artifacts=artifacts,
                 callbacks=[*standard, *self.callbacks, *self.statuses, StartedCallback(peers.begun)],
+                saved_callbacks=self.saved_callbacks,
                 guards=config.guards,
                 saving=config.checkpoint,
                 resume_from=None if run is None else run.folder if run.all_checkpoints else run.checkpoint,

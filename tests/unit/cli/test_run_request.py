@@ -22,6 +22,7 @@ from chinchilla_ds.config import (
 )
 from chinchilla_ds.data.reading.sources import Kind, find_corpus
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import Decay, Precision
 from chinchilla_ds.runs.request import FREE_FIELDS, RunLock, RunRequest, SavedRequest, known_problems
 from chinchilla_ds.testing import tiny_plan
@@ -63,6 +64,7 @@ DECIDES: dict[str, Any] = {
     "document_mask": True,
     "seed": 5,
     "eval_interval_tokens": 1000,
+    "callbacks": (PluginSpec(name="a.b:C", arguments={"x": 1}),),
 }
 DECIDES_DATA: dict[str, Any] = {
     "paths": (Path("text.txt"),),

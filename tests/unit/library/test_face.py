@@ -58,6 +58,7 @@ def test_a_plan_of_a_device_is_searched_and_one_without_is_taken() -> None:
         chinchilla_ds.plan(config, gpu="h100", gpu_hours=5)
 
 
+@pytest.mark.slow
 def test_training_needs_no_command_line(tmp_path: Path) -> None:
     """Everything but `cli` is imported, and `train` trains; the second call finds the finished run."""
     root = Path(chinchilla_ds.__file__).parents[1]
