@@ -27,7 +27,7 @@ from chinchilla_ds.processes.endings import at_ending, end_well, follow, leave_h
 from chinchilla_ds.processes.libraries import quieten_training, use_cores
 from chinchilla_ds.processes.stopping import StopRequest
 from chinchilla_ds.run_plan import RunPlan
-from chinchilla_ds.runs.command import BESIDE_A_PLAN, TrainCommand, flag_of, set_fields
+from chinchilla_ds.runs.command import BESIDE_A_PLAN, TrainCommand, checked_config, flag_of, set_fields
 from chinchilla_ds.runs.corpus import with_prepared_corpus
 from chinchilla_ds.runs.disk import check_output, output_errors
 from chinchilla_ds.runs.earlier import Continued, find_run, named_run, take_over
@@ -69,7 +69,7 @@ def train(
         ChinchillaError: what the user can put right, on every rank: a config, plan or ds_config that contradicts
             itself, missing text, a full disk, a loss that diverges.
     """
-    config = config or RunConfig()
+    config = checked_config(config)
     command = TrainCommand(
         config=config,
         ds_config=Path(ds_config) if isinstance(ds_config, str) else ds_config,
