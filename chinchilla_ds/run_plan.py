@@ -428,7 +428,7 @@ class RunPlan:
 DERIVED = ("tokens_per_param", "predicted_loss", "interval", "step_time_s", "wall_clock_s")
 """Properties of the plan that its JSON spells out for other programs."""
 REPORT = "report"
-"""Key under which `chinchilla-ds plan --json` adds what the plan does not hold: runners-up, rejections, other laws."""
+"""Key under which `chinchilla-ds plan` adds what the plan does not hold: runners-up, rejections, other laws."""
 
 
 def _contradictions(plan: RunPlan) -> Iterator[str]:

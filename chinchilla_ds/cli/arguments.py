@@ -102,13 +102,11 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     Raises:
         ConfigError: an unknown flag or a value that is none.
     """
-    values = vars(_parser().parse_args(argv))
+    values = vars(training_parser().parse_args(argv))
     values.pop("local_rank", None)
     ds_config, plan = values.pop("ds_config"), values.pop("plan", None)
-    paths = values.pop("data", None)
     data = {name: values.pop(name) for name in list(values) if name in _DATA_FIELDS}
-    if paths:
-        data["paths"] = tuple(paths)
+    data |= {"paths": tuple(data["paths"])} if "paths" in data else {}
     guards = {name: values.pop(name) for name in list(values) if name in _GUARD_FIELDS}
     saving = {name: values.pop(name) for name in list(values) if name in _CHECKPOINT_FIELDS}
     config, explicit = run_config(values, data=DataConfig(**data))
@@ -167,12 +165,6 @@ def _seed(text: str) -> int:
     return 0 if text.strip() == "0" else whole(text)
 
 
-def flag_of(field: str) -> str:
-    """Return the flag that sets a config field."""
-    named = {"compute_budget_flops": "--flops", "num_params": "--params", "num_tokens": "--tokens", "paths": "--data"}
-    return named.get(field, "--" + field.replace("_", "-"))
-
-
 def path(text: str) -> Path:
     """Return a path that is not empty, and that a file system could hold."""
     if not text.strip():
@@ -208,7 +200,8 @@ class _NamedOtherwise(argparse.Action):
         raise argparse.ArgumentError(None, f"{option} is called --ds_config here: --ds_config {values or 'FILE'}")
 
 
-def _parser() -> Parser:
+def training_parser() -> Parser:
+    """Return the parser of launchers/pretrain.py."""
     parser = Parser(
         prog="pretrain.py",
         usage="deepspeed [--num_gpus RANKS] launchers/pretrain.py --ds_config FILE [flags]",
@@ -276,6 +269,7 @@ def _data_flags(group: Group) -> None:
     defaults = DataConfig()
     group.add_argument(
         "--data",
+        dest="paths",
         nargs="+",
         type=path,
         metavar="PATH",

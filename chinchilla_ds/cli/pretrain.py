@@ -21,8 +21,9 @@ from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
 from chinchilla_ds.budget.layout.relayout import is_laid_out, lay_out, lay_out_again
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.budget.report import format_plan
-from chinchilla_ds.cli.arguments import BESIDE_A_PLAN, Arguments, flag_of, parse
-from chinchilla_ds.config import RunConfig
+from chinchilla_ds.cli.arguments import BESIDE_A_PLAN, Arguments, parse, training_parser
+from chinchilla_ds.cli.flags import flags_named, with_flags
+from chinchilla_ds.config import RunConfig, field_path
 from chinchilla_ds.data.prepare import check_source, prepare
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import Place, settle
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         arguments = parse(argv)
-        with no_library_exits():
+        with no_library_exits(), flags_named(training_parser()):
             return _run(arguments, place=settle(), started_s=started_s, stop=stop)
 
     return end_well(work, stop=stop)
@@ -142,15 +143,15 @@ def _say_finished(run: Continued, *, place: Place) -> int:
     if place.rank == 0:
         from chinchilla_ds.runs.finished import describe_finished
 
-        print(describe_finished(run), flush=True)
+        print(with_flags(describe_finished(run), parser=training_parser()), flush=True)
     return 0
 
 
 def _plan(arguments: Arguments, *, world_size: int) -> RunPlan:
     if arguments.plan is not None:
         if answered := sorted(arguments.explicit - BESIDE_A_PLAN):
-            flags = ", ".join(flag_of(name) for name in answered)
-            raise ConfigError(f"{flags} beside --plan, which fixes that: drop it, or make another plan")
+            fields = ", ".join(f"`{field_path(name)}`" for name in answered)
+            raise ConfigError(f"{fields} beside `plan`, which fixes that: drop it, or make another plan")
         plan, device = read_plan(arguments.plan, world_size=world_size), device_type()
         if is_laid_out(plan):
             return plan

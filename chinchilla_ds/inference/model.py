@@ -122,7 +122,7 @@ def new_tokens_within(
         return min(default, room)
     if max_new_tokens > room:
         raise ConfigError(
-            f"--max-tokens {max_new_tokens} behind a prompt of {longest} tokens goes beyond the model's context of "
+            f"`max_new_tokens={max_new_tokens}` behind a prompt of {longest} tokens goes beyond the model's context of "
             f"{context_tokens}; at most {room} fit"
         )
     return max_new_tokens

@@ -34,7 +34,7 @@ def describe_finished(run: Continued) -> str:
     ]
     return (
         f"finished      {folder}: the run that this command asks for has reached its plan's end, and nothing is left "
-        f"to do; --resume none begins another\n{plain_table(rows, note=footnote(state))}"
+        f"to do; `checkpoint.resume=none` begins another\n{plain_table(rows, note=footnote(state))}"
     )
 
 

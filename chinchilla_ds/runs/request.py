@@ -32,7 +32,7 @@ class RunRequest:
 
     config: RunConfig
     plan: Path | None = None
-    """`--plan`."""
+    """The plan file that was named."""
 
     def to_json(self) -> str:
         """Return indented JSON, paths absolute, with the key: the files that were named may change later."""
@@ -138,19 +138,19 @@ class RunLock:
             os.close(self._descriptor)
             raise CheckpointError(
                 f"the run {folder}, which this command would continue, is being trained by another process; wait for"
-                " it, or begin another run with --resume none"
+                " it, or begin another run with `checkpoint.resume=none`"
             ) from None
         except OSError:  # a file system without locks: the user's care
             pass
 
 
 def known_problems(config: RunConfig) -> Iterator[str]:
-    """Yield what contradicts itself in the flags about checkpoints."""
+    """Yield what contradicts itself in what is said of checkpoints."""
     chosen = config.checkpoint
     if chosen.init_from is not None and chosen.resume not in ("latest", "none"):
         yield (
-            f"--init-from {chosen.init_from} begins a new run and --resume {chosen.resume} goes on with an old one;"
-            " give one of them"
+            f"`checkpoint.init_from={chosen.init_from}` begins a new run and "
+            f"`checkpoint.resume={chosen.resume}` resumes an old one; give one of them"
         )
     for name in ("guards", "checkpoint"):
         try:

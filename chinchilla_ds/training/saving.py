@@ -208,7 +208,8 @@ def check_text(saved: CheckpointState, *, where: Path, prepared: PreparedData) -
         problems.append(
             f"the checkpoint {where} was trained on text with key {saved.data_key}, and {prepared.folder} has "
             f"key {prepared.content_key}: text or preparation have changed, so the samples that are left are not "
-            f"known; give the same text, or begin a new run with --resume none --init-from {where}"
+            "known; give the same text, or begin a new run with `checkpoint.resume=none` and "
+            f"`checkpoint.init_from={where}`"
         )
     problems += _tokenizer_problems(saved, where=where, prepared=prepared)
     if problems:
@@ -222,7 +223,7 @@ def _tokenizer_problems(saved: CheckpointState, *, where: Path, prepared: Prepar
     tokenizer = next(where.glob("tokenizer*"), where)
     return [
         f"the checkpoint {where} was trained with tokenizer {known}, and {prepared.folder} was made with {here}; "
-        f"prepare the text with the checkpoint's: chinchilla-ds prepare --tokenizer {tokenizer}"
+        f"prepare the text with the checkpoint's: `prepare.tokenizer={tokenizer}`"
     ]
 
 

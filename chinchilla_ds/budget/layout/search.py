@@ -107,7 +107,7 @@ def search_layouts(request: LayoutRequest, /) -> LayoutSearch:
     if capacity is None:
         raise ConfigError(
             f"the memory of device {request.device.name} is not known, so no layout can be chosen for it; give "
-            "memory_bytes in a --hardware file, or name the layout"
+            "memory_bytes in a `hardware` file, or name the layout"
         )
     machine = _machine(request)
     tally = Tally()

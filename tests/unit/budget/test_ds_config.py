@@ -138,9 +138,9 @@ def test_a_flag_that_disagrees_is_an_error_and_one_that_agrees_is_not() -> None:
     with pytest.raises(DsConfigError) as caught:
         apply_to_config(config, ds, explicit=frozenset({"zero_stage", "precision"}))
     assert caught.value.problems == (
-        "--zero-stage is 2, but the ds_config's zero_optimization.stage means 3; drop the flag, or set "
+        "`layout.zero_stage` is 2, but the ds_config's zero_optimization.stage means 3; drop that, or set "
         'zero_optimization.stage to "auto" or leave it out',
-        '--precision is "fp32", but the ds_config\'s bf16.enabled means "bf16"; drop the flag, or set bf16.enabled to '
+        '`precision` is "fp32", but the ds_config\'s bf16.enabled means "bf16"; drop that, or set bf16.enabled to '
         '"auto" or leave it out',
     )
     agreeing = replace(config, layout=LayoutConfig(zero_stage=3))
