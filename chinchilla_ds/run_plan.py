@@ -373,6 +373,21 @@ class RunPlan:
         """Tokens of one optimizer step."""
         return self.batch.global_batch_size * self.shape.seq_length
 
+    def consumed_tokens(self, *, iteration: int) -> int:
+        """Return the tokens that a model has learnt from after `iteration` optimizer steps: D so far.
+
+        Steps that were skipped (a non-finite gradient, FP16's overflow) taught nothing, nor did those that a rewind
+        took back: neither is in `iteration`.
+        """
+        return iteration * self.tokens_per_iter
+
+    def flops_spent(self, *, attempts: int) -> float:
+        """Return the model FLOPs that `attempts` steps have cost, by the plan's exact count: C so far.
+
+        A step that was skipped, or taken back by a rewind, has been computed all the same: `attempts` counts it.
+        """
+        return attempts * self.tokens_per_iter * self.flops_per_token
+
     @property
     def predicted_loss(self) -> float:
         """Nats per token of the law's own tokenizer."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME
+from chinchilla_ds.checkpoint.folder import run_folder_of
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.distributed.devices import device_type
@@ -58,8 +58,7 @@ class TrainedModel:
     @property
     def run_folder(self) -> Path:
         """The folder of the run that wrote the checkpoint; of one that stands alone, the folder that holds it."""
-        checkpoints = self.reader.folder.resolve().parent
-        return checkpoints.parent if checkpoints.name == CHECKPOINTS_NAME else checkpoints
+        return run_folder_of(self.reader.folder)
 
     @property
     def context_tokens(self) -> int:

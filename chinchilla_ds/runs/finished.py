@@ -20,8 +20,7 @@ def describe_finished(run: Continued) -> str:
         owns_loss=True,
         peak_flops_per_s=None,
         iteration=saved.iteration,
-        consumed_tokens=saved.iteration * plan.tokens_per_iter,
-        flops_spent=saved.attempts * plan.tokens_per_iter * plan.flops_per_token,
+        attempts=saved.attempts,
         evaluation=_evaluation(run),
         artifacts={"checkpoint": str(run.checkpoint), "plan": str(folder / "plan.json")},
     )

@@ -135,11 +135,9 @@ class Saver:
         newest = checkpoint.newest_whole(path, warn=_log.warning)
         saved = checkpoint.load(self.engine, checkpoint=newest)
         check_text(saved, where=newest, prepared=self._prepared)
-        state, plan = self.state, self.state.plan
+        state = self.state
         state.iteration, state.data_step, state.attempts = saved.iteration, saved.data_step, saved.attempts
         state.bad_batches, state.rewinds, state.elapsed_s = saved.bad_batches, saved.rewinds, saved.elapsed_s
-        state.consumed_tokens = saved.iteration * plan.tokens_per_iter
-        state.flops_spent = saved.attempts * plan.tokens_per_iter * plan.flops_per_token
         state.resumed_at = saved.iteration
         state.artifacts["checkpoint"] = str(newest)
         self._saved_tokens, self._saved_data_step = state.consumed_tokens, state.data_step
@@ -165,7 +163,6 @@ class Saver:
         self.resume(state.run_folder / CHECKPOINTS_NAME)
         state.attempts, state.elapsed_s, state.bad_batches = kept
         state.data_step, state.rewinds = rewind.data_step, rewinds
-        state.flops_spent = state.attempts * state.plan.tokens_per_iter * state.plan.flops_per_token
         state.step = None
         self.save()
         _log.warning("went back from step %d to %d, and passed over the batches since", left, state.iteration)

@@ -279,3 +279,12 @@ def test_a_layout_of_many_ranks_is_read_back(tmp_path: Path) -> None:
 def test_more_tokens_than_can_be_counted_have_no_plan() -> None:
     with pytest.raises(PlanError, match=r"tokens; at most 1e\+18 can be planned"):
         make_plan(RunConfig(compute_budget_flops=1e33, num_params=1e7), world_size=1, device="cpu")
+
+
+def test_tokens_go_by_steps_taken_and_flops_by_steps_tried() -> None:
+    plan = tiny_plan(train_iters=10)
+    all_steps = plan.batch.train_iters
+    assert plan.consumed_tokens(iteration=all_steps) == plan.num_tokens
+    assert plan.flops_spent(attempts=all_steps) == pytest.approx(plan.true_flops, rel=1e-12)
+    tokens, flops = plan.consumed_tokens(iteration=7), plan.flops_spent(attempts=9)  # two were skipped
+    assert flops / tokens == pytest.approx(9 / 7 * plan.flops_per_token)
