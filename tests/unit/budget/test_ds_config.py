@@ -16,6 +16,8 @@ from chinchilla_ds.budget.deepspeed_json.resolve import (
     to_json,
 )
 from chinchilla_ds.budget.planner import plan as make_plan
+from chinchilla_ds.cli.arguments import training_parser
+from chinchilla_ds.cli.flags import flags_named
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import DsConfigError
 from chinchilla_ds.run_plan import Offload, Precision, Recompute, RunPlan
@@ -26,7 +28,8 @@ def plan_for(world_size: int = 1, device: str = "cpu", **layout: Any) -> RunPlan
 
 
 def problems_of(ds: dict[str, Any], plan: RunPlan | None = None) -> str:
-    with pytest.raises(DsConfigError) as caught:
+    """Return the problems as the command line shows them."""
+    with pytest.raises(DsConfigError) as caught, flags_named(training_parser()):
         resolve(ds, plan or plan_for(zero_stage=3))
     return str(caught.value)
 
@@ -264,7 +267,10 @@ def test_agreeing_concrete_values_are_accepted() -> None:
             'train_batch_size is 48, but the plan says 16; set it to "auto", or pass --global-b',
         ),
         ({"train_micro_batch_size_per_gpu": 3}, 'but the plan says 16; set it to "auto", or pass --micro-batch-size 3'),
-        ({"gradient_accumulation_steps": 3}, "or pass --global-batch-size 48 --micro-batch-size 16: 16 sequences x 3"),
+        (
+            {"gradient_accumulation_steps": 3},
+            "or pass --global-batch-size 48 and --micro-batch-size 16: 16 sequences x 3",
+        ),
         (
             {"gradient_clipping": 0.5},
             'gradient_clipping is 0.5, but the plan says 1.0; set it to "auto", or pass --grad',
