@@ -11,7 +11,7 @@ from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.errors import CheckpointError, ConfigError
-from chinchilla_ds.inference.decoder import Decoder
+from chinchilla_ds.inference.decoder import InferenceDecoder
 from chinchilla_ds.inference.load import load_decoder
 from chinchilla_ds.inference.ranks import ModelRanks
 from chinchilla_ds.run_plan import Precision
@@ -67,7 +67,7 @@ class TrainedModel:
 
     def load(
         self, *, ranks: ModelRanks, precision: Precision | None = None, device: torch.device | None = None
-    ) -> Decoder:
+    ) -> InferenceDecoder:
         """Return this rank's stage of the decoder.
 
         Args:
