@@ -45,8 +45,8 @@ def check_output(output: Path, *, num_params: int) -> None:
         )
 
 
-def write_text(path: Path, /, *, text: str, named: str = "`out` ") -> None:
-    """Write a whole file or none: aside first, then renamed. `named` stands before its path in messages.
+def write_text(path: Path, /, *, text: str, named: str | None = "out") -> None:
+    """Write a whole file or none: aside first, then renamed. Messages call its path by the parameter that named it.
 
     A link stays, and what it points to is written. A device or a FIFO (`/dev/stdout`, `>(less)`) is written
     to as it is: renaming over it would put a file in its place, for every program of the machine.
@@ -54,8 +54,9 @@ def write_text(path: Path, /, *, text: str, named: str = "`out` ") -> None:
     Raises:
         OutputError: the folder is missing, cannot be written to, or the disk is full.
     """
+    what = str(path) if named is None else f"`{named}={path}`"
     if path.is_dir():
-        raise OutputError(f"{named}{path} cannot be written: it is a folder; name a file in it")
+        raise OutputError(f"{what} cannot be written: it is a folder; name a file in it")
     try:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
@@ -63,7 +64,7 @@ def write_text(path: Path, /, *, text: str, named: str = "`out` ") -> None:
             _write_whole(Path(os.path.realpath(path)), text)
     except OSError as error:
         near = "" if path.parent.is_dir() else f"; {path.parent} is no folder"
-        raise OutputError(f"{named}{path} cannot be written: {reason(error)}{near}") from None
+        raise OutputError(f"{what} cannot be written: {reason(error)}{near}") from None
 
 
 def _write_whole(path: Path, text: str) -> None:

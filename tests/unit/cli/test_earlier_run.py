@@ -202,11 +202,11 @@ def test_flags_that_say_something_else_are_named_with_both_values(request_: RunR
         f"in the run {run.folder}; leave it out to go on with that run, or begin another with `checkpoint.resume=none`"
     )
     assert error.value.problems == (
-        f"--flops is 2e+11 here and 1e+11 {end}",
+        f"`compute_budget_flops` is 2e+11 here and 1e+11 {end}",
         f"`data.max_epochs` is 3 here and 1 {end}",
         f"`data.paths` is {Path('a').resolve()} {Path('b').resolve()} here and not given {end}",
         f"`precision` is bf16 here and not given {end}",
-        f"--seed is 7 here and 1234 {end}",
+        f"`seed` is 7 here and 1234 {end}",
     )
     assert "None" not in str(error.value)
 
