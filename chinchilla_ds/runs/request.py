@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ class RunLock:
 
 
 def known_problems(config: RunConfig) -> Iterator[str]:
-    """Yield what contradicts itself in what is said of checkpoints."""
+    """Yield what is wrong with the parts of a config that are none of the plan: guards and checkpoints."""
     chosen = config.checkpoint
     if chosen.init_from is not None and chosen.resume not in ("latest", "none"):
         yield (
@@ -156,4 +157,9 @@ def known_problems(config: RunConfig) -> Iterator[str]:
         try:
             build(type(getattr(config, name)), plain_config(config)[name], where=name)
         except ConfigError as error:
-            yield from error.problems
+            yield from map(_about_field, error.problems)
+
+
+def _about_field(problem: str) -> str:
+    """Return a problem that begins with the path of a value as one of the config's field, which is its first part."""
+    return re.sub(r"^(\w+\.\w+)(\.?)", lambda place: f"`{place[1]}`{place[2] and ' '}", problem)
