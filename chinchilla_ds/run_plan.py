@@ -55,7 +55,7 @@ class Precision(StrEnum):
 
 
 class Recompute(StrEnum):
-    """Activation checkpointing: what the backward pass computes again instead of keeping."""
+    """Recomputation: what the backward pass computes again instead of keeping."""
 
     NONE = "none"
     SELECTIVE = "selective"

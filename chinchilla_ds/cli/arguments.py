@@ -318,4 +318,4 @@ def layout_flags(group: Group) -> None:
     group.add_argument(
         "--sequence-parallel", action=argparse.BooleanOptionalAction, help="split norms over the tensor-parallel ranks"
     )
-    flag(group, "recompute", choice(Recompute), "activation checkpointing", metavar=_names(Recompute))
+    flag(group, "recompute", choice(Recompute), "what backward passes compute again", metavar=_names(Recompute))
