@@ -22,7 +22,8 @@ a plan's `batch.micro_batch_size`, is named as the file has it, without backquot
 
 import difflib
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 EXIT_CODE_USER_ERROR = 2
@@ -44,14 +45,20 @@ class ChinchillaError(Exception):
         self.problems: tuple[str, ...] = texts if self.holds_table else tuple(map(_one_line, texts))
         super().__init__("\n".join(self.problems))
 
-    def reword(self, words: Callable[[str], str], /) -> None:
-        """Put every problem into the words of whoever shows it, such as a command line with flags."""
-        self.problems = tuple(map(words, self.problems))
-        self.args = ("\n".join(self.problems),)
-
     def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:
         """Pickle by problems, so that an error raised on one rank can be raised on all."""
         return type(self), (self.problems,)
+
+
+@contextmanager
+def reworded(words: Callable[[str], str], /) -> Iterator[None]:
+    """Put the problems that are raised here into the words of whoever shows them, such as a command line's flags."""
+    try:
+        yield
+    except ChinchillaError as error:
+        error.problems = tuple(map(words, error.problems))
+        error.args = ("\n".join(error.problems),)
+        raise
 
 
 _LONGEST = 1000

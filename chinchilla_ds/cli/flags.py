@@ -6,22 +6,24 @@ fields of the config and the parameters of the functions that they feed.
 
 import argparse
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 
-from chinchilla_ds.errors import ChinchillaError
+from chinchilla_ds.errors import reworded
 
 _REFERENCE = re.compile(r"`(?P<path>[a-z]\w*(?:\.[a-z]\w*)*)(?:=(?P<value>[^`]*))?`")
 
 
-@contextmanager
-def flags_named(parser: argparse.ArgumentParser, /) -> Iterator[None]:
+def flags_named(parser: argparse.ArgumentParser, /) -> AbstractContextManager[None]:
     """Show the flags of a command in the problems that are raised here."""
-    try:
-        yield
-    except ChinchillaError as error:
-        error.reword(lambda problem: with_flags(problem, parser=parser))
-        raise
+    return reworded(partial(with_flags, parser=parser))
+
+
+def with_training_flags(text: str, /) -> str:
+    """Return a message with the flags of training in place of the fields that it names."""
+    from chinchilla_ds.cli.arguments import training_parser
+
+    return with_flags(text, parser=training_parser())
 
 
 def with_flags(text: str, *, parser: argparse.ArgumentParser) -> str:
