@@ -223,11 +223,7 @@ def _export(model: "TrainedModel", *, out: Path, dtype: Precision) -> None:
     from chinchilla_ds.exporting.card import TrainingFacts
     from chinchilla_ds.exporting.write import export_checkpoint
 
-    plan, state = model.reader.plan, model.reader.state
-    facts = TrainingFacts(
-        consumed_tokens=plan.consumed_tokens(iteration=state.iteration),
-        flops_spent=plan.flops_spent(attempts=state.attempts),
-    )
+    facts = TrainingFacts.of_checkpoint(model.reader)
     export_checkpoint(model.reader, out=out, dtype=dtype, facts=facts)
 
 

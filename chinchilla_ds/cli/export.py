@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from chinchilla_ds.cli.arguments import choice, flag, path
-from chinchilla_ds.errors import DataError
 from chinchilla_ds.processes.libraries import hide_progress_bars, quieten
 from chinchilla_ds.run_plan import Precision, RunPlan
-from chinchilla_ds.structured import read_bytes
 from chinchilla_ds.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from chinchilla_ds.checkpoint.reader import CheckpointReader
     from chinchilla_ds.data.prepared import PreparedData
-    from chinchilla_ds.exporting.card import TrainingFacts
     from chinchilla_ds.exporting.measure import Measured
     from chinchilla_ds.exporting.quantize import Quantized
 
@@ -46,13 +42,14 @@ def run(arguments: argparse.Namespace) -> str:
     check_free(arguments.out)
     quieten()
     from chinchilla_ds.checkpoint.reader import CheckpointReader
+    from chinchilla_ds.exporting.card import TrainingFacts
     from chinchilla_ds.exporting.quantize import Quantization, check_installed
     from chinchilla_ds.exporting.write import export_checkpoint
     from chinchilla_ds.runs.text import text_of_checkpoint
 
     reader = CheckpointReader.open(arguments.run)
     prepared = text_of_checkpoint(reader, named=arguments.data)
-    facts = _facts(reader, prepared, licence=arguments.licence)
+    facts = TrainingFacts.of_checkpoint(reader, text=prepared, licence=arguments.licence)
     dtype = arguments.dtype or reader.plan.precision
     if arguments.quantize is None:
         written = export_checkpoint(reader, out=arguments.out, dtype=dtype, facts=facts)
@@ -135,27 +132,6 @@ def _report(
 
 def _row(name: str, before: _Number, after: _Number, *, show: Callable[[_Number], str]) -> tuple[str, ...]:
     return name, show(before), show(after), f"{after / before - 1:+.2%}"
-
-
-def _facts(reader: "CheckpointReader", prepared: "PreparedData | None", *, licence: str | None) -> "TrainingFacts":
-    from chinchilla_ds.data.prepared import LEDGER_NAME
-    from chinchilla_ds.data.preparing.ledger import Ledger
-    from chinchilla_ds.exporting.card import TrainingFacts
-
-    plan, state = reader.plan, reader.state
-    ledger = None
-    if prepared is not None and (file := prepared.folder / LEDGER_NAME).is_file():
-        text = read_bytes(file, what="the ledger", error=DataError).decode(errors="replace")
-        ledger = Ledger.from_json(text)
-    return TrainingFacts(
-        licence=licence,
-        consumed_tokens=plan.consumed_tokens(iteration=state.iteration),
-        flops_spent=plan.flops_spent(attempts=state.attempts),
-        held_out_loss=state.held_out_loss,
-        held_out_bits_per_byte=state.held_out_bits_per_byte,
-        ledger=ledger,
-        tokenizer_sha256=state.tokenizer_sha256,
-    )
 
 
 def _method(text: str) -> str:
