@@ -45,7 +45,7 @@ def initialize(plan: RunPlan, *, ds_config: str | Path | Mapping[str, Any], eod_
     if plan.layout.world_size != place.world_size:
         raise LayoutError(
             f"the plan is for {plan.layout.world_size} ranks, and {place.world_size} were started; plan with "
-            f"gpus={place.world_size}"
+            f"`plan.gpus={place.world_size}`"
         )
     if plan.document_mask and eod_id is None:
         raise ConfigError("document_mask needs eod_id, the token that ends a document: give the tokenizer's")

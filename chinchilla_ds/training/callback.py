@@ -59,10 +59,6 @@ class TrainingState:
     """Batches passed over because of a loss or gradient that was no number."""
     stopped_by: str | None = None
     """Who asked the run to stop before its end; set once it has saved."""
-    consumed_tokens: int = 0
-    """Tokens trained on; those of skipped batches do not count."""
-    flops_spent: float = 0.0
-    """Model FLOPs by the plan's exact count."""
     elapsed_s: float = 0.0
     """Training time, evaluation left out."""
     tokens_per_s: float = 0.0
@@ -105,6 +101,16 @@ class TrainingState:
 
 
 _READ_ONLY = "callbacks read the training state, which the loop alone writes; keep values of your own in the callback"
+
+    @property
+    def consumed_tokens(self) -> int:
+        """Tokens trained on; those of skipped batches do not count."""
+        return self.plan.consumed_tokens(iteration=self.iteration)
+
+    @property
+    def flops_spent(self) -> float:
+        """Model FLOPs of all steps tried, skipped ones included."""
+        return self.plan.flops_spent(attempts=self.attempts)
 
 
 class Callback:

@@ -77,8 +77,8 @@ def check_same(names: Iterable[str], saved: Iterable[str], *, where: Path) -> No
     here, there = list(names), list(saved)
     if sorted(here) != sorted(there):
         raise CheckpointError(
-            f"callbacks are {_listed(here)} here and {_listed(there)} in the checkpoint {where}; give the same to "
-            "resume that run, or begin another with --resume none"
+            f"`callbacks` are {_listed(here)} here and {_listed(there)} in the checkpoint {where}; give the same to "
+            "resume that run, or begin another with `checkpoint.resume=none`"
         )
 
 

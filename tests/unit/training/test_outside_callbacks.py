@@ -158,7 +158,7 @@ def test_a_checkpoint_of_an_earlier_version_has_none(tmp_path: Path) -> None:
     del values["callbacks"]
     saved = CheckpointState.from_json(json.dumps(values), where="state")
     load_states({}, saved.callbacks, where=tmp_path)
-    with pytest.raises(CheckpointError, match=f"callbacks are mine here and none in the checkpoint {tmp_path}"):
+    with pytest.raises(CheckpointError, match=f"`callbacks` are mine here and none in the checkpoint {tmp_path}"):
         load_states({"mine": _With({})}, saved.callbacks, where=tmp_path)
 
 
@@ -222,8 +222,8 @@ def test_another_callback_is_another_run_and_no_resume(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         take_over(command, continued(folder), config=command.config)
     assert error.value.problems == (
-        f"--callback is outside_counter:Counter,start=4 here and outside_counter:Counter,start=3 in the run {folder}; "
-        "leave it out to go on with that run, or begin another with --resume none",
+        f"`callbacks` is outside_counter:Counter,start=4 here and outside_counter:Counter,start=3 in the run {folder}; "
+        "leave it out to go on with that run, or begin another with `checkpoint.resume=none`",
     )
     without = parse(["--ds_config", "x.json"])
     assert take_over(without, continued(folder), config=without.config).config.callbacks == (COUNTER,)
