@@ -79,6 +79,16 @@ class TrainingState:
     artifacts: dict[str, str] = field(default_factory=dict)
     """Name to path of what the run wrote (plan, checkpoint, tokenizer, ...); callbacks may add to it."""
 
+    @property
+    def consumed_tokens(self) -> int:
+        """Tokens trained on; those of skipped batches do not count."""
+        return self.plan.consumed_tokens(iteration=self.iteration)
+
+    @property
+    def flops_spent(self) -> float:
+        """Model FLOPs of all steps tried, skipped ones included."""
+        return self.plan.flops_spent(attempts=self.attempts)
+
     @contextmanager
     def read_by(self, callback: "Callback") -> Iterator[None]:
         """Refuse writes within this block, in which a callback has the state.
@@ -101,16 +111,6 @@ class TrainingState:
 
 
 _READ_ONLY = "callbacks read the training state, which the loop alone writes; keep values of your own in the callback"
-
-    @property
-    def consumed_tokens(self) -> int:
-        """Tokens trained on; those of skipped batches do not count."""
-        return self.plan.consumed_tokens(iteration=self.iteration)
-
-    @property
-    def flops_spent(self) -> float:
-        """Model FLOPs of all steps tried, skipped ones included."""
-        return self.plan.flops_spent(attempts=self.attempts)
 
 
 class Callback:

@@ -96,7 +96,7 @@ def test_what_cannot_be_built_is_refused_before_anything_is(monkeypatch: pytest.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE"):
         monkeypatch.delenv(name, raising=False)
     plan = plan_of(Case(zero=1))
-    with pytest.raises(LayoutError, match="the plan is for 2 ranks, and 1 were started; plan with `plan.gpus=1`"):
+    with pytest.raises(LayoutError, match="the plan is for 2 ranks, and 1 were started"):
         initialize(plan_of(Case(zero=1, dp=2)), ds_config={})
     with pytest.raises(DsConfigError, match=r"zero_optimization.stage is 3, but the plan says 1"):
         initialize(plan, ds_config={"zero_optimization": {"stage": 3}})
