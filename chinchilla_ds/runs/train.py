@@ -193,7 +193,7 @@ def _finished(run: Continued, *, place: Place, words: Callable[[str], str]) -> "
 
     if place.rank == 0:
         print(words(describe_finished(run)), flush=True)
-    return finished_state(run)
+    return dataclasses.replace(finished_state(run), owns_loss=place.rank == 0)
 
 
 def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
