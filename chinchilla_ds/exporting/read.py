@@ -28,6 +28,7 @@ from chinchilla_ds.exporting.tokenizer_files import find_tokenizer
 from chinchilla_ds.exporting.vector_folder import VectorReader, open_weights
 from chinchilla_ds.exporting.write import OURS_NAME, PADDING_STEM, PLAN_NAME, written_aside
 from chinchilla_ds.run_plan import ModelShape, RunPlan
+from chinchilla_ds.weights import OUTPUT
 
 _TYPES = ("F32", "BF16", "F16")
 """Of weights, as safetensors calls them: what can be written in FP32 without loss."""
@@ -170,7 +171,7 @@ class _Weights:
         }
         reader, found = self._reader, set(self._reader.names())
         ignored = {name for name in found if name.endswith("rotary_emb.inv_freq")}
-        if llama.OUTPUT not in {weight.name for weight in self._weights}:
+        if OUTPUT.name not in {weight.name for weight in self._weights}:
             ignored.add("lm_head.weight")  # tied: some folders hold the table twice
         problems = [f"lacks the weight {name}" for name in pieces if name not in found]
         problems += [f"has a weight of no Llama: {name}" for name in sorted(found - pieces.keys() - ignored)]

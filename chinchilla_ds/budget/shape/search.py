@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
-from chinchilla_ds.budget.shape.parameters import count_parameters, layer_matmul_params
+from chinchilla_ds.budget.shape.parameters import count_parameters, layer_params
 from chinchilla_ds.run_plan import ModelShape
 
 VOCAB_ALIGNMENT = 128
@@ -148,7 +148,7 @@ def _candidates(request: ShapeRequest) -> Iterator[ModelShape]:
     for hidden_size in _hidden_sizes():
         probe = _make_shape(request, hidden_size=hidden_size, num_layers=2)
         room = request.num_params - count_parameters(shape=probe).embedding
-        layers = room / (_layer_params(probe) + 2 * hidden_size)
+        layers = room / layer_params(probe)
         if layers > MAX_LAYERS:
             continue
         step = 2 if layers <= 16 else 4
@@ -157,16 +157,6 @@ def _candidates(request: ShapeRequest) -> Iterator[ModelShape]:
             yield _make_shape(request, hidden_size=hidden_size, num_layers=num_layers)
         if room < 0:
             return
-
-
-def _layer_params(shape: ModelShape) -> int:
-    return layer_matmul_params(
-        hidden_size=shape.hidden_size,
-        ffn_hidden_size=shape.ffn_hidden_size,
-        num_attention_heads=shape.num_attention_heads,
-        num_query_groups=shape.num_query_groups,
-        kv_channels=shape.kv_channels,
-    )
 
 
 def _hidden_sizes() -> Iterator[int]:
