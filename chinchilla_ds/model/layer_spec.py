@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from chinchilla_ds.distributed import cpu_backend
 from chinchilla_ds.distributed.recompute import checkpoint
 from chinchilla_ds.model.core_attention import SdpaCoreAttention
-from chinchilla_ds.run_plan import Recompute
+from chinchilla_ds.run_plan import ModelShape, Recompute
 
 
 class RMSNorm(nn.Module):
@@ -82,7 +82,7 @@ def _core_attention(recompute: Recompute) -> ModuleSpec:
     return ModuleSpec(module=SdpaCoreAttention, params={"recompute": recompute is Recompute.SELECTIVE})
 
 
-def decoder_layer_spec(*, recompute: Recompute) -> ModuleSpec:
+def decoder_layer_spec(shape: ModelShape, /, *, recompute: Recompute) -> ModuleSpec:
     """Return the spec of one decoder layer."""
     attention = ModuleSpec(
         module=SelfAttention,
@@ -107,8 +107,14 @@ def decoder_layer_spec(*, recompute: Recompute) -> ModuleSpec:
     )
 
 
-def block_spec(*, num_layers: int, recompute: Recompute) -> TransformerBlockSubmodules:
-    """Return the spec of this rank's `num_layers` layers and the final norm."""
+def block_spec(shape: ModelShape, /, *, num_layers: int, recompute: Recompute) -> TransformerBlockSubmodules:
+    """Return the spec of this rank's layers and the final norm.
+
+    Args:
+        shape: The decoder's.
+        num_layers: Of this rank's model chunk.
+        recompute: What the backward pass computes again.
+    """
     return TransformerBlockSubmodules(
-        layer_specs=[decoder_layer_spec(recompute=recompute)] * num_layers, layer_norm=RMSNorm
+        layer_specs=[decoder_layer_spec(shape, recompute=recompute)] * num_layers, layer_norm=RMSNorm
     )

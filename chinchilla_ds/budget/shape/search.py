@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
 from chinchilla_ds.budget.shape.parameters import count_parameters, layer_params
-from chinchilla_ds.run_plan import ModelShape
+from chinchilla_ds.run_plan import DecoderSwitches, ModelShape
 
 VOCAB_ALIGNMENT = 128
 """padded_vocab_size is a multiple of this, for every layout."""
@@ -35,14 +35,13 @@ GQA_GROUPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeRequest:
+class ShapeRequest(DecoderSwitches):
     """What the search has to meet."""
 
     num_params: float
     """Wanted N, embeddings included."""
     vocab_size: int
     seq_length: int
-    tied_embeddings: bool
 
     @property
     def padded_vocab_size(self) -> int:
@@ -182,7 +181,7 @@ def _make_shape(request: ShapeRequest, *, hidden_size: int, num_layers: int) -> 
         vocab_size=request.vocab_size,
         padded_vocab_size=request.padded_vocab_size,
         seq_length=request.seq_length,
-        tied_embeddings=request.tied_embeddings,
+        **request.switches(),
         init_std=initial_std(hidden_size=hidden_size),
     )
 
