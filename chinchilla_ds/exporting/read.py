@@ -1,4 +1,4 @@
-"""A Hugging Face folder of the Llama family becomes a checkpoint that training can start from."""
+"""A Hugging Face folder of a family in `config_json.FAMILIES` becomes a checkpoint that training can start from."""
 
 import dataclasses
 import functools
@@ -49,7 +49,7 @@ class Imported:
 
 
 def import_folder(source: Path, /, *, out: Path) -> Imported:
-    """Write the weights of a Llama as the checkpoint of step 0 below `out`.
+    """Write the weights of a model as the checkpoint of step 0 below `out`.
 
     An export of ours gets its plan and its rows of padding back, so that the checkpoint is that which was exported, bit
     by bit. Of other models the padding is zero.
@@ -174,7 +174,7 @@ class _Weights:
         if OUTPUT.name not in {weight.name for weight in self._weights}:
             ignored.add("lm_head.weight")  # tied: some folders hold the table twice
         problems = [f"lacks the weight {name}" for name in pieces if name not in found]
-        problems += [f"has a weight of no Llama: {name}" for name in sorted(found - pieces.keys() - ignored)]
+        problems += [f"has a weight that this decoder does not have: {name}" for name in sorted(found - pieces.keys() - ignored)]
         there = [name for name in pieces if name in found]
         problems += [
             f"has {name} as {list(reader.shape(name))}, and {CONFIG_NAME} makes it {list(pieces[name])}"
