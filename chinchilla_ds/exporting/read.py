@@ -174,7 +174,7 @@ class _Weights:
         if OUTPUT.name not in {weight.name for weight in self._weights}:
             ignored.add("lm_head.weight")  # tied: some folders hold the table twice
         problems = [f"lacks the weight {name}" for name in pieces if name not in found]
-        problems += [f"has a weight that this decoder does not have: {name}" for name in sorted(found - pieces.keys() - ignored)]
+        problems += [f"has an unknown weight: {name}" for name in sorted(found - pieces.keys() - ignored)]
         there = [name for name in pieces if name in found]
         problems += [
             f"has {name} as {list(reader.shape(name))}, and {CONFIG_NAME} makes it {list(pieces[name])}"

@@ -79,7 +79,7 @@ def test_weights_must_be_those_of_the_config(exported):
     change(exported, intermediate_size=192)
     weights = load_file(exported / "model.safetensors")
     save_file({**weights, "model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}, exported / "model.safetensors")
-    assert "weight that this decoder does not have: model.layers.0.self_attn.q_proj.bias" in refused(exported, ConfigError)
+    assert "has an unknown weight: model.layers.0.self_attn.q_proj.bias" in refused(exported, ConfigError)
 
 
 def test_folders_that_are_no_model(exported, tmp_path):
