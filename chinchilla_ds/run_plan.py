@@ -86,6 +86,8 @@ class DecoderSwitches:
 
     tied_embeddings: bool = False
     """Whether the output projection is the embedding table."""
+    qk_norm: bool = False
+    """Whether each head's queries and keys are normed before rotation, as in Qwen3."""
 
     def switches(self) -> dict[str, bool]:
         """Return the switches alone, by the names of their fields."""

@@ -154,6 +154,10 @@ def _vector(shape: ModelShape) -> tuple[int, ...]:
     return (shape.hidden_size,)
 
 
+def _channels(shape: ModelShape) -> tuple[int, ...]:
+    return (shape.kv_channels,)
+
+
 def _tokens(shape: ModelShape) -> tuple[int, ...]:
     return (shape.padded_vocab_size, shape.hidden_size)
 
@@ -171,6 +175,10 @@ def _on_last(_shape: ModelShape, _is_first: bool, is_last: bool) -> bool:
     return is_last
 
 
+def _has_qk_norm(shape: ModelShape, _is_first: bool, _is_last: bool) -> bool:
+    return shape.qk_norm
+
+
 def _norm(name: str, exported: str, *, in_layers: bool = True, is_held: Holds | None = None) -> Kind:
     return Kind(
         name=name,
@@ -180,6 +188,19 @@ def _norm(name: str, exported: str, *, in_layers: bool = True, is_held: Holds | 
         start=Start.ONE,
         is_decayed=False,
         exported={exported: _hidden_rows},
+    )
+
+
+def _head_norm(name: str, exported: str) -> Kind:
+    """One for all heads of queries or of keys: every tensor-parallel rank has it, and sees its own heads."""
+    return Kind(
+        name=name,
+        shape=_channels,
+        in_layers=True,
+        is_held=_has_qk_norm,
+        start=Start.ONE,
+        is_decayed=False,
+        exported={exported: lambda shape: (slice(0, shape.kv_channels),)},
     )
 
 
@@ -220,6 +241,8 @@ TABLE = (
         split=ROWS,
         exported={"self_attn.q_proj": _query_rows, "self_attn.k_proj": _key_rows, "self_attn.v_proj": _value_rows},
     ),
+    _head_norm("self_attention.q_layernorm.weight", "self_attn.q_norm"),
+    _head_norm("self_attention.k_layernorm.weight", "self_attn.k_norm"),
     Kind(
         name="self_attention.linear_proj.weight",
         shape=lambda shape: (shape.hidden_size, shape.num_attention_heads * shape.kv_channels),

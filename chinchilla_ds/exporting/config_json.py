@@ -35,7 +35,16 @@ class Family:
     """What the family's own configuration says of a size that is left out, where Llama's says something else."""
 
 
-FAMILIES = (Family(title="Llama", model_type="llama", architecture="LlamaForCausalLM", switches={}),)
+FAMILIES = (
+    Family(title="Llama", model_type="llama", architecture="LlamaForCausalLM", switches={"qk_norm": False}),
+    Family(
+        title="Qwen3",
+        model_type="qwen3",
+        architecture="Qwen3ForCausalLM",
+        switches={"qk_norm": True},
+        defaults={"head_dim": 128, "num_key_value_heads": 32},
+    ),
+)
 """The first that fits a shape is what it is exported as."""
 
 
@@ -95,6 +104,8 @@ class LlamaConfig:
     rope_parameters: RotaryConfig | None = None
     rope_scaling: RotaryConfig | None = None
     partial_rotary_factor: float | None = None
+    use_sliding_window: bool | None = None
+    layer_types: tuple[str, ...] | None = None
     quantization_config: QuantizationConfig | None = None
     auto_map: dict[str, Any] | None = None
 
@@ -242,6 +253,8 @@ def _unsupported(llama: LlamaConfig) -> Iterator[str]:
     for share in (*(section.partial_rotary_factor for section in llama.rotary), llama.partial_rotary_factor):
         if share not in (None, 1.0):
             yield f"partial_rotary_factor is {share}, and this decoder rotates every channel, 1.0"
+    if llama.use_sliding_window or set(llama.layer_types or ()) - {"full_attention"}:
+        yield "some layers attend within a window, and this decoder's attend to all that came before"
     stored = llama.quantization_config
     if stored is not None and stored.quant_method != QUANT_METHOD:
         yield f"its weights are quantised ({stored.quant_method}); import the model before it was quantised"

@@ -86,6 +86,8 @@ class Layer(nn.Module):
 
     input_layernorm: nn.Parameter
     linear_qkv: nn.Parameter
+    q_layernorm: nn.Parameter | None
+    k_layernorm: nn.Parameter | None
     linear_proj: nn.Parameter
     pre_mlp_layernorm: nn.Parameter
     linear_fc1: nn.Parameter
@@ -109,12 +111,21 @@ class Layer(nn.Module):
         mixed = F.linear(x, self.linear_qkv)
         b, s, _ = mixed.shape
         mixed = mixed.view(b, s, self.groups, self.heads_per_group + 2, self.kv_channels)  # [b, s, g, r + 2, d]
-        turned = _rotate(mixed[..., :-1, :], context)
+        turned = _rotate(self._normed(mixed[..., :-1, :]), context)
         key, value = turned[..., -1, :].transpose(1, 2), mixed[..., -1, :].transpose(1, 2)  # [b, g, s, d]
         if context.cache is not None:
             key, value = context.cache.put(self.index, key, value, at=context.at)
         out = attend(turned[..., :-1, :], key, value, mask=context.mask)
         return self.ranks.sum_over_tp(F.linear(out, self.linear_proj))
+
+    def _normed(self, heads: Tensor) -> Tensor:
+        """Norm the queries and the key of every group [b, s, g, r + 1, d], where the decoder does."""
+        if self.q_layernorm is None:
+            return heads
+        channels = heads.shape[-1:]
+        queries = F.rms_norm(heads[..., :-1, :], channels, self.q_layernorm, self.epsilon)
+        key = F.rms_norm(heads[..., -1:, :], channels, self.k_layernorm, self.epsilon)
+        return torch.cat((queries, key), dim=-2)
 
     def _mlp(self, x: Tensor) -> Tensor:
         gate, up = F.linear(x, self.linear_fc1).chunk(2, dim=-1)

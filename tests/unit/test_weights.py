@@ -11,6 +11,7 @@ from tests.parity.reference_llama import ReferenceLlama, to_megatron_state
 SHAPES = {
     "grouped": tiny_shape(),
     "tied": tiny_shape(tied_embeddings=True),
+    "qk-norm": tiny_shape(qk_norm=True),
     "plain-heads": tiny_shape(num_query_groups=4, padded_vocab_size=384, vocab_size=300),
     "wide-heads": tiny_shape(num_layers=1, kv_channels=32, ffn_hidden_size=130),
 }

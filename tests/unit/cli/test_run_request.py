@@ -67,6 +67,7 @@ DECIDES: dict[str, Any] = {
     "seq_length": 64,
     "vocab_size": 500,
     "tied_embeddings": True,
+    "qk_norm": True,
     "global_batch_size": 12,
     "learning_rate": 1e-4,
     "gradient_clipping": 0.5,
