@@ -46,8 +46,8 @@ HALVES = Split(dim=0, runs=2)
 """[gate; up], and each rank needs [its gate; its up]."""
 
 
-class Start(StrEnum):
-    """How a weight begins."""
+class Initialization(StrEnum):
+    """What a weight holds before training."""
 
     NORMAL = "normal"
     """With the shape's init_std."""
@@ -61,7 +61,7 @@ Holds = Callable[[ModelShape, bool, bool], bool]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Kind:
+class WeightKind:
     """A row of the table: one weight, or one weight of every layer."""
 
     name: str
@@ -74,11 +74,11 @@ class Kind:
     """Which stages hold it; of a layer's weight, whether the layers of a stage do. None: all of them."""
     split: Split | None = None
     """None: every tensor-parallel rank has it whole."""
-    start: Start = Start.NORMAL
+    initialization: Initialization = Initialization.NORMAL
     is_decayed: bool = True
     exported: Mapping[str, Callable[[ModelShape], Rows]]
-    """Weights of an exported Llama and the rows of this one that each is made of: all of it, but for padding. Names
-    are given without `.weight`; of a layer's weight what stands behind the layer's number."""
+    """Weights of an exported Llama or Qwen3, and the rows of this one that each is made of: all of it, but for padding.
+    Names are given without `.weight`; of a layer's weight what stands behind the layer's number."""
 
     @property
     def attribute(self) -> str:
@@ -102,9 +102,10 @@ class Kind:
         Source: Radford et al. 2019, section 2.3, for projections into the residual stream; Megatron-LM's
         scaled_init_method_normal.
         """
-        if self.start is Start.ONE:
+        if self.initialization is Initialization.ONE:
             return None
-        return shape.init_std / (math.sqrt(2 * shape.num_layers) if self.start is Start.RESIDUAL else 1.0)
+        is_residual = self.initialization is Initialization.RESIDUAL
+        return shape.init_std / (math.sqrt(2 * shape.num_layers) if is_residual else 1.0)
 
 
 # ---- rows of the weights that an export takes apart ------------------------------------------------------------------
@@ -179,58 +180,58 @@ def _has_qk_norm(shape: ModelShape, _is_first: bool, _is_last: bool) -> bool:
     return shape.qk_norm
 
 
-def _norm(name: str, exported: str, *, in_layers: bool = True, is_held: Holds | None = None) -> Kind:
-    return Kind(
+def _norm(name: str, exported: str, *, in_layers: bool = True, is_held: Holds | None = None) -> WeightKind:
+    return WeightKind(
         name=name,
         shape=_vector,
         in_layers=in_layers,
         is_held=is_held,
-        start=Start.ONE,
+        initialization=Initialization.ONE,
         is_decayed=False,
         exported={exported: _hidden_rows},
     )
 
 
-def _head_norm(name: str, exported: str) -> Kind:
+def _head_norm(name: str, exported: str) -> WeightKind:
     """One for all heads of queries or of keys: every tensor-parallel rank has it, and sees its own heads."""
-    return Kind(
+    return WeightKind(
         name=name,
         shape=_channels,
         in_layers=True,
         is_held=_has_qk_norm,
-        start=Start.ONE,
+        initialization=Initialization.ONE,
         is_decayed=False,
         exported={exported: lambda shape: (slice(0, shape.kv_channels),)},
     )
 
 
-EMBEDDING = Kind(
+EMBEDDING = WeightKind(
     name="embedding.word_embeddings.weight",
     shape=_tokens,
     is_held=_embeds,
     split=ROWS,
     exported={"model.embed_tokens": _table_rows},
 )
-OUTPUT = Kind(
+OUTPUT = WeightKind(
     name="output_layer.weight",
     shape=_tokens,
     is_held=_makes_logits,
     split=ROWS,
     exported={"lm_head": _table_rows},
 )
-DOWN_PROJECTION = Kind(
+DOWN_PROJECTION = WeightKind(
     name="mlp.linear_fc2.weight",
     shape=lambda shape: (shape.hidden_size, shape.ffn_hidden_size),
     in_layers=True,
     split=COLUMNS,
-    start=Start.RESIDUAL,
+    initialization=Initialization.RESIDUAL,
     exported={"mlp.down_proj": _hidden_rows},
 )
 
 TABLE = (
     EMBEDDING,
     _norm("input_layernorm.weight", "input_layernorm"),
-    Kind(
+    WeightKind(
         # interleaved by query group, [queries, key, value] for each: a plain cut gives whole groups
         name="self_attention.linear_qkv.weight",
         shape=lambda shape: (
@@ -243,16 +244,16 @@ TABLE = (
     ),
     _head_norm("self_attention.q_layernorm.weight", "self_attn.q_norm"),
     _head_norm("self_attention.k_layernorm.weight", "self_attn.k_norm"),
-    Kind(
+    WeightKind(
         name="self_attention.linear_proj.weight",
         shape=lambda shape: (shape.hidden_size, shape.num_attention_heads * shape.kv_channels),
         in_layers=True,
         split=COLUMNS,
-        start=Start.RESIDUAL,
+        initialization=Initialization.RESIDUAL,
         exported={"self_attn.o_proj": _hidden_rows},
     ),
     _norm("pre_mlp_layernorm.weight", "post_attention_layernorm"),
-    Kind(
+    WeightKind(
         name="mlp.linear_fc1.weight",
         shape=lambda shape: (2 * shape.ffn_hidden_size, shape.hidden_size),
         in_layers=True,
@@ -270,7 +271,7 @@ _BY_NAME = {kind.name: kind for kind in TABLE}
 # ---- reading it ------------------------------------------------------------------------------------------------------
 
 
-def kind_of(name: str, /) -> Kind | None:
+def kind_of(name: str, /) -> WeightKind | None:
     """Return the row of a weight by its name in an undivided GPTModel; None: it is no weight of the decoder."""
     if name.startswith(_LAYER):
         _, _, behind = name.removeprefix(_LAYER).partition(".")
@@ -280,12 +281,12 @@ def kind_of(name: str, /) -> Kind | None:
     return None if kind is None or kind.in_layers else kind
 
 
-def held_kinds(shape: ModelShape, *, is_first: bool = True, is_last: bool = True) -> list[Kind]:
+def held_kinds(shape: ModelShape, *, is_first: bool = True, is_last: bool = True) -> list[WeightKind]:
     """Return the rows of the weights that a pipeline stage holds; of all, where it is the only one."""
     return [kind for kind in TABLE if kind.is_held is None or kind.is_held(shape, is_first, is_last)]
 
 
-def named_kinds(shape: ModelShape, /) -> Iterator[tuple[str, Kind, int]]:
+def named_kinds(shape: ModelShape, /) -> Iterator[tuple[str, WeightKind, int]]:
     """Yield name, row and number of the layer of every weight, in the order of the computation; 0 outside layers."""
     for in_layers, group in itertools.groupby(held_kinds(shape), key=lambda kind: kind.in_layers):
         kinds = tuple(group)

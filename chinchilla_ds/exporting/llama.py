@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chinchilla_ds.run_plan import ModelShape
-from chinchilla_ds.weights import EMBEDDING, OUTPUT, Kind, named_kinds
+from chinchilla_ds.weights import EMBEDDING, OUTPUT, WeightKind, named_kinds
 
 TABLES = (EMBEDDING.name, OUTPUT.name)
 """Weights with a row per token."""
@@ -57,5 +57,5 @@ def weights(shape: ModelShape, /, *, vocab_size: int) -> Iterator[Weight]:
         yield Weight(name=name, shape=kind.shape(shape), pieces=pieces)
 
 
-def _rows(kind: Kind, rows: tuple[slice, ...], *, vocab_size: int) -> tuple[slice, ...]:
+def _rows(kind: WeightKind, rows: tuple[slice, ...], *, vocab_size: int) -> tuple[slice, ...]:
     return (slice(0, vocab_size),) if kind.name in TABLES else rows

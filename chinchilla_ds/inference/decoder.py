@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from chinchilla_ds.inference.cache import KvCache
 from chinchilla_ds.inference.ranks import ModelRanks, check_divides
 from chinchilla_ds.run_plan import ModelShape, RunPlan
-from chinchilla_ds.weights import TABLE, Kind, held_kinds
+from chinchilla_ds.weights import TABLE, WeightKind, held_kinds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +308,9 @@ class Decoder(nn.Module):
         return self.ranks.join_vocab(F.linear(normed, weight)).float().contiguous()
 
 
-def _make_room(module: nn.Module, shape: ModelShape, *, in_layers: bool, held: Collection[Kind], tensor: int) -> None:
+def _make_room(
+    module: nn.Module, shape: ModelShape, *, in_layers: bool, held: Collection[WeightKind], tensor: int
+) -> None:
     """Give a module a parameter for each of its weights, under its name, and None for those that are not held.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from chinchilla_ds.inference.decoder import Decoder
 from chinchilla_ds.inference.ranks import ModelRanks
 from chinchilla_ds.run_plan import RunPlan
-from chinchilla_ds.weights import TABLE, Kind, Split
+from chinchilla_ds.weights import TABLE, Split, WeightKind
 
 
 class WeightReader(Protocol):
@@ -51,7 +51,7 @@ def load_decoder(
     return decoder
 
 
-def _wanted(decoder: Decoder) -> Iterator[tuple[nn.Module, Kind, str]]:
+def _wanted(decoder: Decoder) -> Iterator[tuple[nn.Module, WeightKind, str]]:
     """Yield module, row of the table and Megatron's name of every weight of this stage."""
     first = decoder.ranks.pp_rank * len(decoder.layers)
     layers: list[tuple[int, nn.Module]] = list(enumerate(decoder.layers, start=first))

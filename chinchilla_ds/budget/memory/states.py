@@ -16,7 +16,7 @@ from typing import NamedTuple
 from chinchilla_ds.budget.deepspeed_json.fields import MIN_BUCKET_ELEMENTS
 from chinchilla_ds.budget.memory.activations import FP32_BYTES, compute_bytes
 from chinchilla_ds.run_plan import ModelShape, Offload, Precision
-from chinchilla_ds.weights import DOWN_PROJECTION, Kind, held_kinds
+from chinchilla_ds.weights import DOWN_PROJECTION, WeightKind, held_kinds
 
 OPTIMIZER_BYTES = 3 * FP32_BYTES
 """Per parameter: fp32 master weight and Adam's two moments."""
@@ -35,16 +35,16 @@ PARAM_SWAP_ELEMENTS = 5 * 100_000_000
 """DeepSpeed's defaults of offload_param.buffer_count x buffer_size."""
 
 
-class Held(NamedTuple):
+class HeldWeights(NamedTuple):
     """The weights of one kind that a rank holds."""
 
-    kind: Kind
+    kind: WeightKind
     size: int
     """Elements of one of them, of this rank's part."""
     count: int
 
 
-Weights = tuple[Held, ...]
+Weights = tuple[HeldWeights, ...]
 
 
 class StateBytes(NamedTuple):
@@ -70,7 +70,7 @@ class StateBytes(NamedTuple):
 def stage_weights(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) -> Weights:
     """Return the weights of every kind on a rank of pipeline stage `stage`."""
     return tuple(
-        Held(
+        HeldWeights(
             kind=kind,
             size=math.prod(kind.local_shape(shape, tensor=tensor)),
             count=shape.num_layers // pipeline if kind.in_layers else 1,
