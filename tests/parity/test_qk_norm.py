@@ -67,7 +67,7 @@ def test_control_without_the_sum_over_heads_ranks_drift_apart(sequence_parallel)
     plan = Case(zero=1, tp=2, sequence_parallel=sequence_parallel, qk_norm=True).plan()
     truth = reference(plan)
     ranks = on_engine(plan, harness.train, prepare=leave_the_sum_out)
-    assert largest_relative(ranks[0].grad_norms, truth.grad_norms) > 10 * FP32_TOLERANCE
+    assert largest_relative(ranks[0].grad_norms, truth.grad_norms) > 5 * FP32_TOLERANCE, "norms are a small part of it"
     with pytest.raises(AssertionError, match=r"replicas of decoder\.layers\..*\.[qk]_layernorm\.weight differ"):
         full_weights([(result.tensor_rank, result.shards) for result in ranks])
 

@@ -41,7 +41,8 @@ class HeldWeights(NamedTuple):
     kind: WeightKind
     size: int
     """Elements of one of them, of this rank's part."""
-    count: int
+    number: int
+    """How many of them."""
 
 
 Weights = tuple[HeldWeights, ...]
@@ -73,7 +74,7 @@ def stage_weights(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) 
         HeldWeights(
             kind=kind,
             size=math.prod(kind.local_shape(shape, tensor=tensor)),
-            count=shape.num_layers // pipeline if kind.in_layers else 1,
+            number=shape.num_layers // pipeline if kind.in_layers else 1,
         )
         for kind in held_kinds(shape, is_first=stage == 0, is_last=stage == pipeline - 1)
     )
@@ -83,12 +84,12 @@ def stage_weights(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) 
 def stage_params(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) -> tuple[int, int]:
     """Return a rank's parameters: all of them, and its norms', which tensor parallelism does not split."""
     weights = stage_weights(shape=shape, tensor=tensor, pipeline=pipeline, stage=stage)
-    norms = sum(held.size * held.count for held in weights if held.kind.split is None)
+    norms = sum(held.size * held.number for held in weights if held.kind.split is None)
     return _params(weights), norms
 
 
 def _params(weights: Weights) -> int:
-    return sum(held.size * held.count for held in weights)
+    return sum(held.size * held.number for held in weights)
 
 
 @lru_cache(maxsize=65536)
@@ -175,7 +176,7 @@ def _zero3(
     next, and keeps and prefetches; elsewhere, in earlier stages of a pipeline, one module's weight is whole at a time,
     at the fullest moment the down projection's.
     """
-    shard = sum(-(-held.size // data) * held.count for held in weights)
+    shard = sum(-(-held.size // data) * held.number for held in weights)
     passing = tuple(held for held in weights if held.size > PERSISTENT_ELEMENTS)
     persistent = _params(weights) - _params(passing)
     gathered = next((held.size for held in passing if held.kind is DOWN_PROJECTION), 0)
