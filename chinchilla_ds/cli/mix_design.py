@@ -4,7 +4,7 @@ import argparse
 
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
 from chinchilla_ds.cli.mix_corpus import DEFAULT_SEED, cap_flags, cap_words, caps_of, check_cap_flags, load_corpus
-from chinchilla_ds.runs.disk import write_text
+from chinchilla_ds.files import write_text
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -21,9 +21,10 @@ from chinchilla_ds.config import DataConfig
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import read_place
 from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
+from chinchilla_ds.files import write_text
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.corpus import corpus_data, with_prepared_corpus
-from chinchilla_ds.runs.disk import check_output, write_text
+from chinchilla_ds.runs.disk import check_output
 from chinchilla_ds.runs.proxy import Proxy, train_proxy
 from chinchilla_ds.structured import parse_json, read_json
 from chinchilla_ds.units import format_count, format_flops

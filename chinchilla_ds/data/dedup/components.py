@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from chinchilla_ds.data.dedup.exchange import Progress, Workers
 from chinchilla_ds.data.dedup.union import join
 from chinchilla_ds.data.dedup.verdicts import DUPLICATE_OF_NAME, KEEP_NAME, verdict_folders, write_verdicts
 from chinchilla_ds.errors import DataError, OutputError, reason
+from chinchilla_ds.files import remove_asides, write_durably
 
 __all__ = [
     "find_duplicates",
@@ -159,9 +159,7 @@ def _claim(job: Job) -> None:
         path.unlink(missing_ok=True)
         _remove(job.folder, names=(*SCRATCH_NAMES, "verdicts"))
         job.folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        beside.write_text(manifest, encoding="utf-8")
-        beside.replace(path)
+        write_durably(path, manifest)
     except OSError as error:
         raise OutputError(f"cannot write {job.folder}: {reason(error)}") from error
 
@@ -170,8 +168,7 @@ def _remove(folder: Path, *, names: Sequence[str]) -> None:
     (folder / LABELS_NAME).unlink(missing_ok=True)
     for name in names:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.rglob("*.tmp"):  # left by a kill
-        path.unlink(missing_ok=True)
+    remove_asides(folder)
 
 
 def _manifest(job: Job) -> str:

@@ -11,35 +11,45 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_ds.data.arrays import save_array
 from chinchilla_ds.errors import DataError, OutputError, reason
+from chinchilla_ds.files import save_array, whole_file
 
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and the share of it that is done."""
 
 
-def write_whole(path: Path, /, values: NDArray[Any]) -> None:
-    """Write an array beside its place and move it there, so that what has the name is complete.
+@contextmanager
+def written(path: Path, /) -> Iterator[Path]:
+    """Yield the path of a file to be written, which is named `path` when it is whole.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_array(beside, values)
-        beside.replace(path)
+        with whole_file(path) as aside:
+            yield aside
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise OutputError(
             f"cannot write {path}: {reason(error)}; deduplication goes on from here when run again"
         ) from error
+
+
+def write_array(path: Path, /, values: NDArray[Any]) -> None:
+    """Write an array, whole.
+
+    Raises:
+        OutputError: as of `written`.
+    """
+    with written(path) as aside:
+        save_array(aside, values)
 
 
 def read_range(paths: Iterable[Path], /, *, low: int, high: int, row: int | None = None) -> NDArray[Any]:

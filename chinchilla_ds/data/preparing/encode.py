@@ -14,15 +14,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chinchilla_ds.data.arrays import save_array
 from chinchilla_ds.data.dedup.components import CONTENT_HASH_NAME, DUPLICATE_OF_NAME
 from chinchilla_ds.data.feeding.indexed import INDEX_CODES, INDEX_HEADER, INDEX_MAGIC
 from chinchilla_ds.data.prepared import UINT16_VOCAB_SIZE
 from chinchilla_ds.data.preparing.read_stage import COUNTS_NAME
-from chinchilla_ds.data.preparing.segments import ENDS_NAME, Segment, whole_folder
+from chinchilla_ds.data.preparing.segments import ENDS_NAME, Segment
 from chinchilla_ds.data.preparing.split import Kept
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.errors import DataError
+from chinchilla_ds.files import save_array, whole_folder
 from chinchilla_ds.structured import read_json
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chinchilla_ds.data.arrays import save_array
 from chinchilla_ds.data.dedup.bands import MinHashConfig
 from chinchilla_ds.data.dedup.components import BAND_KEYS_NAME
-from chinchilla_ds.data.preparing.segments import Segment, whole_folder
+from chinchilla_ds.data.preparing.segments import Segment
 from chinchilla_ds.data.preparing.split import NEAR_NAME, Kept
+from chinchilla_ds.files import save_array, whole_folder
 
 if TYPE_CHECKING:
     import numpy as np
