@@ -22,11 +22,12 @@ from chinchilla_ds.data.dedup.candidates import (
     match_keys,
     sort_keys,
 )
-from chinchilla_ds.data.dedup.exchange import Progress, Workers
+from chinchilla_ds.data.dedup.exchange import Progress, Stages
 from chinchilla_ds.data.dedup.union import join
 from chinchilla_ds.data.dedup.verdicts import DUPLICATE_OF_NAME, KEEP_NAME, verdict_folders, write_verdicts
 from chinchilla_ds.errors import DataError, OutputError, reason
 from chinchilla_ds.files import remove_asides, write_durably
+from chinchilla_ds.processes.pool import Workers
 
 __all__ = [
     "find_duplicates",
@@ -66,7 +67,7 @@ def find_duplicates(
     *,
     config: MinHashConfig | None,
     work_folder: Path,
-    num_workers: int,
+    workers: Workers,
     progress: Progress | None = None,
 ) -> Duplicates:
     """Decide for each document whether it is kept.
@@ -80,23 +81,24 @@ def find_duplicates(
         config: Of the band keys; None finds exact copies only.
         work_folder: Receives the verdicts and all that leads to them, about 25 bytes per document and band. After a
             kill, a rerun on the same inputs goes on from what is there; on other inputs it starts anew.
-        num_workers: Processes.
+        workers: Who works.
         progress: Told how far each stage is.
 
     Raises:
         DataError: a shard's files are missing, damaged, or do not fit each other or `config`; all are listed.
         OutputError: the work folder cannot be written.
+        WorkerError: a worker process was killed.
     """
     job = Job(shards=tuple(shards), num_documents=_check(shards, config=config), config=config, folder=work_folder)
     _claim(job)
-    with Workers(num_workers=num_workers, progress=progress) as workers:
-        if not all((folder / KEEP_NAME).exists() for folder in verdict_folders(job)):
-            labels = work_folder / LABELS_NAME
-            if not labels.exists():
-                workers.run("sort", partial(sort_keys, job=job), job.runs)
-                workers.run("match", partial(match_keys, job=job), job.edges)
-                join(job.edges, num_documents=int(job.offsets[-1]), output=labels)
-            write_verdicts(job, labels=labels, workers=workers)
+    if not all((folder / KEEP_NAME).exists() for folder in verdict_folders(job)):
+        stages = Stages(workers=workers, progress=progress or (lambda stage, share: None))
+        labels = work_folder / LABELS_NAME
+        if not labels.exists():
+            stages.run("sort", partial(sort_keys, job=job), job.runs)
+            stages.run("match", partial(match_keys, job=job), job.edges)
+            join(job.edges, num_documents=int(job.offsets[-1]), output=labels)
+        write_verdicts(job, labels=labels, stages=stages)
     _remove(work_folder, names=SCRATCH_NAMES)
     return _count(job)
 

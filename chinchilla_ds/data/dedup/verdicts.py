@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_ds.data.dedup.candidates import CONTENT_HASH_NAME, SOURCE_NAME, TASK_RECORDS, Job
-from chinchilla_ds.data.dedup.exchange import Workers, key_range, read_range, write_array
+from chinchilla_ds.data.dedup.exchange import Stages, key_range, read_range, write_array
 from chinchilla_ds.data.dedup.shingles import mix
 from chinchilla_ds.data.dedup.union import read_labels
 
@@ -34,15 +34,15 @@ def verdict_folders(job: Job, /) -> tuple[Path, ...]:
     return tuple(job.folder / "verdicts" / f"{index:06d}" for index in range(len(job.shards)))
 
 
-def write_verdicts(job: Job, /, *, labels: Path, workers: Workers) -> None:
+def write_verdicts(job: Job, /, *, labels: Path, stages: Stages) -> None:
     """Write KEEP_NAME and DUPLICATE_OF_NAME of every shard."""
     runs = [job.folder / "candidates" / path.name for path in job.runs]
-    workers.run("candidates", partial(_propose, job=job, labels=labels, runs=runs), runs)
+    stages.run("candidates", partial(_propose, job=job, labels=labels, runs=runs), runs)
     number = max(1, -(-sum(np.load(run, mmap_mode="r").shape[0] for run in runs) // TASK_RECORDS))
     answers = [job.folder / "answers" / f"{index:06d}.npy" for index in range(number)]
-    workers.run("choices", partial(_choose, runs=runs, answers=answers), answers)
+    stages.run("choices", partial(_choose, runs=runs, answers=answers), answers)
     outputs = [folder / KEEP_NAME for folder in verdict_folders(job)]
-    workers.run("verdicts", partial(_decide, job=job, labels=labels, answers=answers), outputs)
+    stages.run("verdicts", partial(_decide, job=job, labels=labels, answers=answers), outputs)
 
 
 def _members(shard: int, *, job: Job, labels: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -67,6 +67,7 @@ def prepare_recipe(
     Raises:
         DataError: the text is missing, unreadable, or too small; every problem found is listed. Nothing is left.
         OutputError: `folder` cannot be written, or holds something else. Whole pieces are left in the work folder.
+        WorkerError: a worker process was killed. Whole pieces are left in the work folder.
     """
     corpora = find_sources(recipe) if corpora is None else corpora
     key = content_key(corpora, recipe)
@@ -248,7 +249,7 @@ def _find_duplicates(job: Job, shards: dict[str, list[Path]]) -> dict[str, list[
             flat,
             config=job.recipe.minhash,
             work_folder=job.work / "duplicates",
-            num_workers=job.workers.num_workers,
+            workers=job.workers,
             progress=lambda stage, share: job.progress(f"finding duplicates: {stage}", share),
         )
         verdicts = dict(zip(flat, found.verdicts, strict=True))
