@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.cli.arguments import budget_flags, flag, model_flags, path, quantity, run_config
-from chinchilla_ds.cli.mix_corpus import load_corpus
+from chinchilla_ds.cli.mix_design import load_corpus
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import read_place

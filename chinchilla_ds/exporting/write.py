@@ -18,6 +18,7 @@ from chinchilla_ds.exporting.finite import is_finite
 from chinchilla_ds.exporting.shards import MAX_SHARD_BYTES, ShardWriter
 from chinchilla_ds.exporting.tokenizer_files import generation_config, token_ids, write_tokenizer
 from chinchilla_ds.files import new_folder, write_json
+from chinchilla_ds.model.dtypes import DTYPES
 from chinchilla_ds.run_plan import Precision
 
 OURS_NAME = "chinchilla_ds"
@@ -26,7 +27,6 @@ PLAN_NAME = "plan.json"
 PADDING_STEM = "padding"
 CARD_NAME = "README.md"
 
-DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 _CHUNK_BYTES = 256 * 1024**2
 """Of a weight in FP32: larger ones are read in parts."""
 
