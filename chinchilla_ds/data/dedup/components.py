@@ -5,7 +5,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +30,6 @@ from chinchilla_ds.processes.pool import Workers
 
 __all__ = [
     "find_duplicates",
-    "Duplicates",
     "CONTENT_HASH_NAME",
     "SOURCE_NAME",
     "BAND_KEYS_NAME",
@@ -47,20 +45,6 @@ LABELS_NAME = "labels.bin"
 SCRATCH_NAMES = ("runs", "edges", "candidates", "answers")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Duplicates:
-    """What was found."""
-
-    verdicts: tuple[Path, ...]
-    """A folder per shard, in the order of the shards: KEEP_NAME and DUPLICATE_OF_NAME."""
-    num_documents: int
-    num_kept: int
-    num_exact: int
-    """Dropped documents whose content hash is that of the kept one."""
-    num_near: int
-    """The other dropped documents."""
-
-
 def find_duplicates(
     shards: Sequence[Path],
     /,
@@ -69,8 +53,8 @@ def find_duplicates(
     work_folder: Path,
     workers: Workers,
     progress: Progress | None = None,
-) -> Duplicates:
-    """Decide for each document whether it is kept.
+) -> tuple[Path, ...]:
+    """Decide for each document whether it is kept; return the folders of the verdicts, in the order of the shards.
 
     Documents that share a band key and pass the check of `config.min_similarity` are joined; of each connected
     component the document of the smallest content hash is kept, of its copies the one of the first source. So the
@@ -100,7 +84,7 @@ def find_duplicates(
             join(job.edges, num_documents=int(job.offsets[-1]), output=labels)
         write_verdicts(job, labels=labels, stages=stages)
     _remove(work_folder, names=SCRATCH_NAMES)
-    return _count(job)
+    return verdict_folders(job)
 
 
 def _check(shards: Sequence[Path], *, config: MinHashConfig | None) -> tuple[int, ...]:
@@ -190,22 +174,3 @@ def _manifest(job: Job) -> str:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _count(job: Job) -> Duplicates:
-    num_kept = num_exact = 0
-    folders = verdict_folders(job)
-    for shard, folder in zip(job.shards, folders, strict=True):
-        keep = np.load(folder / KEEP_NAME)
-        same = np.load(folder / DUPLICATE_OF_NAME) == np.load(shard / CONTENT_HASH_NAME)
-        same = same.all(axis=1) if same.ndim == 2 else same
-        num_kept += int(np.count_nonzero(keep))
-        num_exact += int(np.count_nonzero(same & ~keep))
-    total = int(job.offsets[-1])
-    return Duplicates(
-        verdicts=folders,
-        num_documents=total,
-        num_kept=num_kept,
-        num_exact=num_exact,
-        num_near=total - num_kept - num_exact,
-    )

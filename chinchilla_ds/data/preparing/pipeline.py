@@ -245,14 +245,14 @@ def _find_duplicates(job: Job, shards: dict[str, list[Path]]) -> dict[str, list[
     flat = [path for folders in segments.values() for path in folders]
     verdicts: dict[Path, Path] = {}
     if job.recipe.dedup and flat:
-        found = find_duplicates(
+        folders = find_duplicates(
             flat,
             config=job.recipe.minhash,
             work_folder=job.work / "duplicates",
             workers=job.workers,
             progress=lambda stage, share: job.progress(f"finding duplicates: {stage}", share),
         )
-        verdicts = dict(zip(flat, found.verdicts, strict=True))
+        verdicts = dict(zip(flat, folders, strict=True))
     return {
         name: [Kept(segment=path, verdict=verdicts.get(path)) for path in folders] for name, folders in segments.items()
     }
