@@ -129,27 +129,27 @@ def sync(path: Path, /) -> None:
 # ---- what the user names ---------------------------------------------------------------------------------------------
 
 
-def write_text(path: Path, /, *, text: str, named: str = "--out ") -> None:
+def write_text(path: Path, /, *, text: str, named: str | None = "out") -> None:
     """Write a whole text file where the user asks for it; see `write_output`."""
     write_output(path, content=text.encode(), named=named)
 
 
-def write_output(path: Path, /, *, content: bytes, named: str = "--out ") -> None:
+def write_output(path: Path, /, *, content: bytes, named: str | None = "out") -> None:
     """Write a whole file or none where the user asks for it.
 
-    A link stays, and what it points to is written. A device or a FIFO (`--out /dev/stdout`, `--out >(less)`) is written
-    to as it is: renaming over it would put a file in its place, for every program of the machine.
+    A link stays, and what it points to is written. A device or a FIFO (`/dev/stdout`, `>(less)`) is written to as
+    it is: renaming over it would put a file in its place, for every program of the machine.
 
     Args:
         path: The file.
         content: All of it.
-        named: Stands before the path in messages.
+        named: The parameter that named it, for messages; None names the path alone.
 
     Raises:
         OutputError: the folder is missing, cannot be written to, or the disk is full.
     """
     if path.is_dir():
-        raise OutputError(f"{named}{path} cannot be written: it is a folder; name a file in it")
+        raise OutputError(f"{_shown(path, named)} cannot be written: it is a folder; name a file in it")
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
@@ -158,11 +158,11 @@ def write_output(path: Path, /, *, content: bytes, named: str = "--out ") -> Non
                 aside.write_bytes(content)
     except OSError as error:
         near = "" if path.parent.is_dir() else f"; {path.parent} is no folder"
-        raise OutputError(f"{named}{path} cannot be written: {reason(error)}{near}") from None
+        raise OutputError(f"{_shown(path, named)} cannot be written: {reason(error)}{near}") from None
 
 
 @contextmanager
-def new_folder(out: Path, /, *, named: str = "--out ") -> Iterator[Path]:
+def new_folder(out: Path, /, *, named: str | None = "out") -> Iterator[Path]:
     """Yield a folder that becomes `out` when all goes well, and is removed when it does not.
 
     Raises:
@@ -174,10 +174,10 @@ def new_folder(out: Path, /, *, named: str = "--out ") -> Iterator[Path]:
             yield aside
             aside.rename(out)
     except OSError as error:
-        raise OutputError(f"{named}{out} cannot be written: {reason(error)}") from None
+        raise OutputError(f"{_shown(out, named)} cannot be written: {reason(error)}") from None
 
 
-def check_free(out: Path, /, *, named: str = "--out ") -> None:
+def check_free(out: Path, /, *, named: str | None = "out") -> None:
     """Check that `out` is not there, or is an empty folder.
 
     Raises:
@@ -186,7 +186,11 @@ def check_free(out: Path, /, *, named: str = "--out ") -> None:
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
-        raise OutputError(f"{named}{out} exists already, and nothing is overwritten; name a new folder")
+        raise OutputError(f"{_shown(out, named)} exists already, and nothing is overwritten; name a new folder")
+
+
+def _shown(path: Path, named: str | None) -> str:
+    return str(path) if named is None else f"`{named}={path}`"
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def _checked(values: Tensor, *, dtype: Precision, name: str) -> Tensor:
     largest, end = values.abs().max().item(), torch.finfo(DTYPES[dtype]).max
     other = Precision.BF16 if dtype is Precision.FP16 else Precision.FP32
     raise ConfigError(
-        f"--dtype {dtype.value} ends at {end:.6g}, and {name} holds {largest:.4g}; use --dtype {other.value}"
+        f"`dtype={dtype.value}` ends at {end:.6g}, and {name} holds {largest:.4g}; use `dtype={other.value}`"
     )
 
 

@@ -29,17 +29,17 @@ def check_output(output: Path, *, num_params: int) -> None:
     """
     nearest = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
-        raise OutputError(f"--output {output} cannot be a folder: {nearest} is a file; name another place")
+        raise OutputError(f"`output={output}` cannot be a folder: {nearest} is a file; name another place")
     try:
         with tempfile.TemporaryFile(dir=nearest):
             free = shutil.disk_usage(nearest).free
     except OSError as error:
-        raise OutputError(f"--output {output} cannot be written: {nearest}: {reason(error)}") from None
+        raise OutputError(f"`output={output}` cannot be written: {nearest}: {reason(error)}") from None
     needed = CHECKPOINT_BYTES_PER_PARAM * num_params
     if free < needed:
         raise OutputError(
-            f"--output {output} has {format_bytes(free)} free, and the checkpoint of {num_params} parameters takes at "
-            f"least {format_bytes(needed)}; free some, or name another disk with --output"
+            f"`output={output}` has {format_bytes(free)} free, and the checkpoint of {num_params} parameters takes at "
+            f"least {format_bytes(needed)}; free some, or name another disk by `output`"
         )
 
 
@@ -57,8 +57,8 @@ def output_errors(run_folder: Path) -> Iterator[None]:
         why = reason(error) if isinstance(error, OSError) else "the disk took only a part of a file"
         free = shutil.disk_usage(run_folder).free
         raise OutputError(
-            f"cannot write to {run_folder}: {why}; {format_bytes(free)} are free; free some, or name another disk with "
-            "--output"
+            f"cannot write to {run_folder}: {why}; {format_bytes(free)} are free; free some, or name another disk by "
+            "`output`"
         ) from None
 
 

@@ -224,12 +224,12 @@ def test_a_new_folder_is_new_or_empty(tmp_path: Path) -> None:
         (aside / "file").touch()
     assert os.listdir(out) == ["file"]
     for taken in (out, out / "file"):
-        with pytest.raises(OutputError, match=f"--out {taken} exists already, and nothing is overwritten"):
+        with pytest.raises(OutputError, match=f"`out={taken}` exists already, and nothing is overwritten"):
             check_free(taken)
         with pytest.raises(OutputError, match="exists already"), new_folder(taken):
             pytest.fail("the block does not begin")
-    wanted = r"--to .*/file/x cannot be written: Not a directory"
-    with pytest.raises(OutputError, match=wanted), new_folder(out / "file" / "x", named="--to "):
+    wanted = r"`to=.*/file/x` cannot be written: Not a directory"
+    with pytest.raises(OutputError, match=wanted), new_folder(out / "file" / "x", named="to"):
         pytest.fail("the block does not begin")
     assert os.listdir(tmp_path) == ["out"]
 
@@ -266,8 +266,8 @@ def test_a_folder_and_a_name_of_the_longest_length(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"--picture .*x.png cannot be written: No such file .*; .*/no is no folder"):
-        write_output(tmp_path / "no" / "x.png", content=b"x", named="--picture ")
+    with pytest.raises(OutputError, match=r"`picture=.*x.png` cannot be written: No such file .*; .*/no is no folder"):
+        write_output(tmp_path / "no" / "x.png", content=b"x", named="picture")
     assert os.listdir(tmp_path) == []
 
 

@@ -64,7 +64,7 @@ def test_no_worker_outlives_who_started_it(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from tests.unit.processes.test_pool import hold_workers;"
         "hold_workers(Path(sys.argv[1]))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(os.listdir(tmp_path)) < 2:
         assert process.poll() is None

@@ -39,7 +39,7 @@ def check_picture_name(path: Path, /) -> None:
         ConfigError: another suffix than FORMATS.
     """
     if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--picture {path} must end in one of {', '.join(FORMATS)}")
+        raise ConfigError(f"`picture={path}` must end in one of {', '.join(FORMATS)}")
 
 
 def write_picture(report: FitReport, path: Path, /) -> None:
@@ -60,7 +60,7 @@ def write_picture(report: FitReport, path: Path, /) -> None:
     figure.suptitle(_title(report), fontsize=11)
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix.lower().removeprefix("."))
-    write_output(path, content=picture.getvalue(), named="--picture ")
+    write_output(path, content=picture.getvalue(), named="picture")
 
 
 def _colours(flops: Floats) -> _Colour:
