@@ -53,6 +53,11 @@ class Precision(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
 
+    @property
+    def dtype_name(self) -> str:
+        """The type of a tensor in this precision, as torch and transformers call it."""
+        return {Precision.FP32: "float32", Precision.BF16: "bfloat16", Precision.FP16: "float16"}[self]
+
 
 class Recompute(StrEnum):
     """Recomputation: what the backward pass computes again instead of keeping."""

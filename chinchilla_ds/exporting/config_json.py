@@ -16,7 +16,6 @@ from chinchilla_ds.structured import build, read_json
 
 CONFIG_NAME = "config.json"
 ARCHITECTURE = "LlamaForCausalLM"
-DTYPE_NAMES = {Precision.FP32: "float32", Precision.BF16: "bfloat16", Precision.FP16: "float16"}
 """What Hugging Face calls a precision."""
 QUANT_METHOD = "chinchilla_ds_vq"
 """Of `quantization_config`, where our vector codec has coded the weights."""
@@ -118,7 +117,7 @@ def config_of(
         "initializer_range": shape.init_std,
         **token_ids,
         "use_cache": True,
-        "dtype": DTYPE_NAMES[dtype],
+        "dtype": dtype.dtype_name,
     }
 
 

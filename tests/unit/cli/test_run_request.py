@@ -19,8 +19,9 @@ from chinchilla_ds.config import (
     OnSpike,
     RunConfig,
     SaveInterval,
+    source_name,
 )
-from chinchilla_ds.data.reading.sources import Kind, find_corpus
+from chinchilla_ds.data.reading.sources import Kind, find_source
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.run_plan import Decay, Precision
 from chinchilla_ds.runs.request import FREE_FIELDS, RunLock, RunRequest, SavedRequest, known_problems
@@ -285,5 +286,5 @@ def test_a_data_set_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
     saved = json.loads(RunRequest(config=config).to_json())
     assert saved["config"]["data"]["paths"] == ["hf://org/name:en@train"]
     again = dataclasses.replace(config.data, paths=tuple(map(Path, saved["config"]["data"]["paths"])))
-    (file,) = find_corpus(again).files
+    (file,) = find_source([source_name(path) for path in again.paths], text_field=again.text_field).files
     assert (file.kind, file.place) == (Kind.HUB, "hf://org/name:en@train")
