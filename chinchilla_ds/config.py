@@ -25,6 +25,8 @@ DEFAULT_BUDGET_FLOPS = 5e12
 """What a run spends when nothing is asked for: a few minutes on two CPU cores."""
 
 
+RUN_NAME = re.compile(r"(?!data$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a run may be called: its folder's name, beside `data` with the prepared text."""
 _HUB_PATH = re.compile(r"^hf:/(?!/)")
 
 
@@ -167,5 +169,7 @@ class RunConfig:
     """Trained tokens between evaluations; None means ten evaluations over the run."""
     sample_interval_tokens: Amount | None = None
     """Trained tokens between samples of what the model writes; None samples at the end alone."""
+    run_name: str | None = None
+    """Name of the run's folder in `output`, and of the run in MLflow; None means the budget and the time."""
     output: Path = Path("runs")
     """Folder that receives runs, prepared data and the MLflow database."""

@@ -3,9 +3,9 @@
 import argparse
 import importlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from chinchilla_ds.cli.arguments import Help, Parser
+from chinchilla_ds.cli.arguments import TRAINING_EXAMPLES, Help, Parser, examples_text, training_parser
 from chinchilla_ds.errors import ConfigError, did_you_mean
 
 
@@ -15,7 +15,7 @@ class Command(NamedTuple):
     module: str
     summary: str
     examples: tuple[str, ...]
-    """Ends the help. A test runs them all, in one folder, in the order of `ORDER_OF_EXAMPLES`."""
+    """End the help; a test runs them all in one folder."""
     packages: tuple[str, ...] = ()
     """All that the command needs, where that is less than what training needs: what `--no-deps` leaves to install."""
 
@@ -65,12 +65,7 @@ COMMANDS = {
     "pretrain": Command(
         "chinchilla_ds.cli.pretrain",
         "plan, train, and compare with the plan",
-        (
-            "chinchilla-ds pretrain --ds_config zero3 --dry-run                      # plan and check, then stop",
-            "chinchilla-ds pretrain --ds_config zero3 --data corpus/ --flops 1e11 --run-name first",
-            "chinchilla-ds pretrain --config run.yaml --seed 2                       # flags in a file; flags win",
-            "deepspeed --num_gpus 2 --module chinchilla_ds pretrain --ds_config zero1 --data corpus/ --flops 1e10",
-        ),
+        TRAINING_EXAMPLES,
     ),
     "generate": Command(
         "chinchilla_ds.cli.generate",
@@ -164,26 +159,23 @@ def find(words: Sequence[str], /) -> tuple[str, Sequence[str]]:
 
 def parser_of(name: str, /) -> Parser:
     """Return the parser of a command."""
-    return fill(new_parser(name), name)
-
-
-def new_parser(name: str, /, **more: Any) -> Parser:
-    """Return a command's parser without its flags."""
+    if name == "pretrain":
+        return training_parser()
     command = COMMANDS[name]
-    return Parser(
+    parser = Parser(
         prog=f"chinchilla-ds {name}",
         description=command.summary[0].upper() + command.summary[1:] + ".",
-        epilog="\n".join(["examples:", *(f"  {example}" for example in command.examples)]),
+        epilog=examples_text(command.examples),
         formatter_class=Help,
         allow_abbrev=False,
-        **more,
     )
-
-
-def fill(parser: Parser, name: str, /) -> Parser:
-    """Add the flags of a command to its parser."""
-    importlib.import_module(COMMANDS[name].module).add_flags(parser)
+    add_flags(parser, name)
     return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, name: str, /) -> None:
+    """Add the flags of a command to a parser."""
+    importlib.import_module(COMMANDS[name].module).add_flags(parser)
 
 
 def overview() -> str:
@@ -199,8 +191,3 @@ def overview() -> str:
             "chinchilla-ds COMMAND --help lists the flags, with examples.",
         ]
     )
-
-
-def flags_of(parser: argparse.ArgumentParser, /) -> list[argparse.Action]:
-    """Return the flags that a parser offers; those without a help text are others' names for them."""
-    return [action for action in parser._actions if action.option_strings and action.help is not argparse.SUPPRESS]

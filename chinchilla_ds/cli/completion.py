@@ -2,8 +2,8 @@
 
 import argparse
 
+from chinchilla_ds.cli import commands
 from chinchilla_ds.cli.arguments import path
-from chinchilla_ds.cli.commands import COMMANDS, fill
 
 SHELLS = ("bash", "zsh")
 _FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}
@@ -27,14 +27,13 @@ def whole_parser() -> argparse.ArgumentParser:
     """Return one parser of all commands; those of two words are parsers within parsers."""
     root = argparse.ArgumentParser(prog="chinchilla-ds", allow_abbrev=False)
     root.add_argument("--version", action="store_true", help="print the version")
-    commands = root.add_subparsers()
-    families = {}
-    for name, command in COMMANDS.items():
-        *family, word = name.split()
-        if family and family[0] not in families:
-            families[family[0]] = commands.add_parser(family[0], help=f"{family[0]} ...").add_subparsers()
-        place = families[family[0]] if family else commands
-        parser = fill(place.add_parser(word, help=command.summary, allow_abbrev=False), name)
+    places = {"": root.add_subparsers()}
+    for name, command in commands.COMMANDS.items():
+        family, _, word = name.rpartition(" ")
+        if family not in places:
+            places[family] = places[""].add_parser(family, help=f"commands of {family}").add_subparsers()
+        parser = places[family].add_parser(word, help=command.summary, allow_abbrev=False)
+        commands.add_flags(parser, name)
         for action in parser._actions:
             if action.type is path:
                 action.complete = _FILES  # type: ignore[attr-defined]

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from types import FrameType
 
 from chinchilla_ds.cli.commands import COMMANDS, find, overview, parser_of
-from chinchilla_ds.cli.packages import missing_packages
 from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, machine_problem
 from chinchilla_ds.processes.endings import no_library_exits
+from chinchilla_ds.processes.packages import missing_packages
 from chinchilla_ds.tracking.redaction import redacted
 from chinchilla_ds.training.watchdog import place_of
-
 
 _SIGINT_EXIT_CODE = 130
 
@@ -61,7 +60,7 @@ def run_command(words: Sequence[str], /) -> str:
     if words[0] == "--version":
         return f"chinchilla-ds {_version()}"
     name, rest = find(words)
-    with missing_packages(name):
+    with missing_packages(name, needed=COMMANDS[name].packages):
         if name == "pretrain":
             from chinchilla_ds.cli.pretrain import run
 

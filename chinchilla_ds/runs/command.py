@@ -10,8 +10,9 @@ from chinchilla_ds.config import CheckpointConfig, DataConfig, GuardConfig, RunC
 from chinchilla_ds.run_plan import RunPlan
 
 BESIDE_A_PLAN = frozenset(
-    ("output", "sample_interval_tokens")
-    + tuple(field.name for part in (DataConfig, GuardConfig, CheckpointConfig) for field in dataclasses.fields(part))
+    {"output", "run_name", "sample_interval_tokens"}.union(
+        field.name for part in (DataConfig, GuardConfig, CheckpointConfig) for field in dataclasses.fields(part)
+    )
 )
 """Fields that a plan does not fix."""
 
@@ -27,6 +28,8 @@ class TrainCommand:
     """A plan to run as it is, instead of making one; a file, or the plan itself."""
     explicit: frozenset[str] = frozenset()
     """Names of the config fields that somebody has set, and of those of its parts."""
+    dry_run: bool = False
+    """Whether to plan and check alone, and to write nothing."""
 
 
 def set_fields(config: RunConfig, /) -> frozenset[str]:

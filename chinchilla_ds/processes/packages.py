@@ -1,10 +1,9 @@
 """What to say of a package that is not installed: `pip install --no-deps chinchilla-ds` brings none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from chinchilla_ds.cli.commands import COMMANDS
 from chinchilla_ds.errors import ChinchillaError
 
 DISTRIBUTIONS = {
@@ -27,20 +26,25 @@ class MissingPackageError(ChinchillaError):
 
 
 @contextmanager
-def missing_packages(command: str) -> Iterator[None]:
-    """Raise MissingPackageError for a dependency that cannot be found; other modules that are missing are bugs."""
+def missing_packages(command: str, *, needed: Sequence[str] = ()) -> Iterator[None]:
+    """Raise MissingPackageError for a dependency that cannot be found; any other module that is missing is a bug.
+
+    Args:
+        command: What is being done: `fit`.
+        needed: The modules of all packages that it needs, where these are few.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in DISTRIBUTIONS or find_spec(module) is not None:
             raise
-        needed = COMMANDS[command].packages
-        if module in needed:
-            absent = " ".join(DISTRIBUTIONS[name] for name in needed if find_spec(name) is None)
-            advice = f"`pip install {absent}` brings all that this command needs"
-        else:
-            advice = "install chinchilla-ds without --no-deps, which brings all that training needs"
+        absent = [DISTRIBUTIONS[name] for name in needed if find_spec(name) is None]
+        advice = (
+            f"`pip install {' '.join(absent)}` brings all that it needs"
+            if module in needed
+            else "install chinchilla-ds without --no-deps, which brings all that training needs"
+        )
         raise MissingPackageError(
             f"chinchilla-ds {command} needs {DISTRIBUTIONS[module]}, which is not installed: {advice}"
         ) from None
