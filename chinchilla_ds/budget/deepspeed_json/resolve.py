@@ -52,7 +52,7 @@ SHIPPED_FOLDER = Path(__file__).parents[2] / "ds_configs"
 
 
 def load_ds_config(path: Path | str, /) -> dict[str, Any]:
-    """Return the JSON object in a file, or in the shipped file of a name such as `zero3`; `./zero3` is a file.
+    """Return the JSON object in a file, or in the shipped file of a name such as `zero3`.
 
     Raises:
         DsConfigError: missing or unreadable file, not UTF-8, not JSON (line and column named), doubled keys, no object.
