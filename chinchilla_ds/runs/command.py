@@ -9,11 +9,10 @@ from typing import Any
 from chinchilla_ds.config import CheckpointConfig, DataConfig, GuardConfig, RunConfig
 from chinchilla_ds.run_plan import RunPlan
 
-BESIDE_A_PLAN = frozenset(
-    {"output", "run_name", "sample_interval_tokens"}.union(
-        field.name for part in (DataConfig, GuardConfig, CheckpointConfig) for field in dataclasses.fields(part)
-    )
-)
+_FREE_PARTS = (DataConfig, GuardConfig, CheckpointConfig)
+BESIDE_A_PLAN = {"output", "run_name", "sample_interval_tokens"} | {
+    field.name for part in _FREE_PARTS for field in dataclasses.fields(part)
+}
 """Fields that a plan does not fix."""
 
 
