@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from chinchilla_ds.budget.deepspeed_json.resolve import shipped_configs
 from chinchilla_ds.budget.laws.lookup import DEFAULT_LAW
 from chinchilla_ds.cli.config_file import CONFIG_FLAG, ConfigFile, flags_of, take_config
+from chinchilla_ds.cli.flags import with_training_flags
 from chinchilla_ds.config import (
     DEFAULT_BUDGET_FLOPS,
     RUN_NAME,
@@ -123,16 +124,21 @@ def parse(argv: Sequence[str] | None) -> TrainCommand:
     values = vars(training_parser().parse_args(argv))
     values.pop("local_rank", None)
     ds_config, plan, dry_run = values.pop("ds_config"), values.pop("plan", None), values.pop("dry_run", False)
-    paths = values.pop("data", None)
     data = {name: values.pop(name) for name in list(values) if name in _DATA_FIELDS}
-    if paths:
-        data["paths"] = tuple(paths)
+    data |= {"paths": tuple(data["paths"])} if "paths" in data else {}
     guards = {name: values.pop(name) for name in list(values) if name in _GUARD_FIELDS}
     saving = {name: values.pop(name) for name in list(values) if name in _CHECKPOINT_FIELDS}
     config, explicit = run_config(values, data=DataConfig(**data))
     config = dataclasses.replace(config, guards=GuardConfig(**guards), checkpoint=CheckpointConfig(**saving))
     explicit |= data.keys() | guards.keys() | saving.keys()
-    return TrainCommand(ds_config=ds_config, plan=plan, config=config, explicit=explicit, dry_run=dry_run)
+    return TrainCommand(
+        ds_config=ds_config,
+        plan=plan,
+        config=config,
+        explicit=explicit,
+        words=with_training_flags,
+        dry_run=dry_run,
+    )
 
 
 def run_config(values: dict[str, Any], /, *, data: DataConfig | None = None) -> tuple[RunConfig, frozenset[str]]:
@@ -322,6 +328,7 @@ def _data_flags(group: Group) -> None:
     defaults = DataConfig()
     group.add_argument(
         "--data",
+        dest="paths",
         nargs="+",
         type=path,
         metavar="PATH",
@@ -371,4 +378,4 @@ def layout_flags(group: Group) -> None:
     group.add_argument(
         "--sequence-parallel", action=argparse.BooleanOptionalAction, help="split norms over the tensor-parallel ranks"
     )
-    flag(group, "recompute", choice(Recompute), "activation checkpointing", metavar=_names(Recompute))
+    flag(group, "recompute", choice(Recompute), "what backward passes compute again", metavar=_names(Recompute))

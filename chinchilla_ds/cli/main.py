@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from chinchilla_ds.cli.commands import COMMANDS, find, overview, parser_of
+from chinchilla_ds.cli.flags import flags_named
 from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, machine_problem
 from chinchilla_ds.processes.endings import no_library_exits
 from chinchilla_ds.processes.packages import missing_packages
@@ -67,7 +68,7 @@ def run_command(words: Sequence[str], /) -> str:
             run(rest)
         parser = parser_of(name)
         arguments: argparse.Namespace = parser.parse_args(rest)
-        with no_library_exits():
+        with no_library_exits(), flags_named(parser):
             text: str = importlib.import_module(COMMANDS[name].module).run(arguments)
     return text.rstrip("\n")
 

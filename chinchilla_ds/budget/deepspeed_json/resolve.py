@@ -19,7 +19,6 @@ from chinchilla_ds.budget.deepspeed_json.fields import (
     ZERO,
     compared_values,
     current_value,
-    flag,
     named_fields,
     owned_values,
     suggested_values,
@@ -27,7 +26,7 @@ from chinchilla_ds.budget.deepspeed_json.fields import (
 from chinchilla_ds.budget.deepspeed_json.keys import OPTIMIZER_TYPE, checked, find, table_key
 from chinchilla_ds.budget.deepspeed_json.table import OWN_SECTION, SECTIONS
 from chinchilla_ds.budget.deepspeed_json.values import AUTO, is_auto, is_number, same, show
-from chinchilla_ds.config import LayoutConfig, RunConfig
+from chinchilla_ds.config import LayoutConfig, RunConfig, field_path
 from chinchilla_ds.errors import DsConfigError, did_you_mean
 from chinchilla_ds.run_plan import Offload, Recompute, RunPlan
 from chinchilla_ds.structured import read_json
@@ -100,8 +99,8 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
         current = current_value(config, field=item.field)
         if item.field in explicit and current != item.value:
             problems.append(
-                f"{flag(item.field)} is {show(current)}, but the ds_config's {item.where} means {show(item.value)}; "
-                f'drop the flag, or set {item.where} to "auto" or leave it out'
+                f"`{field_path(item.field)}` is {show(current)}, but the ds_config's {item.where} means "
+                f'{show(item.value)}; drop that, or set {item.where} to "auto" or leave it out'
             )
         elif item.field == "precision":
             precision = item.value
