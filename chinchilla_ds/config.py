@@ -6,8 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le, Lt
-
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import (
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
@@ -26,6 +25,8 @@ DEFAULT_BUDGET_FLOPS = 5e12
 """What a run spends when nothing is asked for: a few minutes on two CPU cores."""
 
 
+RUN_NAME = re.compile(r"(?!data$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a run may be called: its folder's name, beside `data` with the prepared text."""
 _HUB_PATH = re.compile(r"^hf:/(?!/)")
 
 
@@ -168,6 +169,8 @@ class RunConfig:
     """Trained tokens between evaluations; None means ten evaluations over the run."""
     sample_interval_tokens: Amount | None = None
     """Trained tokens between samples of what the model writes; None samples at the end alone."""
+    run_name: str | None = None
+    """Name of the run's folder in `output`, and of the run in MLflow; None means the budget and the time."""
     output: Path = Path("runs")
     """Folder that receives runs, prepared data and the MLflow database."""
 

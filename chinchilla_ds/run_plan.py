@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
-
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt, MultipleOf
 from chinchilla_ds.structured import build, parse_json
 
 PLAN_FORMAT_VERSION = 2

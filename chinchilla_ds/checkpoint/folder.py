@@ -19,10 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import xxhash
-from annotated_types import Ge, Len
 
 from chinchilla_ds.errors import CheckpointError, reason
 from chinchilla_ds.files import sync, write_durably
+from chinchilla_ds.ranges import Ge, Len
 from chinchilla_ds.structured import build, read_bytes, read_json
 
 FORMAT_VERSION = 3

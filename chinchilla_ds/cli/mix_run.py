@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
 from chinchilla_ds.budget.planner import plan as make_plan
-from chinchilla_ds.cli.arguments import budget_flags, flag, model_flags, path, quantity, run_config
+from chinchilla_ds.cli.arguments import budget_flags, ds_config_flag, flag, model_flags, path, quantity, run_config
 from chinchilla_ds.cli.mix_design import load_corpus
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.distributed.devices import device_type
@@ -46,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument("table", type=path, metavar="FILE.csv", help="mixtures; rows with a loss are done already")
     flag(parser, "corpus", path, "prepared corpus that the table was designed for", metavar="FOLDER", required=True)
-    parser.add_argument("--ds_config", "--ds-config", type=path, required=True, metavar="FILE", help="DeepSpeed JSON")
+    ds_config_flag(parser)
     epochs = DataConfig().max_epochs
     flag(parser, "max-epochs", quantity(None), f"most passes of a small run over a source (default {epochs:g})")
     flag(parser, "output", path, "folder for the runs (default runs/ and the table's name)", metavar="FOLDER")

@@ -14,6 +14,7 @@ from chinchilla_ds.budget.speed.devices import get_device
 from chinchilla_ds.cli.arguments import (
     budget_flags,
     choice,
+    config_flag,
     flag,
     layout_flags,
     model_flags,
@@ -34,6 +35,7 @@ _OWN = ("gpu_hours", "mfu", "gpus", "gpu", "gpus_per_node", "hardware", "json", 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.argument_default = argparse.SUPPRESS
+    config_flag(parser)
     budget = parser.add_argument_group("what to spend, or what to get for it")
     budget_flags(budget)
     flag(budget, "gpu-hours", quantity("GPU-hours"), "budget as time: devices x hours of --gpu")

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from chinchilla_ds.budget.shape.search import pad_vocab
 from chinchilla_ds.data.named_files import find_named
 from chinchilla_ds.errors import ConfigError, DataError
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import ModelShape, Precision
 from chinchilla_ds.structured import build, read_json
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.config import RunConfig, source_name
+from chinchilla_ds.config import RUN_NAME, RunConfig, source_name
 from chinchilla_ds.data.feeding.blend_file import read_blend
 from chinchilla_ds.errors import CheckpointError, ConfigError
 from chinchilla_ds.run_plan import REPORT, RunPlan
@@ -21,7 +21,7 @@ REQUEST_NAME = "request.json"
 PLAN_NAME = "plan.json"
 """Of the run's plan, in its folder."""
 LOCK_NAME = ".lock"
-FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens")
+FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens", "run_name")
 """Parts of a config that may change from start to start of one run: none decides what the model learns, but for
 `checkpoint.init_from`."""
 _PLACE = ("layout", "device", "cluster", "memory_bytes", "step_time", "step_time_s", "wall_clock_s", "reasons", REPORT)
@@ -165,6 +165,8 @@ def known_problems(config: RunConfig) -> Iterator[str]:
             f"`checkpoint.init_from={chosen.init_from}` begins a new run and "
             f"`checkpoint.resume={chosen.resume}` resumes an old one; give one of them"
         )
+    if config.run_name is not None and not RUN_NAME.fullmatch(config.run_name):
+        yield f"run_name is {config.run_name!r}; it must match {RUN_NAME.pattern}"
     for name in ("guards", "checkpoint"):
         try:
             build(type(getattr(config, name)), plain_config(config)[name], where=name)

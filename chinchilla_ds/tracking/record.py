@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le, MinLen
-
 from chinchilla_ds.errors import TrackingError
 from chinchilla_ds.files import write_durably
+from chinchilla_ds.ranges import Ge, Le, MinLen
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.structured import build, read_json
 
