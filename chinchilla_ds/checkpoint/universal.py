@@ -10,7 +10,6 @@ deepspeed/checkpoint/universal_checkpoint.py and runtime/zero/stage3.py). Its ow
 same from a checkpoint of DeepSpeed's. It reads a whole parameter into memory, and so does this.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from chinchilla_ds.checkpoint.index import MOMENTS
 from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.files import sync
 from chinchilla_ds.weights import kind_of
 
 _MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
@@ -99,5 +99,4 @@ def _counters(reader: CheckpointReader) -> dict[str, Any]:
 def _save(value: Any, path: Path) -> None:
     with path.open("wb") as stream:
         torch.save(value, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    sync(path)

@@ -6,17 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from chinchilla_ds.budget.shape.search import pad_vocab
 from chinchilla_ds.data.named_files import find_named
 from chinchilla_ds.errors import ConfigError, DataError
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import ModelShape, Precision
 from chinchilla_ds.structured import build, read_json
 
 CONFIG_NAME = "config.json"
-DTYPE_NAMES = {Precision.FP32: "float32", Precision.BF16: "bfloat16", Precision.FP16: "float16"}
-"""What Hugging Face calls a precision."""
 QUANT_METHOD = "chinchilla_ds_vq"
 """Of `quantization_config`, where our vector codec has coded the weights."""
 
@@ -154,7 +151,7 @@ def config_of(
         "initializer_range": shape.init_std,
         **token_ids,
         "use_cache": True,
-        "dtype": DTYPE_NAMES[dtype],
+        "dtype": dtype.dtype_name,
     }
 
 

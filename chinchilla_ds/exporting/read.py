@@ -26,7 +26,8 @@ from chinchilla_ds.exporting.imported_plan import plan_of
 from chinchilla_ds.exporting.shards import ShardReader
 from chinchilla_ds.exporting.tokenizer_files import find_tokenizer
 from chinchilla_ds.exporting.vector_folder import VectorReader, open_weights
-from chinchilla_ds.exporting.write import OURS_NAME, PADDING_STEM, PLAN_NAME, written_aside
+from chinchilla_ds.exporting.write import OURS_NAME, PADDING_STEM, PLAN_NAME
+from chinchilla_ds.files import new_folder
 from chinchilla_ds.run_plan import ModelShape, RunPlan
 from chinchilla_ds.weights import OUTPUT
 
@@ -77,7 +78,7 @@ def import_folder(source: Path, /, *, out: Path) -> Imported:
     weights = _Weights(open_weights(source, config), source, plan.shape if plan else shape, vocab_size=shape.vocab_size)
     restored = plan is not None
     plan = plan or plan_of(shape)
-    with written_aside(out) as aside:
+    with new_folder(out) as aside:
         checkpoint, files = Path(CHECKPOINTS_NAME) / checkpoint_name(0), aside / _TOKENIZER_NAME
         files.mkdir()
         tokenizer.save(files / tokenizer.saved_as)

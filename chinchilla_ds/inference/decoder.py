@@ -132,7 +132,7 @@ class Layer(nn.Module):
         return self.ranks.sum_over_tp(F.linear(F.silu(gate) * up, self.linear_fc2))
 
 
-class Decoder(nn.Module):
+class InferenceDecoder(nn.Module):
     """This rank's stage of the decoder. Every rank calls it with the same tokens and gets the same logits."""
 
     word_embeddings: nn.Parameter | None

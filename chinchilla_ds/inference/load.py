@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from chinchilla_ds.inference.decoder import Decoder
+from chinchilla_ds.inference.decoder import InferenceDecoder
 from chinchilla_ds.inference.ranks import ModelRanks
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.weights import TABLE, Split, WeightKind
@@ -36,13 +36,13 @@ def load_decoder(
     eod_id: int,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
-) -> Decoder:
+) -> InferenceDecoder:
     """Return this rank's stage of the decoder, with its weights.
 
     Raises:
         LayoutError: the layout cannot cut this shape.
     """
-    decoder = Decoder(reader.plan, ranks=ranks, eod_id=eod_id, dtype=dtype).eval()
+    decoder = InferenceDecoder(reader.plan, ranks=ranks, eod_id=eod_id, dtype=dtype).eval()
     for holder, kind, name in _wanted(decoder):
         part = _read_part(reader, name, split=kind.split, ranks=ranks)
         weight = part.to(device=device, dtype=dtype).contiguous()
@@ -51,7 +51,7 @@ def load_decoder(
     return decoder
 
 
-def _wanted(decoder: Decoder) -> Iterator[tuple[nn.Module, WeightKind, str]]:
+def _wanted(decoder: InferenceDecoder) -> Iterator[tuple[nn.Module, WeightKind, str]]:
     """Yield module, row of the table and Megatron's name of every weight of this stage."""
     first = decoder.ranks.pp_rank * len(decoder.layers)
     layers: list[tuple[int, nn.Module]] = list(enumerate(decoder.layers, start=first))

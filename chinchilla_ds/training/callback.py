@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.training.spikes import Rewind
-from chinchilla_ds.training.stragglers import StragglerReport
+
+if TYPE_CHECKING:
+    from chinchilla_ds.training.stragglers import StragglerReport
 
 __all__ = ["Callback", "EvaluationResult", "Sample", "StepResult", "TrainingState"]
 
@@ -53,10 +56,6 @@ class TrainingState:
     """Batches passed over because of a loss or gradient that was no number."""
     stopped_by: str | None = None
     """Who asked the run to stop before its end; set once it has saved."""
-    consumed_tokens: int = 0
-    """Tokens trained on; those of skipped batches do not count."""
-    flops_spent: float = 0.0
-    """Model FLOPs by the plan's exact count."""
     elapsed_s: float = 0.0
     """Training time, evaluation left out."""
     tokens_per_s: float = 0.0
@@ -65,7 +64,7 @@ class TrainingState:
     step: StepResult | None = None
     notes: list[str] = field(default_factory=list)
     """What the last step gave cause to tell the user: a bad batch, a spike, a slow rank."""
-    stragglers: StragglerReport | None = None
+    stragglers: "StragglerReport | None" = None
     """Of the last step, where it was measured."""
     rewind: Rewind | None = None
     """What a loss spike asks for; the loop carries it out and clears it."""
@@ -76,6 +75,16 @@ class TrainingState:
     """The last one."""
     artifacts: dict[str, str] = field(default_factory=dict)
     """Name to path of what the run wrote (plan, checkpoint, tokenizer, ...)."""
+
+    @property
+    def consumed_tokens(self) -> int:
+        """Tokens trained on; those of skipped batches do not count."""
+        return self.plan.consumed_tokens(iteration=self.iteration)
+
+    @property
+    def flops_spent(self) -> float:
+        """Model FLOPs of all steps tried, skipped ones included."""
+        return self.plan.flops_spent(attempts=self.attempts)
 
 
 class Callback:

@@ -1,4 +1,4 @@
-"""Parameter counts: exact for our decoder, and Table A9's convention for the shapes of the Chinchilla paper."""
+"""Parameter counts of our decoder: exact, and as the laws count them."""
 
 import math
 from dataclasses import dataclass
@@ -6,19 +6,6 @@ from dataclasses import dataclass
 from chinchilla_ds.budget.laws.forms import ParamsConvention
 from chinchilla_ds.run_plan import ModelShape
 from chinchilla_ds.weights import EMBEDDING, OUTPUT, held_kinds
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperShape:
-    """A transformer of Hoffmann et al. 2022: GELU feed-forward, biases, learned relative positions, tied embeddings."""
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    kv_channels: int
-    vocab_size: int = 32000
-    seq_length: int = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,21 +75,3 @@ def params_in_convention(*, shape: ModelShape, convention: ParamsConvention) -> 
         attention = 12 * shape.num_layers * shape.num_attention_heads * shape.kv_channels * shape.seq_length
         return counted.matmul - table + attention / 6
     return counted.non_embedding + table
-
-
-def paper_params(*, shape: PaperShape) -> int:
-    """Return the parameters of a paper shape as Table A9 counts them.
-
-    Per layer: query, key and value with biases, relative positions (dq + 2q), attention output with bias, feed-forward
-    with biases, two layer norms; then the tied embedding and the final norm. Largest error over the table's 50 rows
-    0.66 %, 37 exact after rounding.
-
-    Source: Hoffmann et al. 2022 (arXiv:2203.15556), Table A9; the relative-position terms follow Transformer-XL
-    (arXiv:1901.02860) as Gopher (arXiv:2112.11446) uses it.
-    """
-    d, ffw = shape.hidden_size, shape.ffn_hidden_size
-    q = shape.kv_channels * shape.num_attention_heads
-    attention = 3 * d * q + 3 * q + (d * q + 2 * q) + (q * d + d)
-    feed_forward = 2 * d * ffw + ffw + d
-    norms = 4 * d
-    return shape.num_layers * (attention + feed_forward + norms) + shape.vocab_size * d + 2 * d

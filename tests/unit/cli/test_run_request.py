@@ -19,8 +19,9 @@ from chinchilla_ds.config import (
     OnSpike,
     RunConfig,
     SaveInterval,
+    source_name,
 )
-from chinchilla_ds.data.reading.sources import Kind, find_corpus
+from chinchilla_ds.data.reading.sources import Kind, find_source
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.run_plan import Decay, Precision
 from chinchilla_ds.runs.request import FREE_FIELDS, RunLock, RunRequest, SavedRequest, known_problems
@@ -234,8 +235,8 @@ def test_one_interval_between_saves_is_set(intervals: dict[str, int]) -> None:
 def test_flags_that_nothing_could_read_back_are_refused_at_once() -> None:
     config = RunConfig(checkpoint=CheckpointConfig(keep=10**40), guards=GuardConfig(hang_timeout_s=1e300))
     guards, keep = known_problems(config)
-    assert guards.startswith("guards.hang_timeout_s is 1e+300; it must be at most")
-    assert keep.startswith("checkpoint.keep is 1000")
+    assert guards.startswith("`guards.hang_timeout_s` is 1e+300; it must be at most")
+    assert keep.startswith("`checkpoint.keep` is 1000")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,10 @@ def test_flags_that_nothing_could_read_back_are_refused_at_once() -> None:
         (
             "runs/a",
             Path("b"),
-            ["--init-from b begins a new run and --resume runs/a goes on with an old one; give one of them"],
+            [
+                "`checkpoint.init_from=b` begins a new run and `checkpoint.resume=runs/a` resumes an old one; "
+                "give one of them"
+            ],
         ),
     ],
 )
@@ -295,5 +299,5 @@ def test_a_data_set_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
     saved = json.loads(RunRequest(config=config).to_json())
     assert saved["config"]["data"]["paths"] == ["hf://org/name:en@train"]
     again = dataclasses.replace(config.data, paths=tuple(map(Path, saved["config"]["data"]["paths"])))
-    (file,) = find_corpus(again).files
+    (file,) = find_source([source_name(path) for path in again.paths], text_field=again.text_field).files
     assert (file.kind, file.place) == (Kind.HUB, "hf://org/name:en@train")
