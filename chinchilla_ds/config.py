@@ -6,14 +6,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from chinchilla_ds.plugins import PluginSpec
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import (
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
     Amount,
     Decay,
+    DecoderSwitches,
     Offload,
     Positive,
     Precision,
@@ -27,6 +27,8 @@ DEFAULT_BUDGET_FLOPS = 5e12
 """What a run spends when nothing is asked for: a few minutes on two CPU cores."""
 
 
+RUN_NAME = re.compile(r"(?!data$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a run may be called: its folder's name, beside `data` with the prepared text."""
 _HUB_PATH = re.compile(r"^hf:/(?!/)")
 
 
@@ -121,7 +123,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(DecoderSwitches):
     """What the user wants of one run."""
 
     compute_budget_flops: Positive | None = None
@@ -144,8 +146,6 @@ class RunConfig:
     """Tokens per training sequence; None picks by budget."""
     vocab_size: Width | None = None
     """Tokenizer pieces; None picks by budget."""
-    tied_embeddings: bool = False
-    """Whether the output projection shares the embedding table."""
     global_batch_size: Sequences | None = None
     """Sequences per optimizer step."""
     micro_batch_size: Sequences | None = None
@@ -171,6 +171,8 @@ class RunConfig:
     """Trained tokens between samples of what the model writes; None samples at the end alone."""
     callbacks: tuple[PluginSpec, ...] = ()
     """Callbacks from outside this package, called in this order; part of what the run is."""
+    run_name: str | None = None
+    """Name of the run's folder in `output`, and of the run in MLflow; None means the budget and the time."""
     output: Path = Path("runs")
     """Folder that receives runs, prepared data and the MLflow database."""
 

@@ -198,19 +198,19 @@ KEYS_OF_0_1_0 = {
 }
 
 
-def test_requests_of_earlier_versions_keep_their_key(tmp_path: Path) -> None:
+def test_requests_of_earlier_versions_keep_their_key() -> None:
     """Computed by the version before callbacks: another key, and the same command would not find its run."""
     for key, config in KEYS_OF_0_1_0.items():
         assert RunRequest(config=config).key == key
         assert RunRequest(config=dataclasses.replace(config, callbacks=(COUNTER,))).key != key
-    file = tmp_path / "plan.json"
-    values = json.loads(tiny_plan().to_json())
-    file.write_text(json.dumps(values))
-    key = RunRequest(config=RunConfig(), plan=file).key
-    del values["callbacks"]
-    file.write_text(json.dumps(values))
-    assert RunRequest(config=RunConfig(), plan=file).key == key == "ce7d80c175ed6b82ea3a"
+
+
+def test_a_plan_and_its_file_ask_for_the_same_run(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(tiny_plan().to_json())
+    key = RunRequest(config=RunConfig(), plan=tmp_path / "plan.json").key
     assert RunRequest(config=RunConfig(), plan=tiny_plan()).key == key
+    other = dataclasses.replace(tiny_plan(), callbacks=(COUNTER,))
+    assert RunRequest(config=RunConfig(), plan=other).key != key
 
 
 def test_another_callback_is_another_run_and_no_resume(tmp_path: Path) -> None:
