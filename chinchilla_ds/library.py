@@ -286,7 +286,8 @@ def export(
         ConfigError: a weight lies beyond the range of `precision`.
     """
     from chinchilla_ds.exporting.card import TrainingFacts
-    from chinchilla_ds.exporting.write import check_free, export_checkpoint
+    from chinchilla_ds.exporting.write import export_checkpoint
+    from chinchilla_ds.files import check_free
     from chinchilla_ds.run_plan import Precision
     from chinchilla_ds.runs.text import text_of_checkpoint
 

@@ -98,7 +98,9 @@ def _model_rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
         )
     yield "predicted", _predicted(plan)
     groups = f"{shape.num_attention_heads} heads of {shape.kv_channels}, {shape.num_query_groups} query groups"
-    yield "shape", f"{shape.num_layers} layers, hidden {shape.hidden_size}, FFN {shape.ffn_hidden_size}, {groups}"
+    switched_on = [name for name, on in shape.switches().items() if on and name != "tied_embeddings"]
+    parts = [f"{shape.num_layers} layers", f"hidden {shape.hidden_size}", f"FFN {shape.ffn_hidden_size}", groups]
+    yield "shape", ", ".join([*parts, *switched_on])
     tied = "tied" if shape.tied_embeddings else "untied"
     yield "vocabulary", f"{shape.vocab_size} pieces in {shape.padded_vocab_size} rows, {tied}"
 

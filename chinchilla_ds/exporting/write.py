@@ -51,7 +51,7 @@ def export_checkpoint(
     facts: TrainingFacts,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Exported:
-    """Write a checkpoint as a folder that `transformers` loads as LlamaForCausalLM.
+    """Write a checkpoint as a folder that `transformers` loads as a model of the shape's family.
 
     Args:
         reader: The checkpoint.

@@ -159,7 +159,7 @@ def _build_chunk(plan: RunPlan, config: TransformerConfig, num_layers: int, vp_s
     ignore_virtual = vp_stage is None
     return Decoder(
         config=config,
-        transformer_layer_spec=block_spec(num_layers=num_layers, recompute=plan.layout.recompute),
+        transformer_layer_spec=block_spec(plan.shape, num_layers=num_layers, recompute=plan.layout.recompute),
         vocab_size=plan.shape.padded_vocab_size,
         max_sequence_length=plan.shape.seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=ignore_virtual, vp_stage=vp_stage),

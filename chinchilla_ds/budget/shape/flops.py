@@ -6,7 +6,7 @@ backward pass computes again. docs/flops.md compares them.
 
 from enum import StrEnum
 
-from chinchilla_ds.budget.shape.parameters import layer_matmul_params
+from chinchilla_ds.budget.shape.parameters import layer_params, table_params
 from chinchilla_ds.run_plan import ModelShape, Recompute
 
 BACKWARD_OVER_FORWARD = 2
@@ -60,20 +60,12 @@ def hardware_flops_per_token(
 
 def forward_flops_per_token(*, shape: ModelShape, attention: AttentionCount = AttentionCount.FULL) -> float:
     """Return the forward FLOPs per token of our decoder; conventions as in `decoder_flops_per_token`."""
-    logits = 2 * shape.hidden_size * shape.padded_vocab_size
-    return float(shape.num_layers * _layer(shape, attention) + logits)
+    return float(shape.num_layers * _layer(shape, attention) + 2 * table_params(shape))
 
 
 def _layer(shape: ModelShape, attention: AttentionCount) -> float:
     """Return the forward FLOPs per token of one layer."""
-    weights = layer_matmul_params(
-        hidden_size=shape.hidden_size,
-        ffn_hidden_size=shape.ffn_hidden_size,
-        num_attention_heads=shape.num_attention_heads,
-        num_query_groups=shape.num_query_groups,
-        kv_channels=shape.kv_channels,
-    )
-    return 2 * weights + _core_attention(shape, attention)
+    return 2 * layer_params(shape, matrices_only=True) + _core_attention(shape, attention)
 
 
 def _core_attention(shape: ModelShape, attention: AttentionCount) -> float:

@@ -37,6 +37,18 @@ def request_(tmp_path: Path) -> RunRequest:
 
 # ---- the key ---------------------------------------------------------------------------------------------------------
 
+KEYS_OF_0_1_0 = {
+    "4a2c0e05719fdd4a18d9": RunConfig(compute_budget_flops=1e11),
+    "de0e26c3a72a3408c584": RunConfig(compute_budget_flops=1e11, tied_embeddings=True, seed=3, micro_batch_size=4),
+}
+"""Made by version 0.1.0: a command finds the unfinished runs of earlier versions by them."""
+
+
+@pytest.mark.parametrize(("key", "config"), KEYS_OF_0_1_0.items())
+def test_commands_of_earlier_versions_keep_their_keys(key: str, config: RunConfig) -> None:
+    assert RunRequest(config=config).key == key
+
+
 FREE: dict[str, Any] = {
     "layout": LayoutConfig(zero_stage=3, tensor_model_parallel_size=2),
     "micro_batch_size": 7,
@@ -56,6 +68,7 @@ DECIDES: dict[str, Any] = {
     "seq_length": 64,
     "vocab_size": 500,
     "tied_embeddings": True,
+    "qk_norm": True,
     "global_batch_size": 12,
     "learning_rate": 1e-4,
     "gradient_clipping": 0.5,
