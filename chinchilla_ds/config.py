@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.ranges import Ge, Gt, Le, Lt
@@ -37,6 +37,16 @@ def source_name(path: Path) -> str:
     return _HUB_PATH.sub("hf://", str(path))
 
 
+HeldOutFraction: TypeAlias = Annotated[float, Gt(0), Lt(1)]
+
+
+def held_out_problem(fraction: object, /, *, name: str) -> str | None:
+    """Return why text cannot be held out by this fraction, which the field `name` gives; None where it can."""
+    if isinstance(fraction, int | float) and 0 < fraction < 1:
+        return None
+    return f"`{name}` ({fraction!r} of the documents) must be between 0 and 1; nearest: 0.02"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the text comes from and how it is cut."""
@@ -45,7 +55,7 @@ class DataConfig:
     """Text, JSONL or Parquet files and folders of them; empty means the running Python's standard library source."""
     text_field: str = "text"
     """Column of JSONL and Parquet files that holds the text."""
-    held_out_fraction: Annotated[float, Gt(0), Lt(1)] = 0.02
+    held_out_fraction: HeldOutFraction = 0.02
     """Share of documents kept out of training, chosen by content hash."""
     max_epochs: Positive = 1.0
     """How often the corpus, or each source of a blend, may be read; a plan that needs more is refused."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from chinchilla_ds.budget.laws.lookup import get_law
 from chinchilla_ds.budget.shape.published import named_shape
-from chinchilla_ds.config import LayoutConfig, RunConfig
+from chinchilla_ds.config import LayoutConfig, RunConfig, held_out_problem
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.run_plan import DEVICE_KINDS, MAX_AMOUNT, MAX_GRADIENT_CLIPPING, MAX_SEED, MAX_SEQUENCES, MAX_WIDTH
 
@@ -113,9 +113,9 @@ def _layout_value_problems(layout: LayoutConfig) -> Iterator[str]:
 
 
 def _data_problems(config: RunConfig) -> Iterator[str]:
-    share, epochs = config.data.held_out_fraction, config.data.max_epochs
-    if not _is_number(share) or not 0 < share < 1:
-        yield _broken("data.held_out_fraction", share, "of the documents", "between 0 and 1", "0.02")
+    if problem := held_out_problem(config.data.held_out_fraction, name="data.held_out_fraction"):
+        yield problem
+    epochs = config.data.max_epochs
     if not _is_number(epochs) or epochs <= 0:
         yield _broken("data.max_epochs", epochs, "epochs", "a positive finite number", "1")
 
