@@ -160,7 +160,8 @@ def dry_run(command: TrainCommand, /) -> None:
         seq_length=plan.shape.seq_length,
         num_tokens=plan.num_tokens,
     )
-    print(f"data          {text}\ndry run       nothing was written; without --dry-run this is trained", flush=True)
+    told = command.words("dry run       nothing was written; without `dry_run` this is trained")
+    print(f"data          {text}\n{told}", flush=True)
 
 
 def _ds_config(given: Path | Mapping[str, Any]) -> dict[str, Any]:
