@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.distributed.peers import Peers
     from chinchilla_ds.distributed.rendezvous import Store
-    from chinchilla_ds.runs.status import RunStatus
+    from chinchilla_ds.runs.status import StatusFile
     from chinchilla_ds.training.callback import Callback, TrainingState
 
 
@@ -283,7 +283,7 @@ class _Launch:
     callbacks: Sequence["Callback"]
     started_s: float
     stop: StopRequest
-    statuses: list["RunStatus"] = dataclasses.field(default_factory=list)
+    statuses: list["StatusFile"] = dataclasses.field(default_factory=list)
     """Of rank 0."""
 
     def on_ranks(self, place: Place) -> "TrainingState":
@@ -388,10 +388,10 @@ class _Launch:
 
     def _take(self, folder: Path) -> None:
         """Hold the run's folder, and say that it goes on, until it is known how it ends."""
-        from chinchilla_ds.runs.status import RunStatus
+        from chinchilla_ds.runs.status import StatusFile
 
         lock = RunLock(folder)
-        self.statuses.append(RunStatus(folder, train_iters=self.plan.batch.train_iters))
+        self.statuses.append(StatusFile(folder, train_iters=self.plan.batch.train_iters))
         at_ending(self.statuses[0].end)
         at_ending(lambda ending: lock.release())
 
