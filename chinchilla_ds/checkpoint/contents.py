@@ -39,7 +39,7 @@ def read_contents(checkpoint: Path, /) -> Contents:
     return Contents(state=state, plan=plan, index=_index(checkpoint, manifest))
 
 
-def _index(checkpoint: Path, manifest: folders.Manifest) -> TensorIndex:
+def _index(checkpoint: Path, manifest: folders.CheckpointManifest) -> TensorIndex:
     """Return the index of the tensors, whose blocks lie in files that the manifest names."""
     is_pickle, place = manifest.format_version == _DCP_VERSION, f"{folders.TENSORS_NAME}/"
     name = f"{place}{METADATA_NAME if is_pickle else INDEX_NAME}"

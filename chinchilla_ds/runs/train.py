@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.distributed.peers import Peers
     from chinchilla_ds.distributed.rendezvous import Store
-    from chinchilla_ds.runs.status import RunStatus
+    from chinchilla_ds.runs.status import StatusFile
     from chinchilla_ds.training.callback import Callback, TrainingState
 
 
@@ -171,7 +171,8 @@ def dry_run(command: TrainCommand, /) -> None:
         seq_length=plan.shape.seq_length,
         num_tokens=plan.num_tokens,
     )
-    print(f"data          {text}\ndry run       nothing was written; without --dry-run this is trained", flush=True)
+    told = command.words("dry run       nothing was written; without `dry_run` this is trained")
+    print(f"data          {text}\n{told}", flush=True)
 
 
 def _ds_config(given: Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -300,7 +301,7 @@ class _Launch:
     """Those whose state the checkpoints hold, by name."""
     started_s: float
     stop: StopRequest
-    statuses: list["RunStatus"] = dataclasses.field(default_factory=list)
+    statuses: list["StatusFile"] = dataclasses.field(default_factory=list)
     """Of rank 0."""
 
     def on_ranks(self, place: Place) -> "TrainingState":
@@ -406,10 +407,10 @@ class _Launch:
 
     def _take(self, folder: Path) -> None:
         """Hold the run's folder, and say that it goes on, until it is known how it ends."""
-        from chinchilla_ds.runs.status import RunStatus
+        from chinchilla_ds.runs.status import StatusFile
 
         lock = RunLock(folder)
-        self.statuses.append(RunStatus(folder, train_iters=self.plan.batch.train_iters))
+        self.statuses.append(StatusFile(folder, train_iters=self.plan.batch.train_iters))
         at_ending(self.statuses[0].end)
         at_ending(lambda ending: lock.release())
 

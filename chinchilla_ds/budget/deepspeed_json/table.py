@@ -24,7 +24,7 @@ from chinchilla_ds.budget.deepspeed_json.values import (
     POSITIVE,
     TEXT,
     TEXTS,
-    Kind,
+    ValueKind,
     number,
     one_of,
     whole,
@@ -53,7 +53,7 @@ class Key:
     """A key of the DeepSpeed JSON."""
 
     use: Use
-    kind: Kind
+    kind: ValueKind
     why: str = ""
     """Of a refused one: the reason, and what to do. Of an idle one: why it has no effect."""
     same: tuple[Any, ...] = ()
@@ -64,19 +64,21 @@ class Key:
     """Whether null is DeepSpeed's own word for leaving it out."""
 
 
-def _plan(kind: Kind = ANYTHING) -> Key:
+def _plan(kind: ValueKind = ANYTHING) -> Key:
     return Key(use=Use.PLAN, kind=kind)
 
 
-def _passed(kind: Kind, *, nullable: bool = False) -> Key:
+def _passed(kind: ValueKind, *, nullable: bool = False) -> Key:
     return Key(use=Use.PASSED, kind=kind, nullable=nullable)
 
 
-def _idle(kind: Kind, why: str) -> Key:
+def _idle(kind: ValueKind, why: str) -> Key:
     return Key(use=Use.IDLE, kind=kind, why=why)
 
 
-def _refused(why: str, *same: Any, kind: Kind = ANYTHING, switch: str | None = None, nullable: bool = False) -> Key:
+def _refused(
+    why: str, *same: Any, kind: ValueKind = ANYTHING, switch: str | None = None, nullable: bool = False
+) -> Key:
     return Key(use=Use.REFUSED, kind=kind, why=why, same=same, switch=switch, nullable=nullable)
 
 

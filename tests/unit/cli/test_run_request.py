@@ -21,7 +21,7 @@ from chinchilla_ds.config import (
     SaveInterval,
     source_name,
 )
-from chinchilla_ds.data.reading.sources import Kind, find_source
+from chinchilla_ds.data.reading.sources import FileKind, find_source
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import Decay, Precision
@@ -302,4 +302,4 @@ def test_a_data_set_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
     assert saved["config"]["data"]["paths"] == ["hf://org/name:en@train"]
     again = dataclasses.replace(config.data, paths=tuple(map(Path, saved["config"]["data"]["paths"])))
     (file,) = find_source([source_name(path) for path in again.paths], text_field=again.text_field).files
-    assert (file.kind, file.place) == (Kind.HUB, "hf://org/name:en@train")
+    assert (file.kind, file.place) == (FileKind.HUB, "hf://org/name:en@train")

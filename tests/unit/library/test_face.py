@@ -68,7 +68,7 @@ def test_training_needs_no_command_line(tmp_path: Path) -> None:
     root = Path(chinchilla_ds.__file__).parents[1]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(root)}
     command = [sys.executable, without_cli.__file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["modules"] > 250
