@@ -72,8 +72,8 @@ def find_run(request: RunRequest) -> Continued | None:
     found = next((folder for folder in newest_first if _key_of(folder) == key), None)
     if found is None and name is not None and newest_first:
         raise CheckpointError(
-            f"run_name is {name}, and the run {newest_first[0]} was asked for something else; choose another name, or "
-            f"resume that run with --resume {newest_first[0]}"
+            f"`run_name={name}` is the name of {newest_first[0]}, which was asked for something else; choose another "
+            f"name, or resume that run with `checkpoint.resume={newest_first[0]}`"
         )
     return None if found is None else continued(found)
 
@@ -214,7 +214,7 @@ def _different_flags(config: RunConfig, run: Continued, *, explicit: frozenset[s
 
 def _different_place(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -> Iterator[str]:
     if "run_name" in explicit and config.run_name is not None and not is_named(run.folder, config.run_name):
-        yield f"run_name is {config.run_name} here, and the run {run.folder} keeps its name; {_ADVICE}"
+        yield f"`run_name` is {config.run_name} here, and the run {run.folder} keeps its name; {_ADVICE}"
     if "output" in explicit and config.output.resolve() != run.folder.resolve().parent:
         yield f"`output` is {config.output} here, and the run {run.folder} stays where it is; {_ADVICE}"
 

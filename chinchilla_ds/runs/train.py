@@ -160,7 +160,7 @@ def dry_run(command: TrainCommand, /) -> None:
         seq_length=plan.shape.seq_length,
         num_tokens=plan.num_tokens,
     )
-    print(f"data          {text}\ndry run       nothing was written; without --dry-run this is trained", flush=True)
+    print(f"data          {text}\ndry run       nothing was written", flush=True)
 
 
 def _ds_config(given: Path | Mapping[str, Any]) -> dict[str, Any]:
