@@ -12,6 +12,7 @@ from chinchilla_ds.run_plan import (
     MAX_SEED,
     Amount,
     Decay,
+    DecoderSwitches,
     Offload,
     Positive,
     Precision,
@@ -121,7 +122,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(DecoderSwitches):
     """What the user wants of one run."""
 
     compute_budget_flops: Positive | None = None
@@ -144,8 +145,6 @@ class RunConfig:
     """Tokens per training sequence; None picks by budget."""
     vocab_size: Width | None = None
     """Tokenizer pieces; None picks by budget."""
-    tied_embeddings: bool = False
-    """Whether the output projection shares the embedding table."""
     global_batch_size: Sequences | None = None
     """Sequences per optimizer step."""
     micro_batch_size: Sequences | None = None

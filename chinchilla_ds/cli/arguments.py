@@ -314,6 +314,7 @@ def model_flags(group: Group) -> None:
     flag(group, "seq-length", whole, "tokens per training sequence (default: by budget)")
     flag(group, "vocab-size", whole, "tokenizer pieces (default: by budget)")
     group.add_argument("--tied-embeddings", action=argparse.BooleanOptionalAction, help="share input and output tables")
+    group.add_argument("--qk-norm", action=argparse.BooleanOptionalAction, help="norm each head's queries and keys")
     flag(group, "global-batch-size", whole, "sequences per optimizer step (default: by budget)")
     flag(group, "micro-batch-size", whole, "sequences per forward pass and rank (default: by device)")
     flag(group, "learning-rate", _quantity, "peak learning rate (default: by size and tokens)")

@@ -25,8 +25,8 @@ from chinchilla_ds.cli.arguments import (
 )
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.files import write_text
 from chinchilla_ds.run_plan import REPORT, Offload, RunPlan
-from chinchilla_ds.runs.disk import write_text
 from chinchilla_ds.structured import parse_json
 
 _OWN = ("gpu_hours", "mfu", "gpus", "gpu", "gpus_per_node", "hardware", "json", "out")

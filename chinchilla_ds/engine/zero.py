@@ -20,16 +20,19 @@ from chinchilla_ds.engine.nonfinite import FirstBad, NonFiniteWatch
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.engine.schedule import MicroBatch, make_schedule, mean_loss, mean_loss_and_votes
 from chinchilla_ds.model.decoder import PipelineStage, build_stage
-from chinchilla_ds.model.initialization import full_shape, global_named_parameters, initialize
+from chinchilla_ds.model.initialization import global_named_parameters, initialize
 from chinchilla_ds.run_plan import Offload, Precision, RunPlan
+from chinchilla_ds.weights import kind_of
 
 
 def parameter_groups(stage: PipelineStage, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups: matrices are decayed, norms are not (the decoder has no biases)."""
-    parameters = [parameter for _, parameter in global_named_parameters(stage)]
-    matrices = [parameter for parameter in parameters if len(full_shape(parameter)) > 1]
-    norms = [parameter for parameter in parameters if len(full_shape(parameter)) == 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    """Return AdamW's groups, as `weights.TABLE` says: matrices are decayed, norms are not."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in global_named_parameters(stage):
+        kind = kind_of(name)
+        assert kind is not None, f"{name} is not in the table of weights"
+        groups[kind.is_decayed].append(parameter)
+    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
 
 
 def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimizer:

@@ -6,9 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.checkpoint.folder import DS_CONFIG_NAME, write_durably
+from chinchilla_ds.checkpoint.folder import DS_CONFIG_NAME
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import OutputError, reason
+from chinchilla_ds.files import write_durably
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.earlier import Continued
 from chinchilla_ds.runs.request import PLAN_NAME, REQUEST_NAME, RunRequest

@@ -24,6 +24,28 @@ LOCK_NAME = ".lock"
 FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens", "run_name")
 """Parts of a config that may change from start to start of one run: none decides what the model learns, but for
 `checkpoint.init_from`."""
+_FIRST_FIELDS = (
+    "compute_budget_flops",
+    "num_params",
+    "num_tokens",
+    "shape",
+    "law",
+    "unique_tokens",
+    "inference_tokens",
+    "seq_length",
+    "vocab_size",
+    "tied_embeddings",
+    "global_batch_size",
+    "learning_rate",
+    "gradient_clipping",
+    "decay",
+    "precision",
+    "data",
+    "document_mask",
+    "seed",
+    "eval_interval_tokens",
+)
+"""Parts of a config that the first keys were made of, in their order."""
 _PLACE = ("layout", "device", "cluster", "memory_bytes", "step_time", "step_time_s", "wall_clock_s", "reasons", REPORT)
 """Parts of a plan file that say where it runs, and why."""
 _SHARE_OF_A_RANK = ("micro_batch_size", "gradient_accumulation_steps")
@@ -50,7 +72,7 @@ class RunRequest:
     def key(self) -> str:
         """A hash of everything that decides what the model learns."""
         config = plain_config(self.config)
-        values = {name: value for name, value in config.items() if name not in FREE_FIELDS}
+        values = _deciding_values(config)
         blend, law = self.config.data.blend, self.config.law
         content = [
             values,
@@ -60,6 +82,21 @@ class RunRequest:
             None if law is None else _law_content(Path(law)),
         ]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
+
+
+def _deciding_values(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides what the model learns.
+
+    A field that was added later counts where it is not at its default, so that the commands of earlier versions keep
+    their keys.
+    """
+    defaults = plain_config(RunConfig())
+    later = {
+        name: value
+        for name, value in config.items()
+        if name not in (*FREE_FIELDS, *_FIRST_FIELDS) and value != defaults[name]
+    }
+    return {**{name: config[name] for name in _FIRST_FIELDS}, **later}
 
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
