@@ -72,8 +72,8 @@ def find_run(request: RunRequest) -> Continued | None:
     found = next((folder for folder in newest_first if _key_of(folder) == key), None)
     if found is None and name is not None and newest_first:
         raise CheckpointError(
-            f"`run_name` is {name}, and the run {newest_first[0]} was asked for something else; choose another name, "
-            f"or resume that run with `checkpoint.resume={newest_first[0]}`"
+            f"`run_name={name}` is the name of {newest_first[0]}, which was asked for something else; choose another "
+            f"name, or resume that run with `checkpoint.resume={newest_first[0]}`"
         )
     return None if found is None else continued(found)
 

@@ -171,8 +171,7 @@ def dry_run(command: TrainCommand, /) -> None:
         seq_length=plan.shape.seq_length,
         num_tokens=plan.num_tokens,
     )
-    told = command.words("dry run       nothing was written; without `dry_run` this is trained")
-    print(f"data          {text}\n{told}", flush=True)
+    print(f"data          {text}\ndry run       nothing was written", flush=True)
 
 
 def _ds_config(given: Path | Mapping[str, Any]) -> dict[str, Any]:
