@@ -63,6 +63,10 @@ class PluginSpec:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key} is {value}, which is not finite")
 
+    def __hash__(self) -> int:
+        """Hash what identifies it: plans, which hold one, are keys of caches."""
+        return hash(str(self))
+
     def __str__(self) -> str:
         """Return it as the command line takes it."""
         return ",".join([self.name, *(f"{key}={_shown(value)}" for key, value in self.arguments.items())])

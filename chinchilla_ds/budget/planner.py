@@ -84,7 +84,14 @@ def assemble(
         eval_interval_iters=_eval_interval_iters(config, batch=batch, seq_length=shape.seq_length),
         document_mask=config.document_mask,
         unique_tokens=None if unique_tokens is None else int(unique_tokens),
-        memory_bytes=estimate_memory(shape=shape, layout=layout, batch=batch, precision=precision, device=device),
+        memory_bytes=estimate_memory(
+            shape=shape,
+            layout=layout,
+            batch=batch,
+            precision=precision,
+            device=device,
+            optimizer_states=len(optimizer.states),
+        ),
     )
     reasons = plan_reasons(config, choice=choice, made=made, rate_reason=rate_reason)
     return dataclasses.replace(made, reasons=tuple(reasons))

@@ -27,6 +27,7 @@ from chinchilla_ds.data.prepare import check_source, prepare
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import Place, settle
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, ConfigError
+from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.processes.endings import at_ending, end_well, follow, leave_hung, no_library_exits
 from chinchilla_ds.processes.stopping import StopRequest
 from chinchilla_ds.run_plan import RunPlan
@@ -164,7 +165,7 @@ def _plan(arguments: Arguments, *, world_size: int) -> RunPlan:
 def _check_places(config: RunConfig, *, plan: RunPlan, place: Place) -> None:
     """Check text and output before the slow imports, where rank 0 alone can: others on its machine go with it."""
     if place.on_one_machine:
-        check_output(config.output, num_params=plan.num_params)
+        check_output(config.output, num_bytes=checkpoint_bytes(plan))
         check_source(config.data, vocab_size=plan.shape.vocab_size)
 
 

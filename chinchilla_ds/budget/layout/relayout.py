@@ -48,7 +48,14 @@ def lay_out(plan: RunPlan, *, config: RunConfig, world_size: int, device: str) -
         batch=batch,
         device=device,
         precision=precision,
-        memory_bytes=estimate_memory(shape=plan.shape, layout=layout, batch=batch, precision=precision, device=device),
+        memory_bytes=estimate_memory(
+            shape=plan.shape,
+            layout=layout,
+            batch=batch,
+            precision=precision,
+            device=device,
+            optimizer_states=len(plan.optimizer.states),
+        ),
         reasons=(*plan.reasons, f"Laid out on {world_size} ranks as the ds_config says."),
     )
 

@@ -40,9 +40,7 @@ def reliefs(plan: RunPlan, /, *, capacity_bytes: int | None) -> tuple[Relief, ..
         plan: What ran out of memory.
         capacity_bytes: Memory of one rank's device; None where that is not known.
     """
-    now = estimate_memory(
-        shape=plan.shape, layout=plan.layout, batch=plan.batch, precision=plan.precision, device=plan.device
-    )
+    now = _memory(plan, layout=plan.layout, batch=plan.batch)
     limit = NOTICEABLE * now.total if capacity_bytes is None else min(NOTICEABLE * now.total, capacity_bytes)
     nearest: dict[tuple[str, ...], Relief] = {}
     for relief in _changes(plan):
@@ -108,5 +106,15 @@ def _relief(plan: RunPlan, flags: list[str], values: list[dict[str, object]]) ->
         validate_layout(shape=plan.shape, layout=layout, precision=plan.precision, batch=batch)
     except LayoutError:
         return None
-    memory = estimate_memory(shape=plan.shape, layout=layout, batch=batch, precision=plan.precision, device=plan.device)
-    return Relief(flags=tuple(flags), memory=memory)
+    return Relief(flags=tuple(flags), memory=_memory(plan, layout=layout, batch=batch))
+
+
+def _memory(plan: RunPlan, *, layout: ParallelLayout, batch: BatchPlan) -> MemoryBytes:
+    return estimate_memory(
+        shape=plan.shape,
+        layout=layout,
+        batch=batch,
+        precision=plan.precision,
+        device=plan.device,
+        optimizer_states=len(plan.optimizer.states),
+    )

@@ -169,7 +169,12 @@ def _candidate(fit: _Fit, request: LayoutRequest, machine: Machine | None) -> Ca
             machine=machine,
         )
     memory = estimate_memory(
-        shape=request.shape, layout=layout, batch=batch, precision=request.precision, device=request.device.kind
+        shape=request.shape,
+        layout=layout,
+        batch=batch,
+        precision=request.precision,
+        device=request.device.kind,
+        optimizer_states=request.optimizer_states,
     )
     return Candidate(layout=layout, batch=batch, memory=memory, step_time=time)
 
@@ -301,6 +306,7 @@ class _Walk:
                     data=block.data,
                     precision=self.request.precision,
                     stage=stage,
+                    optimizer_states=self.request.optimizer_states,
                     **states._asdict(),
                 )
                 for stage in _ends(block)
@@ -367,6 +373,7 @@ class _Walk:
                 data=block.data,
                 precision=self.request.precision,
                 machine=machine,
+                optimizer_states=self.request.optimizer_states,
                 **states._asdict(),
             )
         return self._optimizers[key]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from chinchilla_ds.budget.layout.rules import batch_problems, layout_problems, shape_problems, world_size_problems
 from chinchilla_ds.budget.speed.devices import Device
-from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute
+from chinchilla_ds.run_plan import ADAM_STATES, BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute
 
 ZERO_STAGES = (0, 1, 2, 3)
 
@@ -34,6 +34,8 @@ class LayoutRequest:
     """Fields of ParallelLayout, or micro_batch_size, that are given."""
     allow_offload: tuple[Offload, ...] = (Offload.NONE, Offload.CPU)
     """Where states may go; NVMe only where it is asked for."""
+    optimizer_states: int = len(ADAM_STATES)
+    """Values that the optimizer keeps for a parameter, in FP32, beside the master weight."""
     train_iters: int = 1
     """Optimizer steps of the run; written into the batch, no part of the search."""
 

@@ -1,0 +1,90 @@
+"""The torch optimizer that an `OptimizerSpec` describes, over the weights of a pipeline stage."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chinchilla_ds.model.decoder import PipelineStage
+from chinchilla_ds.model.initialization import full_shape, global_named_parameters
+from chinchilla_ds.optimizers import OptimizerSpec, StepCount, optimizer_of
+from chinchilla_ds.plugins import Kind, load
+from chinchilla_ds.run_plan import Offload, OptimizerPlan, RunPlan
+
+
+def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimizer:
+    """Return the plan's optimizer.
+
+    Its learning rate is 0 until `train_step` sets it, so that the step which DeepSpeed takes to allocate states moves
+    no weight.
+    """
+    spec, chosen = optimizer_of(plan.optimizer), plan.optimizer
+    build = load(Kind.OPTIMIZER, spec.builder)
+    groups = parameter_groups(stage, spec=spec, weight_decay=chosen.weight_decay)
+    optimizer: torch.optim.Optimizer = build(
+        groups, plan=chosen, offload=plan.layout.offload_optimizer, **spec.arguments
+    )
+    return optimizer
+
+
+def parameter_groups(stage: PipelineStage, *, spec: OptimizerSpec, weight_decay: float) -> list[dict[str, Any]]:
+    """Return torch's groups: of each of the optimizer's groups the matrices, which are decayed, then the norms.
+
+    Args:
+        stage: Holds the weights.
+        spec: Says which weights go together.
+        weight_decay: Of matrices; norms are not decayed, and the decoder has no biases.
+    """
+    groups = []
+    for settings, members in _members(stage, spec):
+        matrices = [parameter for parameter in members if len(full_shape(parameter)) > 1]
+        norms = [parameter for parameter in members if len(full_shape(parameter)) == 1]
+        groups += [
+            {**settings, "params": matrices, "weight_decay": weight_decay},
+            {**settings, "params": norms, "weight_decay": 0.0},
+        ]
+    return groups
+
+
+def _members(stage: PipelineStage, spec: OptimizerSpec) -> Iterator[tuple[dict[str, Any], list[torch.nn.Parameter]]]:
+    """Yield the settings and the weights of each of the optimizer's groups."""
+    members: list[list[torch.nn.Parameter]] = [[] for _ in spec.groups]
+    for name, parameter in global_named_parameters(stage):
+        shape = tuple(full_shape(parameter))
+        place = next((place for place, group in enumerate(spec.groups) if group.takes(name, shape)), None)
+        assert place is not None, f"no group of {spec.title} takes {name} {list(shape)}"
+        members[place].append(parameter)
+    for group, parameters in zip(spec.groups, members, strict=True):
+        yield dict(group.settings), parameters
+
+
+def build_adamw(groups: list[dict[str, Any]], *, plan: OptimizerPlan, offload: Offload) -> torch.optim.Optimizer:
+    """Return AdamW with decoupled decay: DeepSpeed's CPU kernel for offloaded states, otherwise torch's fused one."""
+    betas = (plan.beta1, plan.beta2)
+    if offload is not Offload.NONE:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(
+            groups, lr=0.0, betas=betas, eps=plan.epsilon, adamw_mode=True
+        )
+        return optimizer
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=plan.epsilon, fused=True)
+
+
+def fresh_state(optimizer: torch.optim.Optimizer, key: Tensor, *, spec: OptimizerSpec) -> dict[str, Any]:
+    """Return what the optimizer would make before its first step of a tensor.
+
+    Args:
+        optimizer: Built from `spec`.
+        key: The tensor under which it keeps the states.
+        spec: Names them.
+    """
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    state: dict[str, Any] = {}
+    if isinstance(optimizer, DeepSpeedCPUAdam) or spec.step_count is StepCount.NUMBER:
+        state["step"] = 0
+    elif spec.step_count is StepCount.TENSOR:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=key.device)
+    return state | {name: torch.zeros_like(key.detach(), dtype=torch.float32) for name in spec.states}
