@@ -8,7 +8,9 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import (
+    ADAMW,
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
     Amount,
@@ -19,6 +21,7 @@ from chinchilla_ds.run_plan import (
     Rate,
     Recompute,
     Sequences,
+    Steps,
     Width,
 )
 
@@ -151,6 +154,18 @@ class RunConfig:
     """Sequences in one forward pass of one data-parallel rank."""
     learning_rate: Rate | None = None
     """Peak learning rate."""
+    optimizer: PluginSpec = ADAMW
+    """A name, or `module:function` of an OptimizerSpec, with its arguments."""
+    weight_decay: Annotated[float, Ge(0), Le(1)] | None = None
+    """Decoupled decay of matrices, in units of the learning rate; norms are not decayed."""
+    beta1: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Decay of AdamW's first moment."""
+    beta2: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Decay of AdamW's second moment."""
+    epsilon: Annotated[float, Gt(0), Le(0.1)] | None = None
+    """What AdamW adds to the root of the second moment."""
+    warmup_iters: Steps | None = None
+    """Optimizer steps over which the learning rate rises to its peak; 0 begins with the peak."""
     gradient_clipping: Annotated[float, Ge(0), Le(MAX_GRADIENT_CLIPPING)] = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     decay: Decay = Decay.COSINE

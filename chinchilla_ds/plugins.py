@@ -142,6 +142,31 @@ def load(kind: Kind, name: str, /, *, ours: Mapping[str, str] | None = None) -> 
     return loaded
 
 
+def find_object(kind: Kind, text: str, /, *, kind_of: type) -> Any:
+    """Return the object that a text names: itself an instance of `kind_of`, or a function or class that makes one.
+
+    Args:
+        kind: What is asked for; messages name it.
+        text: A name of an entry point, or `module:object`; the arguments of a function follow, `,key=value`.
+        kind_of: What it must be.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is something else.
+    """
+    what = kind.value.removesuffix("s")
+    try:
+        spec = parse_spec(text)
+    except ValueError as error:
+        raise ConfigError(f"{what} {text!r}: {error}") from None
+    loaded = load(kind, spec.name)
+    if isinstance(loaded, kind_of) and spec.arguments:
+        raise ConfigError(f"{what} {text}: {spec.name} is no function, so it takes no arguments")
+    made = loaded if isinstance(loaded, kind_of) else make(kind, spec)
+    if not isinstance(made, kind_of):
+        raise ConfigError(f"{what} {text} is a {type(made).__name__}; it must be a {kind_of.__name__}, or return one")
+    return made
+
+
 def make(kind: Kind, spec: PluginSpec, /, *, ours: Mapping[str, str] | None = None) -> Any:
     """Load what a spec names and call it with the spec's arguments.
 

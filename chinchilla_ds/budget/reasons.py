@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from chinchilla_ds.budget import hyperparameters
+from chinchilla_ds.budget.optimizer import optimizer_reasons
 from chinchilla_ds.budget.shape.choice import ModelChoice
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.run_plan import RunPlan
@@ -29,18 +30,7 @@ def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_
         )
     if made.batch.gradient_accumulation_steps < made.layout.pipeline_model_parallel_size:
         yield "Fewer micro-batches than pipeline stages: some stages are always idle."
-    rates = hyperparameters.learning_rates(shape=made.shape, num_tokens=made.num_tokens)
-    yield f"{rate_reason} Others: {hyperparameters.spread(rates[1:])}."
-    yield hyperparameters.choose_weight_decay(
-        num_params=made.num_params,
-        num_tokens=made.num_tokens,
-        batch_tokens=made.tokens_per_iter,
-        learning_rate=made.optimizer.learning_rate,
-    ).reason
-    yield (
-        f"Warm-up {made.schedule.warmup_iters} steps: as many tokens as parameters (arXiv:2406.19146), at most a tenth "
-        f"of the run and {hyperparameters.MAX_WARMUP_ITERS} steps."
-    )
+    yield from optimizer_reasons(config, made=made, rate_reason=rate_reason)
 
 
 def _law_reasons(choice: ModelChoice, made: RunPlan) -> Iterator[str]:

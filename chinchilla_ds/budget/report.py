@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from chinchilla_ds.budget.layout.search import Candidate, LayoutSearch
-from chinchilla_ds.run_plan import MemoryBytes, Offload, ParallelLayout, Recompute, RunPlan
+from chinchilla_ds.optimizers import optimizer_of
+from chinchilla_ds.run_plan import MemoryBytes, Offload, OptimizerPlan, ParallelLayout, Recompute, RunPlan
 from chinchilla_ds.units import format_bytes, format_count, format_duration, format_flops
 
 _LABEL_WIDTH = 14
@@ -126,17 +127,26 @@ def _training_rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
     )
     yield "steps", f"{batch.train_iters}, evaluation every {plan.eval_interval_iters}"
     clipping = f"clipping at {optimizer.gradient_clipping:g}" if optimizer.gradient_clipping else "no clipping"
-    yield (
-        "optimizer",
-        f"AdamW, learning rate {optimizer.learning_rate:.3g}, weight decay {optimizer.weight_decay:g}, "
-        f"betas {optimizer.beta1:g} and {optimizer.beta2:g}, {clipping}",
-    )
+    yield "optimizer", f"{', '.join(_optimizer_settings(optimizer))}, {clipping}"
     yield (
         "schedule",
         f"warm-up {schedule.warmup_iters} steps, {schedule.decay} over {schedule.decay_iters} "
         f"to {schedule.min_learning_rate:.3g}",
     )
     yield "precision", str(plan.precision)
+
+
+def _optimizer_settings(plan: OptimizerPlan) -> Iterator[str]:
+    """Yield the optimizer's name, and the settings that it reads."""
+    spec = optimizer_of(plan)
+    yield spec.title
+    yield f"learning rate {plan.learning_rate:.3g}"
+    if "weight_decay" in spec.settings:
+        yield f"weight decay {plan.weight_decay:g}"
+    if {"beta1", "beta2"} <= set(spec.settings):
+        yield f"betas {plan.beta1:g} and {plan.beta2:g}"
+    if "epsilon" in spec.settings and plan.epsilon != OptimizerPlan.epsilon:
+        yield f"epsilon {plan.epsilon:g}"
 
 
 def _layout_rows(plan: RunPlan, search: LayoutSearch | None) -> Iterator[tuple[str, str]]:

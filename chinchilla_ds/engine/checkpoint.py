@@ -372,11 +372,17 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
         Where the run stood.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: it is of another model, or of another optimizer.
     """
     reader = CheckpointReader(checkpoint)
     if problems := shape_problems(reader.plan.shape, engine.plan.shape, checkpoint=checkpoint):
         raise CheckpointError(problems)
+    saved, here = reader.plan.optimizer.plugin, engine.plan.optimizer.plugin
+    if saved != here and not weights_only:
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} was trained by the optimizer {saved}, and the plan says {here}: go on with "
+            f"--optimizer {saved}, or begin a new run from its weights with --init-from {checkpoint}"
+        )
     states = owned_states(engine.engine, engine.stage, plan=engine.plan)
     resumes = reader.has_optimizer and not weights_only
     kinds = (WEIGHT, *engine.plan.optimizer.states) if resumes else (WEIGHT,)

@@ -1,16 +1,18 @@
 """The torch optimizer that an `OptimizerSpec` describes, over the weights of a pipeline stage."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.model.decoder import PipelineStage
 from chinchilla_ds.model.initialization import full_shape, global_named_parameters
 from chinchilla_ds.optimizers import OptimizerSpec, StepCount, optimizer_of
 from chinchilla_ds.plugins import Kind, load
-from chinchilla_ds.run_plan import Offload, OptimizerPlan, RunPlan
+from chinchilla_ds.run_plan import ADAMW, Offload, OptimizerPlan, RunPlan
 
 
 def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimizer:
@@ -18,14 +20,58 @@ def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimi
 
     Its learning rate is 0 until `train_step` sets it, so that the step which DeepSpeed takes to allocate states moves
     no weight.
+
+    Raises:
+        ConfigError: it cannot be built, or is not what its spec says.
     """
-    spec, chosen = optimizer_of(plan.optimizer), plan.optimizer
+    spec = optimizer_of(plan.optimizer)
+    if plan.optimizer.plugin != ADAMW and (problems := list(_broken_promises(spec, plan))):
+        raise ConfigError([f"optimizer {plan.optimizer.plugin}: {problem}" for problem in problems])
+    return _build(spec, parameter_groups(stage, spec=spec, weight_decay=plan.optimizer.weight_decay), plan)
+
+
+def _build(spec: OptimizerSpec, groups: list[dict[str, Any]], plan: RunPlan) -> torch.optim.Optimizer:
     build = load(Kind.OPTIMIZER, spec.builder)
-    groups = parameter_groups(stage, spec=spec, weight_decay=chosen.weight_decay)
-    optimizer: torch.optim.Optimizer = build(
-        groups, plan=chosen, offload=plan.layout.offload_optimizer, **spec.arguments
-    )
+    keywords = {"plan": plan.optimizer, "offload": plan.layout.offload_optimizer, **spec.arguments}
+    try:
+        inspect.signature(build).bind(groups, **keywords)
+    except TypeError as error:
+        raise ConfigError(
+            f"optimizer {plan.optimizer.plugin}: {spec.builder} takes {inspect.signature(build)}, and is called with "
+            f"groups, {', '.join(keywords)}: {error}"
+        ) from None
+    optimizer = build(groups, **keywords)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer {plan.optimizer.plugin}: {spec.builder} returned a {type(optimizer).__name__}; it must be a "
+            "torch.optim.Optimizer"
+        )
     return optimizer
+
+
+def _broken_promises(spec: OptimizerSpec, plan: RunPlan) -> Iterator[str]:
+    """Yield what an optimizer does otherwise than its spec says, in one step of a weight that has no gradient.
+
+    A checkpoint holds the states that the spec names; what else there were would be missing in a resumed run.
+    """
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.zeros(2)
+    optimizer = _build(spec, [{"params": [weight], "weight_decay": 0.0}], plan)
+    if rates := [group["lr"] for group in optimizer.param_groups if group["lr"] != 0]:
+        yield f"it is built with a learning rate of {rates[0]}, and must be with 0, until the engine sets the plan's"
+    optimizer.step()
+    kept = {name: value for name, value in optimizer.state[weight].items() if value is not None}
+    counts = "step" in kept
+    if counts != (spec.step_count is not StepCount.NONE):
+        yield f"it counts {'steps' if counts else 'no steps'}, and its step_count is {spec.step_count}"
+    kept.pop("step", None)
+    if kept.keys() != set(spec.states):
+        names = [" and ".join(sorted(some)) or "nothing" for some in (kept, spec.states)]
+        yield f"it keeps {names[0]} for a weight, and its states are {names[1]}"
+    for name in sorted(kept.keys() & set(spec.states)):
+        value = kept[name]
+        if not isinstance(value, Tensor) or value.shape != weight.shape or value.dtype != torch.float32:
+            yield f"its state {name} is not an FP32 tensor of the weight's shape"
 
 
 def parameter_groups(stage: PipelineStage, *, spec: OptimizerSpec, weight_decay: float) -> list[dict[str, Any]]:

@@ -20,15 +20,17 @@ from chinchilla_ds.budget.deepspeed_json.fields import (
     compared_values,
     current_value,
     flag,
+    is_of_run,
     named_fields,
     owned_values,
     suggested_values,
 )
-from chinchilla_ds.budget.deepspeed_json.keys import OPTIMIZER_TYPE, checked, find, table_key
+from chinchilla_ds.budget.deepspeed_json.keys import checked, find, table_key
 from chinchilla_ds.budget.deepspeed_json.table import OWN_SECTION, SECTIONS
 from chinchilla_ds.budget.deepspeed_json.values import AUTO, is_auto, is_number, same, show
 from chinchilla_ds.config import LayoutConfig, RunConfig
-from chinchilla_ds.errors import DsConfigError
+from chinchilla_ds.errors import ConfigError, DsConfigError
+from chinchilla_ds.optimizers import OptimizerSpec, find_optimizer, optimizer_of
 from chinchilla_ds.run_plan import Offload, Recompute, RunPlan
 from chinchilla_ds.structured import read_json
 
@@ -44,7 +46,7 @@ _AIO = {
 }
 """DeepSpeed's own defaults, written out because they are what one tunes for a drive (`ds_nvme_tune`)."""
 
-_OPTIMIZER = {"type": OPTIMIZER_TYPE, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "weight_decay": AUTO}}
+_OPTIMIZER = {"type": AUTO, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "weight_decay": AUTO}}
 
 
 def load_ds_config(path: Path | str, /) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def load_ds_config(path: Path | str, /) -> dict[str, Any]:
 
 
 def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: frozenset[str] = frozenset()) -> RunConfig:
-    """Return `config` with the layout and precision that the JSON names.
+    """Return `config` with the layout, precision and settings of the optimizer that the JSON names.
 
     Args:
         config: defaults and flags.
@@ -70,10 +72,10 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
     Raises:
         DsConfigError: unknown keys, values of the wrong kind, and values at odds with a flag, all of them.
     """
-    ds, problems = checked(ds)
+    ds, problems = checked(ds, optimizer=_optimizer_or_none(config))
     problems += own_conflicts(ds)
     layout: dict[str, Any] = {}
-    precision = config.precision
+    named: dict[str, Any] = {}
     for item in named_fields(ds):
         if isinstance(item, str):
             problems += [] if _told(problems, item) else [item]
@@ -84,13 +86,19 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
                 f"{flag(item.field)} is {show(current)}, but the ds_config's {item.where} means {show(item.value)}; "
                 f'drop the flag, or set {item.where} to "auto" or leave it out'
             )
-        elif item.field == "precision":
-            precision = item.value
         else:
-            layout[item.field] = item.value
+            (named if is_of_run(item.field) else layout)[item.field] = item.value
     if problems:
         raise DsConfigError(problems)
-    return dataclasses.replace(config, layout=dataclasses.replace(config.layout, **layout), precision=precision)
+    return dataclasses.replace(config, layout=dataclasses.replace(config.layout, **layout), **named)
+
+
+def _optimizer_or_none(config: RunConfig) -> OptimizerSpec | None:
+    """Return the optimizer that is asked for; None where it cannot be found, which `config_problems` says."""
+    try:
+        return find_optimizer(config.optimizer)
+    except ConfigError:
+        return None
 
 
 def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
@@ -99,7 +107,8 @@ def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
     Raises:
         DsConfigError: unknown keys, sections that the plan owns, and every concrete value that contradicts the plan.
     """
-    ds, problems = checked(ds)
+    optimizer = optimizer_of(plan.optimizer)
+    ds, problems = checked(ds, optimizer=optimizer)
     problems += [item for item in named_fields(ds) if isinstance(item, str) and not _told(problems, item)]
     problems += [*own_conflicts(ds), *plan_conflicts(ds, plan)]
     problems += [text for text in _contradictions(ds, plan) if not _told(problems, text)]
@@ -108,6 +117,8 @@ def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
     ds.pop(OWN_SECTION, None)
     for owned in owned_values(plan, ds=ds):
         _put(ds, owned.path, owned.value)
+    if optimizer.deepspeed_type is None:
+        ds.pop("optimizer", None)  # DeepSpeed has no name for it
     for suggested in suggested_values(plan):
         if find(ds, suggested.path) == AUTO:
             _put(ds, suggested.path, suggested.value)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from chinchilla_ds.budget.layout.rules import validate_layout
 from chinchilla_ds.budget.memory.peak import estimate_memory
 from chinchilla_ds.errors import LayoutError
+from chinchilla_ds.optimizers import optimizer_of
 from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, Offload, ParallelLayout, Recompute, RunPlan
 from chinchilla_ds.units import format_bytes
 
@@ -103,7 +104,13 @@ def _relief(plan: RunPlan, flags: list[str], values: list[dict[str, object]]) ->
     )
     layout = dataclasses.replace(plan.layout, **changed)  # type: ignore[arg-type]
     try:
-        validate_layout(shape=plan.shape, layout=layout, precision=plan.precision, batch=batch)
+        validate_layout(
+            shape=plan.shape,
+            layout=layout,
+            precision=plan.precision,
+            batch=batch,
+            optimizer=optimizer_of(plan.optimizer),
+        )
     except LayoutError:
         return None
     return Relief(flags=tuple(flags), memory=_memory(plan, layout=layout, batch=batch))

@@ -174,7 +174,7 @@ def _candidate(fit: _Fit, request: LayoutRequest, machine: Machine | None) -> Ca
         batch=batch,
         precision=request.precision,
         device=request.device.kind,
-        optimizer_states=request.optimizer_states,
+        optimizer_states=len(request.optimizer.states),
     )
     return Candidate(layout=layout, batch=batch, memory=memory, step_time=time)
 
@@ -306,7 +306,7 @@ class _Walk:
                     data=block.data,
                     precision=self.request.precision,
                     stage=stage,
-                    optimizer_states=self.request.optimizer_states,
+                    optimizer_states=len(self.request.optimizer.states),
                     **states._asdict(),
                 )
                 for stage in _ends(block)
@@ -373,7 +373,7 @@ class _Walk:
                 data=block.data,
                 precision=self.request.precision,
                 machine=machine,
-                optimizer_states=self.request.optimizer_states,
+                optimizer_states=len(self.request.optimizer.states),
                 **states._asdict(),
             )
         return self._optimizers[key]
