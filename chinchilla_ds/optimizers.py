@@ -96,7 +96,9 @@ def find_optimizer(plugin: PluginSpec, /) -> OptimizerSpec:
     """
     spec = make(Kind.OPTIMIZER, plugin, ours=OURS)
     if not isinstance(spec, OptimizerSpec):
-        raise ConfigError(f"optimizer {plugin} is a {type(spec).__name__}; its function must return an OptimizerSpec")
+        raise ConfigError(
+            f"optimizer {plugin} returned a value of type {type(spec).__name__}; it must return an OptimizerSpec"
+        )
     return spec
 
 

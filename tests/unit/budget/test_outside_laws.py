@@ -65,9 +65,8 @@ def test_the_law_of_the_page_splits_the_budget_by_its_closed_form() -> None:
     made = plan(RunConfig(compute_budget_flops=1e20, law="my_laws:MINE"), world_size=1, device="cuda")
     assert (made.prediction.law, made.prediction.loss_law) == ("mine2026", "mine2026")
     best = get_law("my_laws:MINE").optimal(compute_budget_flops=1e20)
-    assert best.num_tokens / best.num_params == pytest.approx(
-        3 ** (1 / 0.34)
-    )  # alpha = beta: D / N = (B / A)^(1/alpha)
+    ratio = (1600 / 400) ** (1 / 0.34)
+    assert best.num_tokens / best.num_params == pytest.approx(ratio), "alpha = beta: D / N = (B / A)^(1 / alpha)"
     usual = plan(RunConfig(compute_budget_flops=1e20), world_size=1, device="cuda")
     assert abs(made.tokens_per_param / usual.tokens_per_param - 1) > 0.1, "control"
 
