@@ -37,7 +37,7 @@ def checked(ds: Mapping[str, Any], /, *, optimizer: OptimizerSpec | None = None)
         optimizer: Of the plan; None: AdamW.
     """
     plain, problems = _under_one_name(ds)
-    if problem := _optimizer_problem(plain, optimizer or adamw()):
+    if problem := optimizer_problem(plain, optimizer or adamw()):
         problems.append(problem)
         problems += _section_problems({name: value for name, value in plain.items() if name != "optimizer"}, ())
     else:
@@ -72,7 +72,7 @@ def builds_another_optimizer(ds: Mapping[str, Any], optimizer: OptimizerSpec, /)
     return planned is None or not same(name, planned)
 
 
-def _optimizer_problem(ds: Mapping[str, Any], optimizer: OptimizerSpec) -> str | None:
+def optimizer_problem(ds: Mapping[str, Any], optimizer: OptimizerSpec, /) -> str | None:
     """Return what is wrong where the JSON asks for another optimizer; of its keys nothing is said then."""
     if not builds_another_optimizer(ds, optimizer):
         return None

@@ -25,12 +25,12 @@ from chinchilla_ds.budget.deepspeed_json.fields import (
     owned_values,
     suggested_values,
 )
-from chinchilla_ds.budget.deepspeed_json.keys import checked, find, table_key
+from chinchilla_ds.budget.deepspeed_json.keys import checked, find, optimizer_problem, table_key
 from chinchilla_ds.budget.deepspeed_json.table import OWN_SECTION, SECTIONS
 from chinchilla_ds.budget.deepspeed_json.values import AUTO, is_auto, is_number, same, show
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import ConfigError, DsConfigError
-from chinchilla_ds.optimizers import OptimizerSpec, find_optimizer, optimizer_of
+from chinchilla_ds.optimizers import OptimizerSpec, adamw, find_optimizer, optimizer_of
 from chinchilla_ds.run_plan import Offload, Recompute, RunPlan
 from chinchilla_ds.structured import read_json
 
@@ -72,7 +72,11 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
     Raises:
         DsConfigError: unknown keys, values of the wrong kind, and values at odds with a flag, all of them.
     """
-    ds, problems = checked(ds, optimizer=_optimizer_or_none(config))
+    optimizer = _optimizer_or_none(config)
+    another = optimizer_problem(ds, optimizer or adamw())
+    if another:  # no problem by itself: a plan or a run that is taken may say so too, which `resolve` knows
+        ds = {name: value for name, value in ds.items() if name != "optimizer"}
+    ds, problems = checked(ds, optimizer=optimizer)
     problems += own_conflicts(ds)
     layout: dict[str, Any] = {}
     named: dict[str, Any] = {}
@@ -89,7 +93,7 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
         else:
             (named if is_of_run(item.field) else layout)[item.field] = item.value
     if problems:
-        raise DsConfigError(problems)
+        raise DsConfigError([*problems, another] if another else problems)
     return dataclasses.replace(config, layout=dataclasses.replace(config.layout, **layout), **named)
 
 
