@@ -1,7 +1,7 @@
 """Values of a RunConfig that mean nothing on their own, each with its rule and what would do."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from chinchilla_ds.budget.laws.lookup import get_law
 from chinchilla_ds.budget.shape.published import named_shape
@@ -109,7 +109,7 @@ def _optimizer_problems(config: RunConfig) -> Iterator[str]:
 
 def _setting_problems(config: RunConfig) -> Iterator[str]:
     """Yield what is wrong with the optimizer, and with settings of it that were given."""
-    rules = {
+    rules: dict[str, tuple[str, Callable[[float], bool]]] = {
         "weight_decay": ("from 0 to 1", lambda value: 0 <= value <= 1),
         "beta1": ("at least 0 and below 1", lambda value: 0 <= value < 1),
         "beta2": ("at least 0 and below 1", lambda value: 0 <= value < 1),

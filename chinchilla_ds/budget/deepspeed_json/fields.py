@@ -138,8 +138,8 @@ def _optimizer_settings(ds: Mapping[str, Any]) -> Iterator[Named]:
         return
     where = "optimizer.params"
     for field, key in (("learning_rate", "lr"), ("weight_decay", "weight_decay"), ("epsilon", "eps")):
-        if is_number(value := params.get(key)):
-            yield Named(field=field, where=f"{where}.{key}", value=float(value))
+        if key in params and is_number(params[key]):
+            yield Named(field=field, where=f"{where}.{key}", value=float(params[key]))
     betas = params.get("betas")
     if isinstance(betas, list) and len(betas) == 2 and all(map(is_number, betas)):
         for field, beta in zip(("beta1", "beta2"), betas, strict=True):
