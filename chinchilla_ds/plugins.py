@@ -22,7 +22,7 @@ from chinchilla_ds.structured import parse_json
 Argument = str | int | float | bool | None
 
 _KEY = re.compile(r"[a-z_][a-z0-9_]*")
-_NAME = re.compile(r"[A-Za-z0-9_.\-]+(:[A-Za-z_][A-Za-z0-9_.]*)?")
+_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*(:[A-Za-z_][A-Za-z0-9_.]*)?")
 
 
 class Kind(StrEnum):

@@ -97,8 +97,9 @@ def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
 
 def _optimizer(reader: "CheckpointReader") -> str:
     chosen = reader.plan.optimizer
-    what = "AdamW's moments" if chosen.plugin == ADAMW else f"{chosen.plugin}: {', '.join(chosen.states)}"
-    return f"{what}, after {reader.state.optimizer_step:,} steps"
+    if chosen.plugin == ADAMW:
+        return f"AdamW's moments, after {reader.state.optimizer_step:,} steps"
+    return f"{chosen.plugin}: {', '.join(chosen.states) or 'no states'}"
 
 
 def _facts(reader: "CheckpointReader") -> dict[str, Any]:

@@ -99,7 +99,8 @@ def _members(stage: PipelineStage, spec: OptimizerSpec) -> Iterator[tuple[dict[s
     for name, parameter in global_named_parameters(stage):
         shape = tuple(full_shape(parameter))
         place = next((place for place, group in enumerate(spec.groups) if group.takes(name, shape)), None)
-        assert place is not None, f"no group of {spec.title} takes {name} {list(shape)}"
+        if place is None:
+            raise ConfigError(f"no group of the optimizer {spec.title} takes the weight {name} {list(shape)}")
         members[place].append(parameter)
     for group, parameters in zip(spec.groups, members, strict=True):
         yield dict(group.settings), parameters

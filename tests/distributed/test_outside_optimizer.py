@@ -11,7 +11,7 @@ from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.errors import CheckpointError, ConfigError
-from chinchilla_ds.optimizers import StepCount, find_optimizer, state_bytes_per_param
+from chinchilla_ds.optimizers import StepCount, WeightGroup, find_optimizer, state_bytes_per_param
 from chinchilla_ds.plugins import parse_spec
 from chinchilla_ds.run_plan import ADAM_STATES, ADAMW, Precision
 from tests.documented import code_blocks
@@ -87,6 +87,25 @@ def test_it_trains_as_a_plain_loop_does(case, monkeypatch):
     assert max(apart.loss, apart.grad_norm, apart.weights) < TOLERANCE
     control = harness.difference(ours, harness.reference(sgd_plan(case, momentum=0.5)), plan)
     assert control.weights > 100 * TOLERANCE, "control: another momentum shows"
+
+
+def test_weights_that_are_treated_alike_have_groups_of_their_own():
+    from chinchilla_ds.engine import optimizer as engine_optimizer
+
+    def sizes(engine):
+        groups = engine_optimizer.parameter_groups(engine.stage, spec=spec, weight_decay=0.1)
+        with pytest.raises(ConfigError, match=r"takes the weight decoder\.final_layernorm\.weight"):
+            engine_optimizer.parameter_groups(engine.stage, spec=tables_alone, weight_decay=0.1)
+        return [(group.get("nesterov"), group["weight_decay"], len(group["params"])) for group in groups]
+
+    tables = WeightGroup(takes=lambda name, shape: name.startswith("embedding."), settings={"nesterov": True})
+    usual = find_optimizer(parse_spec("my_sgd:sgd"))
+    spec = dataclasses.replace(usual, groups=(tables, WeightGroup()))
+    tables_alone = dataclasses.replace(usual, groups=(tables, WeightGroup(takes=lambda name, shape: "layers." in name)))
+    plan = sgd_plan(Case(zero=0))
+    layers = plan.shape.num_layers
+    [groups] = harness.on_engine(plan, sizes)
+    assert groups == [(True, 0.1, 1), (True, 0.0, 0), (None, 0.1, 4 * layers + 1), (None, 0.0, 2 * layers + 1)]
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
