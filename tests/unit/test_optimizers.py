@@ -91,6 +91,7 @@ def test_what_is_asked_for_is_planned_and_its_reason_says_so() -> None:
         ({"warmup_iters": -1}, "warmup_iters (-1 steps) must be a whole number"),
         ({"warmup_iters": 497}, "warmup_iters (497 steps) must be below the run's 497 optimizer steps; nearest: 496"),
         ({"optimizer": parse_spec("adam")}, "optimizer 'adam' is unknown; did you mean 'adamw'?"),
+        ({"optimizer": "adamw"}, "optimizer is 'adamw'; it must be a PluginSpec"),
         ({"optimizer": parse_spec("adamw,momentum=0.9")}, "unexpected keyword argument 'momentum'"),
         ({"optimizer": parse_spec("my_sgd:no_spec")}, "returned a value of type int; it must return an OptimizerSpec"),
     ],
@@ -257,6 +258,18 @@ def test_a_plan_whose_optimizer_has_changed_is_refused() -> None:
         ConfigError, match="keeps momentum_buffer for a weight, and kept velocity when the plan was made"
     ):
         optimizer_of(dataclasses.replace(chosen, states=("velocity",)))
+
+
+def test_an_installed_package_announces_one(tmp_path: Path) -> None:
+    (tmp_path / "mine-1.0.dist-info").mkdir()
+    for name, text in {
+        "METADATA": "Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n",
+        "entry_points.txt": "[chinchilla_ds.optimizers]\nmine = my_sgd:sgd\n",
+    }.items():
+        (tmp_path / "mine-1.0.dist-info" / name).write_text(text)
+    chosen = made(optimizer=parse_spec("mine,momentum=0.5"))
+    assert str(chosen.optimizer.plugin) == "mine,momentum=0.5"
+    assert optimizer_of(chosen.optimizer).arguments == {"momentum": 0.5}
 
 
 def test_adamw_names_itself() -> None:
