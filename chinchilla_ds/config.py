@@ -1,7 +1,7 @@
 """RunConfig: what the user wants. `None` means "the planner chooses"."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -136,7 +136,7 @@ class RunConfig:
     shape: str | None = None
     """Decoder by its name in budget.shape.published.NAMED_SHAPES, in place of a search."""
     law: str | None = None
-    """Scaling law: a name in budget.laws.lookup.LAWS, or a file that `chinchilla-ds fit --out` wrote; None is
+    """Scaling law: a name in budget.laws.lookup.LAWS, or a file that `chinchilla-ds fit` wrote; None is
     lookup.DEFAULT_LAW."""
     unique_tokens: Positive | None = None
     """Distinct training tokens there are; beyond them the plan repeats text, and its law says what that is worth."""
@@ -185,3 +185,15 @@ class RunConfig:
     """Trained tokens between samples of what the model writes; None samples at the end alone."""
     output: Path = Path("runs")
     """Folder that receives runs, prepared data and the MLflow database."""
+
+
+_PARTS = {"layout": LayoutConfig, "data": DataConfig, "guards": GuardConfig, "checkpoint": CheckpointConfig}
+
+
+def field_path(name: str, /) -> str:
+    """Return how messages name a field of RunConfig or of its parts: `micro_batch_size`, `data.max_epochs`.
+
+    Messages put it in backquotes, with a value where they have one (`data.max_epochs=2`); the command line shows its
+    flag instead.
+    """
+    return next((f"{part}.{name}" for part, cls in _PARTS.items() if name in {item.name for item in fields(cls)}), name)

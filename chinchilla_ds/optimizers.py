@@ -95,7 +95,9 @@ def find_optimizer(plugin: PluginSpec, /) -> OptimizerSpec:
         ConfigError: it cannot be loaded, or is no function that returns an OptimizerSpec.
     """
     if not isinstance(plugin, PluginSpec):
-        raise ConfigError(f"optimizer is {plugin!r:.80}; it must be a PluginSpec, such as plugins.parse_spec('adamw')")
+        raise ConfigError(
+            f"`optimizer` is {plugin!r:.80}; it must be a PluginSpec, such as plugins.parse_spec('adamw')"
+        )
     spec = make(Kind.OPTIMIZER, plugin, ours=OURS)
     if not isinstance(spec, OptimizerSpec):
         raise ConfigError(

@@ -61,7 +61,7 @@ class Precision(StrEnum):
 
 
 class Recompute(StrEnum):
-    """Activation checkpointing: what the backward pass computes again instead of keeping."""
+    """Recomputation: what the backward pass computes again instead of keeping."""
 
     NONE = "none"
     SELECTIVE = "selective"
@@ -394,6 +394,21 @@ class RunPlan:
         """Tokens of one optimizer step."""
         return self.batch.global_batch_size * self.shape.seq_length
 
+    def consumed_tokens(self, *, iteration: int) -> int:
+        """Return the tokens that a model has learnt from after `iteration` optimizer steps: D so far.
+
+        Steps that were skipped (a non-finite gradient, FP16's overflow) taught nothing, nor did those that a rewind
+        took back: neither is in `iteration`.
+        """
+        return iteration * self.tokens_per_iter
+
+    def flops_spent(self, *, attempts: int) -> float:
+        """Return the model FLOPs that `attempts` steps have cost, by the plan's exact count: C so far.
+
+        A step that was skipped, or taken back by a rewind, has been computed all the same: `attempts` counts it.
+        """
+        return attempts * self.tokens_per_iter * self.flops_per_token
+
     @property
     def predicted_loss(self) -> float:
         """Nats per token of the law's own tokenizer."""
@@ -449,7 +464,7 @@ class RunPlan:
 DERIVED = ("tokens_per_param", "predicted_loss", "interval", "step_time_s", "wall_clock_s")
 """Properties of the plan that its JSON spells out for other programs."""
 REPORT = "report"
-"""Key under which `chinchilla-ds plan --json` adds what the plan does not hold: runners-up, rejections, other laws."""
+"""Key under which `chinchilla-ds plan` adds what the plan does not hold: runners-up, rejections, other laws."""
 
 
 def _contradictions(plan: RunPlan) -> Iterator[str]:

@@ -169,10 +169,10 @@ def _given_batch_problems(config: RunConfig, layout: ParallelLayout) -> Iterator
     near = f"{below} and {below + unit}" if below else str(unit)
     factors = f"data_parallel_size ({layout.data_parallel_size})"
     if config.micro_batch_size is not None:
-        factors = f"micro_batch_size ({config.micro_batch_size}) x {factors}"
+        factors = f"`micro_batch_size` ({config.micro_batch_size}) x {factors}"
     if layout.virtual_pipeline_model_parallel_size > 1:
-        factors += f" x layout.pipeline_model_parallel_size ({layout.pipeline_model_parallel_size})"
-    yield f"global_batch_size ({size} sequences) must be a multiple of {factors} = {unit}; nearest values: {near}"
+        factors += f" x `layout.pipeline_model_parallel_size` ({layout.pipeline_model_parallel_size})"
+    yield f"`global_batch_size` ({size} sequences) must be a multiple of {factors} = {unit}; nearest values: {near}"
 
 
 def _choose_batch(config: RunConfig, *, choice: ModelChoice, layout: ParallelLayout, device: str) -> BatchPlan:
@@ -202,10 +202,10 @@ def _choose_batch(config: RunConfig, *, choice: ModelChoice, layout: ParallelLay
     unit = batch_unit(layout=layout, micro_batch_size=config.micro_batch_size)
     if config.global_batch_size is not None and sequences >= unit:
         nearest = sequences // unit * unit
-        raise ConfigError(f"global_batch_size is too large: {problem}; nearest value: {nearest} sequences")
+        raise ConfigError(f"`global_batch_size` is too large: {problem}; nearest value: {nearest} sequences")
     if config.micro_batch_size is not None and sequences >= unit // config.micro_batch_size:
         nearest = sequences // (unit // config.micro_batch_size)
-        raise ConfigError(f"micro_batch_size is too large: {problem}; nearest value: {nearest} sequences")
+        raise ConfigError(f"`micro_batch_size` is too large: {problem}; nearest value: {nearest} sequences")
     raise PlanError(problem)
 
 
@@ -227,7 +227,7 @@ def _schedule(config: RunConfig, *, batch: BatchPlan, shape: ModelShape, peak: f
     after_warmup = batch.train_iters - warmup_iters
     if after_warmup < 1:
         raise ConfigError(
-            f"warmup_iters ({warmup_iters} steps) must be below the run's {batch.train_iters} optimizer steps; "
+            f"`warmup_iters` ({warmup_iters} steps) must be below the run's {batch.train_iters} optimizer steps; "
             f"nearest: {batch.train_iters - 1}"
         )
     wsd_iters = max(1, round(hyperparameters.WSD_DECAY_FRACTION * batch.train_iters))

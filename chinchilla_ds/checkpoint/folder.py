@@ -62,6 +62,12 @@ def iteration_of(checkpoint: Path) -> int:
     return int(match["iteration"])
 
 
+def run_folder_of(checkpoint: Path, /) -> Path:
+    """Return the folder of the run that wrote a checkpoint; of one that stands alone, the folder that holds it."""
+    checkpoints = checkpoint.resolve().parent
+    return checkpoints.parent if checkpoints.name == CHECKPOINTS_NAME else checkpoints
+
+
 def aside_of(checkpoint: Path) -> Path:
     """Return where a checkpoint is written until it is whole."""
     return checkpoint.with_name(f".{checkpoint.name}.partial")

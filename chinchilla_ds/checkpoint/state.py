@@ -126,6 +126,6 @@ def shape_problems(saved: ModelShape, wanted: ModelShape, *, checkpoint: Path) -
     ]
     if problems:
         problems[-1] += (
-            f"; its weights belong to its own shape: give a plan of that shape, such as --plan {checkpoint / PLAN_NAME}"
+            f"; its weights belong to its own shape: give a plan of that shape, such as `plan={checkpoint / PLAN_NAME}`"
         )
     return problems

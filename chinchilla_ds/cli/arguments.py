@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from chinchilla_ds.budget.laws.lookup import DEFAULT_LAW
+from chinchilla_ds.cli.flags import with_training_flags
 from chinchilla_ds.config import (
     DEFAULT_BUDGET_FLOPS,
     CheckpointConfig,
@@ -90,19 +91,17 @@ def parse(argv: Sequence[str] | None) -> TrainCommand:
     Raises:
         ConfigError: an unknown flag or a value that is none.
     """
-    values = vars(_parser().parse_args(argv))
+    values = vars(training_parser().parse_args(argv))
     values.pop("local_rank", None)
     ds_config, plan = values.pop("ds_config"), values.pop("plan", None)
-    paths = values.pop("data", None)
     data = {name: values.pop(name) for name in list(values) if name in _DATA_FIELDS}
-    if paths:
-        data["paths"] = tuple(paths)
+    data |= {"paths": tuple(data["paths"])} if "paths" in data else {}
     guards = {name: values.pop(name) for name in list(values) if name in _GUARD_FIELDS}
     saving = {name: values.pop(name) for name in list(values) if name in _CHECKPOINT_FIELDS}
     config, explicit = run_config(values, data=DataConfig(**data))
     config = dataclasses.replace(config, guards=GuardConfig(**guards), checkpoint=CheckpointConfig(**saving))
     explicit |= data.keys() | guards.keys() | saving.keys()
-    return TrainCommand(ds_config=ds_config, plan=plan, config=config, explicit=explicit)
+    return TrainCommand(ds_config=ds_config, plan=plan, config=config, explicit=explicit, words=with_training_flags)
 
 
 def run_config(values: dict[str, Any], /, *, data: DataConfig | None = None) -> tuple[RunConfig, frozenset[str]]:
@@ -198,7 +197,8 @@ class _NamedOtherwise(argparse.Action):
         raise argparse.ArgumentError(None, f"{option} is called --ds_config here: --ds_config {values or 'FILE'}")
 
 
-def _parser() -> Parser:
+def training_parser() -> Parser:
+    """Return the parser of launchers/pretrain.py."""
     parser = Parser(
         prog="pretrain.py",
         usage="deepspeed [--num_gpus RANKS] launchers/pretrain.py --ds_config FILE [flags]",
@@ -275,6 +275,7 @@ def _data_flags(group: Group) -> None:
     defaults = DataConfig()
     group.add_argument(
         "--data",
+        dest="paths",
         nargs="+",
         type=path,
         metavar="PATH",
@@ -323,4 +324,4 @@ def layout_flags(group: Group) -> None:
     group.add_argument(
         "--sequence-parallel", action=argparse.BooleanOptionalAction, help="split norms over the tensor-parallel ranks"
     )
-    flag(group, "recompute", choice(Recompute), "activation checkpointing", metavar=_names(Recompute))
+    flag(group, "recompute", choice(Recompute), "what backward passes compute again", metavar=_names(Recompute))

@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chinchilla_ds.cli.arguments import Help, Parser
+from chinchilla_ds.cli.flags import flags_named
 from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError, did_you_mean, machine_problem
 from chinchilla_ds.processes.endings import no_library_exits
 from chinchilla_ds.tracking.redaction import redacted
@@ -83,18 +84,27 @@ def run_command(words: Sequence[str], /) -> str:
     if not words or words[0] in ("-h", "--help"):
         return _overview()
     name, rest = _command(words)
-    module = importlib.import_module(COMMANDS[name].module)
+    parser = parser_of(name)
+    arguments: argparse.Namespace = parser.parse_args(rest)
+    with no_library_exits(), flags_named(parser):
+        text: str = _module_of(name).run(arguments)
+    return text.rstrip("\n")
+
+
+def parser_of(name: str) -> Parser:
+    """Return the parser of a command, with its flags."""
     parser = Parser(
         prog=f"chinchilla-ds {name}",
         description=COMMANDS[name].summary[0].upper() + COMMANDS[name].summary[1:] + ".",
         formatter_class=Help,
         allow_abbrev=False,
     )
-    module.add_flags(parser)
-    arguments: argparse.Namespace = parser.parse_args(rest)
-    with no_library_exits():
-        text: str = module.run(arguments)
-    return text.rstrip("\n")
+    _module_of(name).add_flags(parser)
+    return parser
+
+
+def _module_of(name: str) -> Any:
+    return importlib.import_module(COMMANDS[name].module)
 
 
 def _command(words: Sequence[str]) -> tuple[str, Sequence[str]]:

@@ -12,7 +12,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument("corpus", type=path, metavar="CORPUS", help="prepared corpus of at least two named sources")
     runs = "mixtures to write, the natural one among them; 8 per source serve well"
-    flag(parser, "runs", whole, runs, required=True)
+    flag(parser, "runs", whole, runs, required=True, dest="num_runs")
     flag(parser, "out", path, "table to write", metavar="FILE.csv", required=True)
     flag(parser, "min-share", quantity(None), "smaller weights become 0, and weights are its multiples (default 2e-4)")
     cap_flags(parser)
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> str:
     corpus = load_corpus(values["corpus"])
     mixtures = design_mixtures(
         shares=[source.num_tokens for source in corpus.sources],
-        num_runs=values["runs"],
+        num_runs=values["num_runs"],
         seed=values.get("seed", DEFAULT_SEED),
         min_share=values.get("min_share", DEFAULT_MIN_SHARE),
         bounds=caps_of(corpus, values=values),

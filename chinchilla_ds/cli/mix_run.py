@@ -146,7 +146,7 @@ def _keep_settings(
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"--output {output} cannot be made: {reason(error)}") from None
-        write_text(kept, text=text, named="")
+        write_text(kept, text=text, named=None)
 
 
 def _difference(kept: Path, now: str) -> str:
@@ -172,7 +172,7 @@ def _write_loss(table: Path, *, run: str, loss: float) -> None:
         text = table.read_text(encoding="utf-8")
     except OSError as error:
         raise OutputError(f"run {run} has loss {loss:.6f}, but {table} cannot be read: {reason(error)}") from None
-    write_text(table, text=with_loss(text, run=run, loss=loss), named="")
+    write_text(table, text=with_loss(text, run=run, loss=loss), named=None)
 
 
 @contextmanager

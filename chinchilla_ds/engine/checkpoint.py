@@ -381,7 +381,7 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
     if saved != here and not weights_only:
         raise CheckpointError(
             f"the checkpoint {checkpoint} was trained by the optimizer {saved}, and the plan says {here}: go on with "
-            f"--optimizer {saved}, or begin a new run from its weights with --init-from {checkpoint}"
+            f"`optimizer={saved}`, or begin a new run from its weights with `checkpoint.init_from={checkpoint}`"
         )
     states = owned_states(engine.engine, engine.stage, plan=engine.plan)
     resumes = reader.has_optimizer and not weights_only

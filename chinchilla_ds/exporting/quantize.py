@@ -119,7 +119,7 @@ def check_installed(method: Quantization, /) -> None:
     needed = ("transformers",) if method in CODECS else ("torchao", "transformers")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise ConfigError(
-            f"--quantize {method.value} needs {' and '.join(missing)}, which is not installed: "
+            f"`quantize={method.value}` needs {' and '.join(missing)}, which is not installed: "
             "pip install 'chinchilla-ds[quantize]'"
         )
 
@@ -181,7 +181,7 @@ def _size_problems(reader: ShardReader, names: list[str], *, method: Quantizatio
     unit = 4 if method is Quantization.SPARSE else CODECS[method].dimension if method in CODECS else 1
     for name in names:
         if (columns := reader.shape(name)[1]) % unit:
-            yield f"--quantize {method.value} takes {unit} neighbours at a time, and {name} has {columns} columns"
+            yield f"`quantize={method.value}` takes {unit} neighbours at a time, and {name} has {columns} columns"
 
 
 def _vector(name: str, values: Tensor, *, codec: Codec) -> _Result:

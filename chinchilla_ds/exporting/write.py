@@ -116,7 +116,7 @@ def written_aside(out: Path, /) -> Iterator[Path]:
             out.rmdir()
         aside.rename(out)
     except OSError as error:
-        raise OutputError(f"--out {out} cannot be written: {reason(error)}") from None
+        raise OutputError(f"`out={out}` cannot be written: {reason(error)}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -130,7 +130,7 @@ def check_free(out: Path, /) -> None:
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
-        raise OutputError(f"--out {out} exists already, and nothing is overwritten; name a new folder")
+        raise OutputError(f"`out={out}` exists already, and nothing is overwritten; name a new folder")
 
 
 def write_json(path: Path, /, values: object) -> None:
@@ -175,7 +175,7 @@ def _checked(values: Tensor, *, dtype: Precision, name: str) -> Tensor:
     largest, end = values.abs().max().item(), torch.finfo(DTYPES[dtype]).max
     other = Precision.BF16 if dtype is Precision.FP16 else Precision.FP32
     raise ConfigError(
-        f"--dtype {dtype.value} ends at {end:.6g}, and {name} holds {largest:.4g}; use --dtype {other.value}"
+        f"`dtype={dtype.value}` ends at {end:.6g}, and {name} holds {largest:.4g}; use `dtype={other.value}`"
     )
 
 

@@ -119,7 +119,7 @@ class Layer(nn.Module):
         return self.ranks.sum_over_tp(F.linear(F.silu(gate) * up, self.linear_fc2))
 
 
-class Decoder(nn.Module):
+class InferenceDecoder(nn.Module):
     """This rank's stage of the decoder. Every rank calls it with the same tokens and gets the same logits."""
 
     def __init__(self, plan: RunPlan, *, ranks: ModelRanks, eod_id: int, dtype: torch.dtype) -> None:

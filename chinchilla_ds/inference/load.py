@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from chinchilla_ds.inference.decoder import Decoder
+from chinchilla_ds.inference.decoder import InferenceDecoder
 from chinchilla_ds.inference.ranks import ModelRanks
 from chinchilla_ds.run_plan import RunPlan
 
@@ -37,13 +37,13 @@ def load_decoder(
     eod_id: int,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
-) -> Decoder:
+) -> InferenceDecoder:
     """Return this rank's stage of the decoder, with its weights.
 
     Raises:
         LayoutError: the layout cannot cut this shape.
     """
-    decoder = Decoder(reader.plan, ranks=ranks, eod_id=eod_id, dtype=dtype).eval()
+    decoder = InferenceDecoder(reader.plan, ranks=ranks, eod_id=eod_id, dtype=dtype).eval()
     for holder, attribute, name in _wanted(decoder):
         part = _read_part(reader, name, ranks=ranks)
         weight = part.to(device=device, dtype=dtype).contiguous()
@@ -52,7 +52,7 @@ def load_decoder(
     return decoder
 
 
-def _wanted(decoder: Decoder) -> list[tuple[nn.Module, str, str]]:
+def _wanted(decoder: InferenceDecoder) -> list[tuple[nn.Module, str, str]]:
     """Return module, attribute and Megatron's name of every weight of this stage."""
     found: list[tuple[nn.Module, str, str]] = []
     if decoder.embedding is not None:

@@ -151,8 +151,8 @@ def _check_takes_masks(chunk: Decoder) -> None:
     if others := kinds - {SdpaCoreAttention}:
         raise ConfigError(
             f"document_mask is on and attention is {', '.join(sorted(kind.__name__ for kind in others))}, which is"
-            " called without document masks here; use `--recompute selective`, which takes torch's attention, or"
-            " `--no-document-mask`"
+            " called without document masks here; use `layout.recompute=selective`, which takes torch's attention, or"
+            " `document_mask=false`"
         )
 
 

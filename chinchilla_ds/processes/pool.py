@@ -47,7 +47,7 @@ class Workers:
         except BrokenProcessPool:
             raise DataError(
                 "a worker process was killed, by the system for want of memory perhaps; run the same again to go on "
-                "from here, with fewer --workers"
+                "from here, with fewer `workers`"
             ) from None
 
     def _run(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[T, R]]:

@@ -1,7 +1,7 @@
 """What is to be trained: what a command line, a search over mixtures or a script asks `runs.train` for."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ class TrainCommand:
     """A plan to run as it is, instead of making one; a file, or the plan itself."""
     explicit: frozenset[str] = frozenset()
     """Names of the config fields that somebody has set, and of those of its parts."""
+    words: Callable[[str], str] = dataclasses.field(default=str, compare=False)
+    """Puts a message, which names fields, into the words of whoever asked: a command line's into flags."""
 
 
 def set_fields(config: RunConfig, /) -> frozenset[str]:
@@ -44,9 +46,3 @@ def set_fields(config: RunConfig, /) -> frozenset[str]:
         elif value != default:
             names.add(field.name)
     return frozenset(names)
-
-
-def flag_of(field: str) -> str:
-    """Return the flag that sets a config field."""
-    named = {"compute_budget_flops": "--flops", "num_params": "--params", "num_tokens": "--tokens", "paths": "--data"}
-    return named.get(field, "--" + field.replace("_", "-"))

@@ -28,30 +28,31 @@ def check_output(output: Path, *, num_bytes: int) -> None:
     """
     nearest = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
-        raise OutputError(f"--output {output} cannot be a folder: {nearest} is a file; name another place")
+        raise OutputError(f"`output={output}` cannot be a folder: {nearest} is a file; name another place")
     try:
         with tempfile.TemporaryFile(dir=nearest):
             free = shutil.disk_usage(nearest).free
     except OSError as error:
-        raise OutputError(f"--output {output} cannot be written: {nearest}: {reason(error)}") from None
+        raise OutputError(f"`output={output}` cannot be written: {nearest}: {reason(error)}") from None
     if free < num_bytes:
         raise OutputError(
-            f"--output {output} has {format_bytes(free)} free, and a checkpoint takes at least "
-            f"{format_bytes(num_bytes)}; free some, or name another disk with --output"
+            f"`output={output}` has {format_bytes(free)} free, and a checkpoint takes at least "
+            f"{format_bytes(num_bytes)}; free some, or name another disk by `output`"
         )
 
 
-def write_text(path: Path, /, *, text: str, named: str = "--out ") -> None:
-    """Write a whole file or none: aside first, then renamed. `named` stands before its path in messages.
+def write_text(path: Path, /, *, text: str, named: str | None = "out") -> None:
+    """Write a whole file or none: aside first, then renamed. Messages call its path by the parameter that named it.
 
-    A link stays, and what it points to is written. A device or a FIFO (`--out /dev/stdout`, `--out >(less)`) is written
+    A link stays, and what it points to is written. A device or a FIFO (`/dev/stdout`, `>(less)`) is written
     to as it is: renaming over it would put a file in its place, for every program of the machine.
 
     Raises:
         OutputError: the folder is missing, cannot be written to, or the disk is full.
     """
+    what = str(path) if named is None else f"`{named}={path}`"
     if path.is_dir():
-        raise OutputError(f"{named}{path} cannot be written: it is a folder; name a file in it")
+        raise OutputError(f"{what} cannot be written: it is a folder; name a file in it")
     try:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
@@ -59,7 +60,7 @@ def write_text(path: Path, /, *, text: str, named: str = "--out ") -> None:
             _write_whole(Path(os.path.realpath(path)), text)
     except OSError as error:
         near = "" if path.parent.is_dir() else f"; {path.parent} is no folder"
-        raise OutputError(f"{named}{path} cannot be written: {reason(error)}{near}") from None
+        raise OutputError(f"{what} cannot be written: {reason(error)}{near}") from None
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -87,8 +88,8 @@ def output_errors(run_folder: Path) -> Iterator[None]:
         why = reason(error) if isinstance(error, OSError) else "the disk took only a part of a file"
         free = shutil.disk_usage(run_folder).free
         raise OutputError(
-            f"cannot write to {run_folder}: {why}; {format_bytes(free)} are free; free some, or name another disk with "
-            "--output"
+            f"cannot write to {run_folder}: {why}; {format_bytes(free)} are free; free some, or name another disk by "
+            "`output`"
         ) from None
 
 

@@ -87,7 +87,7 @@ def _lay_out(proxy: Proxy) -> None:
         return
     if folder.exists():
         if any(folder.iterdir()) and PLAN_NAME not in there:
-            raise OutputError(f"{folder} holds other files; name another --output")
+            raise OutputError(f"{folder} holds other files; name another `output`")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     for name, text in files.items():

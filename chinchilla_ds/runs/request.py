@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ class RunLock:
             os.close(self._descriptor)
             raise CheckpointError(
                 f"the run {folder}, which this command would continue, is being trained by another process; wait for"
-                " it, or begin another run with --resume none"
+                " it, or begin another run with `checkpoint.resume=none`"
             ) from None
         except OSError:  # a file system without locks: the user's care
             pass
@@ -162,15 +163,20 @@ class RunLock:
 
 
 def known_problems(config: RunConfig) -> Iterator[str]:
-    """Yield what contradicts itself in the flags about checkpoints."""
+    """Yield what is wrong with the parts of a config that are none of the plan: guards and checkpoints."""
     chosen = config.checkpoint
     if chosen.init_from is not None and chosen.resume not in ("latest", "none"):
         yield (
-            f"--init-from {chosen.init_from} begins a new run and --resume {chosen.resume} goes on with an old one;"
-            " give one of them"
+            f"`checkpoint.init_from={chosen.init_from}` begins a new run and "
+            f"`checkpoint.resume={chosen.resume}` resumes an old one; give one of them"
         )
     for name in ("guards", "checkpoint"):
         try:
             build(type(getattr(config, name)), plain_config(config)[name], where=name)
         except ConfigError as error:
-            yield from error.problems
+            yield from map(_about_field, error.problems)
+
+
+def _about_field(problem: str) -> str:
+    """Return a problem that begins with the path of a value as one of the config's field, which is its first part."""
+    return re.sub(r"^(\w+\.\w+)(\.?)", lambda place: f"`{place[1]}`{place[2] and ' '}", problem)

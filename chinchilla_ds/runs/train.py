@@ -18,17 +18,17 @@ from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
 from chinchilla_ds.budget.layout.relayout import is_laid_out, lay_out, lay_out_again
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.budget.report import format_plan
-from chinchilla_ds.config import RunConfig
+from chinchilla_ds.config import RunConfig, field_path
 from chinchilla_ds.data.prepare import check_source, prepare
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import Place, read_place, settle
-from chinchilla_ds.errors import EXIT_CODE_STOPPED, ChinchillaError, ConfigError
+from chinchilla_ds.errors import EXIT_CODE_STOPPED, ChinchillaError, ConfigError, reworded
 from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.processes.endings import at_ending, end_well, follow, leave_hung, no_library_exits, raise_well
 from chinchilla_ds.processes.libraries import quieten_training, use_cores
 from chinchilla_ds.processes.stopping import StopRequest
 from chinchilla_ds.run_plan import RunPlan
-from chinchilla_ds.runs.command import BESIDE_A_PLAN, TrainCommand, flag_of, set_fields
+from chinchilla_ds.runs.command import BESIDE_A_PLAN, TrainCommand, set_fields
 from chinchilla_ds.runs.corpus import with_prepared_corpus
 from chinchilla_ds.runs.disk import check_output, output_errors
 from chinchilla_ds.runs.earlier import Continued, find_run, named_run, take_over
@@ -95,7 +95,7 @@ def train_and_end(read: Callable[[], TrainCommand], /) -> int:
 
     def work() -> int:
         command = read()
-        with no_library_exits():
+        with no_library_exits(), reworded(command.words):
             return _exit_code(train_command(command, started_s=started_s, stop=stop))
 
     return end_well(work, stop=stop)
@@ -123,7 +123,7 @@ def train_command(
     ds = _ds_config(command.ds_config)
     run, command = _run_to_continue(command, ds)
     if run is not None and run.is_finished:
-        return _finished(run, place=place)
+        return _finished(run, place=place, words=command.words)
     config = command.config
     plan = _plan(command, world_size=place.world_size)
     if run is not None:
@@ -163,7 +163,7 @@ def _run_to_continue(command: TrainCommand, ds: Mapping[str, Any]) -> tuple[Cont
     """Return the run that this command resumes, if any, and the command as that run was asked for.
 
     Raises:
-        CheckpointError: `--resume` names no run, or one that was asked for something else.
+        CheckpointError: `checkpoint.resume` names no run, or one that was asked for something else.
     """
     config = with_prepared_corpus(ds_json.apply_to_config(command.config, ds, explicit=command.explicit))
     if problems := list(known_problems(config)):
@@ -177,11 +177,11 @@ def _run_to_continue(command: TrainCommand, ds: Mapping[str, Any]) -> tuple[Cont
     return run, dataclasses.replace(command, config=config)
 
 
-def _finished(run: Continued, *, place: Place) -> "TrainingState":
+def _finished(run: Continued, *, place: Place, words: Callable[[str], str]) -> "TrainingState":
     from chinchilla_ds.runs.finished import describe_finished, finished_state
 
     if place.rank == 0:
-        print(describe_finished(run), flush=True)
+        print(words(describe_finished(run)), flush=True)
     return finished_state(run)
 
 
@@ -191,8 +191,8 @@ def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
         plan = given_plan(command.plan, world_size=world_size)
         answered = sorted(command.explicit - BESIDE_A_PLAN)
         if answered and not _makes(config, plan, explicit=command.explicit):
-            flags = ", ".join(flag_of(name) for name in answered)
-            raise ConfigError(f"{flags} beside --plan, which fixes that: drop it, or make another plan")
+            fields = ", ".join(f"`{field_path(name)}`" for name in answered)
+            raise ConfigError(f"{fields} beside `plan`, which fixes that: drop it, or make another plan")
         if is_laid_out(plan):
             return plan
         return lay_out(plan, config=config, world_size=world_size, device=device_type())

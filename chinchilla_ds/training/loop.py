@@ -218,8 +218,6 @@ class _Run:
         state.step = result
         state.attempts += 1
         self.guards.end_step(state, engine=self.engine)
-        state.consumed_tokens = state.iteration * plan.tokens_per_iter
-        state.flops_spent = state.attempts * plan.tokens_per_iter * plan.flops_per_token
         state.elapsed_s += seconds
         state.tokens_per_s = plan.tokens_per_iter / seconds
         if state.peak_flops_per_s is not None:

@@ -301,7 +301,7 @@ def test_another_shape_is_refused(name, value, tmp_path):
                 checkpoint.load(engine, checkpoint=written, weights_only=weights_only)
             assert f"shape.{name} is {getattr(plan.shape, name)} in the checkpoint {written}" in str(error.value)
             assert f"and {value} in the plan" in str(error.value)
-            assert f"--plan {written / 'plan.json'}" in str(error.value)
+            assert f"`plan={written / 'plan.json'}`" in str(error.value)
         return True
 
     assert harness.on_engine(other, load) == [True]

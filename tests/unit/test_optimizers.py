@@ -84,14 +84,14 @@ def test_what_is_asked_for_is_planned_and_its_reason_says_so() -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"weight_decay": 1.5}, "weight_decay (1.5) must be from 0 to 1; nearest: leave it out, and 0.1 is taken"),
-        ({"beta1": 1.0}, "beta1 (1.0) must be at least 0 and below 1"),
-        ({"beta2": float("nan")}, "beta2 (nan) must be at least 0 and below 1"),
-        ({"epsilon": 0.0}, "epsilon (0.0) must be above 0 and at most 0.1"),
-        ({"warmup_iters": -1}, "warmup_iters (-1 steps) must be a whole number"),
-        ({"warmup_iters": 497}, "warmup_iters (497 steps) must be below the run's 497 optimizer steps; nearest: 496"),
+        ({"weight_decay": 1.5}, "`weight_decay` (1.5) must be from 0 to 1; nearest: leave it out, and 0.1 is taken"),
+        ({"beta1": 1.0}, "`beta1` (1.0) must be at least 0 and below 1"),
+        ({"beta2": float("nan")}, "`beta2` (nan) must be at least 0 and below 1"),
+        ({"epsilon": 0.0}, "`epsilon` (0.0) must be above 0 and at most 0.1"),
+        ({"warmup_iters": -1}, "`warmup_iters` (-1 steps) must be a whole number"),
+        ({"warmup_iters": 497}, "`warmup_iters` (497 steps) must be below the run's 497 optimizer steps; nearest: 496"),
         ({"optimizer": parse_spec("adam")}, "optimizer 'adam' is unknown; did you mean 'adamw'?"),
-        ({"optimizer": "adamw"}, "optimizer is 'adamw'; it must be a PluginSpec"),
+        ({"optimizer": "adamw"}, "`optimizer` is 'adamw'; it must be a PluginSpec"),
         ({"optimizer": parse_spec("adamw,momentum=0.9")}, "unexpected keyword argument 'momentum'"),
         ({"optimizer": parse_spec("my_sgd:no_spec")}, "returned a value of type int; it must return an OptimizerSpec"),
     ],
@@ -145,14 +145,14 @@ def test_a_flag_that_says_otherwise_is_told() -> None:
     with pytest.raises(DsConfigError) as error:
         apply_to_config(config, {"optimizer": {"params": PARAMS}}, explicit=frozenset({"beta2", "weight_decay"}))
     [problem] = error.value.problems
-    assert problem.startswith("--beta2 is 0.95, but the ds_config's optimizer.params.betas means 0.99; drop the flag")
+    assert problem.startswith("`beta2` is 0.95, but the ds_config's optimizer.params.betas means 0.99; drop that")
 
 
 def test_a_plan_that_says_otherwise_is_told() -> None:
     with pytest.raises(DsConfigError) as error:
         resolve({"optimizer": {"params": PARAMS}}, made())
     told = "\n".join(error.value.problems)
-    for fix in ("--learning-rate 0.001", "--beta1 0.8 --beta2 0.99", "--epsilon 1e-06", "--weight-decay 0.3"):
+    for fix in ("`learning_rate=0.001`", "`beta1=0.8` and `beta2=0.99`", "`epsilon=1e-06`", "`weight_decay=0.3`"):
         assert f"or pass {fix}" in told
 
 
@@ -160,7 +160,7 @@ def test_settings_out_of_range_are_refused_as_those_of_flags() -> None:
     config = apply_to_config(RunConfig(), {"optimizer": {"params": {"betas": [0.9, 1.5], "weight_decay": 3}}})
     with pytest.raises(ConfigError) as error:
         plan(config, world_size=1, device="cpu")
-    assert [problem.split(" ")[0] for problem in error.value.problems] == ["weight_decay", "beta2"]
+    assert [problem.split(" ")[0] for problem in error.value.problems] == ["`weight_decay`", "`beta2`"]
 
 
 # ---- an optimizer from outside ---------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_a_search_offloads_what_can_step_there_alone() -> None:
 @pytest.mark.parametrize("name", ["beta1", "beta2", "epsilon"])
 def test_settings_that_it_does_not_read_are_refused(name: str) -> None:
     assert problems(optimizer=SGD, **{name: 0.05}) == (
-        f"{name} (0.05) has no effect: the optimizer SGD with momentum reads learning_rate and weight_decay; "
+        f"`{name}` (0.05) has no effect: the optimizer SGD with momentum reads `learning_rate` and `weight_decay`; "
         "leave it out"
     )
     assert made(optimizer=SGD, weight_decay=0.05).optimizer.weight_decay == 0.05
@@ -247,7 +247,7 @@ def test_its_ds_config() -> None:
         resolve(named, chosen)
     betas = {"optimizer": {"params": {"betas": [0.9, 0.95]}}}
     config = apply_to_config(RunConfig(optimizer=SGD), betas)
-    with pytest.raises(ConfigError, match=r"beta1 \(0\.9\) has no effect"):
+    with pytest.raises(ConfigError, match=r"`beta1` \(0\.9\) has no effect"):
         plan(config, world_size=1, device="cpu")
 
 

@@ -19,7 +19,6 @@ from chinchilla_ds.budget.deepspeed_json.fields import (
     ZERO,
     compared_values,
     current_value,
-    flag,
     is_of_run,
     named_fields,
     owned_values,
@@ -28,7 +27,7 @@ from chinchilla_ds.budget.deepspeed_json.fields import (
 from chinchilla_ds.budget.deepspeed_json.keys import checked, find, optimizer_problem, table_key
 from chinchilla_ds.budget.deepspeed_json.table import OWN_SECTION, SECTIONS
 from chinchilla_ds.budget.deepspeed_json.values import AUTO, is_auto, is_number, same, show
-from chinchilla_ds.config import LayoutConfig, RunConfig
+from chinchilla_ds.config import LayoutConfig, RunConfig, field_path
 from chinchilla_ds.errors import ConfigError, DsConfigError
 from chinchilla_ds.optimizers import OptimizerSpec, adamw, find_optimizer, optimizer_of
 from chinchilla_ds.run_plan import Offload, Recompute, RunPlan
@@ -87,8 +86,8 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
         current = current_value(config, field=item.field)
         if item.field in explicit and current != item.value:
             problems.append(
-                f"{flag(item.field)} is {show(current)}, but the ds_config's {item.where} means {show(item.value)}; "
-                f'drop the flag, or set {item.where} to "auto" or leave it out'
+                f"`{field_path(item.field)}` is {show(current)}, but the ds_config's {item.where} means "
+                f'{show(item.value)}; drop that, or set {item.where} to "auto" or leave it out'
             )
         else:
             (named if is_of_run(item.field) else layout)[item.field] = item.value

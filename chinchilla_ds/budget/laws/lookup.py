@@ -63,7 +63,7 @@ class LawRow:
 
 
 def get_law(name_or_path: str, /) -> Law:
-    """Return the law of a name, of `module:object`, or in the file that `chinchilla-ds fit --out` wrote.
+    """Return the law of a name, of `module:object`, or in the file that `chinchilla-ds fit` wrote.
 
     A name is one of LAWS, or what an installed package announces as an entry point of `chinchilla_ds.laws`.
 
@@ -74,7 +74,7 @@ def get_law(name_or_path: str, /) -> Law:
     if name in LAWS:
         return LAWS[name]
     if name in _REFUSED:
-        raise ConfigError(f"law {name!r} is not for planning: {_REFUSED[name]}")
+        raise ConfigError(f"`law` {name!r} is not for planning: {_REFUSED[name]}")
     path = Path(name)
     if path.suffix == ".json" or len(path.parts) > 1 or os.path.isfile(path):
         return load_law(path)
@@ -83,7 +83,7 @@ def get_law(name_or_path: str, /) -> Law:
         return _law_from_outside(name)
     known = (*LAWS, *announced)
     raise ConfigError(
-        f"law ({name!r}) must be one of {', '.join(known)}, the path of a fitted law, or module:object"
+        f"`law` ({name!r}) must be one of {', '.join(known)}, the path of a fitted law, or module:object"
         f"{did_you_mean(name, known)}"
     )
 
@@ -107,7 +107,7 @@ def _law_from_outside(name: str) -> Law:
 
 
 def load_law(path: Path, /) -> SurfaceLaw:
-    """Read a law that `chinchilla-ds fit --out` wrote.
+    """Read a law that `chinchilla-ds fit` wrote.
 
     Raises:
         ConfigError: unreadable, not a law, or values that mean nothing, all of them named.

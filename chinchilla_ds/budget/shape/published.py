@@ -115,7 +115,7 @@ def named_shape(name: str, /) -> NamedShape:
     found = NAMED_SHAPES.get(name.lower())
     if found is None:
         near = did_you_mean(name.lower(), NAMED_SHAPES)
-        raise ConfigError(f"shape ({name!r}) must be one of {', '.join(NAMED_SHAPES)}{near}")
+        raise ConfigError(f"`shape` ({name!r}) must be one of {', '.join(NAMED_SHAPES)}{near}")
     return found
 
 

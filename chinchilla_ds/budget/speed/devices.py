@@ -287,7 +287,7 @@ def get_device(name: str, /, *, hardware: Path | str | None = None) -> Device:
     near = did_you_mean(name.upper(), listed) or did_you_mean(name, announced)
     every = ", ".join(listed)
     raise ConfigError(
-        f"gpu ({name!r}) must be one of {every}, be described in a --hardware file, or be module:object{near}"
+        f"`gpu` ({name!r}) must be one of {every}, be described in a `hardware` file, or be module:object{near}"
     )
 
 

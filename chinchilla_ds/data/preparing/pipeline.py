@@ -229,7 +229,7 @@ def _read(job: Job) -> dict[str, list[Path]]:
 def _nothing_left(name: str, shards: Sequence[Path], *, cleaning: CleaningConfig) -> str:
     """Return what became of the records of a source of which none is left."""
     told = tell_fates(read_counts(shards), cleaning=cleaning)
-    strict = "; without --on-error skip each is told with its place" if " skipped (" in told else ""
+    strict = "; without `on_error=skip` each is told with its place" if " skipped (" in told else ""
     return f"source {name} has no training document: {told}{strict}"
 
 

@@ -152,7 +152,7 @@ def _standard_library(*, text_field: str, name: str) -> Corpus:
         files.extend(_whole_text(path) for path in paths)
     files = [file for file in files if file.num_bytes]
     if not files:
-        raise DataError(f"the standard library at {root} holds no Python source; name a corpus with `--data PATH`")
+        raise DataError(f"the standard library at {root} holds no Python source; name a corpus by `data.paths`")
     description = f"Python standard library source at {root} ({len(files)} files)"
     return Corpus(files=tuple(files), text_field=text_field, description=description, name=name)
 

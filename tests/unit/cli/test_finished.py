@@ -28,7 +28,7 @@ def test_the_table_says_what_was_reached(finished: Path) -> None:
     told = describe_finished(continued(finished))
     first, *rows = told.splitlines()
     assert first.startswith(f"finished      {finished}: the run that this command asks for has reached its plan's end")
-    assert "--resume none begins another" in first
+    assert "`checkpoint.resume=none` begins another" in first
     table = dict(row.split("  ", 1) for row in rows if "  " in row)
     assert table["predicted loss *"].strip() == "5.5000 nats/token by none"
     assert table["train loss"].strip() == "3.2500 nats/token, 1.6250 bits/byte (the last step)"

@@ -234,8 +234,8 @@ def test_one_interval_between_saves_is_set(intervals: dict[str, int]) -> None:
 def test_flags_that_nothing_could_read_back_are_refused_at_once() -> None:
     config = RunConfig(checkpoint=CheckpointConfig(keep=10**40), guards=GuardConfig(hang_timeout_s=1e300))
     guards, keep = known_problems(config)
-    assert guards.startswith("guards.hang_timeout_s is 1e+300; it must be at most")
-    assert keep.startswith("checkpoint.keep is 1000")
+    assert guards.startswith("`guards.hang_timeout_s` is 1e+300; it must be at most")
+    assert keep.startswith("`checkpoint.keep` is 1000")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,10 @@ def test_flags_that_nothing_could_read_back_are_refused_at_once() -> None:
         (
             "runs/a",
             Path("b"),
-            ["--init-from b begins a new run and --resume runs/a goes on with an old one; give one of them"],
+            [
+                "`checkpoint.init_from=b` begins a new run and `checkpoint.resume=runs/a` resumes an old one; "
+                "give one of them"
+            ],
         ),
     ],
 )

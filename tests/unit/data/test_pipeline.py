@@ -297,7 +297,7 @@ def test_a_source_of_which_nothing_is_left_says_where_it_went(tmp_path: Path) ->
     sources = (SourceRecipe(name="a", paths=(str(good),)), SourceRecipe(name="b", paths=(str(short),)))
     with pytest.raises(
         DataError,
-        match=r"source b .*: of 2 documents read, 2 dropped by min_length \(fewer than 200 characters, .*--min-length",
+        match=r"source b .*: of 2 documents read, 2 dropped by min_length \(fewer than 200 .*`prepare.min_characters`",
     ):
         prepare_recipe(Recipe(sources=sources, vocab_size=400), folder=tmp_path / "out", num_workers=1)
 

@@ -110,7 +110,7 @@ def test_the_default_corpus_is_the_standard_library(monkeypatch: pytest.MonkeyPa
 
 def test_an_installation_without_source_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(DataError, match="holds no Python source; name a corpus with `--data PATH`"):
+    with pytest.raises(DataError, match=r"holds no Python source; name a corpus by `data\.paths`"):
         find_corpus(DataConfig())
 
 

@@ -125,7 +125,7 @@ def test_fp16_that_would_overflow_is_refused(make_checkpoint, tmp_path, monkeypa
     reader = make_checkpoint()
     read = CheckpointReader.read
     monkeypatch.setattr(CheckpointReader, "read", lambda self, name: read(self, name) * 1e7)
-    with pytest.raises(ConfigError, match=r"ends at 65504, and model.embed_tokens.weight holds .*use --dtype bf16"):
+    with pytest.raises(ConfigError, match=r"ends at 65504, and model.embed_tokens.weight holds .*use `dtype=bf16`"):
         export_checkpoint(reader, out=tmp_path / "new", dtype=Precision.FP16, facts=FACTS)
     assert not [path for path in tmp_path.iterdir() if "new" in path.name]
 

@@ -38,7 +38,7 @@ def check_picture_name(path: Path, /) -> None:
         ConfigError: another suffix than FORMATS.
     """
     if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--picture {path} must end in one of {', '.join(FORMATS)}")
+        raise ConfigError(f"`picture={path}` must end in one of {', '.join(FORMATS)}")
 
 
 def write_picture(report: FitReport, path: Path, /) -> None:
@@ -62,7 +62,7 @@ def write_picture(report: FitReport, path: Path, /) -> None:
     try:
         path.write_bytes(picture.getvalue())
     except OSError as error:
-        raise OutputError(f"--picture {path} cannot be written: {reason(error)}") from None
+        raise OutputError(f"`picture={path}` cannot be written: {reason(error)}") from None
 
 
 def _colours(flops: Floats) -> _Colour:
