@@ -39,7 +39,7 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_disk_too_small_for_the_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"GiB free, and a checkpoint takes at least 10914 TiB"):
+    with pytest.raises(OutputError, match=r"GiB free, and a checkpoint takes at least 10913\.94 TiB"):
         check_output(tmp_path, num_bytes=12 * 10**15)
 
 
