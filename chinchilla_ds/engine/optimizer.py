@@ -27,7 +27,8 @@ def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimi
     spec = optimizer_of(plan.optimizer)
     if plan.optimizer.plugin != ADAMW and (problems := list(_broken_promises(spec, plan))):
         raise ConfigError([f"optimizer {plan.optimizer.plugin}: {problem}" for problem in problems])
-    return _build(spec, parameter_groups(stage, spec=spec, weight_decay=plan.optimizer.weight_decay), plan)
+    weight_decay = plan.optimizer.weight_decay if "weight_decay" in spec.settings else 0.0
+    return _build(spec, parameter_groups(stage, spec=spec, weight_decay=weight_decay), plan)
 
 
 def _build(spec: OptimizerSpec, groups: list[dict[str, Any]], plan: RunPlan) -> torch.optim.Optimizer:
@@ -61,10 +62,10 @@ def _broken_promises(spec: OptimizerSpec, plan: RunPlan) -> Iterator[str]:
         yield f"it is built with a learning rate of {rates[0]}, and must be with 0, until the engine sets the plan's"
     optimizer.step()
     kept = {name: value for name, value in optimizer.state[weight].items() if value is not None}
-    counts = "step" in kept
-    if counts != (spec.step_count is not StepCount.NONE):
-        yield f"it counts {'steps' if counts else 'no steps'}, and its step_count is {spec.step_count}"
-    kept.pop("step", None)
+    step = kept.pop("step", None)
+    count = StepCount.NONE if step is None else StepCount.TENSOR if isinstance(step, Tensor) else StepCount.NUMBER
+    if count is not spec.step_count:
+        yield f"its count of steps is {count}, and its step_count says {spec.step_count}"
     if kept.keys() != set(spec.states):
         names = [" and ".join(sorted(some)) or "nothing" for some in (kept, spec.states)]
         yield f"it keeps {names[0]} for a weight, and its states are {names[1]}"

@@ -223,7 +223,7 @@ def test_the_engine_holds_as_many_bytes_as_are_planned():
     [
         ({"states": ()}, "it keeps momentum_buffer for a weight, and its states are nothing"),
         ({"states": ("exp_avg",)}, "it keeps momentum_buffer for a weight, and its states are exp_avg"),
-        ({"step_count": StepCount.TENSOR}, "it counts no steps, and its step_count is tensor"),
+        ({"step_count": StepCount.TENSOR}, "its count of steps is none, and its step_count says tensor"),
         ({"builder": "my_sgd:sgd"}, "is called with groups, plan, offload, momentum"),
         ({"builder": "my_sgd:missing"}, "my_sgd has no missing"),
     ],
