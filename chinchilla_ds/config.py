@@ -6,15 +6,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from chinchilla_ds.plugins import PluginSpec
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import (
     ADAMW,
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
     Amount,
     Decay,
+    DecoderSwitches,
     Offload,
     Positive,
     Precision,
@@ -29,6 +29,8 @@ DEFAULT_BUDGET_FLOPS = 5e12
 """What a run spends when nothing is asked for: a few minutes on two CPU cores."""
 
 
+RUN_NAME = re.compile(r"(?!data$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a run may be called: its folder's name, beside `data` with the prepared text."""
 _HUB_PATH = re.compile(r"^hf:/(?!/)")
 
 
@@ -123,7 +125,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(DecoderSwitches):
     """What the user wants of one run."""
 
     compute_budget_flops: Positive | None = None
@@ -146,8 +148,6 @@ class RunConfig:
     """Tokens per training sequence; None picks by budget."""
     vocab_size: Width | None = None
     """Tokenizer pieces; None picks by budget."""
-    tied_embeddings: bool = False
-    """Whether the output projection shares the embedding table."""
     global_batch_size: Sequences | None = None
     """Sequences per optimizer step."""
     micro_batch_size: Sequences | None = None
@@ -183,6 +183,8 @@ class RunConfig:
     """Trained tokens between evaluations; None means ten evaluations over the run."""
     sample_interval_tokens: Amount | None = None
     """Trained tokens between samples of what the model writes; None samples at the end alone."""
+    run_name: str | None = None
+    """Name of the run's folder in `output`, and of the run in MLflow; None means the budget and the time."""
     output: Path = Path("runs")
     """Folder that receives runs, prepared data and the MLflow database."""
 

@@ -10,7 +10,8 @@
     |-- OutputError            the output folder cannot be written
     |-- TrackingError          a run's record or the place that keeps runs, such as MLflow, cannot be read or written
     |-- DivergedError          loss or gradients are no numbers, batch after batch
-    `-- OutOfMemoryError       a rank needs more memory than there is
+    |-- OutOfMemoryError       a rank needs more memory than there is
+    `-- WorkerError            a worker process was killed from outside
 
 Anything else that escapes is a bug of ours and keeps its traceback.
 
@@ -113,6 +114,10 @@ class OutOfMemoryError(ChinchillaError):
     """A rank needs more memory than there is."""
 
     holds_table = True
+
+
+class WorkerError(ChinchillaError):
+    """A worker process was killed, by the system for want of memory perhaps; what is done is kept."""
 
 
 _MIN_PART = 3

@@ -100,7 +100,7 @@ def fit(runs: StrPath, *, request: "FitRequest | None" = None, out: StrPath | No
     from chinchilla_ds.budget.laws.fitting.result import law_data
     from chinchilla_ds.budget.laws.lookup import ParamsConvention
     from chinchilla_ds.errors import DataError
-    from chinchilla_ds.runs.disk import write_text
+    from chinchilla_ds.files import write_text
 
     request, source = request or FitRequest(), Path(runs)
     read = read_runs(source, min_rows=request.min_rows)
@@ -109,7 +109,7 @@ def fit(runs: StrPath, *, request: "FitRequest | None" = None, out: StrPath | No
         if report.law is None:
             raise DataError(f"{source}: a law needs the surface of approach 3, which these runs do not identify")
         law = law_data(report, name=Path(out).stem, params_convention=ParamsConvention.TOTAL)
-        write_text(Path(out), text=json.dumps(law, indent=2, allow_nan=False) + "\n", named="")
+        write_text(Path(out), text=json.dumps(law, indent=2, allow_nan=False) + "\n", named=None)
     return replace(report, warnings=(*read.notes, *report.warnings))
 
 
@@ -286,7 +286,8 @@ def export(
         ConfigError: a weight lies beyond the range of `precision`.
     """
     from chinchilla_ds.exporting.card import TrainingFacts
-    from chinchilla_ds.exporting.write import check_free, export_checkpoint
+    from chinchilla_ds.exporting.write import export_checkpoint
+    from chinchilla_ds.files import check_free
     from chinchilla_ds.run_plan import Precision
     from chinchilla_ds.runs.text import text_of_checkpoint
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
-
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.plugins import PluginSpec
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt, MultipleOf
 from chinchilla_ds.structured import build, parse_json
 
 PLAN_FORMAT_VERSION = 2
@@ -59,6 +58,11 @@ class Precision(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
 
+    @property
+    def dtype_name(self) -> str:
+        """The type of a tensor in this precision, as torch and transformers call it."""
+        return {Precision.FP32: "float32", Precision.BF16: "bfloat16", Precision.FP16: "float16"}[self]
+
 
 class Recompute(StrEnum):
     """Recomputation: what the backward pass computes again instead of keeping."""
@@ -87,7 +91,21 @@ class Decay(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelShape:
+class DecoderSwitches:
+    """What can be switched on in a decoder of any size; the user's wish and the shape both have these fields."""
+
+    tied_embeddings: bool = False
+    """Whether the output projection is the embedding table."""
+    qk_norm: bool = False
+    """Whether each head's queries and keys are normed before rotation, as in Qwen3."""
+
+    def switches(self) -> dict[str, bool]:
+        """Return the switches alone, by the names of their fields."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(DecoderSwitches)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape(DecoderSwitches):
     """The discrete decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases."""
 
     num_layers: Annotated[int, Ge(1), Le(10_000)]
@@ -105,8 +123,6 @@ class ModelShape:
     """Rows of the embedding table: vocab_size rounded up to a multiple of 128."""
     seq_length: Width
     """Tokens per training sequence."""
-    tied_embeddings: bool = False
-    """Whether the output projection is the embedding table."""
     rotary_base: Annotated[float, Ge(1), Le(1e15)] = 10000.0
     norm_epsilon: Annotated[float, Gt(0), Le(0.1)] = 1e-5
     init_std: Rate = 0.02

@@ -10,7 +10,7 @@ from chinchilla_ds.budget.layout.rules import batch_problems, layout_problems, s
 from chinchilla_ds.budget.memory.peak import estimate_memory
 from chinchilla_ds.budget.optimizer import choose_optimizer
 from chinchilla_ds.budget.prediction import predict
-from chinchilla_ds.budget.reasons import plan_reasons
+from chinchilla_ds.budget.report import plan_reasons
 from chinchilla_ds.budget.shape.choice import ModelChoice, choose_model, nominal_budget
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
 from chinchilla_ds.budget.shape.parameters import count_parameters

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Le
-
 from chinchilla_ds.checkpoint.folder import PLAN_NAME
 from chinchilla_ds.errors import CheckpointError, ConfigError
+from chinchilla_ds.ranges import Ge, Le
 from chinchilla_ds.run_plan import FUNCTION_FIELDS, ModelShape, RunPlan
 from chinchilla_ds.structured import build, parse_json, read_bytes
 

@@ -203,7 +203,6 @@ def _on_tasks(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "M
     manager = open_tasks(names, include_path=arguments.include_path)
     device = default_device()
     chosen = arguments.dtype or (model.reader.plan.precision if device.type == "cuda" else Precision.FP32)
-    dtype = {Precision.FP32: "float32", Precision.BF16: "bfloat16", Precision.FP16: "float16"}[chosen]
     with tempfile.TemporaryDirectory(prefix="chinchilla-ds-export-") as folder:
         export = Path(folder, "model")
         _export(model, out=export, dtype=chosen)
@@ -212,11 +211,11 @@ def _on_tasks(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "M
             names=names,
             manager=manager,
             device=str(device),
-            dtype=dtype,
+            dtype=chosen.dtype_name,
             limit=arguments.limit,
             add_bos_token=model.tokenizer.bos_id is not None,
         )
-    return {"dtype": dtype, "limit": arguments.limit, "tasks": metrics}
+    return {"dtype": chosen.dtype_name, "limit": arguments.limit, "tasks": metrics}
 
 
 def _export(model: "TrainedModel", *, out: Path, dtype: Precision) -> None:

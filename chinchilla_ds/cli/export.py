@@ -2,12 +2,12 @@
 
 import argparse
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from chinchilla_ds.cli.arguments import choice, flag, path
+from chinchilla_ds.files import check_free, scratch_folder
 from chinchilla_ds.processes.libraries import hide_progress_bars, quieten
 from chinchilla_ds.run_plan import Precision, RunPlan
 from chinchilla_ds.units import format_bytes, format_count
@@ -37,8 +37,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> str:
     """Export, and return what was written."""
-    from chinchilla_ds.exporting.write import check_free
-
     check_free(arguments.out)
     quieten()
     from chinchilla_ds.checkpoint.reader import CheckpointReader
@@ -58,13 +56,9 @@ def run(arguments: argparse.Namespace) -> str:
             f"{format_bytes(written.num_bytes)} in {dtype.value}, from {reader.folder}"
         )
     check_installed(Quantization(arguments.quantize))
-    plain = arguments.out.with_name(f".{arguments.out.name}.plain")
-    try:
-        shutil.rmtree(plain, ignore_errors=True)  # of a process that was killed
+    with scratch_folder(arguments.out.with_name(f"{arguments.out.name}.plain")) as plain:
         export_checkpoint(reader, out=plain, dtype=dtype, facts=facts)
         return _quantize(plain, arguments, plan=reader.plan, prepared=prepared)
-    finally:
-        shutil.rmtree(plain, ignore_errors=True)
 
 
 class Held(NamedTuple):

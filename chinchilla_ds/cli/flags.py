@@ -40,7 +40,7 @@ def with_flags(text: str, *, parser: argparse.ArgumentParser) -> str:
 def _flag(reference: re.Match[str], parser: argparse.ArgumentParser) -> str | None:
     """Return the flag for a field, with its value; behind a command's name where the field is that of another."""
     from chinchilla_ds.cli.arguments import training_parser
-    from chinchilla_ds.cli.main import COMMANDS, parser_of
+    from chinchilla_ds.cli.commands import COMMANDS, parser_of
 
     room, _, name = reference["path"].rpartition(".")
     if room in COMMANDS:

@@ -4,9 +4,9 @@ import argparse
 import json
 
 from chinchilla_ds.cli.arguments import flag, path, whole
-from chinchilla_ds.cli.mix_corpus import DEFAULT_SEED, cap_flags, caps_of, check_cap_flags, load_corpus
+from chinchilla_ds.cli.mix_design import DEFAULT_SEED, cap_flags, caps_of, check_cap_flags, load_corpus
 from chinchilla_ds.errors import ConfigError, DataError
-from chinchilla_ds.runs.disk import write_text
+from chinchilla_ds.files import write_text
 
 DEFAULT_DRAWS = 200
 

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge
-
 from chinchilla_ds.errors import DataError, reason
+from chinchilla_ds.ranges import Ge
 from chinchilla_ds.structured import open_regular, read_bytes, read_json
 
 BLOCKS_NAME = "blocks.xxh3"

@@ -16,7 +16,7 @@ from chinchilla_ds.data.tokenizing.sentencepiece_json import check_exportable
 from chinchilla_ds.data.tokenizing.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.structured import read_json
-from chinchilla_ds.units import format_count
+from chinchilla_ds.units import format_bytes, format_count
 
 _log = logging.getLogger(__name__)
 
@@ -123,6 +123,31 @@ def check_source(data: DataConfig, *, vocab_size: int) -> None:
     """
     if _check(data, vocab_size=vocab_size) is None:
         find_sources(_recipe(data, vocab_size=vocab_size, seed=0))
+
+
+def describe_text(data: DataConfig, *, vocab_size: int, seq_length: int, num_tokens: int) -> str:
+    """Return what text a run would read, without preparing it.
+
+    Args:
+        data: The text.
+        vocab_size: Pieces of the plan's tokenizer.
+        seq_length: Tokens per sequence.
+        num_tokens: Tokens the run trains on.
+
+    Raises:
+        DataError: as `check_source`; a prepared corpus has changed, or is too small for the run.
+    """
+    prepared = _check(data, vocab_size=vocab_size)
+    if prepared is None:
+        corpora = find_sources(_recipe(data, vocab_size=vocab_size, seed=0))
+        size = format_bytes(sum(file.num_bytes for corpus in corpora for file in corpus.files))
+        text = "; ".join(corpus.description for corpus in corpora)
+        return f"{text}: {size}, not prepared yet, so that its tokens are not known"
+    prepared.check_content()
+    check_enough_tokens(prepared, data=data, num_tokens=num_tokens, seq_length=seq_length)
+    return (
+        f"{prepared.source}: {format_count(prepared.train_tokens)} tokens to train on, of which {num_tokens} are read"
+    )
 
 
 def _check(data: DataConfig, *, vocab_size: int) -> PreparedData | None:

@@ -13,6 +13,7 @@ from chinchilla_ds.model.initialization import full_shape, global_named_paramete
 from chinchilla_ds.optimizers import OptimizerSpec, StepCount, optimizer_of
 from chinchilla_ds.plugins import Kind, load
 from chinchilla_ds.run_plan import ADAMW, Offload, OptimizerPlan, RunPlan
+from chinchilla_ds.weights import kind_of
 
 
 def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimizer:
@@ -76,35 +77,30 @@ def _broken_promises(spec: OptimizerSpec, plan: RunPlan) -> Iterator[str]:
 
 
 def parameter_groups(stage: PipelineStage, *, spec: OptimizerSpec, weight_decay: float) -> list[dict[str, Any]]:
-    """Return torch's groups: of each of the optimizer's groups the matrices, which are decayed, then the norms.
+    """Return torch's groups: of each of the optimizer's groups what `weights.TABLE` says is decayed, then the rest.
 
     Args:
         stage: Holds the weights.
         spec: Says which weights go together.
-        weight_decay: Of matrices; norms are not decayed, and the decoder has no biases.
+        weight_decay: Of matrices; norms are not decayed.
+
+    Raises:
+        ConfigError: no group of the optimizer takes a weight.
     """
-    groups = []
-    for settings, members in _members(stage, spec):
-        matrices = [parameter for parameter in members if len(full_shape(parameter)) > 1]
-        norms = [parameter for parameter in members if len(full_shape(parameter)) == 1]
-        groups += [
-            {**settings, "params": matrices, "weight_decay": weight_decay},
-            {**settings, "params": norms, "weight_decay": 0.0},
-        ]
-    return groups
-
-
-def _members(stage: PipelineStage, spec: OptimizerSpec) -> Iterator[tuple[dict[str, Any], list[torch.nn.Parameter]]]:
-    """Yield the settings and the weights of each of the optimizer's groups."""
-    members: list[list[torch.nn.Parameter]] = [[] for _ in spec.groups]
+    members: dict[tuple[int, bool], list[torch.nn.Parameter]] = {
+        (place, is_decayed): [] for place in range(len(spec.groups)) for is_decayed in (True, False)
+    }
     for name, parameter in global_named_parameters(stage):
-        shape = tuple(full_shape(parameter))
+        shape, kind = tuple(full_shape(parameter)), kind_of(name)
+        assert kind is not None, f"{name} is not in the table of weights"
         place = next((place for place, group in enumerate(spec.groups) if group.takes(name, shape)), None)
         if place is None:
             raise ConfigError(f"no group of the optimizer {spec.title} takes the weight {name} {list(shape)}")
-        members[place].append(parameter)
-    for group, parameters in zip(spec.groups, members, strict=True):
-        yield dict(group.settings), parameters
+        members[place, kind.is_decayed].append(parameter)
+    return [
+        {**spec.groups[place].settings, "params": parameters, "weight_decay": weight_decay if is_decayed else 0.0}
+        for (place, is_decayed), parameters in members.items()
+    ]
 
 
 def build_adamw(groups: list[dict[str, Any]], *, plan: OptimizerPlan, offload: Offload) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from chinchilla_ds.data.prepared import LEDGER_NAME, PreparedData
 from chinchilla_ds.data.preparing.ledger import Ledger
 from chinchilla_ds.errors import DataError
+from chinchilla_ds.exporting.config_json import family_of
 from chinchilla_ds.run_plan import ADAMW, Precision, RunPlan
 from chinchilla_ds.structured import read_bytes
 from chinchilla_ds.units import format_bytes, format_count, format_flops
@@ -77,7 +78,7 @@ def model_card(
         [
             *head,
             "",
-            f"# Llama decoder of {format_count(num_params)} parameters",
+            f"# {family_of(plan.shape).title} decoder of {format_count(num_params)} parameters",
             "",
             f"Trained by chinchilla-ds on {format_count(facts.consumed_tokens)} tokens, "
             f"{format_flops(facts.flops_spent)}.{licence}",

@@ -21,7 +21,8 @@ from chinchilla_ds.exporting.config_json import CONFIG_NAME, QUANT_METHOD, read_
 from chinchilla_ds.exporting.shards import STEM, ShardReader, ShardWriter
 from chinchilla_ds.exporting.vector_codec import Codec
 from chinchilla_ds.exporting.vector_folder import CODED_STEM
-from chinchilla_ds.exporting.write import CARD_NAME, write_json, written_aside
+from chinchilla_ds.exporting.write import CARD_NAME
+from chinchilla_ds.files import new_folder, write_json
 
 
 class Quantization(StrEnum):
@@ -90,7 +91,7 @@ def quantize_folder(source: Path, /, *, out: Path, method: Quantization) -> Quan
     names = [name for name in reader.names() if is_matrix(name)]
     if problems := list(_size_problems(reader, names, method=method)):
         raise ConfigError(problems)
-    with written_aside(out) as aside:
+    with new_folder(out) as aside:
         shutil.copytree(source, aside, ignore=shutil.ignore_patterns("model*.safetensors*"), dirs_exist_ok=True)
         stem = CODED_STEM if method in CODECS else STEM
         with ShardWriter(aside, num_tensors=4 * len(reader.names()), stem=stem) as writer:

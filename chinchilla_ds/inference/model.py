@@ -14,9 +14,8 @@ from chinchilla_ds.errors import CheckpointError, ConfigError
 from chinchilla_ds.inference.decoder import InferenceDecoder
 from chinchilla_ds.inference.load import load_decoder
 from chinchilla_ds.inference.ranks import ModelRanks
+from chinchilla_ds.model.dtypes import DTYPES
 from chinchilla_ds.run_plan import Precision
-
-_DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class TrainedModel:
         """
         place = device or default_device()
         chosen = precision or (self.reader.plan.precision if place.type == "cuda" else Precision.FP32)
-        return load_decoder(self.reader, ranks=ranks, eod_id=self.tokenizer.eod_id, dtype=_DTYPES[chosen], device=place)
+        return load_decoder(self.reader, ranks=ranks, eod_id=self.tokenizer.eod_id, dtype=DTYPES[chosen], device=place)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the tokens of a prompt, which begins as documents do: with the tokenizer's BOS, where it has one.

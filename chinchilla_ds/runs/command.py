@@ -11,7 +11,7 @@ from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import RunPlan
 
 _FREE_PARTS = (DataConfig, GuardConfig, CheckpointConfig)
-BESIDE_A_PLAN = {"output", "sample_interval_tokens"} | {
+BESIDE_A_PLAN = {"output", "run_name", "sample_interval_tokens"} | {
     field.name for part in _FREE_PARTS for field in dataclasses.fields(part)
 }
 """Fields that a plan does not fix."""
@@ -28,6 +28,8 @@ class TrainCommand:
     """A plan to run as it is, instead of making one; a file, or the plan itself."""
     explicit: frozenset[str] = frozenset()
     """Names of the config fields that somebody has set, and of those of its parts."""
+    dry_run: bool = False
+    """Whether to plan and check alone, and to write nothing."""
     words: Callable[[str], str] = dataclasses.field(default=str, compare=False)
     """Puts a message, which names fields, into the words of whoever asked: a command line's into flags."""
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from chinchilla_ds.errors import OutputError, reason
@@ -14,8 +14,6 @@ from chinchilla_ds.units import format_bytes
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _PERMISSION = {errno.EACCES, errno.EPERM}
-_LONGEST_BASE = 48
-"""Characters of a file's name that its name aside keeps: at four bytes each, well within the 255 of a name."""
 _TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|iostream")
 """What torch.save says of a disk that is full."""
 
@@ -39,39 +37,6 @@ def check_output(output: Path, *, num_bytes: int) -> None:
             f"`output={output}` has {format_bytes(free)} free, and a checkpoint takes at least "
             f"{format_bytes(num_bytes)}; free some, or name another disk by `output`"
         )
-
-
-def write_text(path: Path, /, *, text: str, named: str | None = "out") -> None:
-    """Write a whole file or none: aside first, then renamed. Messages call its path by the parameter that named it.
-
-    A link stays, and what it points to is written. A device or a FIFO (`/dev/stdout`, `>(less)`) is written
-    to as it is: renaming over it would put a file in its place, for every program of the machine.
-
-    Raises:
-        OutputError: the folder is missing, cannot be written to, or the disk is full.
-    """
-    what = str(path) if named is None else f"`{named}={path}`"
-    if path.is_dir():
-        raise OutputError(f"{what} cannot be written: it is a folder; name a file in it")
-    try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
-        else:
-            _write_whole(Path(os.path.realpath(path)), text)
-    except OSError as error:
-        near = "" if path.parent.is_dir() else f"; {path.parent} is no folder"
-        raise OutputError(f"{what} cannot be written: {reason(error)}{near}") from None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name[:_LONGEST_BASE]}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,19 +55,33 @@ class Continued:
 def find_run(request: RunRequest) -> Continued | None:
     """Return the newest run of the same command below its output folder that has a checkpoint; None: there is none.
 
+    With a name it is the run of that name, or of that name and a number.
+
     Raises:
         CheckpointError: all of its checkpoints are damaged; or what some run with checkpoints was asked for cannot be
-            read, so that nobody knows whether it is the one.
+            read, so that nobody knows whether it is the one; or the name belongs to a run of another command.
     """
-    runs = request.config.output
+    runs, name = request.config.output, request.config.run_name
     if not runs.is_dir():
         return None
     with folders.reported_as(runs):
         saved = [path for path in runs.iterdir() if folders.list_checkpoints(path / folders.CHECKPOINTS_NAME)]
         newest_first = sorted(saved, key=_saved_at, reverse=True)
+    if name is not None:
+        newest_first = [path for path in newest_first if is_named(path, name)]
     key = request.key
     found = next((folder for folder in newest_first if _key_of(folder) == key), None)
+    if found is None and name is not None and newest_first:
+        raise CheckpointError(
+            f"run_name is {name}, and the run {newest_first[0]} was asked for something else; choose another name, or "
+            f"resume that run with --resume {newest_first[0]}"
+        )
     return None if found is None else continued(found)
+
+
+def is_named(folder: Path, name: str) -> bool:
+    """Return whether a run's folder has a name, or that name with the number of a second or later attempt."""
+    return re.fullmatch(rf"{re.escape(name)}(-[0-9]+)?", folder.name) is not None
 
 
 def _saved_at(folder: Path) -> int:
@@ -165,6 +180,7 @@ def take_over(command: TrainCommand, run: Continued, *, config: RunConfig) -> Tr
             layout=_layout(config.layout, before.layout, explicit=explicit),
             micro_batch_size=config.micro_batch_size,
             output=run.folder.parent,
+            run_name=before.run_name,
             guards=_given(config.guards, before.guards, explicit=explicit),
             checkpoint=_given(config.checkpoint, before.checkpoint, explicit=explicit),
             sample_interval_tokens=_given(config, before, explicit=explicit).sample_interval_tokens,
@@ -198,6 +214,8 @@ def _different_flags(config: RunConfig, run: Continued, *, explicit: frozenset[s
 
 
 def _different_place(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -> Iterator[str]:
+    if "run_name" in explicit and config.run_name is not None and not is_named(run.folder, config.run_name):
+        yield f"run_name is {config.run_name} here, and the run {run.folder} keeps its name; {_ADVICE}"
     if "output" in explicit and config.output.resolve() != run.folder.resolve().parent:
         yield f"`output` is {config.output} here, and the run {run.folder} stays where it is; {_ADVICE}"
 

@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
 from chinchilla_ds.budget.layout.relayout import is_laid_out, lay_out, lay_out_again
+from chinchilla_ds.budget.memory.peak import estimate_stages
 from chinchilla_ds.budget.planner import plan as make_plan
-from chinchilla_ds.budget.report import format_plan
+from chinchilla_ds.budget.report import format_memory, format_plan
 from chinchilla_ds.config import RunConfig, field_path
-from chinchilla_ds.data.prepare import check_source, prepare
+from chinchilla_ds.data.prepare import check_source, describe_text, prepare
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import Place, read_place, settle
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, ChinchillaError, ConfigError, reworded
 from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.processes.endings import at_ending, end_well, follow, leave_hung, no_library_exits, raise_well
 from chinchilla_ds.processes.libraries import quieten_training, use_cores
+from chinchilla_ds.processes.packages import missing_packages
 from chinchilla_ds.processes.stopping import StopRequest
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.command import BESIDE_A_PLAN, TrainCommand, set_fields
@@ -95,7 +97,10 @@ def train_and_end(read: Callable[[], TrainCommand], /) -> int:
 
     def work() -> int:
         command = read()
-        with no_library_exits(), reworded(command.words):
+        with no_library_exits(), missing_packages("pretrain"), reworded(command.words):
+            if command.dry_run:
+                dry_run(command)
+                return 0
             return _exit_code(train_command(command, started_s=started_s, stop=stop))
 
     return end_well(work, stop=stop)
@@ -120,29 +125,43 @@ def train_command(
         ChinchillaError: as `train`.
     """
     place = settle()
-    ds = _ds_config(command.ds_config)
-    run, command = _run_to_continue(command, ds)
+    run, command, ds = _asked(command)
     if run is not None and run.is_finished:
         return _finished(run, place=place, words=command.words)
-    config = command.config
-    plan = _plan(command, world_size=place.world_size)
-    if run is not None:
-        is_asked = config.micro_batch_size is not None or command.plan is not None
-        plan = lay_out_again(run.plan, like=plan, micro_batch_is_asked=is_asked)
-    elif config.checkpoint.init_from is not None:
-        check_initial_weights(config.checkpoint.init_from, plan=plan)
-    resolved = ds_json.resolve(ds, plan)
-    if place.rank == 0:
-        _check_places(config, plan=plan, place=place)
-        print(format_plan(plan), flush=True)
-        if run is not None:
-            print(f"continuing    {run.folder} from {run.checkpoint.name}", flush=True)
+    plan, resolved = _planned(command, run=run, ds=ds, place=place)
     quieten_training()
     use_cores(place.local_size)
     launch = _Launch(
         command=command, run=run, plan=plan, resolved=resolved, callbacks=callbacks, started_s=started_s, stop=stop
     )
     return launch.on_ranks(place)
+
+
+def dry_run(command: TrainCommand, /) -> None:
+    """Print what a command would train: its plan, memory, DeepSpeed JSON and text; write nothing.
+
+    Raises:
+        ChinchillaError: what `train` raises before ranks meet, and what is wrong with a prepared corpus.
+    """
+    place = settle()
+    run, command, ds = _asked(command)
+    if run is not None and run.is_finished:
+        _finished(run, place=place, words=command.words)
+        return
+    plan, resolved = _planned(command, run=run, ds=ds, place=place)
+    if place.rank != 0:
+        return
+    stages = estimate_stages(
+        shape=plan.shape, layout=plan.layout, batch=plan.batch, precision=plan.precision, device=plan.device
+    )
+    print(f"\n{format_memory(plan, stages=stages)}\n\nds_config\n{ds_json.to_json(resolved)}")
+    text = describe_text(
+        command.config.data,
+        vocab_size=plan.shape.vocab_size,
+        seq_length=plan.shape.seq_length,
+        num_tokens=plan.num_tokens,
+    )
+    print(f"data          {text}\ndry run       nothing was written; without --dry-run this is trained", flush=True)
 
 
 def _ds_config(given: Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +176,32 @@ def _leave_groups() -> None:
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------
+
+
+def _asked(command: TrainCommand) -> tuple[Continued | None, TrainCommand, dict[str, Any]]:
+    """Return the run that this command resumes, if any, the command as that was asked for, and the DeepSpeed JSON."""
+    ds = _ds_config(command.ds_config)
+    return *_run_to_continue(command, ds), ds
+
+
+def _planned(
+    command: TrainCommand, *, run: Continued | None, ds: Mapping[str, Any], place: Place
+) -> tuple[RunPlan, dict[str, Any]]:
+    """Return plan and resolved DeepSpeed JSON of what passes every check that needs no other rank; rank 0 prints it."""
+    config = command.config
+    plan = _plan(command, world_size=place.world_size)
+    if run is not None:
+        is_asked = config.micro_batch_size is not None or command.plan is not None
+        plan = lay_out_again(run.plan, like=plan, micro_batch_is_asked=is_asked)
+    elif config.checkpoint.init_from is not None:
+        check_initial_weights(config.checkpoint.init_from, plan=plan)
+    resolved = ds_json.resolve(ds, plan)
+    if place.rank == 0:
+        _check_places(config, plan=plan, place=place)
+        print(format_plan(plan), flush=True)
+        if run is not None:
+            print(f"continuing    {run.folder} from {run.checkpoint.name}", flush=True)
+    return plan, resolved
 
 
 def _run_to_continue(command: TrainCommand, ds: Mapping[str, Any]) -> tuple[Continued | None, TrainCommand]:

@@ -28,7 +28,7 @@ from chinchilla_ds.budget.deepspeed_json.keys import checked, find, optimizer_pr
 from chinchilla_ds.budget.deepspeed_json.table import OWN_SECTION, SECTIONS
 from chinchilla_ds.budget.deepspeed_json.values import AUTO, is_auto, is_number, same, show
 from chinchilla_ds.config import LayoutConfig, RunConfig, field_path
-from chinchilla_ds.errors import ConfigError, DsConfigError
+from chinchilla_ds.errors import ConfigError, DsConfigError, did_you_mean
 from chinchilla_ds.optimizers import OptimizerSpec, adamw, find_optimizer, optimizer_of
 from chinchilla_ds.run_plan import Offload, Recompute, RunPlan
 from chinchilla_ds.structured import read_json
@@ -48,16 +48,35 @@ _AIO = {
 _OPTIMIZER = {"type": AUTO, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "weight_decay": AUTO}}
 
 
+SHIPPED_FOLDER = Path(__file__).parents[2] / "ds_configs"
+"""In a checkout a link to the folder of that name beside the package; in an installed package a folder."""
+
+
 def load_ds_config(path: Path | str, /) -> dict[str, Any]:
-    """Return the JSON object in `path`.
+    """Return the JSON object in a file, or in the shipped file of a name such as `zero3`.
 
     Raises:
         DsConfigError: missing or unreadable file, not UTF-8, not JSON (line and column named), doubled keys, no object.
     """
-    data = read_json(Path(path), what="ds_config", error=DsConfigError)
+    data = read_json(_named_file(Path(path)), what="ds_config", error=DsConfigError)
     if not isinstance(data, dict):
         raise DsConfigError(f"ds_config {path} must hold a JSON object, not {show(data)}")
     return data
+
+
+def _named_file(path: Path) -> Path:
+    """Return the shipped file of a bare name, else the path.
+
+    Raises:
+        DsConfigError: a bare name is neither a shipped file's nor a file.
+    """
+    name, names = str(path), tuple(shipped_configs())
+    if name in names:
+        return SHIPPED_FOLDER / f"{name}.json"
+    if path.parent == Path() and not path.suffix and not path.exists():
+        guess = did_you_mean(name, names)
+        raise DsConfigError(f"ds_config {name!r} is neither a file nor one of {', '.join(names)}{guess}")
+    return path
 
 
 def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: frozenset[str] = frozenset()) -> RunConfig:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le, Len
-
 from chinchilla_ds.budget.laws.forms import (
     LARGEST_LOSS,
     MAX_EXTRAPOLATION,
@@ -25,6 +23,7 @@ from chinchilla_ds.budget.laws.forms import (
 from chinchilla_ds.budget.laws.registry import PUBLISHED
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plugins import Kind, find_object, names
+from chinchilla_ds.ranges import Ge, Gt, Le, Len
 from chinchilla_ds.structured import build, read_json
 
 __all__ = [

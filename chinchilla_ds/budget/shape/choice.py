@@ -126,7 +126,7 @@ def _named(config: RunConfig, *, seq_length: int) -> ModelShape:
         named_shape(config.shape),
         seq_length=seq_length,
         vocab_size=config.vocab_size,
-        tied_embeddings=config.tied_embeddings,
+        switches=config,
     )
 
 
@@ -138,7 +138,7 @@ def _choose(config: RunConfig, *, laws: Laws) -> ModelChoice:
         num_params=1.0,
         vocab_size=given.vocab_size if given else config.vocab_size or choose_vocab_size(compute_budget_flops=nominal),
         seq_length=seq_length,
-        tied_embeddings=config.tied_embeddings,
+        **config.switches(),
     )
     nothing = config.compute_budget_flops is None and config.num_tokens is None and _asked_params(config) is None
     wish = _Wish(

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chinchilla_ds.config import DataConfig, source_name
 from chinchilla_ds.data.reading.kinds import SUFFIXES, Kind, kind_of, suffix_of
 from chinchilla_ds.data.reading.streams import PACKED_SUFFIXES
 from chinchilla_ds.errors import DataError, did_you_mean, reason
@@ -84,15 +83,6 @@ def name_problem(name: str, /) -> str | None:
         f"source name {name!r} must be letters, digits, '_', '-' and '.', at most {_MAX_NAME_BYTES} bytes, and begin "
         "with a letter or digit (it names files)"
     )
-
-
-def find_corpus(data: DataConfig) -> Corpus:
-    """Return the files that `data.paths` names, or the standard library's where it names none.
-
-    Raises:
-        DataError: see `find_source`.
-    """
-    return find_source([source_name(path) for path in data.paths], text_field=data.text_field)
 
 
 def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, keep_empty: bool = False) -> Corpus:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
 from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, DataConfig, LayoutConfig, RunConfig
 from chinchilla_ds.errors import ChinchillaError, ConfigError, LayoutError, PlanError
-from chinchilla_ds.run_plan import Decay, Offload, ParallelLayout, Precision, Recompute, RunPlan
+from chinchilla_ds.run_plan import Decay, DecoderSwitches, Offload, ParallelLayout, Precision, Recompute, RunPlan
 
 BUDGETS = [mantissa * 10.0**exponent for exponent in range(11, 26) for mantissa in (1.0, 2.7, 6.3)]
 
@@ -267,6 +268,24 @@ def test_sequence_parallel_needs_a_divisible_sequence() -> None:
     layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
     text = problems_of(LayoutError, world_size=2, layout=layout, seq_length=255)
     assert "must divide shape.seq_length (255 tokens) under sequence_parallel; nearest lengths: 254 and 256" in text
+
+
+@pytest.mark.parametrize("name", DecoderSwitches().switches())
+@pytest.mark.parametrize("fields", [{}, {"compute_budget_flops": None, "vocab_size": None, "shape": "llama-3-8b"}])
+def test_every_switch_travels_into_the_shape(name: str, fields: dict) -> None:
+    off, on = make(**fields), make(**fields, **{name: True})
+    assert on.shape.switches() == {**off.shape.switches(), name: True}
+    assert on.num_params == count_parameters(shape=on.shape).total
+    shown = format_plan(on)
+    assert ("qk_norm" in shown, ", tied\n" in shown) == (name == "qk_norm", name == "tied_embeddings")
+
+
+def test_plans_of_before_qk_norm_have_none() -> None:
+    made = make()
+    data = json.loads(made.to_json())
+    del data["shape"]["qk_norm"]
+    assert RunPlan.from_json(json.dumps(data)) == made
+    assert not made.shape.qk_norm
 
 
 def test_tied_embeddings_and_a_pipeline() -> None:

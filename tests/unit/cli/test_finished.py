@@ -74,7 +74,9 @@ def test_the_command_says_so_and_ends_well(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.parent.rglob("*")}
     assert command(*(word.format(run=finished) for word in more)) == 0
-    assert "finished  " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "finished  " in shown
+    assert "nothing is left to do; --resume none begins another" in shown
     assert {path: path.stat().st_mtime_ns for path in finished.parent.rglob("*")} == before, "nothing is written"
 
 

@@ -28,6 +28,7 @@ OTHERS: dict[str, Any] = {
     "kv_channels": 8,
     "padded_vocab_size": 384,
     "tied_embeddings": True,
+    "qk_norm": True,
     "rotary_base": 500000.0,
     "norm_epsilon": 1e-6,
 }
