@@ -9,6 +9,7 @@ from typing import Annotated, TypeAlias
 from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import (
+    ADAMW,
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
     Amount,
@@ -20,6 +21,7 @@ from chinchilla_ds.run_plan import (
     Rate,
     Recompute,
     Sequences,
+    Steps,
     Width,
 )
 
@@ -162,6 +164,18 @@ class RunConfig(DecoderSwitches):
     """Sequences in one forward pass of one data-parallel rank."""
     learning_rate: Rate | None = None
     """Peak learning rate."""
+    optimizer: PluginSpec = ADAMW
+    """A name, or `module:function` of an OptimizerSpec, with its arguments."""
+    weight_decay: Annotated[float, Ge(0), Le(1)] | None = None
+    """Decoupled decay of matrices, in units of the learning rate; norms are not decayed."""
+    beta1: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Decay of AdamW's first moment."""
+    beta2: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Decay of AdamW's second moment."""
+    epsilon: Annotated[float, Gt(0), Le(0.1)] | None = None
+    """What AdamW adds to the root of the second moment."""
+    warmup_iters: Steps | None = None
+    """Optimizer steps over which the learning rate rises to its peak; 0 begins with the peak."""
     gradient_clipping: Annotated[float, Ge(0), Le(MAX_GRADIENT_CLIPPING)] = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     decay: Decay = Decay.COSINE

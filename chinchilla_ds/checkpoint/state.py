@@ -33,7 +33,7 @@ class CheckpointState:
     rewinds: Count = 0
     """How often the run went back because of a loss spike."""
     optimizer_step: Count = 0
-    """AdamW's own count, for its bias correction; the engine fills it in."""
+    """The optimizer's own count, such as for AdamW's bias correction; the engine fills it in."""
     elapsed_s: Annotated[float, Ge(0), Le(1e18)]
     """Training time so far."""
     loss_scaler: dict[str, int | float] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import Any
 
 from chinchilla_ds.config import CheckpointConfig, DataConfig, GuardConfig, RunConfig
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.structured import build, parse_json
 
@@ -59,7 +60,7 @@ def set_fields(config: RunConfig, /) -> frozenset[str]:
     names: set[str] = set()
     for field in dataclasses.fields(config):
         value, default = getattr(config, field.name), getattr(RunConfig(), field.name)
-        if dataclasses.is_dataclass(default):
+        if dataclasses.is_dataclass(default) and not isinstance(default, PluginSpec):
             names |= {
                 part.name
                 for part in dataclasses.fields(default)

@@ -13,6 +13,7 @@ from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.state import CheckpointState, plan_of_checkpoint, state_problems
 from chinchilla_ds.config import LayoutConfig, RunConfig, field_path
 from chinchilla_ds.errors import CheckpointError, ChinchillaError
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.command import TrainCommand
 from chinchilla_ds.runs.initial_weights import small_problems
@@ -240,6 +241,8 @@ def _flat(config: RunConfig) -> Mapping[str, Any]:
 def _shown(value: Any) -> str:
     if value is None:
         return "not given"
+    if isinstance(value, dict):
+        return str(PluginSpec(**value))
     if isinstance(value, list):
         return " ".join(map(str, value)) or "not given"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -24,6 +24,7 @@ from chinchilla_ds.data.prepare import check_source, describe_text, prepare
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import Place, read_place, settle
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, ChinchillaError, ConfigError, reworded
+from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.processes.endings import at_ending, end_well, follow, leave_hung, no_library_exits, raise_well
 from chinchilla_ds.processes.libraries import quieten_training, use_cores
 from chinchilla_ds.processes.packages import missing_packages
@@ -277,7 +278,7 @@ def _makes(config: RunConfig, plan: RunPlan, *, explicit: frozenset[str]) -> boo
 def _check_places(config: RunConfig, *, plan: RunPlan, place: Place) -> None:
     """Check text and output before the slow imports, where rank 0 alone can: others on its machine go with it."""
     if place.on_one_machine:
-        check_output(config.output, num_params=plan.num_params)
+        check_output(config.output, num_bytes=checkpoint_bytes(plan))
         check_source(config.data, vocab_size=plan.shape.vocab_size)
 
 

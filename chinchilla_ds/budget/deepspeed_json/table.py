@@ -155,7 +155,8 @@ _TOP: dict[str, Key] = {
     ),
     "prescale_gradients": _passed(BOOL),
     "scheduler": _refused(
-        "the plan owns the learning-rate schedule; remove the section and pass `decay` and `learning_rate`"
+        "the plan owns the learning-rate schedule; remove the section and pass `decay`, `learning_rate` and "
+        "`warmup_iters`"
     ),
     "seq_parallel_communication_data_type": _refused(
         f"it is for DeepSpeed's Ulysses, which is not used here; see {OWN_SECTION}.sequence_parallel", "fp32"
@@ -180,8 +181,8 @@ _TOP: dict[str, Key] = {
     "weight_quantization": _refused(
         "it is for DeepSpeed's inference; remove it, and see `export.quantize`", switch="enabled"
     ),
-    "zero_allow_untested_optimizer": _idle(BOOL, "DeepSpeed has tested AdamW"),
-    "zero_force_ds_cpu_optimizer": _idle(BOOL, "offloaded states are always stepped by DeepSpeed's own CPU AdamW"),
+    "zero_allow_untested_optimizer": _idle(BOOL, "it is set where an optimizer needs it"),
+    "zero_force_ds_cpu_optimizer": _idle(BOOL, "it is set where an optimizer needs it"),
     "zero_optimization": _SECTION,
     OWN_SECTION: _SECTION,
 }

@@ -72,6 +72,12 @@ DECIDES: dict[str, Any] = {
     "qk_norm": True,
     "global_batch_size": 12,
     "learning_rate": 1e-4,
+    "optimizer": PluginSpec(name="my_module:sgd", arguments={"momentum": 0.9}),
+    "weight_decay": 0.2,
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "epsilon": 1e-6,
+    "warmup_iters": 0,
     "gradient_clipping": 0.5,
     "decay": Decay.WSD,
     "precision": Precision.BF16,
@@ -109,6 +115,12 @@ def test_whatever_decides_what_is_learned_changes_the_key(tmp_path: Path) -> Non
     configs += [RunConfig(data=DataConfig(**{name: value})) for name, value in data.items()]
     keys = {RunRequest(config=config).key for config in (RunConfig(), *configs)}
     assert len(keys) == 1 + len(configs)
+
+
+def test_the_key_of_an_earlier_version_is_found_again() -> None:
+    """As version eee8a9d wrote them, before the optimizer and its settings were among the fields."""
+    assert RunRequest(config=RunConfig(compute_budget_flops=1e11)).key == "4a2c0e05719fdd4a18d9"
+    assert RunRequest(config=RunConfig(learning_rate=1e-3, law="kaplan2020")).key == "371faa912b618b9dc8c3"
 
 
 def test_the_place_of_text_counts_from_the_root_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
