@@ -8,7 +8,9 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import (
+    DEFAULT_OBJECTIVE,
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
     Amount,
@@ -153,6 +155,8 @@ class RunConfig:
     """Peak learning rate."""
     gradient_clipping: Annotated[float, Ge(0), Le(MAX_GRADIENT_CLIPPING)] = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+    objective: PluginSpec = field(default_factory=lambda: PluginSpec(name=DEFAULT_OBJECTIVE))
+    """What makes the loss: a name, or `module:Class`, and its arguments."""
     decay: Decay = Decay.COSINE
     precision: Precision | None = None
     """None means bf16 on a GPU and fp32 on a CPU."""

@@ -7,13 +7,14 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.structured import build, parse_json
 
 PLAN_FORMAT_VERSION = 2
@@ -23,6 +24,7 @@ MAX_AMOUNT = 10**18
 MAX_WIDTH = 2**24
 MAX_SEQUENCES = 10**12
 MAX_GRADIENT_CLIPPING = 1e9
+DEFAULT_OBJECTIVE = "cross_entropy"
 _ROUNDING = 1e-9
 """How far, as a share, a total of floats may lie from what its parts give."""
 
@@ -343,6 +345,8 @@ class RunPlan:
     """Optimizer steps between evaluations on the held-out part."""
     document_mask: bool = False
     """Whether attention stays within a document, where a sequence holds several. FLOPs are counted without it."""
+    objective: PluginSpec = field(default_factory=lambda: PluginSpec(name=DEFAULT_OBJECTIVE))
+    """What makes the loss: a name, or `module:Class`, and its arguments."""
     unique_tokens: Amount | None = None
     """Distinct tokens there are; num_tokens beyond them are repetitions. None: as many as num_tokens."""
     cluster: Cluster | None = None

@@ -166,7 +166,7 @@ class Saver:
         state.attempts, state.elapsed_s, state.bad_batches = kept
         state.data_step, state.rewinds = rewind.data_step, rewinds
         state.flops_spent = state.attempts * state.plan.tokens_per_iter * state.plan.flops_per_token
-        state.step = None
+        state.step, self.engine.attempts = None, state.attempts
         self.save()
         _log.warning("went back from step %d to %d, and passed over the batches since", left, state.iteration)
         return True
