@@ -25,7 +25,7 @@ STAGES = (
 COMMAND = """
 import sys
 from pathlib import Path
-from chinchilla_ds.data import stages
+from chinchilla_ds.data.preparing import read_stage as stages
 from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe
 from chinchilla_ds.data.preparing.pipeline import prepare_recipe
 if __name__ == "__main__":

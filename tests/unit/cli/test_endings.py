@@ -19,7 +19,7 @@ PEER_GONE = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by 
 _PROGRAM = """
 import ctypes, os, sys, time
 os.environ.update(RANK="0", WORLD_SIZE="1")
-from chinchilla_ds.cli import endings
+from chinchilla_ds.processes import endings
 endings.STUCK_S = endings.CLEAN_UP_S = 0.5
 
 def stand_still():
@@ -244,7 +244,7 @@ def test_what_every_task_meets_is_said_by_rank_0_alone(
 
 _FOLLOWER = """
 import os, sys, threading, time
-from chinchilla_ds.cli import endings
+from chinchilla_ds.processes import endings
 from chinchilla_ds.distributed.launch import Place
 from chinchilla_ds.distributed.peers import Departure
 endings.STUCK_S = endings.CLEAN_UP_S = 0.5

@@ -11,7 +11,7 @@ from chinchilla_ds.budget.deepspeed_json.resolve import emit, resolve
 from chinchilla_ds.budget.deepspeed_json.table import SECTIONS
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.config import LayoutConfig, RunConfig
-from chinchilla_ds.engine import deepspeed_json
+from chinchilla_ds.engine import deepspeed_check
 from chinchilla_ds.engine.deepspeed_check import check_with_deepspeed
 from chinchilla_ds.errors import DsConfigError
 from chinchilla_ds.run_plan import Offload, Precision, RunPlan
@@ -78,7 +78,7 @@ def test_what_deepspeed_refuses_is_the_users_error(ds: dict[str, Any], expected:
 
 
 def test_what_deepspeed_refuses_of_the_plan_is_our_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepspeed_json, "emit", lambda plan: {"train_micro_batch_size_per_gpu": 0})
+    monkeypatch.setattr(deepspeed_check, "emit", lambda plan: {"train_micro_batch_size_per_gpu": 0})
     with pytest.raises(AssertionError):
         check_with_deepspeed({"train_micro_batch_size_per_gpu": 0}, plan_for(1))
 
