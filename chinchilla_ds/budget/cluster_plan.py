@@ -4,13 +4,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from chinchilla_ds.budget.batching import cluster_batch_size
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.layout.search import LayoutRequest, LayoutSearch, search_layouts
 from chinchilla_ds.budget.planner import assemble, precision_of
 from chinchilla_ds.budget.shape.choice import choose_model
-from chinchilla_ds.budget.speed.devices import Device
+from chinchilla_ds.budget.speed.devices import Device, get_device
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.run_plan import Cluster, RunPlan
@@ -77,6 +78,54 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
     )
     plan = dataclasses.replace(made, cluster=cluster, memory_bytes=best.memory, step_time=best.step_time)
     return ClusterPlan(plan=plan, search=search)
+
+
+def plan_on_devices(
+    config: RunConfig,
+    *,
+    gpu: str,
+    world_size: int,
+    devices_per_node: int | None = None,
+    hardware: Path | None = None,
+    gpu_hours: float | None = None,
+    mfu: float | None = None,
+    explicit: frozenset[str] = frozenset(),
+) -> ClusterPlan:
+    """Return the plan for so many of a named device, of a budget in FLOPs or in GPU-hours.
+
+    Args:
+        config: What is wanted.
+        gpu: The device's name; its memory must be known.
+        world_size: Devices.
+        devices_per_node: Of one node; None by device.
+        hardware: JSON file of devices to add.
+        gpu_hours: Budget as time; None takes the config's.
+        mfu: Share of the peak that `gpu_hours` are counted at; None: the MFU of the plan's own layout.
+        explicit: Names of the config fields that somebody has set; those of the layout are not searched.
+
+    Raises:
+        ConfigError: values that mean nothing, an unknown device, law or shape, or a device whose rates are not known.
+        LayoutError: no layout fits.
+        PlanError: no model for the budget.
+    """
+    device = get_device(gpu, hardware=hardware)
+    fixed: dict[str, object] = {name: getattr(config.layout, name) for name in explicit if hasattr(config.layout, name)}
+    if config.micro_batch_size is not None:
+        fixed["micro_batch_size"] = config.micro_batch_size
+    request = ClusterRequest(
+        device=device,
+        world_size=world_size,
+        devices_per_node=min(world_size, devices_per_node or device.devices_per_node),
+        fixed=fixed,
+    )
+    if gpu_hours is None:
+        return plan_on_cluster(config, request=request)
+    if problems := list(config_problems(config, world_size=world_size, device=device.kind)):
+        raise ConfigError(problems)
+    if mfu is None:
+        return plan_for_gpu_hours(config, request=request, gpu_hours=gpu_hours)
+    budget = gpu_hour_flops(device, config=config, gpu_hours=gpu_hours, mfu=mfu)
+    return plan_on_cluster(dataclasses.replace(config, compute_budget_flops=budget), request=request)
 
 
 def plan_for_gpu_hours(config: RunConfig, *, request: ClusterRequest, gpu_hours: float) -> ClusterPlan:

@@ -25,6 +25,7 @@ from chinchilla_ds.config import (
 from chinchilla_ds.distributed.launch import rank_of
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.run_plan import Decay, Precision, Recompute
+from chinchilla_ds.runs.command import TrainCommand
 from chinchilla_ds.units import parse_quantity
 
 _NEGATIVE = re.compile(r"-[0-9.]")
@@ -34,24 +35,10 @@ _LAYOUT_FIELDS = {field.name for field in dataclasses.fields(LayoutConfig)}
 _DATA_FIELDS = {field.name for field in dataclasses.fields(DataConfig)}
 _GUARD_FIELDS = {field.name for field in dataclasses.fields(GuardConfig)}
 _CHECKPOINT_FIELDS = {field.name for field in dataclasses.fields(CheckpointConfig)}
-BESIDE_A_PLAN = {"output", "sample_interval_tokens"} | _DATA_FIELDS | _GUARD_FIELDS | _CHECKPOINT_FIELDS
-"""Fields that a plan does not fix."""
 _SAVE_EVERY = re.compile(r"(?P<amount>[0-9.eE+_]+ ?[KMBTkmbt]?)(?:(?P<time>[smh])|[- ]?(?P<unit>tokens|steps))")
 _LONGEST_NAME_BYTES, _LONGEST_PATH_BYTES = 255, 4095
 """NAME_MAX and PATH_MAX of Linux."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """A parsed command line."""
-
-    ds_config: Path
-    plan: Path | None
-    """A plan to run as it is, instead of making one."""
-    config: RunConfig
-    explicit: frozenset[str]
-    """Names of the config fields that a flag has set, and of those of its parts."""
 
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -96,7 +83,7 @@ class Parser(argparse.ArgumentParser):
             super().print_help(file)
 
 
-def parse(argv: Sequence[str] | None) -> Arguments:
+def parse(argv: Sequence[str] | None) -> TrainCommand:
     """Read the command line of launchers/pretrain.py.
 
     Raises:
@@ -114,7 +101,7 @@ def parse(argv: Sequence[str] | None) -> Arguments:
     config, explicit = run_config(values, data=DataConfig(**data))
     config = dataclasses.replace(config, guards=GuardConfig(**guards), checkpoint=CheckpointConfig(**saving))
     explicit |= data.keys() | guards.keys() | saving.keys()
-    return Arguments(ds_config=ds_config, plan=plan, config=config, explicit=explicit)
+    return TrainCommand(ds_config=ds_config, plan=plan, config=config, explicit=explicit)
 
 
 def run_config(values: dict[str, Any], /, *, data: DataConfig | None = None) -> tuple[RunConfig, frozenset[str]]:
@@ -165,12 +152,6 @@ def _limit(text: str) -> float:
 
 def _seed(text: str) -> int:
     return 0 if text.strip() == "0" else whole(text)
-
-
-def flag_of(field: str) -> str:
-    """Return the flag that sets a config field."""
-    named = {"compute_budget_flops": "--flops", "num_params": "--params", "num_tokens": "--tokens", "paths": "--data"}
-    return named.get(field, "--" + field.replace("_", "-"))
 
 
 def path(text: str) -> Path:

@@ -91,6 +91,15 @@ class TrainedModel:
         return tokens or [self.tokenizer.eod_id]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A trained model whose weights are in memory."""
+
+    trained: TrainedModel
+    """Its checkpoint and tokenizer."""
+    decoder: Decoder
+
+
 def default_device() -> torch.device:
     """Return this rank's GPU, or the CPU where there is none.
 

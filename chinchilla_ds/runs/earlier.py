@@ -10,14 +10,15 @@ from typing import Any
 from chinchilla_ds.budget.plan_checks import plan_problems
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.state import CheckpointState, plan_of_checkpoint, state_problems
-from chinchilla_ds.cli.arguments import Arguments, flag_of
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import CheckpointError, ChinchillaError
 from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.runs.command import TrainCommand, flag_of
 from chinchilla_ds.runs.initial_weights import small_problems
-from chinchilla_ds.runs.plan_file import read_plan
+from chinchilla_ds.runs.plan_file import given_plan
 from chinchilla_ds.runs.request import (
     FREE_FIELDS,
+    PLAN_NAME,
     REQUEST_NAME,
     RunRequest,
     SavedRequest,
@@ -25,8 +26,6 @@ from chinchilla_ds.runs.request import (
     plain_config,
 )
 
-PLAN_NAME = "plan.json"
-"""Of the run's plan, in its folder."""
 _ADVICE = "leave it out to go on with that run, or begin another with --resume none"
 
 
@@ -134,29 +133,29 @@ def named_run(name: str) -> Continued:
     return continued(Path(os.path.abspath(name)))
 
 
-def take_over(arguments: Arguments, run: Continued, *, config: RunConfig) -> Arguments:
-    """Return the arguments of a command that names a run: what the run was asked for, where no flag says otherwise.
+def take_over(command: TrainCommand, run: Continued, *, config: RunConfig) -> TrainCommand:
+    """Return a command that names a run with what that run was asked for, where the command does not say otherwise.
 
     Output, text and tracking are the run's own. ZeRO and the micro-batch are this command's, as its ds_config says.
 
     Args:
-        arguments: This command's.
+        command: It names the run.
         run: The run that it names.
-        config: This command's, with what its ds_config says.
+        config: The command's, with what its ds_config says.
 
     Raises:
         CheckpointError: some flags contradict the run; each is named with both values.
     """
-    explicit = arguments.explicit
+    explicit = command.explicit
     problems = [*_different_flags(config, run, explicit=explicit), *_different_place(config, run, explicit=explicit)]
-    if arguments.plan is not None:
-        problems += _different_plan(arguments.plan, run)
+    if command.plan is not None:
+        problems += _different_plan(command.plan, run)
     if problems:
         raise CheckpointError(problems)
     before = run.request.config
-    plan = arguments.plan or (run.folder / PLAN_NAME if run.request.plan is not None else None)
+    plan = command.plan or (run.folder / PLAN_NAME if run.request.plan is not None else None)
     return dataclasses.replace(
-        arguments,
+        command,
         plan=plan,
         config=dataclasses.replace(
             before,
@@ -200,11 +199,12 @@ def _different_place(config: RunConfig, run: Continued, *, explicit: frozenset[s
         yield f"--output is {config.output} here, and the run {run.folder} stays where it is; {_ADVICE}"
 
 
-def _different_plan(path: Path, run: Continued) -> Iterator[str]:
-    """Yield what a plan file says of learning that the run's plan does not; its layout may be another."""
-    here, there = learning_part(read_plan(path)), learning_part(run.plan)
+def _different_plan(plan: Path | RunPlan, run: Continued) -> Iterator[str]:
+    """Yield what a plan says of learning that the run's plan does not; its layout may be another."""
+    here, there = learning_part(given_plan(plan)), learning_part(run.plan)
     if names := [name for name in here if here[name] != there[name]]:
-        yield f"--plan {path} differs from the plan of the run {run.folder} in {', '.join(names)}; {_ADVICE}"
+        named = f"--plan {plan}" if isinstance(plan, Path) else "the plan"
+        yield f"{named} differs from the plan of the run {run.folder} in {', '.join(names)}; {_ADVICE}"
 
 
 def _flat(config: RunConfig) -> Mapping[str, Any]:

@@ -10,8 +10,8 @@ from chinchilla_ds.checkpoint.folder import DS_CONFIG_NAME, write_durably
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.run_plan import RunPlan
-from chinchilla_ds.runs.earlier import PLAN_NAME, Continued
-from chinchilla_ds.runs.request import REQUEST_NAME, RunRequest
+from chinchilla_ds.runs.earlier import Continued
+from chinchilla_ds.runs.request import PLAN_NAME, REQUEST_NAME, RunRequest
 from chinchilla_ds.runs.text import DATA_NAME, place_of_text
 from chinchilla_ds.training.saving import check_text
 

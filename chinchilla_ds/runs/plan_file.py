@@ -1,4 +1,4 @@
-"""`--plan FILE`: a plan that was made before, checked before it is trusted."""
+"""A plan that was made before, in a file or in memory, checked before it is trusted."""
 
 from pathlib import Path
 
@@ -26,11 +26,23 @@ def read_plan(path: Path, *, world_size: int | None = None) -> RunPlan:
         plan = RunPlan.from_json(content)
     except ConfigError as error:
         raise ConfigError([f"plan {path}: {problem}" for problem in error.problems]) from None
+    return checked_plan(plan, named=f"plan {path}", world_size=world_size)
+
+
+def given_plan(plan: Path | RunPlan, /, *, world_size: int | None = None) -> RunPlan:
+    """Return a plan that is given as a file or as itself; see `read_plan` for arguments and errors."""
+    if isinstance(plan, RunPlan):
+        return checked_plan(plan, named="the plan", world_size=world_size)
+    return read_plan(plan, world_size=world_size)
+
+
+def checked_plan(plan: RunPlan, *, named: str, world_size: int | None) -> RunPlan:
+    """Return a plan whose numbers hold together; `named` stands for it in messages, the rest is as for `read_plan`."""
     if problems := list(plan_problems(plan)):
-        raise ConfigError([f"plan {path}: {problem}" for problem in problems])
+        raise ConfigError([f"{named}: {problem}" for problem in problems])
     if world_size is not None and is_laid_out(plan) and plan.layout.world_size != world_size:
         raise LayoutError(
-            f"plan {path} is for {plan.layout.world_size} ranks, and {world_size} were started; start it with "
+            f"{named} is for {plan.layout.world_size} ranks, and {world_size} were started; start it with "
             f"deepspeed --num_gpus {plan.layout.world_size}, or make a plan for {world_size}"
         )
     validate_layout(shape=plan.shape, layout=plan.layout, precision=plan.precision, batch=plan.batch)

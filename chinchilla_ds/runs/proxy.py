@@ -5,16 +5,20 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.distributed.launch import without_launcher
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, EXIT_CODE_USER_ERROR, ConfigError, OutputError, reason
 from chinchilla_ds.run_plan import RunPlan
+
+if TYPE_CHECKING:
+    from chinchilla_ds.runs.command import TrainCommand
 
 PATIENCE_S = 120.0
 """How long an interrupted run may take to finish its step, save and leave."""
@@ -100,7 +104,21 @@ def _command(proxy: Proxy) -> list[str]:
         "--output": proxy.folder,
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    return [sys.executable, "-m", "chinchilla_ds.cli.pretrain", *words]
+    return [sys.executable, "-m", "chinchilla_ds.runs.proxy", *words]
+
+
+def _train_command(words: Sequence[str]) -> "TrainCommand":
+    """Return what `_command` asks for."""
+    from chinchilla_ds.runs.command import TrainCommand, set_fields
+
+    values = dict(zip(words[::2], words[1::2], strict=True))
+    data = DataConfig(
+        paths=(Path(values["--data"]),), blend=Path(values["--blend"]), max_epochs=float(values["--max-epochs"])
+    )
+    config = RunConfig(data=data, output=Path(values["--output"]))
+    return TrainCommand(
+        config=config, ds_config=Path(values["--ds_config"]), plan=Path(values["--plan"]), explicit=set_fields(config)
+    )
 
 
 def _environment(proxy: Proxy) -> dict[str, str]:
@@ -153,3 +171,10 @@ def _held_out_loss(folder: Path) -> float:
     metrics = max(folder.glob(f"*/{METRICS_FILE}"), key=lambda path: path.stat().st_mtime_ns)
     losses = [one.metrics["held_out/loss"] for one in read_metrics(metrics) if "held_out/loss" in one.metrics]
     return losses[-1]
+
+
+if __name__ == "__main__":
+    from chinchilla_ds.processes.endings import exit_process
+    from chinchilla_ds.runs.train import train_and_end
+
+    exit_process(lambda: train_and_end(lambda: _train_command(sys.argv[1:])))

@@ -17,6 +17,8 @@ from chinchilla_ds.run_plan import REPORT, RunPlan
 from chinchilla_ds.structured import build, parse_json, read_json
 
 REQUEST_NAME = "request.json"
+PLAN_NAME = "plan.json"
+"""Of the run's plan, in its folder."""
 LOCK_NAME = ".lock"
 FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens")
 """Parts of a config that may change from start to start of one run: none decides what the model learns, but for
@@ -31,12 +33,15 @@ class RunRequest:
     """A command line, but for where and on how many ranks it runs."""
 
     config: RunConfig
-    plan: Path | None = None
-    """`--plan`."""
+    plan: Path | RunPlan | None = None
+    """A plan that was given: a file, or the plan itself."""
 
     def to_json(self) -> str:
-        """Return indented JSON, paths absolute, with the key: the files that were named may change later."""
-        plan = None if self.plan is None else _absolute(self.plan)
+        """Return indented JSON, paths absolute, with the key: the files that were named may change later.
+
+        A plan that came in no file is the one in the run's folder.
+        """
+        plan = PLAN_NAME if isinstance(self.plan, RunPlan) else None if self.plan is None else _absolute(self.plan)
         values = {"config": plain_config(self.config), "plan": plan, "key": self.key}
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
@@ -76,14 +81,17 @@ def _law_content(path: Path) -> str:
         return str(path)
 
 
-def _plan_content(path: Path) -> Any:
-    """Return what a plan file says of learning; the plan's own reader says what is wrong with one."""
-    try:
-        values = read_json(path, what="plan")
-    except ConfigError:
-        return str(path)
+def _plan_content(plan: Path | RunPlan) -> Any:
+    """Return what a plan says of learning; the reader of plan files says what is wrong with one."""
+    if isinstance(plan, RunPlan):
+        values = parse_json(plan.to_json(), where="the plan")
+    else:
+        try:
+            values = read_json(plan, what="plan")
+        except ConfigError:
+            return str(plan)
     if not isinstance(values, dict) or not isinstance(values.get("batch"), dict):
-        return str(path)
+        return str(plan)
     batch = {name: value for name, value in values["batch"].items() if name not in _SHARE_OF_A_RANK}
     return {name: value for name, value in values.items() if name not in _PLACE} | {"batch": batch}
 
@@ -142,6 +150,10 @@ class RunLock:
             ) from None
         except OSError:  # a file system without locks: the user's care
             pass
+
+    def release(self) -> None:
+        """Give the lock back, in a process that goes on."""
+        os.close(self._descriptor)
 
 
 def known_problems(config: RunConfig) -> Iterator[str]:

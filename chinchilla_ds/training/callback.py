@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.training.spikes import Rewind
-from chinchilla_ds.training.stragglers import StragglerReport
+
+if TYPE_CHECKING:
+    from chinchilla_ds.training.stragglers import StragglerReport
 
 __all__ = ["Callback", "EvaluationResult", "Sample", "StepResult", "TrainingState"]
 
@@ -65,7 +68,7 @@ class TrainingState:
     step: StepResult | None = None
     notes: list[str] = field(default_factory=list)
     """What the last step gave cause to tell the user: a bad batch, a spike, a slow rank."""
-    stragglers: StragglerReport | None = None
+    stragglers: "StragglerReport | None" = None
     """Of the last step, where it was measured."""
     rewind: Rewind | None = None
     """What a loss spike asks for; the loop carries it out and clears it."""

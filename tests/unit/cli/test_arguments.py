@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.cli.arguments import BESIDE_A_PLAN, flag_of, parse
+from chinchilla_ds.cli.arguments import parse
 from chinchilla_ds.config import GuardConfig, OnSpike
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.run_plan import Decay, Recompute
+from chinchilla_ds.runs.command import BESIDE_A_PLAN, flag_of
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.cli.arguments import Arguments, parse
+from chinchilla_ds.cli.arguments import parse
 from chinchilla_ds.config import (
     CheckpointConfig,
     DataConfig,
@@ -19,6 +19,7 @@ from chinchilla_ds.config import (
 )
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.run_plan import Recompute
+from chinchilla_ds.runs.command import TrainCommand
 from chinchilla_ds.runs.earlier import Continued, continued, find_run, named_run, take_over
 from chinchilla_ds.runs.request import RunRequest
 from chinchilla_ds.testing import tiny_plan
@@ -182,12 +183,12 @@ def test_what_is_no_run_cannot_be_continued(request_: RunRequest, tmp_path: Path
         continued(folder)
 
 
-def arguments(*words: str) -> Arguments:
+def command(*words: str) -> TrainCommand:
     return parse(["--ds_config", "x.json", *words])
 
 
-def taken_over(run: Continued, *words: str) -> Arguments:
-    given = arguments(*words)
+def taken_over(run: Continued, *words: str) -> TrainCommand:
+    given = command(*words)
     return take_over(given, run, config=given.config)
 
 

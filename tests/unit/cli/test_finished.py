@@ -56,7 +56,7 @@ def command(
     def train(*_: object, **__: object) -> None:
         raise TrainsError
 
-    monkeypatch.setattr(pretrain, "_check_places", train)
+    monkeypatch.setattr("chinchilla_ds.runs.train._check_places", train)
     words = ["--ds_config", str(ds_configs / "zero1.json"), "--flops", "1e11", "--output", str(finished.parent)]
 
     def run(*more: str) -> int:

@@ -91,7 +91,7 @@ def test_the_command_refuses_before_torch_is_imported(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pretrain, "_use_cores", lambda: pytest.fail("went on"))
+    monkeypatch.setattr("chinchilla_ds.runs.train.use_cores", lambda _: pytest.fail("went on"))
     flags = ("--flops", "7e9", "--seq-length", "64", "--global-batch-size", "4", "--vocab-size", "512")
     config = RunConfig(compute_budget_flops=7e9, seq_length=64, global_batch_size=4, vocab_size=512)
     plan = make_plan(config, world_size=1, device="cpu")
