@@ -46,11 +46,11 @@ def run(arguments: argparse.Namespace) -> str:
 
     check_free(arguments.out)
     quieten()
-    from chinchilla_ds.checkpoint.reader import CheckpointReader
+    from chinchilla_ds.checkpoint.folded import FoldedReader
     from chinchilla_ds.exporting.quantize import Quantization, check_installed
     from chinchilla_ds.exporting.write import export_checkpoint
 
-    reader = CheckpointReader.open(arguments.run)
+    reader = FoldedReader.open(arguments.run)
     prepared = find_prepared(arguments.run, reader, named=arguments.data)
     facts = _facts(reader, prepared, licence=arguments.licence)
     dtype = arguments.dtype or reader.plan.precision

@@ -12,6 +12,7 @@ from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.state import CheckpointState, plan_of_checkpoint, state_problems
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import CheckpointError, ChinchillaError
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.command import TrainCommand, flag_of
 from chinchilla_ds.runs.initial_weights import small_problems
@@ -218,4 +219,6 @@ def _shown(value: Any) -> str:
         return "not given"
     if isinstance(value, list):
         return " ".join(map(str, value)) or "not given"
+    if isinstance(value, dict):
+        return str(PluginSpec(**value))
     return f"{value:g}" if isinstance(value, float) else str(value)

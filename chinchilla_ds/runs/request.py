@@ -23,6 +23,9 @@ LOCK_NAME = ".lock"
 FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens")
 """Parts of a config that may change from start to start of one run: none decides what the model learns, but for
 `checkpoint.init_from`."""
+LATER_FIELDS = ("objective",)
+"""Fields that came after the first runs: at their defaults they ask for what was done before, and are no part of the
+key, so that a run of an earlier version is found again."""
 _PLACE = ("layout", "device", "cluster", "memory_bytes", "step_time", "step_time_s", "wall_clock_s", "reasons", REPORT)
 """Parts of a plan file that say where it runs, and why."""
 _SHARE_OF_A_RANK = ("micro_batch_size", "gradient_accumulation_steps")
@@ -49,7 +52,9 @@ class RunRequest:
     def key(self) -> str:
         """A hash of everything that decides what the model learns."""
         config = plain_config(self.config)
-        values = {name: value for name, value in config.items() if name not in FREE_FIELDS}
+        before = plain_config(RunConfig())
+        unsaid = {name for name in LATER_FIELDS if config[name] == before[name]}
+        values = {name: value for name, value in config.items() if name not in unsaid.union(FREE_FIELDS)}
         blend, law = self.config.data.blend, self.config.law
         content = [
             values,

@@ -177,3 +177,216 @@ def test_control_another_loss_is_not_the_default():
     assert other.losses[0] == ours.losses[0], "the measured loss of the same weights"
     assert other.losses[1:] != ours.losses[1:]
     assert other.objective_losses[0] != ours.losses[0]
+
+
+# ---- other losses ---------------------------------------------------------------------------------------------------
+
+
+@over_layouts()
+def test_an_auxiliary_loss_equals_one_process(layout):
+    check(plan_of(layout), ZLoss(), objective_reference.ZLossTruth)
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside", "passes first"])
+@over_layouts(quick=[case(1, 1, 2, 2), case(3, 2, 2)])
+def test_distillation_equals_one_process(layout, beside):
+    plan = plan_of(layout)
+    teacher = teacher_of(plan)
+    objective = Distillation(teacher_plan=teacher, beside=beside)
+    check(plan, objective, lambda alone: objective_reference.DistillationTruth(alone, teacher))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beside", [True, False], ids=["beside", "passes first"])
+@pytest.mark.parametrize("layout", [one for one in LAYOUTS if one.zero == 3], ids=str)
+def test_distillation_from_a_partitioned_teacher_equals_one_process(layout, beside):
+    plan = plan_of(layout)
+    teacher = teacher_of(plan)
+    objective = Distillation(teacher_plan=teacher, beside=beside, partitioned=True)
+    check(plan, objective, lambda alone: objective_reference.DistillationTruth(alone, teacher))
+
+
+@over_layouts()
+def test_gates_with_parameters_of_their_own_equal_one_process(layout):
+    check(plan_of(layout), Gates(), objective_reference.GatesTruth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [one for one in LAYOUTS if one.zero == 3], ids=str)
+def test_gates_built_in_parts_equal_one_process(layout):
+    check(plan_of(layout), Gates(within_init=True), objective_reference.GatesTruth)
+
+
+@over_layouts(quick=[case(1, 1, 2, 2)])
+def test_a_head_on_the_last_stage_alone_equals_one_process(layout):
+    check(plan_of(layout), Tempered(), objective_reference.TemperedTruth)
+
+
+@over_layouts(quick=[case(3, 2, 2)])
+def test_the_sum_of_gates_and_distillation_equals_one_process(layout):
+    plan = plan_of(layout)
+    teacher = teacher_of(plan)
+    objective = Sum(gates=Gates(), teacher=Distillation(teacher_plan=teacher))
+    assert objective.scalar_names == ("gates/penalty", "gates/open", "teacher/kl")
+
+    def truth(alone):
+        return objective_reference.SumTruth(
+            alone,
+            gates=objective_reference.GatesTruth(alone, prefix="gates."),
+            teacher=objective_reference.DistillationTruth(alone, teacher),
+        )
+
+    check(plan, objective, truth)
+
+
+def test_control_a_replica_whose_gradients_nobody_sums_differs():
+    plan = plan_of(case(1, 2))
+    with pytest.raises(AssertionError, match="replicas of .*gate.scale differ|assert "):
+        check(plan, Gates(reduces_scale=False), objective_reference.GatesTruth)
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def train_and_save(engine, folder):
+    """A body for `on_engine`: save after two steps, then go on."""
+    plan, train_iters = engine.plan, engine.plan.batch.train_iters
+    for step in range(train_iters - 1):
+        engine.train_step(harness.own_micro_batches(plan, step), learning_rate=harness.learning_rate(plan, step))
+    Checkpointer(engine, folder=folder, ds_config={}).save(state_at(train_iters - 1))
+    return train(engine)
+
+
+def load_and_train(engine, folder):
+    """A body for `on_engine`: go on from what `train_and_save` has saved."""
+    load(engine, checkpoint=newest(folder))
+    return train(engine)
+
+
+def newest(folder):
+    [checkpoint] = list_checkpoints(folder)
+    return checkpoint
+
+
+def state_at(iteration):
+    return CheckpointState(iteration=iteration, data_step=iteration, attempts=iteration, elapsed_s=1.0)
+
+
+def numbers_of(told):
+    of_scalars = [value for step in told.scalars for _, value in sorted(step.items())]
+    return [*told.losses, *told.objective_losses, *told.grad_norms, *of_scalars, told.evaluation]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        case(1, 1, 2, 2),
+        pytest.param(case(3, 2, 2), marks=pytest.mark.slow),
+        pytest.param(case(0), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_run_with_gates_is_resumed_bit_by_bit(layout, tmp_path):
+    plan = plan_of(layout)
+    went_on = joined(harness.on_engine(plan, train_and_save, tmp_path, objective=Gates()))
+    resumed = joined(harness.on_engine(plan, load_and_train, tmp_path, objective=Gates()))
+    assert numbers_of(resumed) == numbers_of(went_on)
+    assert all(torch.equal(resumed.weights[name], value) for name, value in went_on.weights.items())
+    assert CheckpointReader(newest(tmp_path)).state.objective_state["multiplier"] != 0.1
+    forgot = joined(harness.on_engine(plan, load_and_forget, tmp_path, objective=Gates()))
+    assert numbers_of(forgot) != numbers_of(went_on), "control: the multiplier does not show"
+
+
+def load_and_forget(engine, folder):
+    load(engine, checkpoint=newest(folder))
+    engine.objective.multiplier = 0.1
+    return train(engine)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (case(3, 2, 2), case(1, 1, 2, 2)),
+        pytest.param(case(1, 1, 2, 2), case(0), marks=pytest.mark.slow),
+        pytest.param(case(0, 2), case(3, 1, 2, 2), marks=pytest.mark.slow),
+        pytest.param(case(1, 1, 2, virtual=2), case(2, 2, 1, 2), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_gates_move_between_layouts(source, target, tmp_path):
+    went_on = joined(harness.on_engine(plan_of(source), train_and_save, tmp_path, objective=Gates()))
+    resumed = joined(harness.on_engine(plan_of(target), load_and_train, tmp_path, objective=Gates()))
+    assert harness.largest_relative(numbers_of(resumed), numbers_of(went_on)) < TOLERANCE
+
+
+def save_fresh(engine, folder):
+    Checkpointer(engine, folder=folder, ds_config={}).save(state_at(0))
+
+
+def refusals(engine, folder):
+    """A body for `on_engine`: return why a checkpoint is refused, whole and its weights alone, and what loaded."""
+    problems = []
+    for weights_only in (False, True):
+        try:
+            load(engine, checkpoint=newest(folder), weights_only=weights_only)
+        except CheckpointError as error:
+            problems.append(str(error))
+    return problems, harness.shards_of(engine.stage)
+
+
+def test_a_checkpoint_of_another_objective_is_refused_and_both_are_named(tmp_path):
+    plan = plan_of(case(1, 1, 2))
+    harness.on_engine(plan, save_fresh, tmp_path, objective=Gates(target=0.25))
+    for problems, _ in harness.on_engine(plan, refusals, tmp_path):
+        whole, weights = problems
+        assert "was trained with the objective tests.parity.objectives:Gates,target=0.25" in whole
+        assert "the plan's is cross_entropy" in whole
+        assert "8 weights that the objective cross_entropy has no place for, such as decoder.layers.0.mlp" in weights
+
+
+def test_a_new_run_may_begin_with_weights_that_lack_the_objectives_own(tmp_path):
+    plan = plan_of(case(1, 1, 2))
+    fresh = harness.on_engine(plan, save_fresh, tmp_path)
+    assert fresh == [None, None]
+    ranks = harness.on_engine(dataclasses.replace(plan, seed=4321), refusals, tmp_path, objective=Gates())
+    weights = harness.full_weights([(0, shards) for _, shards in ranks])
+    assert all(len(problems) == 1 for problems, _ in ranks), "a resumed run needs the gates, a new one does not"
+    wanted = objective_reference.initial(plan, objective_reference.GatesTruth(plan))
+    assert weights.keys() == wanted.keys()
+    assert all(torch.equal(weights[name], value) for name, value in wanted.items())
+
+
+# ---- folding --------------------------------------------------------------------------------------------------------
+
+
+def evaluate_and_save(engine, folder):
+    Checkpointer(engine, folder=folder, ds_config={}).save(state_at(0))
+    return engine.evaluate(harness.own_micro_batches(engine.plan, harness.HELD_OUT_STEP))
+
+
+def folded_loss(plan, folder, kind):
+    """Return the loss of the plain reference with a checkpoint's weights."""
+    reader = kind(newest(folder))
+    model = ReferenceLlama(plan.shape)
+    names = [name for name in reader.names() if ".objective." not in name]
+    load_from_megatron_state(model, {name: reader.read(name) for name in names})
+    with torch.no_grad():
+        losses = [float(model.loss(b.tokens, b.labels)) for b in harness.micro_batches(plan, harness.HELD_OUT_STEP)]
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("objective", [Gates(), Sum(gates=Gates(), plain=Objective())], ids=["gates", "sum"])
+def test_a_plain_decoder_with_folded_weights_computes_the_same(objective, tmp_path):
+    plan = plan_of(case(1, 1, 2))
+    first, *_ = harness.on_engine(plan, evaluate_and_save, tmp_path, objective=objective)
+    if isinstance(objective, Sum):  # one that is named by a plan is a class of its own
+        pytest.MonkeyPatch().setattr("chinchilla_ds.checkpoint.folded.make_objective", lambda spec: objective)
+    assert folded_loss(plan, tmp_path, FoldedReader) == pytest.approx(first, rel=1e-6)
+    assert abs(folded_loss(plan, tmp_path, CheckpointReader) - first) > 1e-3, "control: folding does not show"
+
+
+def test_what_an_objective_does_not_fold_is_refused(tmp_path):
+    plan = plan_of(case(0))
+    harness.on_engine(plan, save_fresh, tmp_path, objective=Tempered())
+    with pytest.raises(CheckpointError, match="1 weights of its objective .*Tempered.*, and it does not fold them"):
+        FoldedReader(newest(tmp_path))
