@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chinchilla_ds.objective import LossValue, Objective, ParameterGroup
+from chinchilla_ds.objective import LossValue, Objective, ParameterGroup, Sum
 from chinchilla_ds.run_plan import RunPlan
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
@@ -222,8 +222,6 @@ class Gates(Objective):
     reduces_scale: bool = True
     within_init: bool = False
     """Whether gates are built within zero.Init; otherwise deepspeed.initialize partitions them."""
-    forgets: bool = False
-    """Control: leave the multiplier out of the checkpoint."""
     scalar_names = ("penalty", "open")
     folds = True
 
@@ -278,16 +276,23 @@ class Gates(Objective):
             self.multiplier += self.climb * (self.share - self.target)
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.forgets else {"multiplier": self.multiplier}
+        return {"multiplier": self.multiplier}
 
     def load_state_dict(self, state: Any, /) -> None:
-        self.multiplier = state.get("multiplier", 0.1)
+        self.multiplier = state["multiplier"]
 
     def fold(self, name: str, weight: Tensor, own: Any, /) -> Tensor:
         if not name.endswith("mlp.linear_fc2.weight"):
             return weight
         parent = name.removesuffix(".linear_fc2.weight")
         return weight * (certain(own.read(parent, "gate.log_alpha")) * own.read(parent, "gate.scale"))
+
+
+class GatesInASum(Sum):
+    """A sum that a plan can name."""
+
+    def __init__(self) -> None:
+        super().__init__(gates=Gates(), plain=Objective())
 
 
 # ---- a parameter on the last stage alone ----------------------------------------------------------------------------
