@@ -152,15 +152,13 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveCost:
-    """What an objective takes beside the decoder's own training; the planner adds it."""
+class RankBytes:
+    """What an objective keeps on the fullest rank beside the decoder's own training."""
 
-    flops_per_token: float = 0.0
-    """Model FLOPs per trained token, forward and backward; a companion's forward pass among them."""
-    state_bytes: int = 0
-    """Of weights, gradients and optimizer states, on the fullest rank."""
-    activation_bytes: int = 0
-    """What the loss and a companion keep during a step, on the fullest rank."""
+    states: int = 0
+    """Weights, a companion's among them, gradients and optimizer states."""
+    activations: int = 0
+    """What the loss and a companion keep during a step."""
 
 
 class OwnWeights(Protocol):
@@ -252,9 +250,22 @@ class Objective:
         """
         return weight
 
-    def cost(self, *, shape: ModelShape, batch: BatchPlan, layout: ParallelLayout) -> ObjectiveCost:
-        """Return what the objective takes; called without torch, before anything is built."""
-        return ObjectiveCost()
+    def flops_per_token(self, shape: ModelShape, /) -> float:
+        """Return model FLOPs per trained token beside the decoder's, a companion's forward pass among them.
+
+        The planner asks, before torch is imported, as it does for `rank_bytes`.
+        """
+        return 0.0
+
+    def rank_bytes(self, *, shape: ModelShape, batch: BatchPlan, layout: ParallelLayout) -> RankBytes:
+        """Return what is kept on the fullest rank beside the decoder's own training.
+
+        Args:
+            shape: The decoder.
+            batch: Its micro-batch size and number of micro-batches.
+            layout: What states and activations are divided by.
+        """
+        return RankBytes()
 
 
 class Sum(Objective):
@@ -343,14 +354,14 @@ class Sum(Objective):
             weight = part.fold(name, weight, _PartWeights(own, key))
         return weight
 
-    def cost(self, *, shape: ModelShape, batch: BatchPlan, layout: ParallelLayout) -> ObjectiveCost:
-        """Return the sum of all costs."""
-        costs = [part.cost(shape=shape, batch=batch, layout=layout) for part in self.parts.values()]
-        return ObjectiveCost(
-            flops_per_token=sum(cost.flops_per_token for cost in costs),
-            state_bytes=sum(cost.state_bytes for cost in costs),
-            activation_bytes=sum(cost.activation_bytes for cost in costs),
-        )
+    def flops_per_token(self, shape: ModelShape, /) -> float:
+        """Return the sum over all parts."""
+        return sum(part.flops_per_token(shape) for part in self.parts.values())
+
+    def rank_bytes(self, *, shape: ModelShape, batch: BatchPlan, layout: ParallelLayout) -> RankBytes:
+        """Return the sum over all parts."""
+        parts = [part.rank_bytes(shape=shape, batch=batch, layout=layout) for part in self.parts.values()]
+        return RankBytes(states=sum(part.states for part in parts), activations=sum(part.activations for part in parts))
 
 
 class _PartOutput:

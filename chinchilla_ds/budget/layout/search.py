@@ -109,6 +109,7 @@ def search_layouts(request: LayoutRequest, /) -> LayoutSearch:
             f"the memory of device {request.device.name} is not known, so no layout can be chosen for it; give "
             "memory_bytes in a --hardware file, or name the layout"
         )
+    capacity -= request.reserved_bytes
     machine = _machine(request)
     tally = Tally()
     walk = _Walk(request, capacity=capacity, machine=machine, tally=tally)

@@ -36,6 +36,8 @@ class LayoutRequest:
     """Where states may go; NVMe only where it is asked for."""
     train_iters: int = 1
     """Optimizer steps of the run; written into the batch, no part of the search."""
+    reserved_bytes: int = 0
+    """Of every device's memory, for what is not the decoder's."""
 
 
 @dataclass(frozen=True, kw_only=True)
