@@ -76,7 +76,7 @@ def test_a_plan_that_names_it_trains_with_it(tmp_path):
 
 def test_an_objective_that_cannot_be_made_is_refused_by_name():
     for text, said in (
-        ("my_losses:ZLos", "my_losses has no ZLos, did you mean ZLoss"),
+        ("my_losses:ZLos", "my_losses has no ZLos"),
         ("my_losses:ZLoss,strength=1", "strength"),
         ("my_losses:LossValue", "is no subclass of chinchilla_ds.objective.Objective"),
         ("os:system,command=true", "is no subclass of chinchilla_ds.objective.Objective"),
@@ -110,7 +110,7 @@ def test_the_launcher_takes_it_by_its_flag(tmp_path, elsewhere):
     assert ended.exit_code == 0, ended.text
     [metrics] = tmp_path.glob("runs/*/metrics.jsonl")
     points = [json.loads(line) for line in metrics.read_text().splitlines()]
-    named = {name for point in points for name in point.get("metrics", point)}
+    named = {name for point in points for name in point}
     assert {"train/loss", "train/objective_loss", "objective/z_loss", "held_out/loss"} <= named, named
     folder = metrics.parent
     other = launch(

@@ -22,6 +22,7 @@ from chinchilla_ds.config import (
 )
 from chinchilla_ds.data.reading.sources import Kind, find_corpus
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import Decay, Precision
 from chinchilla_ds.runs.request import FREE_FIELDS, RunLock, RunRequest, SavedRequest, known_problems
 from chinchilla_ds.testing import tiny_plan
@@ -58,6 +59,7 @@ DECIDES: dict[str, Any] = {
     "global_batch_size": 12,
     "learning_rate": 1e-4,
     "gradient_clipping": 0.5,
+    "objective": PluginSpec(name="my.module:Loss", arguments={"weight": 0.5}),
     "decay": Decay.WSD,
     "precision": Precision.BF16,
     "document_mask": True,
