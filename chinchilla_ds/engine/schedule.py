@@ -86,7 +86,7 @@ class _Chunk(nn.Module):
     def forward(self, tokens: Tensor, step: MicroStep | None) -> Tensor:
         """Run the chunk; the last one makes the loss."""
         theirs = None if self.companion is None else self.companion.run(tokens, chunk=self.index)
-        if self.makes_loss and step is not None:
+        if self.makes_loss and step is not None and theirs is not None:
             step.companion_logits = theirs
         output: Tensor = self._run(tokens, step if self.makes_loss else None, chunk=self.index)
         return output if theirs is None or self.makes_loss else torch.cat([output, theirs], -1)
