@@ -19,6 +19,8 @@ from torch import Tensor
 
 from chinchilla_ds.checkpoint.index import MOMENTS
 from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.objective import is_own
 
 _MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """Names of the counters' file: of ZeRO 0 to 2, and of ZeRO-3."""
@@ -44,7 +46,15 @@ def write_universal(reader: CheckpointReader, *, out: Path) -> int:
 
     Returns:
         Bytes written.
+
+    Raises:
+        CheckpointError: an objective's own weights are among them, and how tensor parallelism cuts those is not known.
     """
+    if own := [name for name in reader.names() if is_own(name)]:
+        raise CheckpointError(
+            f"{reader.folder} holds {len(own)} weights of its objective {reader.plan.objective}, such as {own[0]}: the "
+            "universal format cannot carry them, for it must say how ranks cut each weight"
+        )
     tag = reader.folder.name
     zero = out / tag / "zero"
     zero.mkdir(parents=True)
