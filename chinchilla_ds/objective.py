@@ -180,8 +180,6 @@ class Objective:
     """Names of what `loss` reports; metrics call them `objective/NAME`."""
     spec: PluginSpec | None = None
     """What it was made from; None where it was made by hand."""
-    folds: bool = False
-    """Whether the decoder, after `fold`, needs none of the objective's own weights; needed to export or generate."""
 
     def attach(self, site: Site, /) -> None:
         """Register parameters and hooks in this rank's stage, or build a companion. Called once."""
@@ -240,6 +238,14 @@ class Objective:
         """
         return True
 
+    def folds(self, name: str, /) -> bool:
+        """Return whether a decoder with `fold`ed weights can do without a parameter: only then is it exported or asked.
+
+        Args:
+            name: Global name of one of the objective's own.
+        """
+        return False
+
     def fold(self, name: str, weight: "Tensor", own: OwnWeights, /) -> "Tensor":
         """Return a weight of the decoder that does what it did together with the objective's own weights.
 
@@ -284,7 +290,6 @@ class Sum(Objective):
             raise ConfigError("a sum of objectives needs at least one")
         self.parts = parts
         self.scalar_names = tuple(f"{key}/{name}" for key, part in parts.items() for name in part.scalar_names)
-        self.folds = all(part.folds for part in parts.values())
 
     def attach(self, site: Site, /) -> None:
         """Attach every part at a site of its own."""
@@ -347,6 +352,11 @@ class Sum(Objective):
         """Ask the part that the parameter belongs to."""
         key, inner = _without_part(name)
         return self.parts[key].may_be_absent(inner)
+
+    def folds(self, name: str, /) -> bool:
+        """Ask the part that the parameter belongs to."""
+        key, inner = _without_part(name)
+        return self.parts[key].folds(inner)
 
     def fold(self, name: str, weight: "Tensor", own: OwnWeights, /) -> "Tensor":
         """Fold the parts' weights one after the other."""

@@ -29,9 +29,9 @@ class FoldedReader(CheckpointReader):
             objective = make_objective(self.plan.objective)
         except ConfigError as error:
             raise CheckpointError([f"{what}, which only that objective can fold", *error.problems]) from None
-        if not objective.folds:
+        if unfolded := [name for name in own if not objective.folds(name)]:
             raise CheckpointError(
-                f"{what}, and it does not fold them: the decoder's other weights alone compute something else"
+                f"{what}, and it does not fold {unfolded[0]} into the decoder's, which alone compute something else"
             )
         return objective
 

@@ -16,15 +16,24 @@ from chinchilla_ds.objective import OWN, MicroBatch, Objective, spec_of
 class Output:
     """What an objective sees of the last stage: a `chinchilla_ds.objective.DecoderOutput`."""
 
-    def __init__(self, logits: Tensor, batch: MicroBatch, *, prepared: Any, companion_logits: Tensor | None) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        batch: MicroBatch,
+        *,
+        prepared: Any,
+        companion_logits: Tensor | None,
+        overwrites_logits: bool,
+    ) -> None:
         self.logits, self.batch = logits, batch
         self.prepared, self.companion_logits = prepared, companion_logits
+        self._overwrites_logits = overwrites_logits
         self._token_losses: Tensor | None = None
 
     def cross_entropy(self) -> Tensor:
         """Return the loss of every token, [b, s] in fp32 nats."""
         if self._token_losses is None:
-            self._token_losses = token_losses(self.logits, self.batch.labels)
+            self._token_losses = token_losses(self.logits, self.batch.labels, overwrites_logits=self._overwrites_logits)
         return self._token_losses
 
 
@@ -57,7 +66,13 @@ class MicroStep:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Return the loss of logits [s, b, v/tp]; what was prepared for it is then let go."""
-        output = Output(logits, self.batch, prepared=self._prepared, companion_logits=self.companion_logits)
+        output = Output(
+            logits,
+            self.batch,
+            prepared=self._prepared,
+            companion_logits=self.companion_logits,
+            overwrites_logits=type(self._objective) is Objective,  # another one may read them after
+        )
         self._prepared = self.companion_logits = None
         if not self._trains:
             return self._objective.evaluation_loss(output)

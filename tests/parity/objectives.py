@@ -96,7 +96,6 @@ class Distillation(Objective):
     weight: float = 0.7
     temperature: float = 2.0
     scalar_names = ("kl",)
-    folds = True
 
     def attach(self, site: Any, /) -> None:
         self.teacher = site.frozen_decoder(self.teacher_plan, partitioned=self.partitioned)
@@ -223,7 +222,6 @@ class Gates(Objective):
     within_init: bool = False
     """Whether gates are built within zero.Init; otherwise deepspeed.initialize partitions them."""
     scalar_names = ("penalty", "open")
-    folds = True
 
     def attach(self, site: Any, /) -> None:
         from contextlib import nullcontext
@@ -280,6 +278,9 @@ class Gates(Objective):
 
     def load_state_dict(self, state: Any, /) -> None:
         self.multiplier = state["multiplier"]
+
+    def folds(self, name: str, /) -> bool:
+        return True
 
     def fold(self, name: str, weight: Tensor, own: Any, /) -> Tensor:
         if not name.endswith("mlp.linear_fc2.weight"):

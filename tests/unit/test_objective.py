@@ -16,7 +16,7 @@ from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
 from chinchilla_ds.budget.speed.devices import get_device
 from chinchilla_ds.config import RunConfig
-from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.errors import ConfigError, LayoutError
 from chinchilla_ds.objective import Objective, RankBytes, Sum, make_objective, spec_of
 from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import DEFAULT_OBJECTIVE, RunPlan
@@ -103,8 +103,8 @@ def test_a_layout_leaves_room_for_it() -> None:
     assert cluster is not None
     assert memory.objective == 50 * 2**30 + 1
     assert memory.total <= cluster.device_memory_bytes
-    with pytest.raises(ConfigError, match="per device"):  # alone it would need more than the device has
-        planned(HUNGRY, 4)
+    with pytest.raises(LayoutError, match=r"102\.58 GiB per device \(.*, the objective's 100\.00 GiB among them\)"):
+        planned(HUNGRY, 4)  # more than a device has
     dear, plain = planned(DEAR, 8), planned(PluginSpec(name=DEFAULT_OBJECTIVE), 8)
     assert dear.step_time is not None
     assert plain.step_time is not None
@@ -125,11 +125,10 @@ class Keeps(Objective):
     """Keeps what it was told."""
 
     scalar_names = ("seen",)
-    folds = True
 
-    def __init__(self, companion: Any = None) -> None:
+    def __init__(self, companion: Any = None, *, folds: bool = False) -> None:
         self.kept: dict[str, Any] = {}
-        self.beside = companion
+        self.beside, self.is_folded = companion, folds
 
     def companion(self) -> Any:
         return self.beside
@@ -140,6 +139,9 @@ class Keeps(Objective):
     def load_state_dict(self, state: Any, /) -> None:
         self.kept = dict(state)
 
+    def folds(self, name: str, /) -> bool:
+        return self.is_folded
+
     def may_be_absent(self, name: str, /) -> bool:
         self.kept["name"] = name
         return False
@@ -149,8 +151,8 @@ def test_a_sum_keeps_its_parts_apart() -> None:
     first, second = Keeps(), Keeps()
     both = Sum(a=first, b=second)
     assert both.scalar_names == ("a/seen", "b/seen")
-    assert both.folds
-    assert not Sum(a=first, plain=Objective()).folds
+    assert not both.folds("objective.b.scale")
+    assert Sum(a=Keeps(folds=True), b=second).folds("objective.a.scale")
     both.load_state_dict({"a": {"x": 1}, "b": {"x": 2}})
     assert (first.kept, second.kept) == ({"x": 1}, {"x": 2})
     assert both.state_dict() == {"a": {"x": 1}, "b": {"x": 2}}
