@@ -1,20 +1,20 @@
 """RunConfig: what the user wants. `None` means "the planner chooses"."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from chinchilla_ds.plugins import PluginSpec
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import (
     DEFAULT_OBJECTIVE,
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
     Amount,
     Decay,
+    DecoderSwitches,
     Offload,
     Positive,
     Precision,
@@ -28,6 +28,8 @@ DEFAULT_BUDGET_FLOPS = 5e12
 """What a run spends when nothing is asked for: a few minutes on two CPU cores."""
 
 
+RUN_NAME = re.compile(r"(?!data$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a run may be called: its folder's name, beside `data` with the prepared text."""
 _HUB_PATH = re.compile(r"^hf:/(?!/)")
 
 
@@ -122,7 +124,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(DecoderSwitches):
     """What the user wants of one run."""
 
     compute_budget_flops: Positive | None = None
@@ -135,7 +137,7 @@ class RunConfig:
     shape: str | None = None
     """Decoder by its name in budget.shape.published.NAMED_SHAPES, in place of a search."""
     law: str | None = None
-    """Scaling law: a name in budget.laws.lookup.LAWS, or a file that `chinchilla-ds fit --out` wrote; None is
+    """Scaling law: a name in budget.laws.lookup.LAWS, or a file that `chinchilla-ds fit` wrote; None is
     lookup.DEFAULT_LAW."""
     unique_tokens: Positive | None = None
     """Distinct training tokens there are; beyond them the plan repeats text, and its law says what that is worth."""
@@ -145,8 +147,6 @@ class RunConfig:
     """Tokens per training sequence; None picks by budget."""
     vocab_size: Width | None = None
     """Tokenizer pieces; None picks by budget."""
-    tied_embeddings: bool = False
-    """Whether the output projection shares the embedding table."""
     global_batch_size: Sequences | None = None
     """Sequences per optimizer step."""
     micro_batch_size: Sequences | None = None
@@ -172,5 +172,19 @@ class RunConfig:
     """Trained tokens between evaluations; None means ten evaluations over the run."""
     sample_interval_tokens: Amount | None = None
     """Trained tokens between samples of what the model writes; None samples at the end alone."""
+    run_name: str | None = None
+    """Name of the run's folder in `output`, and of the run in MLflow; None means the budget and the time."""
     output: Path = Path("runs")
     """Folder that receives runs, prepared data and the MLflow database."""
+
+
+_PARTS = {"layout": LayoutConfig, "data": DataConfig, "guards": GuardConfig, "checkpoint": CheckpointConfig}
+
+
+def field_path(name: str, /) -> str:
+    """Return how messages name a field of RunConfig or of its parts: `micro_batch_size`, `data.max_epochs`.
+
+    Messages put it in backquotes, with a value where they have one (`data.max_epochs=2`); the command line shows its
+    flag instead.
+    """
+    return next((f"{part}.{name}" for part, cls in _PARTS.items() if name in {item.name for item in fields(cls)}), name)

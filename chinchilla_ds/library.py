@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from chinchilla_ds.data.preparing.recipe import Recipe
     from chinchilla_ds.evaluation.scores import Document, Score
     from chinchilla_ds.exporting.write import Exported
-    from chinchilla_ds.inference.decoder import Decoder
+    from chinchilla_ds.inference.decoder import InferenceDecoder
     from chinchilla_ds.inference.generate import Continuation, OnText
     from chinchilla_ds.inference.model import LoadedModel, TrainedModel
     from chinchilla_ds.run_plan import Precision, RunPlan
@@ -100,7 +100,7 @@ def fit(runs: StrPath, *, request: "FitRequest | None" = None, out: StrPath | No
     from chinchilla_ds.budget.laws.fitting.result import law_data
     from chinchilla_ds.budget.laws.lookup import ParamsConvention
     from chinchilla_ds.errors import DataError
-    from chinchilla_ds.runs.disk import write_text
+    from chinchilla_ds.files import write_text
 
     request, source = request or FitRequest(), Path(runs)
     read = read_runs(source, min_rows=request.min_rows)
@@ -109,7 +109,7 @@ def fit(runs: StrPath, *, request: "FitRequest | None" = None, out: StrPath | No
         if report.law is None:
             raise DataError(f"{source}: a law needs the surface of approach 3, which these runs do not identify")
         law = law_data(report, name=Path(out).stem, params_convention=ParamsConvention.TOTAL)
-        write_text(Path(out), text=json.dumps(law, indent=2, allow_nan=False) + "\n", named="")
+        write_text(Path(out), text=json.dumps(law, indent=2, allow_nan=False) + "\n", named=None)
     return replace(report, warnings=(*read.notes, *report.warnings))
 
 
@@ -286,21 +286,15 @@ def export(
         ConfigError: a weight lies beyond the range of `precision`.
     """
     from chinchilla_ds.exporting.card import TrainingFacts
-    from chinchilla_ds.exporting.write import check_free, export_checkpoint
+    from chinchilla_ds.exporting.write import export_checkpoint
+    from chinchilla_ds.files import check_free
     from chinchilla_ds.run_plan import Precision
+    from chinchilla_ds.runs.text import text_of_checkpoint
 
     check_free(Path(out))
     reader = _opened(run).reader
-    trained, state = reader.plan, reader.state
-    facts = TrainingFacts(
-        licence=licence,
-        consumed_tokens=state.iteration * trained.tokens_per_iter,
-        flops_spent=state.attempts * trained.tokens_per_iter * trained.flops_per_token,
-        held_out_loss=state.held_out_loss,
-        held_out_bits_per_byte=state.held_out_bits_per_byte,
-        tokenizer_sha256=state.tokenizer_sha256,
-    )
-    dtype = trained.precision if precision is None else Precision(precision)
+    facts = TrainingFacts.of_checkpoint(reader, text=text_of_checkpoint(reader), licence=licence)
+    dtype = reader.plan.precision if precision is None else Precision(precision)
     return export_checkpoint(reader, out=Path(out), dtype=dtype, facts=facts)
 
 
@@ -313,7 +307,7 @@ def _opened(model: "LoadedModel | StrPath") -> "TrainedModel":
     return model.trained if isinstance(model, LoadedModel) else TrainedModel.open(Path(model))
 
 
-def _decoder(model: "LoadedModel | StrPath", trained: "TrainedModel") -> "Decoder":
+def _decoder(model: "LoadedModel | StrPath", trained: "TrainedModel") -> "InferenceDecoder":
     """Return the weights of a model that has been opened."""
     from chinchilla_ds.inference.model import LoadedModel
     from chinchilla_ds.inference.ranks import ModelRanks
@@ -325,21 +319,20 @@ def _documents(
     trained: "TrainedModel", text: "StrPath | Sequence[StrPath] | Mapping[str, StrPath | Sequence[StrPath]] | None"
 ) -> "Iterator[Document]":
     from chinchilla_ds.config import DataConfig
-    from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.errors import DataError
     from chinchilla_ds.evaluation.documents import file_documents, find_files, held_out_documents
-    from chinchilla_ds.runs.text import find_text
+    from chinchilla_ds.runs.text import text_of_checkpoint
 
     if text is not None:
         named = text if isinstance(text, Mapping) else {path: path for path in _texts(text)}
         paths = {name: _texts(of_source) for name, of_source in named.items()}
         return file_documents(find_files(paths, text_field=DataConfig().text_field), tokenizer=trained.tokenizer)
-    place = find_text(trained.run_folder)
-    if place is None:
+    prepared = text_of_checkpoint(trained.reader)
+    if prepared is None:
         raise DataError(
             f"{trained.run_folder} does not say where its held-out text is, or that has gone; name files to evaluate on"
         )
-    return held_out_documents(PreparedData.load(place), tokenizer=trained.tokenizer)
+    return held_out_documents(prepared, tokenizer=trained.tokenizer)
 
 
 def _texts(paths: "StrPath | Sequence[StrPath]") -> tuple[str, ...]:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
-
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.plugins import PluginSpec
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt, MultipleOf
 from chinchilla_ds.structured import build, parse_json
 
 PLAN_FORMAT_VERSION = 2
@@ -55,9 +54,14 @@ class Precision(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
 
+    @property
+    def dtype_name(self) -> str:
+        """The type of a tensor in this precision, as torch and transformers call it."""
+        return {Precision.FP32: "float32", Precision.BF16: "bfloat16", Precision.FP16: "float16"}[self]
+
 
 class Recompute(StrEnum):
-    """Activation checkpointing: what the backward pass computes again instead of keeping."""
+    """Recomputation: what the backward pass computes again instead of keeping."""
 
     NONE = "none"
     SELECTIVE = "selective"
@@ -83,7 +87,21 @@ class Decay(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelShape:
+class DecoderSwitches:
+    """What can be switched on in a decoder of any size; the user's wish and the shape both have these fields."""
+
+    tied_embeddings: bool = False
+    """Whether the output projection is the embedding table."""
+    qk_norm: bool = False
+    """Whether each head's queries and keys are normed before rotation, as in Qwen3."""
+
+    def switches(self) -> dict[str, bool]:
+        """Return the switches alone, by the names of their fields."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(DecoderSwitches)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape(DecoderSwitches):
     """The discrete decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases."""
 
     num_layers: Annotated[int, Ge(1), Le(10_000)]
@@ -101,8 +119,6 @@ class ModelShape:
     """Rows of the embedding table: vocab_size rounded up to a multiple of 128."""
     seq_length: Width
     """Tokens per training sequence."""
-    tied_embeddings: bool = False
-    """Whether the output projection is the embedding table."""
     rotary_base: Annotated[float, Ge(1), Le(1e15)] = 10000.0
     norm_epsilon: Annotated[float, Gt(0), Le(0.1)] = 1e-5
     init_std: Rate = 0.02
@@ -381,6 +397,21 @@ class RunPlan:
         """Tokens of one optimizer step."""
         return self.batch.global_batch_size * self.shape.seq_length
 
+    def consumed_tokens(self, *, iteration: int) -> int:
+        """Return the tokens that a model has learnt from after `iteration` optimizer steps: D so far.
+
+        Steps that were skipped (a non-finite gradient, FP16's overflow) taught nothing, nor did those that a rewind
+        took back: neither is in `iteration`.
+        """
+        return iteration * self.tokens_per_iter
+
+    def flops_spent(self, *, attempts: int) -> float:
+        """Return the model FLOPs that `attempts` steps have cost, by the plan's exact count: C so far.
+
+        A step that was skipped, or taken back by a rewind, has been computed all the same: `attempts` counts it.
+        """
+        return attempts * self.tokens_per_iter * self.flops_per_token
+
     @property
     def predicted_loss(self) -> float:
         """Nats per token of the law's own tokenizer."""
@@ -436,7 +467,7 @@ class RunPlan:
 DERIVED = ("tokens_per_param", "predicted_loss", "interval", "step_time_s", "wall_clock_s")
 """Properties of the plan that its JSON spells out for other programs."""
 REPORT = "report"
-"""Key under which `chinchilla-ds plan --json` adds what the plan does not hold: runners-up, rejections, other laws."""
+"""Key under which `chinchilla-ds plan` adds what the plan does not hold: runners-up, rejections, other laws."""
 
 
 def _contradictions(plan: RunPlan) -> Iterator[str]:

@@ -48,19 +48,20 @@ def _amount_problems(config: RunConfig) -> Iterator[str]:
             yield _broken(name, value, unit, "a positive finite number", example)
         elif value > largest:
             rule = f"at most {largest:g} {unit}; is this a number of something else?"
-            yield f"{name} ({value:g} {unit}) must be {rule} For example: {example}"
+            yield f"`{name}` ({value:g} {unit}) must be {rule} For example: {example}"
     if config.shape is not None and config.num_params is not None:
-        yield f"shape ({config.shape!r}) and num_params ({config.num_params:g}) both fix the model: drop one of them"
+        sizes = f"`shape` ({config.shape!r}) and `num_params` ({config.num_params:g})"
+        yield f"{sizes} both fix the model: drop one of them"
     size = config.shape if config.num_params is None else config.num_params
     if None not in (config.compute_budget_flops, size, config.num_tokens):
         yield (
-            "compute_budget_flops, num_tokens and the model's size fix one another, and all three are given: drop one, "
-            "and it follows"
+            "`compute_budget_flops`, `num_tokens` and the model's size fix one another, and all three are given: drop "
+            "one, and it follows"
         )
     if config.inference_tokens is not None and (size is not None or config.num_tokens is not None):
-        yield "inference_tokens chooses the model's size and its tokens: give it beside compute_budget_flops alone"
+        yield "`inference_tokens` chooses the model's size and its tokens: give it beside `compute_budget_flops` alone"
     if config.inference_tokens is not None and config.unique_tokens is not None:
-        yield "inference_tokens and unique_tokens follow two laws that nobody has joined: drop one of them"
+        yield "`inference_tokens` and `unique_tokens` follow two laws that nobody has joined: drop one of them"
 
 
 def _count_problems(config: RunConfig, *, world_size: int) -> Iterator[str]:
@@ -121,7 +122,7 @@ def _data_problems(config: RunConfig) -> Iterator[str]:
 
 def _broken(name: str, value: object, unit: str, rule: str, nearest: str) -> str:
     shown = f"{value!r} {unit}".strip()
-    return f"{name} ({shown}) must be {rule}; nearest: {nearest}"
+    return f"`{name}` ({shown}) must be {rule}; nearest: {nearest}"
 
 
 def _is_number(value: object) -> bool:

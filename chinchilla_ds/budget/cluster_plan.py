@@ -198,7 +198,7 @@ def gpu_hour_flops(device: Device, /, *, config: RunConfig, gpu_hours: float, mf
     peak = device.peak_flops_per_s(precision=precision)
     if peak is None:
         raise ConfigError(
-            f"--gpu-hours needs the peak {precision} rate of --gpu {device.name}, which is not known; give --flops, or "
-            "a device with its rates in --hardware FILE"
+            f"`gpu_hours` needs the peak {precision} rate of `gpu={device.name}`, which is not known; give "
+            "`compute_budget_flops`, or a device with its rates in a `hardware` file"
         )
     return gpu_hours * 3600 * peak * mfu

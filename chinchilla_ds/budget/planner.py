@@ -10,7 +10,7 @@ from chinchilla_ds.budget.layout.rules import batch_problems, layout_problems, s
 from chinchilla_ds.budget.memory.peak import estimate_memory
 from chinchilla_ds.budget.objective_cost import objective_bytes, pay_for_objective, with_objective_bytes
 from chinchilla_ds.budget.prediction import predict
-from chinchilla_ds.budget.reasons import plan_reasons
+from chinchilla_ds.budget.report import plan_reasons
 from chinchilla_ds.budget.shape.choice import ModelChoice, choose_model, nominal_budget
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
 from chinchilla_ds.budget.shape.parameters import count_parameters
@@ -165,10 +165,10 @@ def _given_batch_problems(config: RunConfig, layout: ParallelLayout) -> Iterator
     near = f"{below} and {below + unit}" if below else str(unit)
     factors = f"data_parallel_size ({layout.data_parallel_size})"
     if config.micro_batch_size is not None:
-        factors = f"micro_batch_size ({config.micro_batch_size}) x {factors}"
+        factors = f"`micro_batch_size` ({config.micro_batch_size}) x {factors}"
     if layout.virtual_pipeline_model_parallel_size > 1:
-        factors += f" x layout.pipeline_model_parallel_size ({layout.pipeline_model_parallel_size})"
-    yield f"global_batch_size ({size} sequences) must be a multiple of {factors} = {unit}; nearest values: {near}"
+        factors += f" x `layout.pipeline_model_parallel_size` ({layout.pipeline_model_parallel_size})"
+    yield f"`global_batch_size` ({size} sequences) must be a multiple of {factors} = {unit}; nearest values: {near}"
 
 
 def _choose_batch(config: RunConfig, *, choice: ModelChoice, layout: ParallelLayout, device: str) -> BatchPlan:
@@ -198,10 +198,10 @@ def _choose_batch(config: RunConfig, *, choice: ModelChoice, layout: ParallelLay
     unit = batch_unit(layout=layout, micro_batch_size=config.micro_batch_size)
     if config.global_batch_size is not None and sequences >= unit:
         nearest = sequences // unit * unit
-        raise ConfigError(f"global_batch_size is too large: {problem}; nearest value: {nearest} sequences")
+        raise ConfigError(f"`global_batch_size` is too large: {problem}; nearest value: {nearest} sequences")
     if config.micro_batch_size is not None and sequences >= unit // config.micro_batch_size:
         nearest = sequences // (unit // config.micro_batch_size)
-        raise ConfigError(f"micro_batch_size is too large: {problem}; nearest value: {nearest} sequences")
+        raise ConfigError(f"`micro_batch_size` is too large: {problem}; nearest value: {nearest} sequences")
     raise PlanError(problem)
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.ranges import Ge, Le
 from chinchilla_ds.structured import build, parse_json, read_bytes
 
 INDEX_NAME = "index.json"

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le
-
 from chinchilla_ds.checkpoint.folder import PLAN_NAME
 from chinchilla_ds.errors import CheckpointError, ConfigError
+from chinchilla_ds.ranges import Ge, Le
 from chinchilla_ds.run_plan import FUNCTION_FIELDS, ModelShape, RunPlan
 from chinchilla_ds.structured import build, parse_json, read_bytes
 
@@ -138,6 +137,6 @@ def shape_problems(saved: ModelShape, wanted: ModelShape, *, checkpoint: Path) -
     ]
     if problems:
         problems[-1] += (
-            f"; its weights belong to its own shape: give a plan of that shape, such as --plan {checkpoint / PLAN_NAME}"
+            f"; its weights belong to its own shape: give a plan of that shape, such as `plan={checkpoint / PLAN_NAME}`"
         )
     return problems

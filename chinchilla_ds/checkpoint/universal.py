@@ -10,7 +10,6 @@ deepspeed/checkpoint/universal_checkpoint.py and runtime/zero/stage3.py). Its ow
 same from a checkpoint of DeepSpeed's. It reads a whole parameter into memory, and so does this.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,14 @@ from torch import Tensor
 from chinchilla_ds.checkpoint.index import MOMENTS
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.files import sync
 from chinchilla_ds.objective import is_own
+from chinchilla_ds.weights import kind_of
 
 _MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """Names of the counters' file: of ZeRO 0 to 2, and of ZeRO-3."""
 _DS_VERSION = "0.19.8"
 """Where a checkpoint does not say which version wrote it: that whose format this is."""
-_CAT_DIM = {
-    "word_embeddings": 0,
-    "output_layer": 0,
-    "linear_qkv": 0,
-    "linear_proj": 1,
-    "linear_fc1": 0,
-    "linear_fc2": 1,
-}
-"""Dimension along which tensor parallelism cuts a weight, by the last part but one of its name."""
 
 
 def write_universal(reader: CheckpointReader, *, out: Path) -> int:
@@ -72,8 +64,9 @@ def write_universal(reader: CheckpointReader, *, out: Path) -> int:
 
 
 def _parameter(name: str, values: Tensor) -> dict[str, Any]:
-    cat_dim = _CAT_DIM.get(name.split(".")[-2])
-    return {"param": values} if cat_dim is None else {"param": values, "cat_dim": cat_dim}
+    kind = kind_of(name)
+    split = None if kind is None else kind.split
+    return {"param": values} if split is None else {"param": values, "cat_dim": split.dim}
 
 
 def _step(reader: CheckpointReader) -> Tensor:
@@ -116,5 +109,4 @@ def _counters(reader: CheckpointReader) -> dict[str, Any]:
 def _save(value: Any, path: Path) -> None:
     with path.open("wb") as stream:
         torch.save(value, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    sync(path)

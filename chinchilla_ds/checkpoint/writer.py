@@ -18,6 +18,7 @@ from chinchilla_ds.checkpoint import tensors
 from chinchilla_ds.checkpoint.index import KINDS, WEIGHT
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.errors import OutputError, reason
+from chinchilla_ds.files import sync, write_durably
 from chinchilla_ds.run_plan import RunPlan
 
 _LIBRARIES = ("chinchilla-ds", "torch", "deepspeed", "megatron-core")
@@ -104,9 +105,9 @@ def write_small_files(
     aside: Path, *, plan: RunPlan, ds_config: Mapping[str, Any], state: CheckpointState, tokenizer: Path | None
 ) -> None:
     """Write everything but the tensors, through to the disk."""
-    folders.write_durably(aside / folders.STATE_NAME, state.to_json())
-    folders.write_durably(aside / folders.PLAN_NAME, plan.to_json())
-    folders.write_durably(aside / folders.DS_CONFIG_NAME, json.dumps(ds_config, indent=2) + "\n")
+    write_durably(aside / folders.STATE_NAME, state.to_json())
+    write_durably(aside / folders.PLAN_NAME, plan.to_json())
+    write_durably(aside / folders.DS_CONFIG_NAME, json.dumps(ds_config, indent=2) + "\n")
     if tokenizer is not None:
         target = aside / ("tokenizer" if tokenizer.is_dir() else "tokenizer.model")
         if tokenizer.is_dir():
@@ -114,7 +115,7 @@ def write_small_files(
         else:
             shutil.copyfile(tokenizer, target)
         for path in files_below(target) if target.is_dir() else [target]:
-            folders.sync(path)
+            sync(path)
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -68,13 +68,13 @@ def _line(checkpoint: Path, problems: list[str]) -> str:
 
 def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
     plan, state = reader.plan, reader.state
-    tokens, all_tokens = state.iteration * plan.tokens_per_iter, plan.batch.train_iters * plan.tokens_per_iter
+    tokens = plan.consumed_tokens(iteration=state.iteration)
     yield "checkpoint", reader.folder.name
     yield (
         "trained",
         (
             f"{state.iteration:,} of {plan.batch.train_iters:,} steps, {format_count(tokens)} of "
-            f"{format_count(all_tokens)} tokens, in {format_duration(state.elapsed_s)}"
+            f"{format_count(plan.num_tokens)} tokens, in {format_duration(state.elapsed_s)}"
             + (": to the plan's end" if state.complete else "")
         ),
     )

@@ -14,6 +14,7 @@ from chinchilla_ds.budget.speed.devices import get_device
 from chinchilla_ds.cli.arguments import (
     budget_flags,
     choice,
+    config_flag,
     flag,
     layout_flags,
     model_flags,
@@ -24,8 +25,8 @@ from chinchilla_ds.cli.arguments import (
 )
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.files import write_text
 from chinchilla_ds.run_plan import REPORT, Offload, RunPlan
-from chinchilla_ds.runs.disk import write_text
 from chinchilla_ds.structured import parse_json
 
 _OWN = ("gpu_hours", "mfu", "gpus", "gpu", "gpus_per_node", "hardware", "json", "out")
@@ -34,6 +35,7 @@ _OWN = ("gpu_hours", "mfu", "gpus", "gpu", "gpus_per_node", "hardware", "json", 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.argument_default = argparse.SUPPRESS
+    config_flag(parser)
     budget = parser.add_argument_group("what to spend, or what to get for it")
     budget_flags(budget)
     flag(budget, "gpu-hours", quantity("GPU-hours"), "budget as time: devices x hours of --gpu")

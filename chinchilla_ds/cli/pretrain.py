@@ -1,16 +1,19 @@
-"""What `launchers/pretrain.py` calls: read the command line, train what it asks for, exit."""
+"""What `chinchilla-ds pretrain` and `launchers/pretrain.py` call: read the command line, train that, exit."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NoReturn
 
-from chinchilla_ds.cli.arguments import parse
+from chinchilla_ds.cli.arguments import parse, training_flags
 from chinchilla_ds.processes.endings import exit_process
 from chinchilla_ds.runs.train import train_and_end
 
+add_flags = training_flags
 
-def run() -> NoReturn:
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Do what `main` does and end the process."""
-    exit_process(main)
+    exit_process(partial(main, argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

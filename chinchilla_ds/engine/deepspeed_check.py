@@ -51,7 +51,7 @@ def check_with_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> None:
     if plan.precision in supported and not supported[plan.precision]():
         raise DsConfigError(
             f"precision is {plan.precision}, which DeepSpeed cannot compute with on this {device.device_name()}; "
-            f"nearest: --precision {Precision.FP32}"
+            f"nearest: `precision={Precision.FP32}`"
         )
     if problems := list(_nvme_problems(ds_config)):
         raise DsConfigError(problems)

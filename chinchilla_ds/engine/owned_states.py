@@ -24,7 +24,7 @@ from chinchilla_ds.checkpoint.boxes import Cut, boxes_of, cut_of
 from chinchilla_ds.checkpoint.index import MOMENTS, WEIGHT
 from chinchilla_ds.checkpoint.tensors import Block
 from chinchilla_ds.model.decoder import PipelineStage
-from chinchilla_ds.model.initialization import full_shape, global_named_parameters, partition_dim
+from chinchilla_ds.model.initialization import full_shape, global_named_parameters, split_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +121,14 @@ def owned_states(engine: Any, stage: PipelineStage, *, zero_stage: int) -> list[
 
 
 def _piece(name: str, parameter: nn.Parameter, *, flat_start: int, start: int, numel: int) -> Piece:
-    dim, rank = partition_dim(parameter), parallel_state.get_tensor_model_parallel_rank()
+    split, rank = split_of(name, parameter), parallel_state.get_tensor_model_parallel_rank()
     cut = cut_of(
-        name=name,
         full_shape=full_shape(parameter),
-        dim=dim,
+        split=split,
         rank=rank,
         world_size=parallel_state.get_tensor_model_parallel_world_size(),
     )
-    first = dim is not None or rank == 0
+    first = split is not None or rank == 0
     return Piece(name=name, cut=cut, flat_start=flat_start, start=start, numel=numel, is_first_copy=first)
 
 

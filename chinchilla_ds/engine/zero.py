@@ -24,20 +24,25 @@ from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.engine.schedule import make_schedule, mean_loss, means_and_votes
 from chinchilla_ds.engine.site import AttachmentSite, own_groups
 from chinchilla_ds.model.decoder import PipelineStage, build_stage
-from chinchilla_ds.model.initialization import full_shape, global_named_parameters, initialize
+from chinchilla_ds.model.initialization import global_named_parameters, initialize
 from chinchilla_ds.objective import OWN, MicroBatch, Objective, Step, is_own, make_objective, spec_of
 from chinchilla_ds.run_plan import Offload, Precision, RunPlan
+from chinchilla_ds.weights import kind_of
 
 
 def parameter_groups(stage: PipelineStage, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups: matrices are decayed, norms are not (the decoder has no biases).
+    """Return AdamW's groups, as `weights.TABLE` says: matrices are decayed, norms are not.
 
     What an objective has registered is in groups of its own.
     """
-    parameters = [parameter for name, parameter in global_named_parameters(stage) if not is_own(name)]
-    matrices = [parameter for parameter in parameters if len(full_shape(parameter)) > 1]
-    norms = [parameter for parameter in parameters if len(full_shape(parameter)) == 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in global_named_parameters(stage):
+        if is_own(name):
+            continue
+        kind = kind_of(name)
+        assert kind is not None, f"{name} is not in the table of weights"
+        groups[kind.is_decayed].append(parameter)
+    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
 
 
 def make_optimizer(

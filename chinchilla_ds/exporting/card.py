@@ -1,10 +1,18 @@
 """The model card: README.md of a Hugging Face folder."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from chinchilla_ds.data.prepared import LEDGER_NAME, PreparedData
 from chinchilla_ds.data.preparing.ledger import Ledger
+from chinchilla_ds.errors import DataError
+from chinchilla_ds.exporting.config_json import family_of
 from chinchilla_ds.run_plan import Precision, RunPlan
+from chinchilla_ds.structured import read_bytes
 from chinchilla_ds.units import format_bytes, format_count, format_flops
+
+if TYPE_CHECKING:
+    from chinchilla_ds.checkpoint.reader import CheckpointReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +28,35 @@ class TrainingFacts:
     held_out_bits_per_byte: float | None = None
     ledger: Ledger | None = None
     tokenizer_sha256: str | None = None
+
+    @classmethod
+    def of_checkpoint(
+        cls, reader: "CheckpointReader", /, *, text: PreparedData | None = None, licence: str | None = None
+    ) -> "TrainingFacts":
+        """Return what a checkpoint says of its training, and the ledger of the text that it was trained on.
+
+        Args:
+            reader: The checkpoint.
+            text: Its prepared text, whose ledger is read where it has one; None: not known.
+            licence: As `TrainingFacts.licence`.
+
+        Raises:
+            DataError: the ledger is damaged.
+        """
+        plan, state = reader.plan, reader.state
+        ledger = None
+        if text is not None and (file := text.folder / LEDGER_NAME).is_file():
+            content = read_bytes(file, what="the ledger", error=DataError)
+            ledger = Ledger.from_json(content.decode(errors="replace"))
+        return cls(
+            licence=licence,
+            consumed_tokens=plan.consumed_tokens(iteration=state.iteration),
+            flops_spent=plan.flops_spent(attempts=state.attempts),
+            held_out_loss=state.held_out_loss,
+            held_out_bits_per_byte=state.held_out_bits_per_byte,
+            ledger=ledger,
+            tokenizer_sha256=state.tokenizer_sha256,
+        )
 
 
 def model_card(
@@ -41,7 +78,7 @@ def model_card(
         [
             *head,
             "",
-            f"# Llama decoder of {format_count(num_params)} parameters",
+            f"# {family_of(plan.shape).title} decoder of {format_count(num_params)} parameters",
             "",
             f"Trained by chinchilla-ds on {format_count(facts.consumed_tokens)} tokens, "
             f"{format_flops(facts.flops_spent)}.{licence}",

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.model.core_attention import SdpaCoreAttention, document_mask
+from chinchilla_ds.model.dtypes import DTYPES
 from chinchilla_ds.model.layer_spec import block_spec
 from chinchilla_ds.run_plan import Precision, RunPlan
-
-DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 def _leave(_weight: Tensor) -> None:
@@ -150,8 +149,8 @@ def _check_takes_masks(chunk: Decoder) -> None:
     if others := kinds - {SdpaCoreAttention}:
         raise ConfigError(
             f"document_mask is on and attention is {', '.join(sorted(kind.__name__ for kind in others))}, which is"
-            " called without document masks here; use `--recompute selective`, which takes torch's attention, or"
-            " `--no-document-mask`"
+            " called without document masks here; use `layout.recompute=selective`, which takes torch's attention, or"
+            " `document_mask=false`"
         )
 
 
@@ -159,7 +158,7 @@ def _build_chunk(plan: RunPlan, config: TransformerConfig, num_layers: int, vp_s
     ignore_virtual = vp_stage is None
     return Decoder(
         config=config,
-        transformer_layer_spec=block_spec(num_layers=num_layers, recompute=plan.layout.recompute),
+        transformer_layer_spec=block_spec(plan.shape, num_layers=num_layers, recompute=plan.layout.recompute),
         vocab_size=plan.shape.padded_vocab_size,
         max_sequence_length=plan.shape.seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=ignore_virtual, vp_stage=vp_stage),

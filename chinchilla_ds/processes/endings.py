@@ -219,7 +219,7 @@ def no_library_exits() -> Iterator[None]:
 
 def leave_hung(exit_code: int) -> None:
     """End the process for the watchdog."""
-    tell(Ending(exit_code=exit_code, reason="no step within --hang-timeout; stacks-rank*.txt say where it stands"))
+    tell(Ending(exit_code=exit_code, reason="no step within hang_timeout_s; stacks-rank*.txt say where it stands"))
     os._exit(exit_code)
 
 

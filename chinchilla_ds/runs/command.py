@@ -1,7 +1,7 @@
 """What is to be trained: what a command line, a search over mixtures or a script asks `runs.train` for."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from chinchilla_ds.config import CheckpointConfig, DataConfig, GuardConfig, RunC
 from chinchilla_ds.run_plan import RunPlan
 
 _FREE_PARTS = (DataConfig, GuardConfig, CheckpointConfig)
-BESIDE_A_PLAN = {"output", "sample_interval_tokens"} | {
+BESIDE_A_PLAN = {"output", "run_name", "sample_interval_tokens"} | {
     field.name for part in _FREE_PARTS for field in dataclasses.fields(part)
 }
 """Fields that a plan does not fix."""
@@ -27,6 +27,10 @@ class TrainCommand:
     """A plan to run as it is, instead of making one; a file, or the plan itself."""
     explicit: frozenset[str] = frozenset()
     """Names of the config fields that somebody has set, and of those of its parts."""
+    dry_run: bool = False
+    """Whether to plan and check alone, and to write nothing."""
+    words: Callable[[str], str] = dataclasses.field(default=str, compare=False)
+    """Puts a message, which names fields, into the words of whoever asked: a command line's into flags."""
 
 
 def set_fields(config: RunConfig, /) -> frozenset[str]:
@@ -43,9 +47,3 @@ def set_fields(config: RunConfig, /) -> frozenset[str]:
         elif value != default:
             names.add(field.name)
     return frozenset(names)
-
-
-def flag_of(field: str) -> str:
-    """Return the flag that sets a config field."""
-    named = {"compute_budget_flops": "--flops", "num_params": "--params", "num_tokens": "--tokens", "paths": "--data"}
-    return named.get(field, "--" + field.replace("_", "-"))

@@ -1,7 +1,8 @@
-"""The run that a command goes on with: the last one of the same command, or the one that `--resume` names."""
+"""The run that a command goes on with: the last one of the same command, or the one that is named."""
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 from chinchilla_ds.budget.plan_checks import plan_problems
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.state import CheckpointState, plan_of_checkpoint, state_problems
-from chinchilla_ds.config import LayoutConfig, RunConfig
+from chinchilla_ds.config import LayoutConfig, RunConfig, field_path
 from chinchilla_ds.errors import CheckpointError, ChinchillaError
 from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import RunPlan
-from chinchilla_ds.runs.command import TrainCommand, flag_of
+from chinchilla_ds.runs.command import TrainCommand
 from chinchilla_ds.runs.initial_weights import small_problems
 from chinchilla_ds.runs.plan_file import given_plan
 from chinchilla_ds.runs.request import (
@@ -27,7 +28,7 @@ from chinchilla_ds.runs.request import (
     plain_config,
 )
 
-_ADVICE = "leave it out to go on with that run, or begin another with --resume none"
+_ADVICE = "leave it out to go on with that run, or begin another with `checkpoint.resume=none`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +55,33 @@ class Continued:
 def find_run(request: RunRequest) -> Continued | None:
     """Return the newest run of the same command below its output folder that has a checkpoint; None: there is none.
 
+    With a name it is the run of that name, or of that name and a number.
+
     Raises:
         CheckpointError: all of its checkpoints are damaged; or what some run with checkpoints was asked for cannot be
-            read, so that nobody knows whether it is the one.
+            read, so that nobody knows whether it is the one; or the name belongs to a run of another command.
     """
-    runs = request.config.output
+    runs, name = request.config.output, request.config.run_name
     if not runs.is_dir():
         return None
     with folders.reported_as(runs):
         saved = [path for path in runs.iterdir() if folders.list_checkpoints(path / folders.CHECKPOINTS_NAME)]
         newest_first = sorted(saved, key=_saved_at, reverse=True)
+    if name is not None:
+        newest_first = [path for path in newest_first if is_named(path, name)]
     key = request.key
     found = next((folder for folder in newest_first if _key_of(folder) == key), None)
+    if found is None and name is not None and newest_first:
+        raise CheckpointError(
+            f"run_name is {name}, and the run {newest_first[0]} was asked for something else; choose another name, or "
+            f"resume that run with --resume {newest_first[0]}"
+        )
     return None if found is None else continued(found)
+
+
+def is_named(folder: Path, name: str) -> bool:
+    """Return whether a run's folder has a name, or that name with the number of a second or later attempt."""
+    return re.fullmatch(rf"{re.escape(name)}(-[0-9]+)?", folder.name) is not None
 
 
 def _saved_at(folder: Path) -> int:
@@ -83,7 +98,7 @@ def _key_of(folder: Path) -> str | None:
     except CheckpointError as error:
         advice = (
             f"whether the run {folder} is the one to go on with cannot be told: restore the file, move the folder "
-            "elsewhere, or begin another run with --resume none"
+            "elsewhere, or begin another run with `checkpoint.resume=none`"
         )
         raise CheckpointError([*error.problems, advice]) from None
 
@@ -98,8 +113,8 @@ def continued(path: Path, /) -> Continued:
     folder = found[0].parent.parent
     if not (folder / REQUEST_NAME).exists():
         raise CheckpointError(
-            f"{path} belongs to no run that can be continued: there is no {folder / REQUEST_NAME}; --init-from {path} "
-            "begins a new run with its weights"
+            f"{path} belongs to no run that can be continued: there is no {folder / REQUEST_NAME}; "
+            f"`checkpoint.init_from={path}` begins a new run with its weights"
         )
     request = SavedRequest.load(folder).request
     problems: list[str] = []
@@ -123,14 +138,16 @@ def continued(path: Path, /) -> Continued:
             state=state,
             all_checkpoints=checkpoint != path,
         )
-    raise CheckpointError([*problems, f"no checkpoint of {folder} is whole; --resume none begins another run"])
+    raise CheckpointError(
+        [*problems, f"no checkpoint of {folder} is whole; `checkpoint.resume=none` begins another run"]
+    )
 
 
-# ---- --resume FOLDER -------------------------------------------------------------------------------------------------
+# ---- a run that is named ---------------------------------------------------------------------------------------------
 
 
 def named_run(name: str) -> Continued:
-    """Return the run of `--resume NAME`, which may be written from within it; raises as `continued` does."""
+    """Return the run of a path, relative to where the process stands; raises as `continued` does."""
     return continued(Path(os.path.abspath(name)))
 
 
@@ -163,6 +180,7 @@ def take_over(command: TrainCommand, run: Continued, *, config: RunConfig) -> Tr
             layout=_layout(config.layout, before.layout, explicit=explicit),
             micro_batch_size=config.micro_batch_size,
             output=run.folder.parent,
+            run_name=before.run_name,
             guards=_given(config.guards, before.guards, explicit=explicit),
             checkpoint=_given(config.checkpoint, before.checkpoint, explicit=explicit),
             sample_interval_tokens=_given(config, before, explicit=explicit).sample_interval_tokens,
@@ -192,19 +210,21 @@ def _different_flags(config: RunConfig, run: Continued, *, explicit: frozenset[s
     for name in sorted(explicit & here.keys()):
         if here[name] != there.get(name):
             values = f"{_shown(here[name])} here and {_shown(there.get(name))} in the run {run.folder}"
-            yield f"{flag_of(name)} is {values}; {_ADVICE}"
+            yield f"`{field_path(name)}` is {values}; {_ADVICE}"
 
 
 def _different_place(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -> Iterator[str]:
+    if "run_name" in explicit and config.run_name is not None and not is_named(run.folder, config.run_name):
+        yield f"run_name is {config.run_name} here, and the run {run.folder} keeps its name; {_ADVICE}"
     if "output" in explicit and config.output.resolve() != run.folder.resolve().parent:
-        yield f"--output is {config.output} here, and the run {run.folder} stays where it is; {_ADVICE}"
+        yield f"`output` is {config.output} here, and the run {run.folder} stays where it is; {_ADVICE}"
 
 
 def _different_plan(plan: Path | RunPlan, run: Continued) -> Iterator[str]:
     """Yield what a plan says of learning that the run's plan does not; its layout may be another."""
     here, there = learning_part(given_plan(plan)), learning_part(run.plan)
     if names := [name for name in here if here[name] != there[name]]:
-        named = f"--plan {plan}" if isinstance(plan, Path) else "the plan"
+        named = f"`plan={plan}`" if isinstance(plan, Path) else "the plan"
         yield f"{named} differs from the plan of the run {run.folder} in {', '.join(names)}; {_ADVICE}"
 
 

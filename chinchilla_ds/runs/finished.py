@@ -24,8 +24,6 @@ def finished_state(run: Continued) -> TrainingState:
         attempts=saved.attempts,
         bad_batches=saved.bad_batches,
         rewinds=saved.rewinds,
-        consumed_tokens=saved.iteration * plan.tokens_per_iter,
-        flops_spent=saved.attempts * plan.tokens_per_iter * plan.flops_per_token,
         elapsed_s=saved.elapsed_s,
         evaluation=_evaluation(run),
         artifacts={"checkpoint": str(run.checkpoint), "plan": str(folder / "plan.json")},
@@ -44,7 +42,7 @@ def describe_finished(run: Continued) -> str:
     ]
     return (
         f"finished      {folder}: the run that this command asks for has reached its plan's end, and nothing is left "
-        f"to do; --resume none begins another\n{plain_table(rows, note=footnote(state))}"
+        f"to do; `checkpoint.resume=none` begins another\n{plain_table(rows, note=footnote(state))}"
     )
 
 

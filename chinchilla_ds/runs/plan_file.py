@@ -14,7 +14,7 @@ def read_plan(path: Path, *, world_size: int | None = None) -> RunPlan:
     """Return the plan in a file.
 
     Args:
-        path: what `chinchilla-ds plan --out` or a run wrote.
+        path: what `chinchilla-ds plan` or a run wrote.
         world_size: ranks that are there to run it, if it was made for a machine; None where it is only looked at.
 
     Raises:

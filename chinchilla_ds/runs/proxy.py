@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.distributed.launch import without_launcher
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, EXIT_CODE_USER_ERROR, ConfigError, OutputError, reason
+from chinchilla_ds.files import whole_folder
 from chinchilla_ds.run_plan import RunPlan
 
 if TYPE_CHECKING:
@@ -87,11 +88,11 @@ def _lay_out(proxy: Proxy) -> None:
         return
     if folder.exists():
         if any(folder.iterdir()) and PLAN_NAME not in there:
-            raise OutputError(f"{folder} holds other files; name another --output")
+            raise OutputError(f"{folder} holds other files; name another `output`")
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    with whole_folder(folder) as aside:
+        for name, text in files.items():
+            (aside / name).write_text(text, encoding="utf-8")
 
 
 def _command(proxy: Proxy) -> list[str]:

@@ -10,8 +10,8 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from chinchilla_ds.checkpoint.folder import write_durably
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, OutputError, reason
+from chinchilla_ds.files import write_durably
 from chinchilla_ds.processes.endings import Ending
 from chinchilla_ds.training.callback import Callback, TrainingState
 

@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING, Any
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
 from chinchilla_ds.budget.layout.relayout import is_laid_out, lay_out, lay_out_again
+from chinchilla_ds.budget.memory.peak import estimate_stages
 from chinchilla_ds.budget.planner import plan as make_plan
-from chinchilla_ds.budget.report import format_plan
-from chinchilla_ds.config import RunConfig
-from chinchilla_ds.data.prepare import check_source, prepare
+from chinchilla_ds.budget.report import format_memory, format_plan
+from chinchilla_ds.config import RunConfig, field_path
+from chinchilla_ds.data.prepare import check_source, describe_text, prepare
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import Place, read_place, settle
-from chinchilla_ds.errors import EXIT_CODE_STOPPED, ChinchillaError, ConfigError
+from chinchilla_ds.errors import EXIT_CODE_STOPPED, ChinchillaError, ConfigError, reworded
 from chinchilla_ds.processes.endings import at_ending, end_well, follow, leave_hung, no_library_exits, raise_well
 from chinchilla_ds.processes.libraries import quieten_training, use_cores
+from chinchilla_ds.processes.packages import missing_packages
 from chinchilla_ds.processes.stopping import StopRequest
 from chinchilla_ds.run_plan import RunPlan
-from chinchilla_ds.runs.command import BESIDE_A_PLAN, TrainCommand, flag_of, set_fields
+from chinchilla_ds.runs.command import BESIDE_A_PLAN, TrainCommand, set_fields
 from chinchilla_ds.runs.corpus import with_prepared_corpus
 from chinchilla_ds.runs.disk import check_output, output_errors
 from chinchilla_ds.runs.earlier import Continued, find_run, named_run, take_over
@@ -94,7 +96,10 @@ def train_and_end(read: Callable[[], TrainCommand], /) -> int:
 
     def work() -> int:
         command = read()
-        with no_library_exits():
+        with no_library_exits(), missing_packages("pretrain"), reworded(command.words):
+            if command.dry_run:
+                dry_run(command)
+                return 0
             return _exit_code(train_command(command, started_s=started_s, stop=stop))
 
     return end_well(work, stop=stop)
@@ -119,29 +124,43 @@ def train_command(
         ChinchillaError: as `train`.
     """
     place = settle()
-    ds = _ds_config(command.ds_config)
-    run, command = _run_to_continue(command, ds)
+    run, command, ds = _asked(command)
     if run is not None and run.is_finished:
-        return _finished(run, place=place)
-    config = command.config
-    plan = _plan(command, world_size=place.world_size)
-    if run is not None:
-        is_asked = config.micro_batch_size is not None or command.plan is not None
-        plan = lay_out_again(run.plan, like=plan, micro_batch_is_asked=is_asked)
-    elif config.checkpoint.init_from is not None:
-        check_initial_weights(config.checkpoint.init_from, plan=plan)
-    resolved = ds_json.resolve(ds, plan)
-    if place.rank == 0:
-        _check_places(config, plan=plan, place=place)
-        print(format_plan(plan), flush=True)
-        if run is not None:
-            print(f"continuing    {run.folder} from {run.checkpoint.name}", flush=True)
+        return _finished(run, place=place, words=command.words)
+    plan, resolved = _planned(command, run=run, ds=ds, place=place)
     quieten_training()
     use_cores(place.local_size)
     launch = _Launch(
         command=command, run=run, plan=plan, resolved=resolved, callbacks=callbacks, started_s=started_s, stop=stop
     )
     return launch.on_ranks(place)
+
+
+def dry_run(command: TrainCommand, /) -> None:
+    """Print what a command would train: its plan, memory, DeepSpeed JSON and text; write nothing.
+
+    Raises:
+        ChinchillaError: what `train` raises before ranks meet, and what is wrong with a prepared corpus.
+    """
+    place = settle()
+    run, command, ds = _asked(command)
+    if run is not None and run.is_finished:
+        _finished(run, place=place, words=command.words)
+        return
+    plan, resolved = _planned(command, run=run, ds=ds, place=place)
+    if place.rank != 0:
+        return
+    stages = estimate_stages(
+        shape=plan.shape, layout=plan.layout, batch=plan.batch, precision=plan.precision, device=plan.device
+    )
+    print(f"\n{format_memory(plan, stages=stages)}\n\nds_config\n{ds_json.to_json(resolved)}")
+    text = describe_text(
+        command.config.data,
+        vocab_size=plan.shape.vocab_size,
+        seq_length=plan.shape.seq_length,
+        num_tokens=plan.num_tokens,
+    )
+    print(f"data          {text}\ndry run       nothing was written; without --dry-run this is trained", flush=True)
 
 
 def _ds_config(given: Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -158,11 +177,37 @@ def _leave_groups() -> None:
 # ---- what is asked for -----------------------------------------------------------------------------------------------
 
 
+def _asked(command: TrainCommand) -> tuple[Continued | None, TrainCommand, dict[str, Any]]:
+    """Return the run that this command resumes, if any, the command as that was asked for, and the DeepSpeed JSON."""
+    ds = _ds_config(command.ds_config)
+    return *_run_to_continue(command, ds), ds
+
+
+def _planned(
+    command: TrainCommand, *, run: Continued | None, ds: Mapping[str, Any], place: Place
+) -> tuple[RunPlan, dict[str, Any]]:
+    """Return plan and resolved DeepSpeed JSON of what passes every check that needs no other rank; rank 0 prints it."""
+    config = command.config
+    plan = _plan(command, world_size=place.world_size)
+    if run is not None:
+        is_asked = config.micro_batch_size is not None or command.plan is not None
+        plan = lay_out_again(run.plan, like=plan, micro_batch_is_asked=is_asked)
+    elif config.checkpoint.init_from is not None:
+        check_initial_weights(config.checkpoint.init_from, plan=plan)
+    resolved = ds_json.resolve(ds, plan)
+    if place.rank == 0:
+        _check_places(config, plan=plan, place=place)
+        print(format_plan(plan), flush=True)
+        if run is not None:
+            print(f"continuing    {run.folder} from {run.checkpoint.name}", flush=True)
+    return plan, resolved
+
+
 def _run_to_continue(command: TrainCommand, ds: Mapping[str, Any]) -> tuple[Continued | None, TrainCommand]:
     """Return the run that this command resumes, if any, and the command as that run was asked for.
 
     Raises:
-        CheckpointError: `--resume` names no run, or one that was asked for something else.
+        CheckpointError: `checkpoint.resume` names no run, or one that was asked for something else.
     """
     config = with_prepared_corpus(ds_json.apply_to_config(command.config, ds, explicit=command.explicit))
     if problems := list(known_problems(config)):
@@ -176,11 +221,11 @@ def _run_to_continue(command: TrainCommand, ds: Mapping[str, Any]) -> tuple[Cont
     return run, dataclasses.replace(command, config=config)
 
 
-def _finished(run: Continued, *, place: Place) -> "TrainingState":
+def _finished(run: Continued, *, place: Place, words: Callable[[str], str]) -> "TrainingState":
     from chinchilla_ds.runs.finished import describe_finished, finished_state
 
     if place.rank == 0:
-        print(describe_finished(run), flush=True)
+        print(words(describe_finished(run)), flush=True)
     return finished_state(run)
 
 
@@ -190,8 +235,8 @@ def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
         plan = given_plan(command.plan, world_size=world_size)
         answered = sorted(command.explicit - BESIDE_A_PLAN)
         if answered and not _makes(config, plan, explicit=command.explicit):
-            flags = ", ".join(flag_of(name) for name in answered)
-            raise ConfigError(f"{flags} beside --plan, which fixes that: drop it, or make another plan")
+            fields = ", ".join(f"`{field_path(name)}`" for name in answered)
+            raise ConfigError(f"{fields} beside `plan`, which fixes that: drop it, or make another plan")
         if is_laid_out(plan):
             return plan
         return lay_out(plan, config=config, world_size=world_size, device=device_type())

@@ -3,11 +3,9 @@
 It stands beside metrics.jsonl, and the two together are all that such a place is to hold.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
-import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -15,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le, MinLen
-
 from chinchilla_ds.errors import TrackingError
+from chinchilla_ds.files import write_durably
+from chinchilla_ds.ranges import Ge, Le, MinLen
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.structured import build, read_json
 
@@ -70,7 +68,7 @@ class RunRecord:
 
     def save(self, run_folder: Path) -> None:
         """Write the record whole, aside first, through to the disk."""
-        write_durably(run_folder / RECORD_FILE, json.dumps(dataclasses.asdict(self), indent=2).encode() + b"\n")
+        write_durably(run_folder / RECORD_FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     def with_params(self, params: Mapping[str, object]) -> "RunRecord":
         """Return the record with these settings: the first value of each stays, a later one stands beside it."""
@@ -115,18 +113,3 @@ def _flatten(fields: Mapping[str, Any], *, prefix: str) -> dict[str, object]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file through to the disk, aside first; a write that fails leaves the old one, and nothing beside it."""
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with aside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise

@@ -83,7 +83,7 @@ class BadBatches:
             raise DivergedError(
                 [
                     f"{len(self._row)} batches in a row made a loss or gradients that are no numbers (learning rate "
-                    f"{step.learning_rate:.3g}, {state.plan.precision}); lower --learning-rate, or look at the samples "
+                    f"{step.learning_rate:.3g}, {state.plan.precision}); lower `learning_rate`, or look at the samples "
                     f"listed in {state.run_folder / 'bad_batches.jsonl'}",
                     *map(str, self._row),
                 ]

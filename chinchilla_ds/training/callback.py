@@ -56,10 +56,6 @@ class TrainingState:
     """Batches passed over because of a loss or gradient that was no number."""
     stopped_by: str | None = None
     """Who asked the run to stop before its end; set once it has saved."""
-    consumed_tokens: int = 0
-    """Tokens trained on; those of skipped batches do not count."""
-    flops_spent: float = 0.0
-    """Model FLOPs by the plan's exact count."""
     elapsed_s: float = 0.0
     """Training time, evaluation left out."""
     tokens_per_s: float = 0.0
@@ -79,6 +75,16 @@ class TrainingState:
     """The last one."""
     artifacts: dict[str, str] = field(default_factory=dict)
     """Name to path of what the run wrote (plan, checkpoint, tokenizer, ...)."""
+
+    @property
+    def consumed_tokens(self) -> int:
+        """Tokens trained on; those of skipped batches do not count."""
+        return self.plan.consumed_tokens(iteration=self.iteration)
+
+    @property
+    def flops_spent(self) -> float:
+        """Model FLOPs of all steps tried, skipped ones included."""
+        return self.plan.flops_spent(attempts=self.attempts)
 
 
 class Callback:

@@ -17,6 +17,7 @@ from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.distributed import cpu_backend, groups
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.evaluation.bits_per_byte import bits_per_byte
+from chinchilla_ds.files import write_durably
 from chinchilla_ds.objective import Objective
 from chinchilla_ds.processes.stopping import STOP_FILE, StopRequest
 from chinchilla_ds.run_plan import RunPlan
@@ -222,8 +223,6 @@ class _Run:
         state.step = result
         state.attempts += 1
         self.guards.end_step(state, engine=self.engine)
-        state.consumed_tokens = state.iteration * plan.tokens_per_iter
-        state.flops_spent = state.attempts * plan.tokens_per_iter * plan.flops_per_token
         state.elapsed_s += seconds
         state.tokens_per_s = plan.tokens_per_iter / seconds
         if state.peak_flops_per_s is not None:
@@ -270,7 +269,7 @@ class _Run:
         self.state.sample = sample
         if self.state.owns_loss:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(sample.prompt + sample.continuation, encoding="utf-8")
+            write_durably(path, sample.prompt + sample.continuation)
             self.state.artifacts["sample"] = str(path)
         self._call("on_sample")
 

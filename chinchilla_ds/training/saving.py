@@ -135,11 +135,9 @@ class Saver:
         newest = checkpoint.newest_whole(path, warn=_log.warning)
         saved = checkpoint.load(self.engine, checkpoint=newest)
         check_text(saved, where=newest, prepared=self._prepared)
-        state, plan = self.state, self.state.plan
+        state = self.state
         state.iteration, state.data_step, state.attempts = saved.iteration, saved.data_step, saved.attempts
         state.bad_batches, state.rewinds, state.elapsed_s = saved.bad_batches, saved.rewinds, saved.elapsed_s
-        state.consumed_tokens = saved.iteration * plan.tokens_per_iter
-        state.flops_spent = saved.attempts * plan.tokens_per_iter * plan.flops_per_token
         state.resumed_at = saved.iteration
         state.artifacts["checkpoint"] = str(newest)
         self._saved_tokens, self._saved_data_step = state.consumed_tokens, state.data_step
@@ -165,7 +163,6 @@ class Saver:
         self.resume(state.run_folder / CHECKPOINTS_NAME)
         state.attempts, state.elapsed_s, state.bad_batches = kept
         state.data_step, state.rewinds = rewind.data_step, rewinds
-        state.flops_spent = state.attempts * state.plan.tokens_per_iter * state.plan.flops_per_token
         state.step, self.engine.attempts = None, state.attempts
         self.save()
         _log.warning("went back from step %d to %d, and passed over the batches since", left, state.iteration)
@@ -208,7 +205,8 @@ def check_text(saved: CheckpointState, *, where: Path, prepared: PreparedData) -
         problems.append(
             f"the checkpoint {where} was trained on text with key {saved.data_key}, and {prepared.folder} has "
             f"key {prepared.content_key}: text or preparation have changed, so the samples that are left are not "
-            f"known; give the same text, or begin a new run with --resume none --init-from {where}"
+            "known; give the same text, or begin a new run with `checkpoint.resume=none` and "
+            f"`checkpoint.init_from={where}`"
         )
     problems += _tokenizer_problems(saved, where=where, prepared=prepared)
     if problems:
@@ -222,7 +220,7 @@ def _tokenizer_problems(saved: CheckpointState, *, where: Path, prepared: Prepar
     tokenizer = next(where.glob("tokenizer*"), where)
     return [
         f"the checkpoint {where} was trained with tokenizer {known}, and {prepared.folder} was made with {here}; "
-        f"prepare the text with the checkpoint's: chinchilla-ds prepare --tokenizer {tokenizer}"
+        f"prepare the text with the checkpoint's: `prepare.tokenizer={tokenizer}`"
     ]
 
 

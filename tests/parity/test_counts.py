@@ -40,7 +40,15 @@ def planned(budget_flops: float, *, seq_length: int, vocab_size: int, tied_embed
 
 
 def by_hand(
-    layers: int, hidden: int, ffn: int, heads: tuple[int, int, int], vocab: int, seq_length: int, *, tied: bool = False
+    layers: int,
+    hidden: int,
+    ffn: int,
+    heads: tuple[int, int, int],
+    vocab: int,
+    seq_length: int,
+    *,
+    tied: bool = False,
+    qk_norm: bool = False,
 ) -> ModelShape:
     """Return a shape; `heads` are query heads, query groups, and the width of one head."""
     return ModelShape(
@@ -54,6 +62,7 @@ def by_hand(
         padded_vocab_size=pad_vocab(vocab_size=vocab),
         seq_length=seq_length,
         tied_embeddings=tied,
+        qk_norm=qk_norm,
     )
 
 
@@ -77,6 +86,8 @@ SHAPES = {
     "padded-vocab": by_hand(2, 48, 128, (4, 4, 12), 1025, 32),
     "large-vocab": by_hand(1, 32, 96, (2, 2, 16), 50257, 32),
     "long-context": by_hand(2, 32, 96, (2, 1, 16), 128, 1024),
+    "qk-norm": by_hand(2, 64, 160, (4, 2, 16), 256, 32, qk_norm=True),
+    "qk-norm-wide-heads-tied": by_hand(3, 96, 256, (4, 1, 32), 256, 48, tied=True, qk_norm=True),
     "six-layers-thin-ffn": by_hand(6, 96, 32, (12, 4, 8), 256, 96),
 }
 
@@ -149,8 +160,8 @@ def miss(estimate: float, truth: float) -> float:
     return abs(estimate / truth - 1)
 
 
-def test_there_are_twenty_different_shapes() -> None:
-    assert len(set(SHAPES.values())) == 20
+def test_there_are_so_many_different_shapes() -> None:
+    assert len(set(SHAPES.values())) == 22
     assert {shape.num_layers for shape in SHAPES.values()} >= {1, 2, 3, 5, 6}
 
 
@@ -226,6 +237,10 @@ def test_control_parameters_see_tables_groups_and_norms(counted) -> None:
         unpadded = dataclasses.replace(shape, padded_vocab_size=shape.padded_vocab_size - 1)
         assert count_parameters(shape=unpadded).total != counted[name].params.total
     grouped, single = counted["grouped"].params, counted["one-group"].params
+    normed = counted["qk-norm"].params
+    assert normed.total - grouped.total == 2 * 2 * 16, "two layers, two norms of 16 channels"
+    assert normed.matmul == grouped.matmul
+    assert counted["qk-norm"].flops_per_token == counted["grouped"].flops_per_token, "norms are no matmuls"
     assert grouped.total - single.total == 2 * 2 * 64 * 16, "two layers, keys and values of one group of 64 x 16"
 
 
@@ -260,6 +275,7 @@ SPLIT_SHAPES = {
     "grouped": tiny_shape(),
     "multi-head": tiny_shape(num_query_groups=4, padded_vocab_size=384, vocab_size=300),
     "wide-heads": tiny_shape(kv_channels=32, ffn_hidden_size=130),
+    "qk-norm": tiny_shape(qk_norm=True),
 }
 
 
@@ -304,7 +320,8 @@ def test_parameters_of_all_ranks_sum_to_the_models(name: str) -> None:
         once = sum(c.split + (c.replicated if c.tensor_rank == 0 else 0) for c in counts)
         everywhere = sum(c.split + c.replicated for c in counts)
         assert once == count_parameters(shape=shape).total
-        assert everywhere - once == (2 * shape.num_layers + 1) * shape.hidden_size, "norms, a second time"
+        per_layer = 2 * shape.hidden_size + 2 * shape.kv_channels * shape.qk_norm
+        assert everywhere - once == shape.num_layers * per_layer + shape.hidden_size, "norms, a second time"
 
 
 @pytest.mark.parametrize("kind", Recompute)

@@ -8,14 +8,14 @@ from typing import Any
 from chinchilla_ds.budget.deepspeed_json.keys import OPTIMIZER_TYPE, builds_another_optimizer, find
 from chinchilla_ds.budget.deepspeed_json.table import OWN_SECTION
 from chinchilla_ds.budget.deepspeed_json.values import is_auto, is_number, show
-from chinchilla_ds.config import RunConfig
+from chinchilla_ds.config import RunConfig, field_path
 from chinchilla_ds.run_plan import Offload, Precision, Recompute, RunPlan
 
 MIN_BUCKET_ELEMENTS = 2**19
 ZERO = "zero_optimization"
-_OTHER_JSON = 'set it to "auto", or take the JSON that `chinchilla-ds ds-config PLAN --out FILE` writes for that plan'
+_OTHER_JSON = 'set it to "auto", or take the JSON that `chinchilla-ds ds-config` writes for that plan'
 """For what the JSON chooses and no flag of a run does: it contradicts a plan that was given alone."""
-_PRECISION_FIX = 'set it to "auto", or pass another --precision'
+_PRECISION_FIX = 'set it to "auto", or pass another `precision`'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,8 @@ class Owned:
     """What to do about a contradiction; `{}` stands for the JSON's value."""
 
 
-def flag(field: str, /) -> str:
-    """Return the command line's name of a config field."""
-    return "--" + field.replace("_", "-")
-
-
-def _flag_fix(field: str) -> str:
-    return f'set it to "auto", or pass {flag(field)} {{}}'
+def _field_fix(field: str) -> str:
+    return f'set it to "auto", or pass `{field_path(field)}={{}}`'
 
 
 def current_value(config: RunConfig, *, field: str) -> Any:
@@ -67,12 +62,12 @@ def named_fields(ds: Mapping[str, Any], /) -> Iterator[Named | str]:
 def owned_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
     """Yield what the plan writes into the JSON; optimizer and offload only where the JSON or the plan has them."""
     batch, optimizer, layout = plan.batch, plan.optimizer, plan.layout
-    yield Owned(path=("train_batch_size",), value=batch.global_batch_size, fix=_flag_fix("global_batch_size"))
-    micro_fix = _flag_fix("micro_batch_size")
+    yield Owned(path=("train_batch_size",), value=batch.global_batch_size, fix=_field_fix("global_batch_size"))
+    micro_fix = _field_fix("micro_batch_size")
     yield Owned(path=("train_micro_batch_size_per_gpu",), value=batch.micro_batch_size, fix=micro_fix)
     steps = batch.gradient_accumulation_steps
     yield Owned(path=("gradient_accumulation_steps",), value=steps, fix=_accumulation_fix(plan, ds=ds))
-    yield Owned(path=("gradient_clipping",), value=optimizer.gradient_clipping, fix=_flag_fix("gradient_clipping"))
+    yield Owned(path=("gradient_clipping",), value=optimizer.gradient_clipping, fix=_field_fix("gradient_clipping"))
     for kind in (Precision.BF16, Precision.FP16):
         yield Owned(path=(kind.value, "enabled"), value=plan.precision is kind, fix=_PRECISION_FIX)
     yield Owned(path=(ZERO, "stage"), value=int(layout.zero_stage), fix=_OTHER_JSON)
@@ -100,17 +95,16 @@ def _accumulation_fix(plan: RunPlan, *, ds: Mapping[str, Any]) -> str:
     )
     if is_number(total) and total != micro * parts:
         return f'set it or train_batch_size to "auto": {sizes} are not {total}'
-    return (
-        f'set it to "auto", or pass --global-batch-size {int(micro) * parts} --micro-batch-size {int(micro)}: {sizes}'
-    )
+    fitting = f"`global_batch_size={int(micro) * parts}` and `micro_batch_size={int(micro)}`"
+    return f'set it to "auto", or pass {fitting}: {sizes}'
 
 
 def _optimizer_values(plan: RunPlan) -> Iterator[Owned]:
     optimizer = plan.optimizer
-    ours = 'set it to "auto": the engine builds AdamW, of which --learning-rate alone can be chosen'
+    ours = 'set it to "auto": the engine builds AdamW, of which `learning_rate` alone can be chosen'
     yield Owned(path=("optimizer", "type"), value=OPTIMIZER_TYPE, fix=ours)
     params = ("optimizer", "params")
-    yield Owned(path=(*params, "lr"), value=optimizer.learning_rate, fix=_flag_fix("learning_rate"))
+    yield Owned(path=(*params, "lr"), value=optimizer.learning_rate, fix=_field_fix("learning_rate"))
     yield Owned(path=(*params, "betas"), value=[optimizer.beta1, optimizer.beta2], fix=ours)
     yield Owned(path=(*params, "eps"), value=optimizer.epsilon, fix=ours)
     yield Owned(path=(*params, "weight_decay"), value=optimizer.weight_decay, fix=ours)
@@ -119,15 +113,13 @@ def _optimizer_values(plan: RunPlan) -> Iterator[Owned]:
 def compared_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
     """Yield what the plan decides and DeepSpeed has no key for, or does nothing with; checked, never written."""
     yield Owned(path=("data_types", "param_dtype"), value=plan.precision.value, fix=_PRECISION_FIX)
-    yield Owned(path=("vocabulary_size",), value=plan.shape.vocab_size, fix=_flag_fix("vocab_size"))
+    yield Owned(path=("vocabulary_size",), value=plan.shape.vocab_size, fix=_field_fix("vocab_size"))
     for item in named_fields(ds):
         if not isinstance(item, Named) or not item.where.startswith((OWN_SECTION, "activation_checkpointing")):
             continue
-        fix = _flag_fix(item.field)
+        fix = _field_fix(item.field)
         if item.where == "activation_checkpointing":
-            fix = f"leave the section out, or pass {flag(item.field)} {{}}"
-        elif isinstance(item.value, bool):
-            fix = f'set it to "auto", or pass {flag(item.field if item.value else f"no_{item.field}")}'
+            fix = f"leave the section out, or pass `{field_path(item.field)}={{}}`"
         yield Owned(path=tuple(item.where.split(".")), value=getattr(plan.layout, item.field), fix=fix)
 
 

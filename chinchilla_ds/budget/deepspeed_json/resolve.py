@@ -19,7 +19,6 @@ from chinchilla_ds.budget.deepspeed_json.fields import (
     ZERO,
     compared_values,
     current_value,
-    flag,
     named_fields,
     owned_values,
     suggested_values,
@@ -27,8 +26,8 @@ from chinchilla_ds.budget.deepspeed_json.fields import (
 from chinchilla_ds.budget.deepspeed_json.keys import OPTIMIZER_TYPE, checked, find, table_key
 from chinchilla_ds.budget.deepspeed_json.table import OWN_SECTION, SECTIONS
 from chinchilla_ds.budget.deepspeed_json.values import AUTO, is_auto, is_number, same, show
-from chinchilla_ds.config import LayoutConfig, RunConfig
-from chinchilla_ds.errors import DsConfigError
+from chinchilla_ds.config import LayoutConfig, RunConfig, field_path
+from chinchilla_ds.errors import DsConfigError, did_you_mean
 from chinchilla_ds.run_plan import Offload, Recompute, RunPlan
 from chinchilla_ds.structured import read_json
 
@@ -47,16 +46,35 @@ _AIO = {
 _OPTIMIZER = {"type": OPTIMIZER_TYPE, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "weight_decay": AUTO}}
 
 
+SHIPPED_FOLDER = Path(__file__).parents[2] / "ds_configs"
+"""In a checkout a link to the folder of that name beside the package; in an installed package a folder."""
+
+
 def load_ds_config(path: Path | str, /) -> dict[str, Any]:
-    """Return the JSON object in `path`.
+    """Return the JSON object in a file, or in the shipped file of a name such as `zero3`.
 
     Raises:
         DsConfigError: missing or unreadable file, not UTF-8, not JSON (line and column named), doubled keys, no object.
     """
-    data = read_json(Path(path), what="ds_config", error=DsConfigError)
+    data = read_json(_named_file(Path(path)), what="ds_config", error=DsConfigError)
     if not isinstance(data, dict):
         raise DsConfigError(f"ds_config {path} must hold a JSON object, not {show(data)}")
     return data
+
+
+def _named_file(path: Path) -> Path:
+    """Return the shipped file of a bare name, else the path.
+
+    Raises:
+        DsConfigError: a bare name is neither a shipped file's nor a file.
+    """
+    name, names = str(path), tuple(shipped_configs())
+    if name in names:
+        return SHIPPED_FOLDER / f"{name}.json"
+    if path.parent == Path() and not path.suffix and not path.exists():
+        guess = did_you_mean(name, names)
+        raise DsConfigError(f"ds_config {name!r} is neither a file nor one of {', '.join(names)}{guess}")
+    return path
 
 
 def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: frozenset[str] = frozenset()) -> RunConfig:
@@ -81,8 +99,8 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
         current = current_value(config, field=item.field)
         if item.field in explicit and current != item.value:
             problems.append(
-                f"{flag(item.field)} is {show(current)}, but the ds_config's {item.where} means {show(item.value)}; "
-                f'drop the flag, or set {item.where} to "auto" or leave it out'
+                f"`{field_path(item.field)}` is {show(current)}, but the ds_config's {item.where} means "
+                f'{show(item.value)}; drop that, or set {item.where} to "auto" or leave it out'
             )
         elif item.field == "precision":
             precision = item.value

@@ -87,7 +87,7 @@ _SECTION = _passed(OBJECT)
 _DENSE = "it is for mixtures of experts, and the decoder is dense; remove it"
 _OWN_CHECKPOINTS = (
     "checkpoints are chinchilla-ds's own, which every layout and ZeRO stage reads as they are; remove it, and see "
-    "--save-every, --keep and --resume"
+    "`checkpoint.save_every`, `checkpoint.keep` and `checkpoint.resume`"
 )
 _FP32_STATES = "master weights and AdamW's moments are FP32, and so are checkpoints; remove it"
 _OWN_LOADER = "batches come from chinchilla-ds's own loader, and its order from the plan's seed; remove it"
@@ -105,7 +105,7 @@ _TOP: dict[str, Key] = {
     "aio": _SECTION,
     "autotuning": _refused(
         "DeepSpeed's autotuner ends the process after a few steps, without a checkpoint; remove it, and see "
-        "`chinchilla-ds plan --gpu`, which searches the layout and the micro-batch before the run",
+        "`plan.gpu`, which searches the layout and the micro-batch before the run",
         switch="enabled",
     ),
     "bf16": _SECTION,
@@ -153,7 +153,7 @@ _TOP: dict[str, Key] = {
     ),
     "prescale_gradients": _passed(BOOL),
     "scheduler": _refused(
-        "the plan owns the learning-rate schedule; remove the section and pass --decay and --learning-rate"
+        "the plan owns the learning-rate schedule; remove the section and pass `decay` and `learning_rate`"
     ),
     "seq_parallel_communication_data_type": _refused(
         f"it is for DeepSpeed's Ulysses, which is not used here; see {OWN_SECTION}.sequence_parallel", "fp32"
@@ -166,7 +166,7 @@ _TOP: dict[str, Key] = {
     "tensorboard": _SECTION,
     "timers": _SECTION,
     "torch_autocast": _refused(
-        "weights, gradients and activations of a run have one precision; use bf16.enabled, fp16.enabled or --precision",
+        "weights, gradients and activations of a run have one precision; use bf16.enabled, fp16.enabled or `precision`",
         switch="enabled",
     ),
     "train_batch_size": _plan(whole(1)),
@@ -176,7 +176,7 @@ _TOP: dict[str, Key] = {
     "wall_clock_breakdown": _passed(BOOL),
     "wandb": _SECTION,
     "weight_quantization": _refused(
-        "it is for DeepSpeed's inference; remove it, and see `chinchilla-ds export --quantize`", switch="enabled"
+        "it is for DeepSpeed's inference; remove it, and see `export.quantize`", switch="enabled"
     ),
     "zero_allow_untested_optimizer": _idle(BOOL, "DeepSpeed has tested AdamW"),
     "zero_force_ds_cpu_optimizer": _idle(BOOL, "offloaded states are always stepped by DeepSpeed's own CPU AdamW"),

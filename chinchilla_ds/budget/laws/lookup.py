@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Le, Len
-
 from chinchilla_ds.budget.laws.forms import (
     LARGEST_LOSS,
     MAX_EXTRAPOLATION,
@@ -23,6 +21,7 @@ from chinchilla_ds.budget.laws.forms import (
 )
 from chinchilla_ds.budget.laws.registry import PUBLISHED
 from chinchilla_ds.errors import ConfigError, did_you_mean
+from chinchilla_ds.ranges import Ge, Gt, Le, Len
 from chinchilla_ds.structured import build, read_json
 
 __all__ = [
@@ -61,7 +60,7 @@ class LawRow:
 
 
 def get_law(name_or_path: str, /) -> Law:
-    """Return the registered law of that name, or the one in the file that `chinchilla-ds fit --out` wrote.
+    """Return the registered law of that name, or the one in the file that `chinchilla-ds fit` wrote.
 
     Raises:
         ConfigError: no such law or file, a broken file, or a law that must not be planned with.
@@ -70,17 +69,17 @@ def get_law(name_or_path: str, /) -> Law:
     if name in LAWS:
         return LAWS[name]
     if name in _REFUSED:
-        raise ConfigError(f"law {name!r} is not for planning: {_REFUSED[name]}")
+        raise ConfigError(f"`law` {name!r} is not for planning: {_REFUSED[name]}")
     path = Path(name)
     if path.suffix == ".json" or len(path.parts) > 1 or os.path.isfile(path):
         return load_law(path)
     raise ConfigError(
-        f"law ({name!r}) must be one of {', '.join(LAWS)}, or the path of a fitted law{did_you_mean(name, LAWS)}"
+        f"`law` ({name!r}) must be one of {', '.join(LAWS)}, or the path of a fitted law{did_you_mean(name, LAWS)}"
     )
 
 
 def load_law(path: Path, /) -> SurfaceLaw:
-    """Read a law that `chinchilla-ds fit --out` wrote.
+    """Read a law that `chinchilla-ds fit` wrote.
 
     Raises:
         ConfigError: unreadable, not a law, or values that mean nothing, all of them named.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,14 +24,14 @@ _RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
 class Relief:
     """A change that helps; the same global batch, and so the same model."""
 
-    flags: tuple[str, ...]
-    """What to write on the command line or in the ds_config."""
+    changes: tuple[str, ...]
+    """What to set in the config, or to write in the ds_config."""
     memory: MemoryBytes
     """Of the fullest rank, after it."""
 
     def __str__(self) -> str:
-        """Return `--micro-batch-size 2 and --recompute full: 3.1 GiB`."""
-        return f"{' and '.join(self.flags)}: {format_bytes(self.memory.total)}"
+        """Return what to set, and what a rank then needs."""
+        return f"{' and '.join(self.changes)}: {format_bytes(self.memory.total)}"
 
 
 def reliefs(plan: RunPlan, /, *, capacity_bytes: int | None) -> tuple[Relief, ...]:
@@ -47,7 +48,7 @@ def reliefs(plan: RunPlan, /, *, capacity_bytes: int | None) -> tuple[Relief, ..
     nearest: dict[tuple[str, ...], Relief] = {}
     for relief in _changes(plan):
         if relief.memory.total <= limit:
-            nearest.setdefault(tuple(flag.split()[0] for flag in relief.flags), relief)
+            nearest.setdefault(tuple(re.split("[ =]", change)[0] for change in relief.changes), relief)
     return tuple(nearest.values())[:MAX_RELIEFS]
 
 
@@ -56,7 +57,7 @@ def _changes(plan: RunPlan) -> Iterator[Relief]:
     layout, batch = plan.layout, plan.batch
     choices: list[list[_Change]] = [
         _micro_batches(batch),
-        [(f"--recompute {one}", {"recompute": one}) for one in _after(_RECOMPUTE, layout.recompute)],
+        [(f"`layout.recompute={one}`", {"recompute": one}) for one in _after(_RECOMPUTE, layout.recompute)],
         [
             (f'"zero_optimization": {{"stage": {stage}}}', {"zero_stage": stage})
             for stage in range(layout.zero_stage + 1, 4)
@@ -70,13 +71,13 @@ def _changes(plan: RunPlan) -> Iterator[Relief]:
     )
     for chosen in combinations:
         taken = [one for one in chosen if one is not None]
-        if taken and (relief := _relief(plan, [flag for flag, _ in taken], [values for _, values in taken])):
+        if taken and (relief := _relief(plan, [change for change, _ in taken], [values for _, values in taken])):
             yield relief
 
 
 def _micro_batches(batch: BatchPlan) -> list[_Change]:
     sizes = [size for size in range(batch.micro_batch_size - 1, 0, -1) if batch.micro_batch_size % size == 0]
-    return [(f"--micro-batch-size {size}", {"micro_batch_size": size}) for size in sizes]
+    return [(f"`micro_batch_size={size}`", {"micro_batch_size": size}) for size in sizes]
 
 
 def _offloads(layout: ParallelLayout) -> list[_Change]:
@@ -93,7 +94,7 @@ def _after(order: tuple[Recompute, ...], present: Recompute) -> tuple[Recompute,
     return order[order.index(present) + 1 :]
 
 
-def _relief(plan: RunPlan, flags: list[str], values: list[dict[str, object]]) -> Relief | None:
+def _relief(plan: RunPlan, changes: list[str], values: list[dict[str, object]]) -> Relief | None:
     """Return the change, or None where it is not legal."""
     changed = {name: value for one in values for name, value in one.items()}
     batch = plan.batch
@@ -109,4 +110,4 @@ def _relief(plan: RunPlan, flags: list[str], values: list[dict[str, object]]) ->
     except LayoutError:
         return None
     memory = estimate_memory(shape=plan.shape, layout=layout, batch=batch, precision=plan.precision, device=plan.device)
-    return Relief(flags=tuple(flags), memory=memory)
+    return Relief(changes=tuple(changes), memory=memory)

@@ -1,8 +1,8 @@
-"""Every layout that a search considers, block by block, and which rule refuses the others.
+"""Every layout that a search considers, group by group, and which rule refuses the others.
 
-A block shares its tensor and pipeline sizes, its chunks per stage and its sequence parallelism; within it vary ZeRO
+A group shares its tensor and pipeline sizes, its chunks per stage and its sequence parallelism; within it vary ZeRO
 stage and offload (`states`), recomputation, and the micro-batch. The rules are those of `budget.layout.rules`, asked
-once for all that they depend on, so that a refused block is counted without being walked.
+once for all that they depend on, so that a refused group is counted without being walked.
 """
 
 import functools
@@ -60,7 +60,7 @@ class States(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class LayoutGroup:
     """Legal layouts that share their axes."""
 
     tensor: int
@@ -73,7 +73,7 @@ class Block:
     micro_batch_sizes: tuple[int, ...]
 
     def layout(self, states: States, recompute: Recompute) -> ParallelLayout:
-        """Return one of the block's layouts."""
+        """Return one of the group's layouts."""
         return ParallelLayout(
             tensor_model_parallel_size=self.tensor,
             pipeline_model_parallel_size=self.pipeline,
@@ -132,8 +132,8 @@ def label(layout: ParallelLayout, *, micro_batch_size: int | None = None) -> str
     return ", ".join(parts)
 
 
-def blocks(request: LayoutRequest, tally: Tally, /) -> Iterator[Block]:
-    """Yield every legal block; what is refused is counted in `tally`."""
+def groups(request: LayoutRequest, tally: Tally, /) -> Iterator[LayoutGroup]:
+    """Yield every legal group; what is refused is counted in `tally`."""
     fixed, world = request.fixed, request.world_size
     recomputes = _choices(fixed, "recompute", tuple(Recompute))
     states = [
@@ -158,7 +158,7 @@ def blocks(request: LayoutRequest, tally: Tally, /) -> Iterator[Block]:
             for virtual in _choices(fixed, "virtual_pipeline_model_parallel_size", _chunks(request, pipeline)):
                 parallel = (False, True) if tensor > 1 else (False,)
                 for sequence_parallel in _choices(fixed, "sequence_parallel", parallel):
-                    axes = Block(
+                    axes = LayoutGroup(
                         tensor=tensor,
                         pipeline=pipeline,
                         virtual=virtual,
@@ -172,37 +172,37 @@ def blocks(request: LayoutRequest, tally: Tally, /) -> Iterator[Block]:
                         yield legal
 
 
-def _legal(block: Block, request: LayoutRequest, tally: Tally) -> Block | None:
-    """Return the legal part of a block, or None."""
-    states, recomputes, sizes = block.states, block.recomputes, block.micro_batch_sizes
+def _legal(group: LayoutGroup, request: LayoutRequest, tally: Tally) -> LayoutGroup | None:
+    """Return the legal part of a group, or None."""
+    states, recomputes, sizes = group.states, group.recomputes, group.micro_batch_sizes
     tally.considered += len(states) * len(recomputes) * len(sizes)
-    plain = block.layout(States(0, Offload.NONE, Offload.NONE), Recompute.NONE)
+    plain = group.layout(States(0, Offload.NONE, Offload.NONE), Recompute.NONE)
     name = label(plain).replace(", ZeRO-0", "")
     if problem := next(shape_problems(shape=request.shape, layout=plain), None):
         tally.refuse(problem=problem, count=len(states) * len(recomputes) * len(sizes), label=name)
         return None
     legal_sizes = []
     for size in sizes:
-        batch = make_batch(request, data=block.data, micro_batch_size=size)
+        batch = make_batch(request, data=group.data, micro_batch_size=size)
         if problem := next(batch_problems(batch=batch, layout=plain), None):
             tally.refuse(problem=problem, count=len(states) * len(recomputes), label=f"{name}, micro-batch {size}")
         else:
             legal_sizes.append(size)
     legal_states = []
     for state in states if legal_sizes else ():
-        layout = block.layout(state, Recompute.NONE)
+        layout = group.layout(state, Recompute.NONE)
         if problem := next(layout_problems(layout=layout, precision=request.precision), None):
             tally.refuse(problem=problem, count=len(recomputes) * len(legal_sizes), label=label(layout))
         else:
             legal_states.append(state)
     if not legal_states:
         return None
-    return Block(
-        tensor=block.tensor,
-        pipeline=block.pipeline,
-        virtual=block.virtual,
-        data=block.data,
-        sequence_parallel=block.sequence_parallel,
+    return LayoutGroup(
+        tensor=group.tensor,
+        pipeline=group.pipeline,
+        virtual=group.virtual,
+        data=group.data,
+        sequence_parallel=group.sequence_parallel,
         states=tuple(legal_states),
         recomputes=recomputes,
         micro_batch_sizes=tuple(legal_sizes),

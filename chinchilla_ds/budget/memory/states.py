@@ -9,12 +9,14 @@ and buffers, of which the paper's 2 + 2 + 12 bytes per parameter say nothing. Le
 ZeRO-3's option to keep parameters in secondary partitions.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
 from chinchilla_ds.budget.deepspeed_json.fields import MIN_BUCKET_ELEMENTS
 from chinchilla_ds.budget.memory.activations import FP32_BYTES, compute_bytes
 from chinchilla_ds.run_plan import ModelShape, Offload, Precision
+from chinchilla_ds.weights import DOWN_PROJECTION, WeightKind, held_kinds
 
 OPTIMIZER_BYTES = 3 * FP32_BYTES
 """Per parameter: fp32 master weight and Adam's two moments."""
@@ -32,8 +34,18 @@ OPTIMIZER_SWAP_BUFFERS = 4
 PARAM_SWAP_ELEMENTS = 5 * 100_000_000
 """DeepSpeed's defaults of offload_param.buffer_count x buffer_size."""
 
-Weights = tuple[tuple[int, int], ...]
-"""(elements, how many) of every kind of weight on a rank."""
+
+class HeldWeights(NamedTuple):
+    """The weights of one kind that a rank holds."""
+
+    kind: WeightKind
+    size: int
+    """Elements of one of them, of this rank's part."""
+    number: int
+    """How many of them."""
+
+
+Weights = tuple[HeldWeights, ...]
 
 
 class StateBytes(NamedTuple):
@@ -57,22 +69,14 @@ class StateBytes(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def stage_weights(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) -> Weights:
-    """Return (elements, how many) of every kind of weight on a rank of pipeline stage `stage`.
-
-    In the order: QKV, attention output, gate and up, down, norms, embedding and output tables.
-    """
-    layers = shape.num_layers // pipeline
-    hidden, ffn = shape.hidden_size, shape.ffn_hidden_size
-    queries, keys = shape.num_attention_heads * shape.kv_channels, shape.num_query_groups * shape.kv_channels
-    is_last = stage == pipeline - 1
-    tables = (stage == 0) + (is_last and not (shape.tied_embeddings and pipeline == 1))
-    return (
-        (hidden * (queries + 2 * keys) // tensor, layers),
-        (hidden * queries // tensor, layers),
-        (hidden * 2 * ffn // tensor, layers),
-        (hidden * ffn // tensor, layers),
-        (hidden, 2 * layers + is_last),
-        (hidden * shape.padded_vocab_size // tensor, tables),
+    """Return the weights of every kind on a rank of pipeline stage `stage`."""
+    return tuple(
+        HeldWeights(
+            kind=kind,
+            size=math.prod(kind.local_shape(shape, tensor=tensor)),
+            number=shape.num_layers // pipeline if kind.in_layers else 1,
+        )
+        for kind in held_kinds(shape, is_first=stage == 0, is_last=stage == pipeline - 1)
     )
 
 
@@ -80,8 +84,12 @@ def stage_weights(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) 
 def stage_params(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) -> tuple[int, int]:
     """Return a rank's parameters: all of them, and its norms', which tensor parallelism does not split."""
     weights = stage_weights(shape=shape, tensor=tensor, pipeline=pipeline, stage=stage)
-    norm, norms = weights[4]
-    return sum(size * count for size, count in weights), norm * norms
+    norms = sum(held.size * held.number for held in weights if held.kind.split is None)
+    return _params(weights), norms
+
+
+def _params(weights: Weights) -> int:
+    return sum(held.size * held.number for held in weights)
 
 
 @lru_cache(maxsize=65536)
@@ -112,7 +120,7 @@ def state_bytes(
     """
     weights = stage_weights(shape=shape, tensor=tensor, pipeline=pipeline, stage=stage)
     width = compute_bytes(precision)
-    params = sum(size * count for size, count in weights)
+    params = _params(weights)
     if zero_stage == 0:
         return _without_zero(params, width)
     bucket = width * max(shape.hidden_size**2, MIN_BUCKET_ELEMENTS)
@@ -123,7 +131,7 @@ def state_bytes(
     else:
         state, partition = _zero12(params, zero_stage=zero_stage, data=data, width=width, bucket=bucket), 0
     if offload_optimizer is not Offload.NONE:
-        largest = width * max(size for size, count in weights if count) if zero_stage < 3 else 0
+        largest = width * max(held.size for held in weights) if zero_stage < 3 else 0
         state = _offload_optimizer(state, zero_stage, width, bucket, largest, to=offload_optimizer)
     return state if offload_param is Offload.NONE else _offload_param(state, partition, width, to=offload_param)
 
@@ -168,13 +176,12 @@ def _zero3(
     next, and keeps and prefetches; elsewhere, in earlier stages of a pipeline, one module's weight is whole at a time,
     at the fullest moment the down projection's.
     """
-    shard = sum(-(-size // data) * count for size, count in weights)
-    persistent = sum(size * count for size, count in weights if size <= PERSISTENT_ELEMENTS)
-    passing = [size * count for size, count in weights if size > PERSISTENT_ELEMENTS]
-    down_projection, _ = weights[3]
-    gathered = down_projection * (down_projection > PERSISTENT_ELEMENTS)
+    shard = sum(-(-held.size // data) * held.number for held in weights)
+    passing = tuple(held for held in weights if held.size > PERSISTENT_ELEMENTS)
+    persistent = _params(weights) - _params(passing)
+    gathered = next((held.size for held in passing if held.kind is DOWN_PROJECTION), 0)
     if traced:
-        gathered = min(sum(passing), REUSED_ELEMENTS + 2 * PREFETCHED_ELEMENTS)
+        gathered = min(_params(passing), REUSED_ELEMENTS + 2 * PREFETCHED_ELEMENTS)
     buffers = bucket + width * gathered * gathers
     small = width * persistent * gathers
     step = width * shard + bucket + FP32_BYTES * min(shard, SUB_GROUP_ELEMENTS)
@@ -185,7 +192,7 @@ def _zero3(
         loss_buffers=buffers,
         backward_buffers=buffers,
         step_buffers=max(step - small, 0),  # small weights are given back before the step
-        reduced=min(width * sum(size * count for size, count in weights), bucket) if data > 1 else 0,
+        reduced=min(width * _params(weights), bucket) if data > 1 else 0,
     )
     return state, width * shard
 

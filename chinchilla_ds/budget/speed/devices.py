@@ -275,7 +275,7 @@ def get_device(name: str, /, *, hardware: Path | str | None = None) -> Device:
     names = [device.name for device in known.values()]
     every = ", ".join(dict.fromkeys(names))
     near = did_you_mean(name.upper(), names)
-    raise ConfigError(f"gpu ({name!r}) must be one of {every}, or be described in a --hardware file{near}")
+    raise ConfigError(f"`gpu` ({name!r}) must be one of {every}, or be described in a `hardware` file{near}")
 
 
 def _spelling(name: str) -> tuple[str, ...]:

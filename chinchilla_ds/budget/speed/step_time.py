@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from chinchilla_ds.budget.deepspeed_json.fields import MIN_BUCKET_ELEMENTS
 from chinchilla_ds.budget.memory.activations import compute_bytes
-from chinchilla_ds.budget.memory.states import stage_weights
+from chinchilla_ds.budget.memory.states import stage_params
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token, hardware_flops_per_token
 from chinchilla_ds.budget.speed.devices import Device
 from chinchilla_ds.budget.speed.rates import Machine, make_machine
@@ -362,5 +362,5 @@ def optimizer_time(
 
 def _fullest_stage_params(shape: ModelShape, tensor: int, pipeline: int) -> int:
     """Return the parameters of a rank of the last stage, which holds the output table and the final norm."""
-    weights = stage_weights(shape=shape, tensor=tensor, pipeline=pipeline, stage=pipeline - 1)
-    return sum(elements * count for elements, count in weights)
+    params, _ = stage_params(shape=shape, tensor=tensor, pipeline=pipeline, stage=pipeline - 1)
+    return params

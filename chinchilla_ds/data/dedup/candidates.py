@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chinchilla_ds.data.dedup.bands import MinHashConfig
-from chinchilla_ds.data.dedup.exchange import key_range, read_range, write_whole
+from chinchilla_ds.data.dedup.exchange import key_range, read_range, write_array
 from chinchilla_ds.data.dedup.minhash import agreeing
 from chinchilla_ds.data.dedup.shingles import mix
 
@@ -85,7 +85,7 @@ def sort_keys(shard: int, /, *, job: Job) -> None:
         order = np.argsort(column, kind="stable")
         run[band]["key"], run[band]["hash"] = column[order], hashes[order, 0]
         run[band]["ordinal"] = order + int(job.offsets[shard])
-    write_whole(job.runs[shard], run)
+    write_array(job.runs[shard], run)
 
 
 def match_keys(part: int, /, *, job: Job) -> None:
@@ -104,7 +104,7 @@ def match_keys(part: int, /, *, job: Job) -> None:
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     if job.config is not None and job.config.min_similarity > 0:
         pairs = pairs[_similar(pairs, job=job, config=job.config)]
-    write_whole(job.edges[part], pairs)
+    write_array(job.edges[part], pairs)
 
 
 def _similar(pairs: NDArray[np.int64], *, job: Job, config: MinHashConfig) -> NDArray[np.bool_]:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from annotated_types import Ge, Gt, Lt, MinLen
-
 from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.data.blend import share_problems
 from chinchilla_ds.data.cleaning.rules import CleaningConfig, Rule
@@ -15,6 +13,7 @@ from chinchilla_ds.data.dedup.bands import PRESETS, MinHashConfig
 from chinchilla_ds.data.reading.sources import DEFAULT_NAME, Corpus, find_source, name_problem
 from chinchilla_ds.data.tokenizing.tokenizer import MIN_VOCAB_SIZE
 from chinchilla_ds.errors import ConfigError, DataError, did_you_mean
+from chinchilla_ds.ranges import Ge, Gt, Lt, MinLen
 from chinchilla_ds.structured import build, read_yaml
 
 EXACT = "exact"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chinchilla_ds.config import DataConfig, source_name
 from chinchilla_ds.data.reading.kinds import SUFFIXES, Kind, kind_of, suffix_of
 from chinchilla_ds.data.reading.streams import PACKED_SUFFIXES
 from chinchilla_ds.errors import DataError, did_you_mean, reason
@@ -86,15 +85,6 @@ def name_problem(name: str, /) -> str | None:
     )
 
 
-def find_corpus(data: DataConfig) -> Corpus:
-    """Return the files that `data.paths` names, or the standard library's where it names none.
-
-    Raises:
-        DataError: see `find_source`.
-    """
-    return find_source([source_name(path) for path in data.paths], text_field=data.text_field)
-
-
 def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, keep_empty: bool = False) -> Corpus:
     """Return the files that `paths` name, or the standard library's where there are none.
 
@@ -152,7 +142,7 @@ def _standard_library(*, text_field: str, name: str) -> Corpus:
         files.extend(_whole_text(path) for path in paths)
     files = [file for file in files if file.num_bytes]
     if not files:
-        raise DataError(f"the standard library at {root} holds no Python source; name a corpus with `--data PATH`")
+        raise DataError(f"the standard library at {root} holds no Python source; name a corpus by `data.paths`")
     description = f"Python standard library source at {root} ({len(files)} files)"
     return Corpus(files=tuple(files), text_field=text_field, description=description, name=name)
 

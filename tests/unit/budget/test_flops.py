@@ -8,16 +8,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from chinchilla_ds.budget.shape.flops import (
-    AppendixF,
     AttentionCount,
     decoder_flops_per_token,
     forward_flops_per_token,
     hardware_flops_per_token,
-    paper_flops_per_token,
-    train_flops_6nd,
 )
-from chinchilla_ds.budget.shape.parameters import PaperShape, paper_params
 from chinchilla_ds.run_plan import ModelShape, Recompute
+from tests.unit.budget.paper_counts import AppendixF, PaperShape, paper_flops_per_token, paper_params
 
 # Hoffmann et al. 2022, Table A4: layers, d_model, ffw_size, heads, k/q size, printed ratio of its FLOPs to 6ND;
 # last, the ratio when Appendix F is taken at its word
@@ -65,10 +62,6 @@ def test_appendix_f_taken_literally_misses_table_a4(row: tuple[float, ...]) -> N
     ratio = a4_ratio(row, AppendixF.LITERAL)
     assert round(ratio, 3) == row[6]
     assert round(ratio, 2) != row[5]
-
-
-def test_6nd_of_chinchilla() -> None:
-    assert train_flops_6nd(num_params=70e9, num_tokens=1.4e12) == pytest.approx(5.88e23)
 
 
 def test_decoder_by_hand() -> None:

@@ -136,7 +136,7 @@ def test_the_newest_whole_one_is_converted(run: Path, tmp_path: Path, target: st
 
 def test_what_convert_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "weights", 1, moments=False)
-    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "something").mkdir(parents=True)
     cases = {
         ("there", "weights", run): "--out {out} exists already, and nothing is overwritten",
         ("out", "universal", tmp_path / "weights"): "holds weights alone, and the universal format asks for",

@@ -83,7 +83,7 @@ def test_a_run_of_which_nothing_is_whole_is_not_passed_over(name: str, is_there:
     what = "has 1 bytes" if is_there else "cannot be read: No such file or directory"
     assert f"{folder}/checkpoints/step_0000008/{name} {what}" in newer
     assert f"{folder}/checkpoints/step_0000004/{name} {what}" in older
-    assert advice == f"no checkpoint of {folder} is whole; --resume none begins another run"
+    assert advice == f"no checkpoint of {folder} is whole; `checkpoint.resume=none` begins another run"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_damaged_request_is_named_and_no_run_is_begun(text: str | None, reques
     with pytest.raises(CheckpointError) as error:
         find_run(request_)
     assert f"the run's request {path}" in error.value.problems[0]
-    assert "--resume none" in error.value.problems[-1]
+    assert "`checkpoint.resume=none`" in error.value.problems[-1]
 
 
 def test_damage_does_not_hide_behind_an_older_run(request_: RunRequest) -> None:
@@ -179,7 +179,7 @@ def test_what_is_no_run_cannot_be_continued(request_: RunRequest, tmp_path: Path
         continued(tmp_path / "nowhere")
     folder = begin(request_, "run", at_s=100)
     (folder / "request.json").unlink()
-    with pytest.raises(CheckpointError, match=f"--init-from {folder} begins a new run with its weights"):
+    with pytest.raises(CheckpointError, match=f"`checkpoint.init_from={folder}` begins a new run with its weights"):
         continued(folder)
 
 
@@ -199,13 +199,15 @@ def test_flags_that_say_something_else_are_named_with_both_values(request_: RunR
         taken_over(
             run, "--seed", "7", "--flops", "2e11", "--max-epochs", "3", "--precision", "bf16", "--data", "a", "b"
         )
-    end = f"in the run {run.folder}; leave it out to go on with that run, or begin another with --resume none"
+    end = (
+        f"in the run {run.folder}; leave it out to go on with that run, or begin another with `checkpoint.resume=none`"
+    )
     assert error.value.problems == (
-        f"--flops is 2e+11 here and 1e+11 {end}",
-        f"--max-epochs is 3 here and 1 {end}",
-        f"--data is {Path('a').resolve()} {Path('b').resolve()} here and not given {end}",
-        f"--precision is bf16 here and not given {end}",
-        f"--seed is 7 here and 1234 {end}",
+        f"`compute_budget_flops` is 2e+11 here and 1e+11 {end}",
+        f"`data.max_epochs` is 3 here and 1 {end}",
+        f"`data.paths` is {Path('a').resolve()} {Path('b').resolve()} here and not given {end}",
+        f"`precision` is bf16 here and not given {end}",
+        f"`seed` is 7 here and 1234 {end}",
     )
     assert "None" not in str(error.value)
 
@@ -254,7 +256,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is_now(request_: RunRequest, tmp_
     moved = folder.rename(tmp_path / "archive/run")
     assert taken_over(continued(moved)).config.output == tmp_path / "archive"
     assert taken_over(continued(moved), "--output", str(tmp_path / "archive")).config.output == tmp_path / "archive"
-    with pytest.raises(CheckpointError, match=f"--output is elsewhere here, and the run {moved} stays where it is"):
+    with pytest.raises(CheckpointError, match=f"`output` is elsewhere here, and the run {moved} stays where it is"):
         taken_over(continued(moved), "--output", "elsewhere")
 
 
@@ -279,7 +281,7 @@ def test_a_plan_that_the_run_was_not_trained_by_is_refused(request_: RunRequest,
     assert taken_over(run, "--plan", str(file)).plan == file, "its layout is free"
     file.write_text(dataclasses.replace(plan, seed=9, document_mask=True).to_json())
     with pytest.raises(
-        CheckpointError, match=f"--plan {file} differs from the plan of the run .* in seed, document_mask"
+        CheckpointError, match=f"`plan={file}` differs from the plan of the run .* in seed, document_mask"
     ):
         taken_over(run, "--plan", str(file))
 

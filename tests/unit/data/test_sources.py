@@ -7,11 +7,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from chinchilla_ds.config import DataConfig
+from chinchilla_ds.config import DataConfig, source_name
 from chinchilla_ds.data.reading.kinds import Kind
 from chinchilla_ds.data.reading.readers import TEXT_DOCUMENT_BYTES, Problem, parts_of, read_part
-from chinchilla_ds.data.reading.sources import MAX_PROBLEMS, Corpus, find_corpus, raise_problems
+from chinchilla_ds.data.reading.sources import MAX_PROBLEMS, Corpus, find_source, raise_problems
 from chinchilla_ds.errors import DataError
+
+
+def find_corpus(data: DataConfig) -> Corpus:
+    return find_source([source_name(path) for path in data.paths], text_field=data.text_field)
 
 
 def read(*paths: Path, text_field: str = "text") -> list[str]:
@@ -110,7 +114,7 @@ def test_the_default_corpus_is_the_standard_library(monkeypatch: pytest.MonkeyPa
 
 def test_an_installation_without_source_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(DataError, match="holds no Python source; name a corpus with `--data PATH`"):
+    with pytest.raises(DataError, match=r"holds no Python source; name a corpus by `data\.paths`"):
         find_corpus(DataConfig())
 
 

@@ -1,4 +1,4 @@
-"""Everything that one `chinchilla-ds fit` found, and the same as plain data: what --json prints, and a law file."""
+"""Everything that one `chinchilla-ds fit` found, and the same as plain data: its JSON, and a law file."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
