@@ -41,6 +41,7 @@ from chinchilla_ds.inference.source import CachedDecoder, LogitSource, uncached
 from chinchilla_ds.inference.speculative import generate_speculatively
 from chinchilla_ds.run_plan import ModelShape, Precision
 from chinchilla_ds.testing import tiny_plan
+from chinchilla_ds.weights import named_kinds
 
 SHAPE = ModelShape(
     num_layers=6,
@@ -66,34 +67,14 @@ def write_random_run(folder: Path) -> Path:
     shape = dataclasses.replace(SHAPE, vocab_size=tokenizer.vocab_size)
     plan = tiny_plan(shape=shape)
     generator = torch.Generator().manual_seed(0)
+    sizes = ((name, kind.shape(shape)) for name, kind, _ in named_kinds(shape))
     weights = (
         (name, torch.ones(size) if len(size) == 1 else 0.05 * torch.randn(size, generator=generator))
-        for name, size in _sizes(shape).items()
+        for name, size in sizes
     )
     checkpoint = folder / "run" / "checkpoints" / checkpoint_name(0)
     write_checkpoint(checkpoint, plan=plan, ds_config={}, weights=weights, tokenizer=folder / "tokenizer.model")
     return folder / "run"
-
-
-def _sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    h, f, d = shape.hidden_size, shape.ffn_hidden_size, shape.kv_channels
-    heads = shape.num_attention_heads
-    sizes: dict[str, tuple[int, ...]] = {
-        "embedding.word_embeddings.weight": (shape.padded_vocab_size, h),
-        "decoder.final_layernorm.weight": (h,),
-        "output_layer.weight": (shape.padded_vocab_size, h),
-    }
-    for number in range(shape.num_layers):
-        prefix = f"decoder.layers.{number}."
-        sizes |= {
-            f"{prefix}input_layernorm.weight": (h,),
-            f"{prefix}self_attention.linear_qkv.weight": ((heads + 2 * shape.num_query_groups) * d, h),
-            f"{prefix}self_attention.linear_proj.weight": (h, heads * d),
-            f"{prefix}pre_mlp_layernorm.weight": (h,),
-            f"{prefix}mlp.linear_fc1.weight": (2 * f, h),
-            f"{prefix}mlp.linear_fc2.weight": (h, f),
-        }
-    return sizes
 
 
 class _NoEnd:

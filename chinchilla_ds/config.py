@@ -1,24 +1,28 @@
 """RunConfig: the user's configuration. `None` means "the planner chooses"."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
-from annotated_types import Ge, Gt, Le, Lt
-
+from chinchilla_ds.plugins import PluginSpec
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import (
+    ADAMW,
+    DEFAULT_OBJECTIVE,
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
     Amount,
     Decay,
+    DecoderSwitches,
     Offload,
     Positive,
     Precision,
     Rate,
     Recompute,
     Sequences,
+    Steps,
     Width,
 )
 
@@ -26,12 +30,24 @@ DEFAULT_BUDGET_FLOPS = 5e12
 """The default budget: a few minutes on two CPU cores."""
 
 
+RUN_NAME = re.compile(r"(?!data$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a run may be called: its folder's name, beside `data` with the prepared text."""
 _HUB_PATH = re.compile(r"^hf:/(?!/)")
 
 
 def source_name(path: Path) -> str:
     """Return a path as it was written: pathlib collapses the two slashes of hf://org/name."""
     return _HUB_PATH.sub("hf://", str(path))
+
+
+HeldOutFraction: TypeAlias = Annotated[float, Gt(0), Lt(1)]
+
+
+def held_out_problem(fraction: object, /, *, name: str) -> str | None:
+    """Return why text cannot be held out by this fraction, which the field `name` gives; None where it can."""
+    if isinstance(fraction, int | float) and 0 < fraction < 1:
+        return None
+    return f"`{name}` ({fraction!r} of the documents) must be between 0 and 1; nearest: 0.02"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +58,7 @@ class DataConfig:
     """Text, JSONL or Parquet files and folders of them; empty means the running Python's standard library source."""
     text_field: str = "text"
     """Column of JSONL and Parquet files that holds the text."""
-    held_out_fraction: Annotated[float, Gt(0), Lt(1)] = 0.02
+    held_out_fraction: HeldOutFraction = 0.02
     """Share of documents kept out of training, chosen by content hash."""
     max_epochs: Positive = 1.0
     """How often the corpus, or each source of a blend, may be read; a plan that needs more is refused."""
@@ -120,7 +136,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(DecoderSwitches):
     """The user's configuration of one run."""
 
     compute_budget_flops: Positive | None = None
@@ -133,7 +149,7 @@ class RunConfig:
     shape: str | None = None
     """Name of a decoder in budget.shape.published.NAMED_SHAPES, instead of a search."""
     law: str | None = None
-    """Scaling law: a name in budget.laws.lookup.LAWS, or a file that `chinchilla-ds fit --out` wrote; None is
+    """Scaling law: a name in budget.laws.lookup.LAWS, or a file that `chinchilla-ds fit` wrote; None is
     lookup.DEFAULT_LAW."""
     unique_tokens: Positive | None = None
     """Available distinct training tokens; beyond them the plan repeats text, by a law of the value of repetition."""
@@ -143,16 +159,28 @@ class RunConfig:
     """Tokens per training sequence; None picks by budget."""
     vocab_size: Width | None = None
     """Tokenizer pieces; None picks by budget."""
-    tied_embeddings: bool = False
-    """Whether the output projection shares the embedding table."""
     global_batch_size: Sequences | None = None
     """Sequences per optimizer step."""
     micro_batch_size: Sequences | None = None
     """Sequences in one forward pass of one data-parallel rank."""
     learning_rate: Rate | None = None
     """Peak learning rate."""
+    optimizer: PluginSpec = ADAMW
+    """A name, or `module:function` of an OptimizerSpec, with its arguments."""
+    weight_decay: Annotated[float, Ge(0), Le(1)] | None = None
+    """Decoupled decay of matrices, in units of the learning rate; norms are not decayed."""
+    beta1: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Decay of AdamW's first moment."""
+    beta2: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Decay of AdamW's second moment."""
+    epsilon: Annotated[float, Gt(0), Le(0.1)] | None = None
+    """What AdamW adds to the root of the second moment."""
+    warmup_iters: Steps | None = None
+    """Optimizer steps over which the learning rate rises to its peak; 0 begins with the peak."""
     gradient_clipping: Annotated[float, Ge(0), Le(MAX_GRADIENT_CLIPPING)] = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+    objective: PluginSpec = field(default_factory=lambda: PluginSpec(name=DEFAULT_OBJECTIVE))
+    """What makes the loss: a name, or `module:Class`, and its arguments."""
     decay: Decay = Decay.COSINE
     precision: Precision | None = None
     """None means bf16 on a GPU and fp32 on a CPU."""
@@ -168,5 +196,21 @@ class RunConfig:
     """Trained tokens between evaluations; None means ten evaluations over the run."""
     sample_interval_tokens: Amount | None = None
     """Trained tokens between text samples; None samples only at the end."""
+    callbacks: tuple[PluginSpec, ...] = ()
+    """Callbacks from outside this package, called in this order; part of what the run is."""
+    run_name: str | None = None
+    """Name of the run's folder in `output`, and of the run in MLflow; None means the budget and the time."""
     output: Path = Path("runs")
     """Folder that receives runs, prepared data and the MLflow database."""
+
+
+_PARTS = {"layout": LayoutConfig, "data": DataConfig, "guards": GuardConfig, "checkpoint": CheckpointConfig}
+
+
+def field_path(name: str, /) -> str:
+    """Return how messages name a field of RunConfig or of its parts: `micro_batch_size`, `data.max_epochs`.
+
+    Messages put it in backquotes, with a value where they have one (`data.max_epochs=2`); the command line shows its
+    flag instead.
+    """
+    return next((f"{part}.{name}" for part, cls in _PARTS.items() if name in {item.name for item in fields(cls)}), name)

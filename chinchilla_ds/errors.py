@@ -10,14 +10,21 @@
     |-- OutputError            the output folder cannot be written
     |-- TrackingError          a run's record or a store of runs, such as MLflow, cannot be read or written
     |-- DivergedError          loss or gradients are non-finite, batch after batch
-    `-- OutOfMemoryError       a rank needs more memory than is available
+    |-- OutOfMemoryError       a rank needs more memory than there is
+    `-- WorkerError            a worker process was killed from outside
 
 Anything else that escapes is a bug of ours and keeps its traceback.
+
+A problem names the field of the config, or the parameter, that it is about in backquotes, with the value that was
+given or would do: `micro_batch_size=3`, `checkpoint.resume=none`; one of another function stands behind that function's
+name: `prepare.tokenizer`. The command line shows its flags in their place (`cli/flags.py`). A field of a file, such as
+a plan's `batch.micro_batch_size`, is named as the file has it, without backquotes.
 """
 
 import difflib
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 EXIT_CODE_USER_ERROR = 2
@@ -25,7 +32,7 @@ EXIT_CODE_USER_ERROR = 2
 EXIT_CODE_STOPPED = 85
 """The run was asked to stop and has saved: the same command continues. HTCondor's convention for such jobs."""
 EXIT_CODE_HUNG = 86
-"""No step was finished within --hang-timeout."""
+"""No step was finished within `guards.hang_timeout_s`."""
 
 
 class ChinchillaError(Exception):
@@ -42,6 +49,17 @@ class ChinchillaError(Exception):
     def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:
         """Pickle by problems, so that an error raised on one rank can be raised on all."""
         return type(self), (self.problems,)
+
+
+@contextmanager
+def reworded(words: Callable[[str], str], /) -> Iterator[None]:
+    """Put the problems that are raised here into the words of whoever shows them, such as a command line's flags."""
+    try:
+        yield
+    except ChinchillaError as error:
+        error.problems = tuple(map(words, error.problems))
+        error.args = ("\n".join(error.problems),)
+        raise
 
 
 _LONGEST = 1000
@@ -98,6 +116,10 @@ class OutOfMemoryError(ChinchillaError):
     holds_table = True
 
 
+class WorkerError(ChinchillaError):
+    """A worker process was killed, perhaps by the system because memory ran out; what is done is kept."""
+
+
 _MIN_PART = 3
 """Shorter texts are part of too many names."""
 _MOST_GUESSES = 2
@@ -106,8 +128,8 @@ _MOST_GUESSES = 2
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the known name that `name` probably means, or the empty string.
 
-    That is one that contains `name`, such as `--vocab-size` for `vocab`, if there are at most two of them, or
-    one that a few typing errors turn into `name`. A guess that merely shares some letters would mislead.
+    That is one of which `name` is a part, such as `vocab` of `vocab-size`, where there is one such name or two, or
+    one that takes a few typing errors to become `name`. A guess that shares some letters only would mislead.
     """
     candidates = {_plain(one): one for one in known}
     meant = _plain(name)

@@ -6,14 +6,15 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
-
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.plugins import PluginSpec
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt, MultipleOf
 from chinchilla_ds.structured import build, parse_json
 
 PLAN_FORMAT_VERSION = 2
@@ -23,6 +24,7 @@ MAX_AMOUNT = 10**18
 MAX_WIDTH = 2**24
 MAX_SEQUENCES = 10**12
 MAX_GRADIENT_CLIPPING = 1e9
+DEFAULT_OBJECTIVE = "cross_entropy"
 _ROUNDING = 1e-9
 """Largest relative difference between a total of floats and the sum of its parts."""
 
@@ -42,6 +44,10 @@ Loss = Annotated[float, Gt(0), Le(1e9)]
 """Nats per token."""
 Seconds = Annotated[float, Ge(0), Le(1e18)]
 Rate = Annotated[float, Gt(0), Le(1)]
+_STATE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+ADAMW = PluginSpec(name="adamw")
+ADAM_STATES = ("exp_avg", "exp_avg_sq")
+"""First and second moment of the gradient, by torch's names."""
 Range = tuple[Positive, Positive]
 """Lower and upper bound."""
 
@@ -53,9 +59,14 @@ class Precision(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
 
+    @property
+    def dtype_name(self) -> str:
+        """The type of a tensor in this precision, as torch and transformers call it."""
+        return {Precision.FP32: "float32", Precision.BF16: "bfloat16", Precision.FP16: "float16"}[self]
+
 
 class Recompute(StrEnum):
-    """Activation checkpointing: what the backward pass recomputes instead of storing."""
+    """Recomputation: what the backward pass computes again instead of keeping."""
 
     NONE = "none"
     SELECTIVE = "selective"
@@ -81,7 +92,21 @@ class Decay(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelShape:
+class DecoderSwitches:
+    """What can be switched on in a decoder of any size; the user's wish and the shape both have these fields."""
+
+    tied_embeddings: bool = False
+    """Whether the output projection is the embedding table."""
+    qk_norm: bool = False
+    """Whether each head's queries and keys are normed before rotation, as in Qwen3."""
+
+    def switches(self) -> dict[str, bool]:
+        """Return the switches alone, by the names of their fields."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(DecoderSwitches)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape(DecoderSwitches):
     """The discrete decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases."""
 
     num_layers: Annotated[int, Ge(1), Le(10_000)]
@@ -99,8 +124,6 @@ class ModelShape:
     """Rows of the embedding table: vocab_size rounded up to a multiple of 128."""
     seq_length: Width
     """Tokens per training sequence."""
-    tied_embeddings: bool = False
-    """Whether the output projection is the embedding table."""
     rotary_base: Annotated[float, Ge(1), Le(1e15)] = 10000.0
     norm_epsilon: Annotated[float, Gt(0), Le(0.1)] = 1e-5
     init_std: Rate = 0.02
@@ -163,8 +186,12 @@ class ParallelLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerPlan:
-    """AdamW with decoupled decay; norms are not decayed (the decoder has no biases)."""
+    """The optimizer and its settings; norms are not decayed (the decoder has no biases)."""
 
+    plugin: PluginSpec = ADAMW
+    """Which one, and its arguments: `optimizers.optimizer_of` finds it."""
+    states: tuple[str, ...] = ADAM_STATES
+    """What it keeps for a weight, each of the weight's shape, in FP32; checkpoints hold them under these names."""
     learning_rate: Rate
     """Peak learning rate."""
     weight_decay: Annotated[float, Ge(0), Le(1)] = 0.1
@@ -173,6 +200,17 @@ class OptimizerPlan:
     epsilon: Annotated[float, Gt(0), Le(0.1)] = 1e-8
     gradient_clipping: Annotated[float, Ge(0), Le(MAX_GRADIENT_CLIPPING)] = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what no checkpoint could hold the states under."""
+        for name in self.states:
+            if not _STATE_NAME.fullmatch(name) or name == "weight":
+                yield (
+                    f"optimizer.states has {name!r:.80}; a state is named by small letters, digits and underscores, "
+                    "and not weight"
+                )
+        if len(set(self.states)) < len(self.states):
+            yield "optimizer.states has a name twice"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +309,8 @@ class MemoryBytes:
     """Fragmentation of the allocator, and memory of the device's context and libraries."""
     total: Bytes
     """Sum of the above."""
+    objective: Bytes = 0
+    """What the objective keeps beside the decoder: states and activations of its own, and of a companion."""
     host: Bytes = 0
     """CPU memory of offloaded states, of this rank."""
     nvme: Bytes = 0
@@ -281,7 +321,7 @@ class MemoryBytes:
     def contradictions(self) -> Iterator[str]:
         """Yield a problem if the total is not the sum of the parts."""
         parts = self.weights + self.gradients + self.optimizer + self.activations
-        parts += self.logits + self.buffers + self.margin
+        parts += self.logits + self.buffers + self.margin + self.objective
         if self.total != parts:
             yield f"memory_bytes.total is {self.total}, and the parts add up to {parts}"
 
@@ -343,6 +383,10 @@ class RunPlan:
     """Optimizer steps between evaluations on the held-out part."""
     document_mask: bool = False
     """Whether attention stays within a document, where a sequence holds several. FLOPs are counted without it."""
+    objective: PluginSpec = field(default_factory=lambda: PluginSpec(name=DEFAULT_OBJECTIVE))
+    """What makes the loss: a name, or `module:Class`, and its arguments."""
+    objective_flops_per_token: Annotated[float, Ge(0), Le(1e36)] = 0.0
+    """The objective's share of flops_per_token, beyond the decoder's forward and backward pass."""
     unique_tokens: Amount | None = None
     """Available distinct tokens; num_tokens beyond them are repetitions. None: as many as num_tokens."""
     cluster: Cluster | None = None
@@ -351,6 +395,8 @@ class RunPlan:
     """Expected peak of the fullest rank; None: not estimated."""
     step_time: StepTime | None = None
     """Expected time of a step; None: the device's rates are unknown."""
+    callbacks: tuple[PluginSpec, ...] = ()
+    """Callbacks from outside this package, by name and arguments."""
     reasons: tuple[str, ...] = ()
     """One sentence per choice, with its source."""
 
@@ -372,6 +418,21 @@ class RunPlan:
     def tokens_per_iter(self) -> int:
         """Tokens of one optimizer step."""
         return self.batch.global_batch_size * self.shape.seq_length
+
+    def consumed_tokens(self, *, iteration: int) -> int:
+        """Return the tokens that a model has learnt from after `iteration` optimizer steps: D so far.
+
+        Steps that were skipped (a non-finite gradient, FP16's overflow) taught nothing, nor did those that a rewind
+        took back: neither is in `iteration`.
+        """
+        return iteration * self.tokens_per_iter
+
+    def flops_spent(self, *, attempts: int) -> float:
+        """Return the model FLOPs that `attempts` steps have cost, by the plan's exact count: C so far.
+
+        A step that was skipped, or taken back by a rewind, has been computed all the same: `attempts` counts it.
+        """
+        return attempts * self.tokens_per_iter * self.flops_per_token
 
     @property
     def predicted_loss(self) -> float:
@@ -428,7 +489,7 @@ class RunPlan:
 DERIVED = ("tokens_per_param", "predicted_loss", "interval", "step_time_s", "wall_clock_s")
 """Properties of the plan that its JSON includes for other programs."""
 REPORT = "report"
-"""Key under which `chinchilla-ds plan --json` adds data outside the plan: runners-up, rejections, other laws."""
+"""Key under which `chinchilla-ds plan` adds what the plan does not hold: runners-up, rejections, other laws."""
 
 
 def _contradictions(plan: RunPlan) -> Iterator[str]:
@@ -436,6 +497,7 @@ def _contradictions(plan: RunPlan) -> Iterator[str]:
     if plan.device not in DEVICE_KINDS:
         yield f"device is {plan.device!r}; it must be one of {', '.join(DEVICE_KINDS)}"
     yield from plan.shape.contradictions()
+    yield from plan.optimizer.contradictions()
     yield from (f"schedule: {problem}" for problem in plan.schedule.contradictions(train_iters=plan.batch.train_iters))
     lowest, peak = plan.schedule.min_learning_rate, plan.optimizer.learning_rate
     if lowest > peak:

@@ -9,11 +9,9 @@ Files come from people, from other programs, from power cuts and from strangers.
 - No lone surrogate, which no encoding can write: it becomes U+FFFD.
 - YAML: mappings with text keys, lists and plain values; no tags, so nothing is constructed.
 
-`build` then makes a dataclass of it. Types are strict (no 1.0 or "1" for 1), ranges are declared in the dataclass as
-`Annotated[int, Ge(1)]`, cross-checks in its `__post_init__` raise ValueError, and all problems are reported together.
+`build`, of `typed`, then makes a dataclass of it.
 """
 
-import dataclasses
 import errno
 import functools
 import json
@@ -21,13 +19,14 @@ import math
 import os
 import re
 import stat
-import types
 import typing
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from chinchilla_ds.errors import ChinchillaError, ConfigError, did_you_mean, reason
+from chinchilla_ds.typed import SHOWN_CHARACTERS, shown
+from chinchilla_ds.typed import build as build
 
 MAX_JSON_BYTES = 64 << 20
 """The largest JSON file that is read whole; tokenizer.json and indices of sharded weights reach tens of MB."""
@@ -40,7 +39,6 @@ MAX_YAML_VALUES = 100_000
 _PIECE_BYTES = 1 << 20
 _MAX_DIGITS = 308
 """Digits of an integer, so that it can always be converted to a float."""
-_SHOWN_CHARACTERS = 80
 
 Error = type[ChinchillaError]
 
@@ -178,7 +176,7 @@ def parse_record(text: str, /) -> Any:
 class _NonFiniteError(ValueError):
     def __init__(self, written: str) -> None:
         self.written = written
-        super().__init__(f"{written[:_SHOWN_CHARACTERS]} is not a finite number")
+        super().__init__(f"{written[:SHOWN_CHARACTERS]} is not a finite number")
 
 
 _TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep"
@@ -189,7 +187,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         seen: set[str] = set()
         doubled = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {_shown(doubled)} occurs twice in one object")
+        raise ValueError(f"key {shown(doubled)} stands twice in one object")
     return values
 
 
@@ -298,7 +296,7 @@ def _yaml_loader() -> Any:
             event = self.peek_event()
             tag = getattr(event, "tag", None)
             if tag is not None:
-                raise yaml.MarkedYAMLError(problem=f"the tag {_shown(tag)} is not read", problem_mark=event.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the tag {shown(tag)} is not read", problem_mark=event.start_mark)
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
@@ -306,13 +304,13 @@ def _yaml_loader() -> Any:
             for key, _ in node.value:
                 plain = isinstance(key, yaml.ScalarNode) and key.tag in ("tag:yaml.org,2002:str", _MERGE)
                 if not plain:
-                    written = _shown(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                    written = shown(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
                     raise yaml.MarkedYAMLError(
                         problem=f"the key {written} is not text; quote it", problem_mark=key.start_mark
                     )
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"key {_shown(key.value)} occurs twice in one mapping", problem_mark=key.start_mark
+                        problem=f"key {shown(key.value)} stands twice in one mapping", problem_mark=key.start_mark
                     )
                 seen.add(key.value)
             values: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
@@ -340,131 +338,3 @@ def _yaml_loader() -> Any:
 
 
 _MERGE = "tag:yaml.org,2002:merge"
-
-
-# ---- dataclasses -----------------------------------------------------------------------------------------------------
-
-
-def build(cls: Any, data: Any, *, where: str, error: Error = ConfigError) -> Any:
-    """Build a dataclass, including nested ones, from plain data.
-
-    Args:
-        cls: A dataclass; its fields are numbers, text, paths, enums, tuples, dicts, dataclasses, or None.
-        data: What `read_json` or `read_yaml` returned, or a part of it.
-        where: Its name in messages: `plan`, whose fields are then `plan.shape.num_layers`.
-        error: The class of the exception to raise.
-
-    Raises:
-        ChinchillaError: as `error`, with every missing, unknown, mistyped and invalid field at once.
-    """
-    import pydantic
-
-    if not isinstance(data, dict):
-        raise error(f"{where} must be an object of named fields, not {_kind(data)}")
-    text = json.dumps(data, allow_nan=False)
-    if r"\u0000" in text and (places := list(_with_nul(data, where))):
-        raise error([f"{place} holds a NUL, which is not allowed" for place in places])
-    try:
-        return _adapter(cls).validate_json(text, strict=True, extra="forbid")
-    except pydantic.ValidationError as invalid:
-        problems = [line for found in invalid.errors(include_url=False) for line in _problems(found, cls, where)]
-        raise error(sorted(problems)) from None
-    except ChinchillaError as invalid:  # raised by a dataclass that is also constructed in code
-        raise error([f"{where}: {problem}" for problem in invalid.problems]) from None
-
-
-def _with_nul(value: Any, where: str) -> Iterator[str]:
-    if isinstance(value, str):
-        if "\0" in value:
-            yield where
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from _with_nul(name, f"a name in {where}")
-            yield from _with_nul(item, f"{where}.{name}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _with_nul(item, f"{where}[{index}]")
-
-
-@functools.cache
-def _adapter(cls: Any) -> Any:
-    import pydantic
-
-    return pydantic.TypeAdapter(cls)
-
-
-_RANGES = {
-    "greater_than": ("gt", "above"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "below"),
-    "less_than_equal": ("le", "at most"),
-    "multiple_of": ("multiple_of", "a multiple of"),
-}
-_WANTED = {
-    "bool_type": "true or false",
-    "dataclass_type": "an object of named fields",
-    "dict_type": "an object",
-    "float_type": "a number",
-    "int_from_float": "a whole number",
-    "int_type": "a whole number",
-    "path_type": "text",
-    "string_type": "text",
-    "tuple_type": "a list",
-}
-
-
-def _problems(found: Any, cls: Any, where: str) -> Iterator[str]:
-    """Yield one of pydantic's findings in our wording."""
-    kind, limits, place = found["type"], found.get("ctx", {}), _place(where, found["loc"])
-    is_value = f"{place} is {_shown(found['input'])}"
-    if kind == "missing":
-        yield f"{place} is missing"
-    elif kind == "unexpected_keyword_argument":
-        yield f"{place} is not a field{did_you_mean(str(found['loc'][-1]), _fields(cls, found['loc'][:-1]))}"
-    elif kind == "value_error":
-        yield from (f"{place}: {line}" for line in str(limits["error"]).splitlines())
-    elif kind in _RANGES:
-        limit, word = _RANGES[kind]
-        bound = limits[limit]
-        yield (
-            f"{is_value}; it must be {word} {bound:,}"
-            if isinstance(bound, int)
-            else f"{is_value}; it must be {word} {bound:g}"
-        )
-    elif kind == "string_too_short":
-        yield f"{place} is empty"
-    elif kind == "too_long":
-        yield f"{is_value}; it must have {limits['max_length']} entries"
-    elif kind == "enum":
-        yield f"{is_value}; it must be one of {limits['expected']}"
-    elif kind in _WANTED:
-        yield f"{is_value}; it must be {_WANTED[kind]}"
-    else:
-        yield f"{is_value}; {found['msg'][:1].lower()}{found['msg'][1:]}"
-
-
-def _place(where: str, path: tuple[str | int, ...]) -> str:
-    return where + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
-
-
-def _fields(cls: Any, path: tuple[str | int, ...]) -> list[str]:
-    """Return the fields of the dataclass at `path` within `cls`; none if that is not a dataclass."""
-    for step in path:
-        if isinstance(step, int):  # index into a tuple
-            cls = next(iter(typing.get_args(cls)), None)
-            continue
-        hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
-        cls = hints.get(str(step))
-        if isinstance(cls, types.UnionType):
-            cls = next((part for part in typing.get_args(cls) if dataclasses.is_dataclass(part)), None)
-    return [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
-
-
-def _kind(value: Any) -> str:
-    names = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

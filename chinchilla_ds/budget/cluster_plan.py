@@ -4,15 +4,25 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from chinchilla_ds.budget.batching import cluster_batch_size
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.layout.search import LayoutRequest, LayoutSearch, search_layouts
+from chinchilla_ds.budget.objective_cost import (
+    objective_bytes,
+    pay_for_objective,
+    with_objective_bytes,
+    with_objective_time,
+)
 from chinchilla_ds.budget.planner import assemble, precision_of
 from chinchilla_ds.budget.shape.choice import choose_model
-from chinchilla_ds.budget.speed.devices import Device
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
+from chinchilla_ds.budget.speed.devices import Device, get_device
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.objective import Objective, make_objective
+from chinchilla_ds.optimizers import find_optimizer
 from chinchilla_ds.run_plan import Cluster, RunPlan
 
 HOURS_TOLERANCE = 0.005
@@ -49,12 +59,13 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
     kind = request.device.kind
     if problems := list(config_problems(config, world_size=request.world_size, device=kind)):
         raise ConfigError(problems)
-    choice = choose_model(config)
+    objective = make_objective(config.objective)
+    choice = pay_for_objective(choose_model(config), objective=objective, config=config)
     seq_length = choice.shape.seq_length
     batch_size = config.global_batch_size or cluster_batch_size(
         wanted_tokens=choice.wanted_tokens, seq_length=seq_length, world_size=request.world_size
     )
-    search = search_layouts(
+    search, kept = _search(
         LayoutRequest(
             shape=choice.shape,
             precision=precision_of(config, device=kind),
@@ -63,10 +74,19 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
             world_size=request.world_size,
             devices_per_node=request.devices_per_node,
             fixed=request.fixed,
+            optimizer=find_optimizer(config.optimizer),
             train_iters=max(1, round(choice.wanted_tokens / (batch_size * seq_length))),
-        )
+        ),
+        objective=objective,
     )
     best = search.best
+    time = None
+    if best.step_time is not None:
+        time = with_objective_time(
+            best.step_time,
+            decoder_flops=decoder_flops_per_token(shape=choice.shape),
+            objective_flops=choice.objective_flops_per_token,
+        )
     made = assemble(config, choice=choice, layout=best.layout, batch=best.batch, device=kind)
     assert request.device.memory_bytes is not None, "search_layouts refuses devices without memory"
     cluster = Cluster(
@@ -75,8 +95,72 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
         devices_per_node=request.devices_per_node,
         device_memory_bytes=request.device.memory_bytes,
     )
-    plan = dataclasses.replace(made, cluster=cluster, memory_bytes=best.memory, step_time=best.step_time)
+    memory = with_objective_bytes(best.memory, kept)
+    plan = dataclasses.replace(made, cluster=cluster, memory_bytes=memory, step_time=time)
     return ClusterPlan(plan=plan, search=search)
+
+
+def _search(request: LayoutRequest, *, objective: Objective) -> tuple[LayoutSearch, int]:
+    """Return the search whose best layout leaves room for the objective, and what that keeps there, in bytes.
+
+    What it keeps depends on the layout: room is set aside for what it would keep in the best so far, until it fits.
+    """
+    reserved = 0
+    while True:
+        search = search_layouts(dataclasses.replace(request, reserved_bytes=reserved))
+        best = search.best
+        kept = objective_bytes(objective, shape=request.shape, batch=best.batch, layout=best.layout)
+        if kept <= reserved:
+            return search, kept
+        reserved = kept
+
+
+def plan_on_devices(
+    config: RunConfig,
+    *,
+    gpu: str,
+    world_size: int,
+    devices_per_node: int | None = None,
+    hardware: Path | None = None,
+    gpu_hours: float | None = None,
+    mfu: float | None = None,
+    explicit: frozenset[str] = frozenset(),
+) -> ClusterPlan:
+    """Return the plan for so many of a named device, of a budget in FLOPs or in GPU-hours.
+
+    Args:
+        config: What is wanted.
+        gpu: The device's name; its memory must be known.
+        world_size: Devices.
+        devices_per_node: Of one node; None by device.
+        hardware: JSON file of devices to add.
+        gpu_hours: Budget as time; None takes the config's.
+        mfu: Share of the peak that `gpu_hours` are counted at; None: the MFU of the plan's own layout.
+        explicit: Names of the config fields that somebody has set; those of the layout are not searched.
+
+    Raises:
+        ConfigError: values that mean nothing, an unknown device, law or shape, or a device whose rates are not known.
+        LayoutError: no layout fits.
+        PlanError: no model for the budget.
+    """
+    device = get_device(gpu, hardware=hardware)
+    fixed: dict[str, object] = {name: getattr(config.layout, name) for name in explicit if hasattr(config.layout, name)}
+    if config.micro_batch_size is not None:
+        fixed["micro_batch_size"] = config.micro_batch_size
+    request = ClusterRequest(
+        device=device,
+        world_size=world_size,
+        devices_per_node=min(world_size, devices_per_node or device.devices_per_node),
+        fixed=fixed,
+    )
+    if gpu_hours is None:
+        return plan_on_cluster(config, request=request)
+    if problems := list(config_problems(config, world_size=world_size, device=device.kind)):
+        raise ConfigError(problems)
+    if mfu is None:
+        return plan_for_gpu_hours(config, request=request, gpu_hours=gpu_hours)
+    budget = gpu_hour_flops(device, config=config, gpu_hours=gpu_hours, mfu=mfu)
+    return plan_on_cluster(dataclasses.replace(config, compute_budget_flops=budget), request=request)
 
 
 def plan_for_gpu_hours(config: RunConfig, *, request: ClusterRequest, gpu_hours: float) -> ClusterPlan:
@@ -127,7 +211,7 @@ def gpu_hour_flops(device: Device, /, *, config: RunConfig, gpu_hours: float, mf
     peak = device.peak_flops_per_s(precision=precision)
     if peak is None:
         raise ConfigError(
-            f"--gpu-hours needs the peak {precision} rate of --gpu {device.name}, which is not known; give --flops, or "
-            "a device with its rates in --hardware FILE"
+            f"`gpu_hours` needs the peak {precision} rate of `gpu={device.name}`, which is not known; give "
+            "`compute_budget_flops`, or a device with its rates in a `hardware` file"
         )
     return gpu_hours * 3600 * peak * mfu

@@ -8,18 +8,21 @@ from chinchilla_ds.budget.batching import BatchRequest, batch_unit, choose_batch
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.layout.rules import batch_problems, layout_problems, shape_problems, world_size_problems
 from chinchilla_ds.budget.memory.peak import estimate_memory
+from chinchilla_ds.budget.objective_cost import objective_bytes, pay_for_objective, with_objective_bytes
+from chinchilla_ds.budget.optimizer import choose_optimizer
 from chinchilla_ds.budget.prediction import predict
-from chinchilla_ds.budget.reasons import plan_reasons
+from chinchilla_ds.budget.report import plan_reasons
 from chinchilla_ds.budget.shape.choice import ModelChoice, choose_model, nominal_budget
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
 from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ChinchillaError, ConfigError, LayoutError, PlanError
+from chinchilla_ds.objective import make_objective
+from chinchilla_ds.optimizers import find_optimizer
 from chinchilla_ds.run_plan import (
     BatchPlan,
     Decay,
     ModelShape,
-    OptimizerPlan,
     ParallelLayout,
     Precision,
     RunPlan,
@@ -69,10 +72,19 @@ def assemble(
     """
     shape = choice.shape
     num_params = count_parameters(shape=shape).total
-    flops_per_token = decoder_flops_per_token(shape=shape)
+    flops_per_token = decoder_flops_per_token(shape=shape) + choice.objective_flops_per_token
     num_tokens = batch.train_iters * batch.global_batch_size * shape.seq_length
-    optimizer, rate_reason = _optimizer(config, shape=shape, num_tokens=num_tokens)
+    optimizer, rate_reason = choose_optimizer(config, shape=shape, num_tokens=num_tokens)
     precision = precision_of(config, device=device)
+    memory = estimate_memory(
+        shape=shape,
+        layout=layout,
+        batch=batch,
+        precision=precision,
+        device=device,
+        optimizer_states=len(optimizer.states),
+    )
+    kept = objective_bytes(make_objective(config.objective), shape=shape, batch=batch, layout=layout)
     unique_tokens = choice.laws.losses.unique_tokens
     made = RunPlan(
         compute_budget_flops=float(choice.compute_budget_flops),
@@ -91,8 +103,11 @@ def assemble(
         seed=config.seed,
         eval_interval_iters=_eval_interval_iters(config, batch=batch, seq_length=shape.seq_length),
         document_mask=config.document_mask,
+        callbacks=config.callbacks,
+        objective=config.objective,
+        objective_flops_per_token=choice.objective_flops_per_token,
         unique_tokens=None if unique_tokens is None else int(unique_tokens),
-        memory_bytes=estimate_memory(shape=shape, layout=layout, batch=batch, precision=precision, device=device),
+        memory_bytes=with_objective_bytes(memory, kept),
     )
     reasons = plan_reasons(config, choice=choice, made=made, rate_reason=rate_reason)
     return dataclasses.replace(made, reasons=tuple(reasons))
@@ -136,7 +151,7 @@ def _has_plan(config: RunConfig, world_size: int, device: str) -> bool:
 
 def _resolve(config: RunConfig, *, world_size: int, device: str) -> RunPlan:
     layout = check_and_lay_out(config, world_size=world_size, device=device)
-    choice = choose_model(config)
+    choice = pay_for_objective(choose_model(config), objective=make_objective(config.objective), config=config)
     batch = _choose_batch(config, choice=choice, layout=layout, device=device)
     if problems := [*shape_problems(shape=choice.shape, layout=layout), *batch_problems(batch=batch, layout=layout)]:
         raise LayoutError(problems)
@@ -158,7 +173,9 @@ def check_and_lay_out(config: RunConfig, *, world_size: int, device: str) -> Par
     data = max(1, world_size // (tensor * pipeline))
     layout = ParallelLayout(data_parallel_size=data, **vars(wanted))
     broken = [*world_size_problems(world_size=world_size, tensor=tensor, pipeline=pipeline)]
-    broken += layout_problems(layout=layout, precision=precision_of(config, device=device))
+    broken += layout_problems(
+        layout=layout, precision=precision_of(config, device=device), optimizer=find_optimizer(config.optimizer)
+    )
     if broken:
         raise LayoutError(broken)
     if sizes := list(_given_batch_problems(config, layout)):
@@ -178,10 +195,10 @@ def _given_batch_problems(config: RunConfig, layout: ParallelLayout) -> Iterator
     near = f"{below} and {below + unit}" if below else str(unit)
     factors = f"data_parallel_size ({layout.data_parallel_size})"
     if config.micro_batch_size is not None:
-        factors = f"micro_batch_size ({config.micro_batch_size}) x {factors}"
+        factors = f"`micro_batch_size` ({config.micro_batch_size}) x {factors}"
     if layout.virtual_pipeline_model_parallel_size > 1:
-        factors += f" x layout.pipeline_model_parallel_size ({layout.pipeline_model_parallel_size})"
-    yield f"global_batch_size ({size} sequences) must be a multiple of {factors} = {unit}; nearest values: {near}"
+        factors += f" x `layout.pipeline_model_parallel_size` ({layout.pipeline_model_parallel_size})"
+    yield f"`global_batch_size` ({size} sequences) must be a multiple of {factors} = {unit}; nearest values: {near}"
 
 
 def _choose_batch(config: RunConfig, *, choice: ModelChoice, layout: ParallelLayout, device: str) -> BatchPlan:
@@ -211,36 +228,34 @@ def _choose_batch(config: RunConfig, *, choice: ModelChoice, layout: ParallelLay
     unit = batch_unit(layout=layout, micro_batch_size=config.micro_batch_size)
     if config.global_batch_size is not None and sequences >= unit:
         nearest = sequences // unit * unit
-        raise ConfigError(f"global_batch_size is too large: {problem}; nearest value: {nearest} sequences")
+        raise ConfigError(f"`global_batch_size` is too large: {problem}; nearest value: {nearest} sequences")
     if config.micro_batch_size is not None and sequences >= unit // config.micro_batch_size:
         nearest = sequences // (unit // config.micro_batch_size)
-        raise ConfigError(f"micro_batch_size is too large: {problem}; nearest value: {nearest} sequences")
+        raise ConfigError(f"`micro_batch_size` is too large: {problem}; nearest value: {nearest} sequences")
     raise PlanError(problem)
-
-
-def _optimizer(config: RunConfig, *, shape: ModelShape, num_tokens: int) -> tuple[OptimizerPlan, str]:
-    non_embedding = count_parameters(shape=shape).non_embedding
-    chosen = hyperparameters.choose_learning_rate(non_embedding_params=non_embedding, num_tokens=num_tokens)
-    if config.learning_rate is not None:
-        reason = (
-            f"Learning rate {config.learning_rate:g}: as requested (the planner's choice would be {chosen.value:.3g})."
-        )
-        chosen = hyperparameters.Choice(value=float(config.learning_rate), reason=reason)
-    optimizer = OptimizerPlan(learning_rate=chosen.value, gradient_clipping=float(config.gradient_clipping))
-    return optimizer, chosen.reason
 
 
 def _schedule(config: RunConfig, *, batch: BatchPlan, shape: ModelShape, peak: float) -> Schedule:
     """Return the schedule, exactly as long as the run: a cosine cycle that is too long increases the loss.
 
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), figure A1.
+
+    Raises:
+        ConfigError: the warm-up that was asked for is as long as the run.
     """
-    warmup_iters = hyperparameters.choose_warmup_iters(
-        num_params=count_parameters(shape=shape).total,
-        tokens_per_iter=batch.global_batch_size * shape.seq_length,
-        train_iters=batch.train_iters,
-    )
+    warmup_iters = config.warmup_iters
+    if warmup_iters is None:
+        warmup_iters = hyperparameters.choose_warmup_iters(
+            num_params=count_parameters(shape=shape).total,
+            tokens_per_iter=batch.global_batch_size * shape.seq_length,
+            train_iters=batch.train_iters,
+        )
     after_warmup = batch.train_iters - warmup_iters
+    if after_warmup < 1:
+        raise ConfigError(
+            f"`warmup_iters` ({warmup_iters} steps) must be below the run's {batch.train_iters} optimizer steps; "
+            f"nearest: {batch.train_iters - 1}"
+        )
     wsd_iters = max(1, round(hyperparameters.WSD_DECAY_FRACTION * batch.train_iters))
     return Schedule(
         decay=config.decay,

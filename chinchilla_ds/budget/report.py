@@ -1,12 +1,17 @@
-"""The plan as one screen of text."""
+"""What the plan says of itself: why it is as it is, a sentence per choice, and all of it as one screen of text."""
 
 import dataclasses
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from chinchilla_ds.budget import hyperparameters
 from chinchilla_ds.budget.layout.search import Candidate, LayoutSearch
-from chinchilla_ds.run_plan import MemoryBytes, Offload, ParallelLayout, Recompute, RunPlan
+from chinchilla_ds.budget.optimizer import optimizer_reasons
+from chinchilla_ds.budget.shape.choice import ModelChoice
+from chinchilla_ds.config import RunConfig
+from chinchilla_ds.optimizers import optimizer_of
+from chinchilla_ds.run_plan import MemoryBytes, Offload, OptimizerPlan, ParallelLayout, Recompute, RunPlan
 from chinchilla_ds.units import format_bytes, format_count, format_duration, format_flops
 
 _LABEL_WIDTH = 14
@@ -95,7 +100,9 @@ def _model_rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
         )
     yield "predicted", _predicted(plan)
     groups = f"{shape.num_attention_heads} heads of {shape.kv_channels}, {shape.num_query_groups} query groups"
-    yield "shape", f"{shape.num_layers} layers, hidden {shape.hidden_size}, FFN {shape.ffn_hidden_size}, {groups}"
+    switched_on = [name for name, on in shape.switches().items() if on and name != "tied_embeddings"]
+    parts = [f"{shape.num_layers} layers", f"hidden {shape.hidden_size}", f"FFN {shape.ffn_hidden_size}", groups]
+    yield "shape", ", ".join([*parts, *switched_on])
     tied = "tied" if shape.tied_embeddings else "untied"
     yield "vocabulary", f"{shape.vocab_size} pieces in {shape.padded_vocab_size} rows, {tied}"
 
@@ -126,17 +133,26 @@ def _training_rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
     )
     yield "steps", f"{batch.train_iters}, evaluation every {plan.eval_interval_iters}"
     clipping = f"clipping at {optimizer.gradient_clipping:g}" if optimizer.gradient_clipping else "no clipping"
-    yield (
-        "optimizer",
-        f"AdamW, learning rate {optimizer.learning_rate:.3g}, weight decay {optimizer.weight_decay:g}, "
-        f"betas {optimizer.beta1:g} and {optimizer.beta2:g}, {clipping}",
-    )
+    yield "optimizer", f"{', '.join(_optimizer_settings(optimizer))}, {clipping}"
     yield (
         "schedule",
         f"warm-up {schedule.warmup_iters} steps, {schedule.decay} over {schedule.decay_iters} "
         f"to {schedule.min_learning_rate:.3g}",
     )
     yield "precision", str(plan.precision)
+
+
+def _optimizer_settings(plan: OptimizerPlan) -> Iterator[str]:
+    """Yield the optimizer's name, and the settings that it reads."""
+    spec = optimizer_of(plan)
+    yield spec.title
+    yield f"learning rate {plan.learning_rate:.3g}"
+    if "weight_decay" in spec.settings:
+        yield f"weight decay {plan.weight_decay:g}"
+    if {"beta1", "beta2"} <= set(spec.settings):
+        yield f"betas {plan.beta1:g} and {plan.beta2:g}"
+    if "epsilon" in spec.settings and plan.epsilon != OptimizerPlan.epsilon:
+        yield f"epsilon {plan.epsilon:g}"
 
 
 def _layout_rows(plan: RunPlan, search: LayoutSearch | None) -> Iterator[tuple[str, str]]:
@@ -196,3 +212,46 @@ def _same_stages(stages: Sequence[MemoryBytes]) -> Iterator[tuple[int, int, Memo
         if not same:
             yield start, index - 1, stages[start]
             start = index
+
+
+# ---- why -------------------------------------------------------------------------------------------------------------
+
+
+def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_reason: str) -> Iterator[str]:
+    """Yield one sentence per choice, with its source."""
+    yield from _law_reasons(choice, made)
+    yield from choice.reasons
+    spent = made.true_flops / made.compute_budget_flops
+    yield (
+        f"D {format_count(made.num_tokens)}: the tokens that spend {spent:.2%} of the budget by this decoder's exact "
+        "FLOPs, attention counted over the full context."
+    )
+    if config.global_batch_size is None:
+        laws = hyperparameters.batch_sizes_tokens(shape=made.shape, num_tokens=made.num_tokens)
+        yield (
+            f"Batch {format_count(made.tokens_per_iter)} tokens: Step Law's {format_count(laws[0].value)} "
+            f"(arXiv:2503.04715) in whole sequences that many data-parallel sizes can share, and at least "
+            f"{hyperparameters.MIN_TRAIN_ITERS} steps where the budget allows. Others: "
+            f"{hyperparameters.spread(laws[1:], show=format_count)}."
+        )
+    if made.batch.gradient_accumulation_steps < made.layout.pipeline_model_parallel_size:
+        yield "Fewer micro-batches than pipeline stages: some stages are always idle."
+    yield from optimizer_reasons(config, made=made, rate_reason=rate_reason)
+
+
+def _law_reasons(choice: ModelChoice, made: RunPlan) -> Iterator[str]:
+    law, prediction = choice.laws.law, made.prediction
+    yield (
+        f"The optimum for {made.compute_budget_flops:.3g} FLOPs is N {format_count(prediction.optimal_num_params)} and "
+        f"D {format_count(prediction.optimal_num_tokens)}, by {law.source}, with the FLOPs that this decoder takes."
+    )
+    if not choice.laws.is_one:
+        yield f"{law.name} says where the optimum lies, not how good it is: the loss is {prediction.loss_law}'s."
+    if (warning := law.extrapolation_warning(compute_budget_flops=made.compute_budget_flops)) is not None:
+        yield warning
+    guess = math.log(made.shape.vocab_size)
+    if prediction.loss >= guess:
+        yield (
+            f"The predicted loss of {prediction.loss:.2f} nats per token is no prediction: guessing among "
+            f"{made.shape.vocab_size} pieces gives {guess:.2f}."
+        )

@@ -1,13 +1,15 @@
 """Where a flat piece of one rank's part of a weight lies in the whole weight, as boxes.
 
-ZeRO cuts flattened weights anywhere; tensor parallelism cuts rows or columns; and `linear_fc1` holds the gate and the
-up projection, each cut by itself. `torch.distributed.checkpoint` knows boxes: an offset and a size per dimension. A
-flat piece of a matrix is at most three of them for each run of rows: the end of a row, whole rows, the start of a row.
+ZeRO cuts flattened weights anywhere; tensor parallelism cuts rows, each of several runs by itself, or columns
+(`weights.Split`). `torch.distributed.checkpoint` knows boxes: an offset and a size per dimension. A flat piece of a
+matrix is at most three of them for each run of rows: the end of a row, whole rows, the start of a row.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from chinchilla_ds.weights import Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,30 +49,27 @@ class Box:
         return math.prod(self.sizes)
 
 
-def cut_of(*, name: str, full_shape: Sequence[int], dim: int | None, rank: int, world_size: int) -> Cut:
+def cut_of(*, full_shape: Sequence[int], split: Split | None, rank: int, world_size: int) -> Cut:
     """Return the part of tensor-parallel rank `rank` of `world_size`.
 
     Args:
-        name: The weight's global name; `linear_fc1` is cut in halves.
         full_shape: Of the whole weight.
-        dim: Dimension that is cut; None: every rank has it whole.
+        split: How it is cut; None: every rank has it whole.
         rank: Of tensor parallelism.
         world_size: Of tensor parallelism.
     """
     full, local = tuple(full_shape), list(full_shape)
-    if dim is None:
-        return Cut(full_shape=full, local_shape=full, spans=(Span(local_start=0, length=full[0], global_start=0),))
-    local[dim] //= world_size
-    if dim == 1:
-        whole = Span(local_start=0, length=full[0], global_start=0)
-        return Cut(full_shape=full, local_shape=tuple(local), spans=(whole,), column_start=rank * local[1])
-    parts = 2 if name.endswith("linear_fc1.weight") else 1
-    length, stride = local[0] // parts, full[0] // parts
-    spans = tuple(
-        Span(local_start=part * length, length=length, global_start=part * stride + rank * length)
-        for part in range(parts)
-    )
-    return Cut(full_shape=full, local_shape=tuple(local), spans=spans)
+    whole = Span(local_start=0, length=full[0], global_start=0)
+    if split is None:
+        return Cut(full_shape=full, local_shape=full, spans=(whole,))
+    local[split.dim] //= world_size
+    parts = split.parts(full[split.dim], rank=rank, world_size=world_size)
+    if split.dim == 1:
+        [columns] = parts
+        return Cut(full_shape=full, local_shape=tuple(local), spans=(whole,), column_start=columns.start)
+    length = local[0] // split.runs
+    spans = (Span(local_start=run * length, length=length, global_start=part.start) for run, part in enumerate(parts))
+    return Cut(full_shape=full, local_shape=tuple(local), spans=tuple(spans))
 
 
 def boxes_of(cut: Cut, *, start: int, numel: int) -> Iterator[Box]:

@@ -11,7 +11,6 @@ Nothing here imports torch.
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,9 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import xxhash
-from annotated_types import Ge, Len
 
 from chinchilla_ds.errors import CheckpointError, reason
+from chinchilla_ds.files import sync, write_durably
+from chinchilla_ds.ranges import Ge, Len
 from chinchilla_ds.structured import build, read_bytes, read_json
 
 FORMAT_VERSION = 3
@@ -62,6 +62,12 @@ def iteration_of(checkpoint: Path) -> int:
     return int(match["iteration"])
 
 
+def run_folder_of(checkpoint: Path, /) -> Path:
+    """Return the folder of the run that wrote a checkpoint; of one that stands alone, the folder that holds it."""
+    checkpoints = checkpoint.resolve().parent
+    return checkpoints.parent if checkpoints.name == CHECKPOINTS_NAME else checkpoints
+
+
 def aside_of(checkpoint: Path) -> Path:
     """Return where a checkpoint is written until it is whole."""
     return checkpoint.with_name(f".{checkpoint.name}.partial")
@@ -92,25 +98,6 @@ def record_file(path: Path) -> FileRecord:
             digest.update(buffer[:taken])
             size += taken
     return FileRecord(bytes=size, xxh3=digest.hexdigest())
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file through to the disk, aside first."""
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def begin(checkpoint: Path) -> Path:
@@ -149,7 +136,6 @@ def commit(checkpoint: Path, *, records: Mapping[str, FileRecord]) -> None:
     aside.rename(checkpoint)
     sync(checkpoint.parent)
     write_durably(checkpoint.parent / LATEST_NAME, checkpoint.name + "\n")
-    sync(checkpoint.parent)
     if replaced.exists():
         remove(replaced)
 
@@ -182,7 +168,7 @@ def prune(checkpoints: Path, *, keep: int, milestone_iters: int | None) -> list[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class CheckpointManifest:
     """What a checkpoint consists of."""
 
     format_version: int
@@ -201,7 +187,7 @@ class Manifest:
                 raise ValueError(f"the file {name!r:.80} lies outside of the checkpoint")
 
 
-def read_manifest(checkpoint: Path) -> Manifest:
+def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """Return the manifest of a checkpoint.
 
     Raises:
@@ -215,7 +201,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
     if version not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
         raise CheckpointError(f"{path} has format version {version!r:.80}; this version reads {readable}")
-    manifest: Manifest = build(Manifest, data, where=f"{path}: {what}", error=CheckpointError)
+    manifest: CheckpointManifest = build(CheckpointManifest, data, where=f"{path}: {what}", error=CheckpointError)
     return manifest
 
 

@@ -5,12 +5,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
-
-from annotated_types import Ge, Le
+from typing import Annotated, Any
 
 from chinchilla_ds.checkpoint.folder import PLAN_NAME
 from chinchilla_ds.errors import CheckpointError, ConfigError
+from chinchilla_ds.ranges import Ge, Le
 from chinchilla_ds.run_plan import FUNCTION_FIELDS, ModelShape, RunPlan
 from chinchilla_ds.structured import build, parse_json, read_bytes
 
@@ -34,11 +33,13 @@ class CheckpointState:
     rewinds: Count = 0
     """How often the run went back because of a loss spike."""
     optimizer_step: Count = 0
-    """AdamW's own count, for its bias correction; the engine fills it in."""
+    """The optimizer's own count, such as for AdamW's bias correction; the engine fills it in."""
     elapsed_s: Annotated[float, Ge(0), Le(1e18)]
     """Training time so far."""
     loss_scaler: dict[str, int | float] = field(default_factory=dict)
     """FP16's dynamic loss scale and its counters; empty in other precisions."""
+    objective_state: dict[str, Any] = field(default_factory=dict)
+    """What the objective keeps besides parameters, by its own names; the engine fills it in."""
     tokenizer_sha256: str | None = None
     data_key: str | None = None
     """Hash of the prepared text's manifest."""
@@ -54,6 +55,8 @@ class CheckpointState:
     held_out_loss: float | None = None
     """Of the last evaluation, nats per token; None where it was not finite."""
     held_out_bits_per_byte: float | None = None
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """State of the callbacks from outside, by name and arguments; those that keep none have an empty one."""
 
     def __post_init__(self) -> None:
         """Check the counts against one another.
@@ -114,6 +117,16 @@ def state_problems(state: CheckpointState, plan: RunPlan) -> Iterator[str]:
         yield f"optimizer_step is {state.optimizer_step}, and {state.attempts} steps were tried (attempts)"
 
 
+def objective_problems(saved: RunPlan, wanted: RunPlan, *, checkpoint: Path) -> list[str]:
+    """Return why a run cannot be resumed: it was trained with another objective than the plan names."""
+    if saved.objective == wanted.objective:
+        return []
+    return [
+        f"the checkpoint {checkpoint} was trained with the objective {saved.objective}, and the plan's is "
+        f"{wanted.objective}: resume with the same, or begin a new run with its weights (checkpoint.init_from)"
+    ]
+
+
 def shape_problems(saved: ModelShape, wanted: ModelShape, *, checkpoint: Path) -> list[str]:
     """Return where a checkpoint's decoder differs from a plan's, so that its weights would compute something else.
 
@@ -126,6 +139,6 @@ def shape_problems(saved: ModelShape, wanted: ModelShape, *, checkpoint: Path) -
     ]
     if problems:
         problems[-1] += (
-            f"; its weights belong to its own shape: give a plan of that shape, such as --plan {checkpoint / PLAN_NAME}"
+            f"; its weights belong to its own shape: give a plan of that shape, such as `plan={checkpoint / PLAN_NAME}`"
         )
     return problems

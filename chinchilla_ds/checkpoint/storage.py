@@ -9,7 +9,6 @@ torch.distributed.checkpoint (DCP) plans what each rank writes; this is the end 
 leaves a pickle for an index, and its reader runs one, so neither is used.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,9 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from chinchilla_ds.checkpoint.folder import write_durably
 from chinchilla_ds.checkpoint.index import FLOAT_BYTES, INDEX_NAME, IndexBuilder, StoredTensor
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.files import sync, write_durably
 
 FILE_SUFFIX = ".distcp"
 
@@ -47,12 +46,6 @@ def write_values(stream: IO[bytes], values: Tensor) -> int:
     return data.nbytes
 
 
-def flush(stream: IO[bytes]) -> None:
-    """Bring what was written to the disk."""
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
 def write_index(builder: IndexBuilder, *, folder: Path) -> None:
     """Write the index of the blocks in a folder's files through to the disk."""
     write_durably(folder / INDEX_NAME, builder.to_json())
@@ -66,14 +59,15 @@ class BlockWriter(FileSystemWriter):
         results: list[WriteResult] = []
         if plan.items:
             name = f"{plan.storage_data.prefix}0{FILE_SUFFIX}"
-            with Path(self.path, name).open("wb") as stream:
+            path = Path(self.path, name)
+            with path.open("wb") as stream:
                 for item in plan.items:
                     values, start = planner.resolve_data(item), stream.tell()
                     assert isinstance(values, Tensor)
                     length = write_values(stream, values)
                     info = _StorageInfo(name, start, length)
                     results.append(WriteResult(index=item.index, size_in_bytes=length, storage_data=info))
-                flush(stream)
+            sync(path)
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future

@@ -25,13 +25,13 @@ from chinchilla_ds.checkpoint.storage import (
     FILE_SUFFIX,
     BlockWriter,
     Read,
-    flush,
     read_all,
     reads_of,
     write_index,
     write_values,
 )
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.files import sync
 
 BLOCK_BYTES = 64 * 2**20
 """Of a block in a file, at most, but for a single row. Bounds the memory that an import takes, which makes a block when
@@ -137,7 +137,7 @@ def save_tensors(tensors: Iterable[Block], *, folder: Path) -> None:
                     sizes=tuple(block.values.shape),
                 )
                 write_values(stream, block.values if block.read is None else block.read(block))
-            flush(stream)
+        sync(folder / name)
     write_index(builder, folder=folder)
 
 

@@ -10,29 +10,23 @@ deepspeed/checkpoint/universal_checkpoint.py and runtime/zero/stage3.py). Its ow
 same from a checkpoint of DeepSpeed's. It reads a whole parameter into memory, and so does this.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chinchilla_ds.checkpoint.index import MOMENTS
 from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.files import sync
+from chinchilla_ds.objective import is_own
+from chinchilla_ds.run_plan import ADAM_STATES
+from chinchilla_ds.weights import kind_of
 
 _MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """Names of the counters' file: of ZeRO 0 to 2, and of ZeRO-3."""
 _DS_VERSION = "0.19.8"
 """Where a checkpoint does not say which version wrote it: that whose format this is."""
-_CAT_DIM = {
-    "word_embeddings": 0,
-    "output_layer": 0,
-    "linear_qkv": 0,
-    "linear_proj": 1,
-    "linear_fc1": 0,
-    "linear_fc2": 1,
-}
-"""Dimension along which tensor parallelism cuts a weight, by the last part but one of its name."""
 
 
 def write_universal(reader: CheckpointReader, *, out: Path) -> int:
@@ -44,15 +38,23 @@ def write_universal(reader: CheckpointReader, *, out: Path) -> int:
 
     Returns:
         Bytes written.
+
+    Raises:
+        CheckpointError: an objective's own weights are among them, and how tensor parallelism cuts those is not known.
     """
+    if own := [name for name in reader.names() if is_own(name)]:
+        raise CheckpointError(
+            f"{reader.folder} holds {len(own)} weights of its objective {reader.plan.objective}, such as {own[0]}: the "
+            "universal format cannot carry them, for it must say how ranks cut each weight"
+        )
     tag = reader.folder.name
     zero = out / tag / "zero"
     zero.mkdir(parents=True)
     for name in reader.names():
         folder = zero / name
         folder.mkdir()
-        for key, moment in (("fp32", None), *((moment, moment) for moment in MOMENTS)):
-            _save(_parameter(name, reader.read(name, moment=moment)), folder / f"{key}.pt")
+        for key, state in (("fp32", None), *((state, state) for state in ADAM_STATES)):
+            _save(_parameter(name, reader.read(name, state=state)), folder / f"{key}.pt")
         _save(_step(reader), folder / "step.pt")
     _save(_optimizer_state(reader), zero / "optimizer_state.pt")
     for name in _MODEL_STATES:
@@ -62,8 +64,9 @@ def write_universal(reader: CheckpointReader, *, out: Path) -> int:
 
 
 def _parameter(name: str, values: Tensor) -> dict[str, Any]:
-    cat_dim = _CAT_DIM.get(name.split(".")[-2])
-    return {"param": values} if cat_dim is None else {"param": values, "cat_dim": cat_dim}
+    kind = kind_of(name)
+    split = None if kind is None else kind.split
+    return {"param": values} if split is None else {"param": values, "cat_dim": split.dim}
 
 
 def _step(reader: CheckpointReader) -> Tensor:
@@ -106,5 +109,4 @@ def _counters(reader: CheckpointReader) -> dict[str, Any]:
 def _save(value: Any, path: Path) -> None:
     with path.open("wb") as stream:
         torch.save(value, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    sync(path)

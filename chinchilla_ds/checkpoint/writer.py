@@ -15,9 +15,10 @@ from torch import Tensor
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint import tensors
-from chinchilla_ds.checkpoint.index import KINDS, WEIGHT
+from chinchilla_ds.checkpoint.index import WEIGHT
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.errors import OutputError, reason
+from chinchilla_ds.files import sync, write_durably
 from chinchilla_ds.run_plan import RunPlan
 
 _LIBRARIES = ("chinchilla-ds", "torch", "deepspeed", "megatron-core")
@@ -53,7 +54,7 @@ def write_checkpoint(
         checkpoint: The folder to make; its name must be that of a checkpoint.
         plan: What the weights belong to.
         ds_config: The DeepSpeed JSON to go on with.
-        weights: Global names and weights; a name `exp_avg/NAME` or `exp_avg_sq/NAME` is a moment of NAME.
+        weights: Global names and weights; a name `exp_avg/NAME` is that state of NAME, of the plan's optimizer.
         tokenizer: A SentencePiece model, or a Hugging Face folder; copied.
         state: Where the run stands; None for weights alone, before the first step.
 
@@ -88,7 +89,7 @@ def write_checkpoint(
 
 
 def _key(name: str) -> str:
-    return name if name.startswith(tuple(f"{kind}/" for kind in KINDS)) else f"{WEIGHT}/{name}"
+    return name if "/" in name else f"{WEIGHT}/{name}"
 
 
 def _block(key: str, weight: Tensor | WeightRows) -> tensors.Block:
@@ -104,9 +105,9 @@ def write_small_files(
     aside: Path, *, plan: RunPlan, ds_config: Mapping[str, Any], state: CheckpointState, tokenizer: Path | None
 ) -> None:
     """Write everything but the tensors, through to the disk."""
-    folders.write_durably(aside / folders.STATE_NAME, state.to_json())
-    folders.write_durably(aside / folders.PLAN_NAME, plan.to_json())
-    folders.write_durably(aside / folders.DS_CONFIG_NAME, json.dumps(ds_config, indent=2) + "\n")
+    write_durably(aside / folders.STATE_NAME, state.to_json())
+    write_durably(aside / folders.PLAN_NAME, plan.to_json())
+    write_durably(aside / folders.DS_CONFIG_NAME, json.dumps(ds_config, indent=2) + "\n")
     if tokenizer is not None:
         target = aside / ("tokenizer" if tokenizer.is_dir() else "tokenizer.model")
         if tokenizer.is_dir():
@@ -114,7 +115,7 @@ def write_small_files(
         else:
             shutil.copyfile(tokenizer, target)
         for path in files_below(target) if target.is_dir() else [target]:
-            folders.sync(path)
+            sync(path)
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -11,9 +11,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from chinchilla_ds.budget.deepspeed_json.resolve import shipped_configs
 from chinchilla_ds.budget.laws.lookup import DEFAULT_LAW
+from chinchilla_ds.cli.config_file import CONFIG_FLAG, ConfigFile, flags_of, take_config
+from chinchilla_ds.cli.flags import with_training_flags
 from chinchilla_ds.config import (
     DEFAULT_BUDGET_FLOPS,
+    RUN_NAME,
     CheckpointConfig,
     DataConfig,
     GuardConfig,
@@ -24,7 +28,9 @@ from chinchilla_ds.config import (
 )
 from chinchilla_ds.distributed.launch import rank_of
 from chinchilla_ds.errors import ConfigError, did_you_mean
-from chinchilla_ds.run_plan import Decay, Precision, Recompute
+from chinchilla_ds.plugins import PluginSpec, parse_spec
+from chinchilla_ds.run_plan import DEFAULT_OBJECTIVE, Decay, Precision, Recompute
+from chinchilla_ds.runs.command import TrainCommand
 from chinchilla_ds.units import parse_quantity
 
 _NEGATIVE = re.compile(r"-[0-9.]")
@@ -34,27 +40,20 @@ _LAYOUT_FIELDS = {field.name for field in dataclasses.fields(LayoutConfig)}
 _DATA_FIELDS = {field.name for field in dataclasses.fields(DataConfig)}
 _GUARD_FIELDS = {field.name for field in dataclasses.fields(GuardConfig)}
 _CHECKPOINT_FIELDS = {field.name for field in dataclasses.fields(CheckpointConfig)}
-BESIDE_A_PLAN = {"output", "sample_interval_tokens"} | _DATA_FIELDS | _GUARD_FIELDS | _CHECKPOINT_FIELDS
-"""Fields that a plan does not fix."""
 _SAVE_EVERY = re.compile(r"(?P<amount>[0-9.eE+_]+ ?[KMBTkmbt]?)(?:(?P<time>[smh])|[- ]?(?P<unit>tokens|steps))")
 _LONGEST_NAME_BYTES, _LONGEST_PATH_BYTES = 255, 4095
 """NAME_MAX and PATH_MAX of Linux."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """A parsed command line."""
-
-    ds_config: Path
-    plan: Path | None
-    """A plan to run as it is, instead of making one."""
-    config: RunConfig
-    explicit: frozenset[str]
-    """Names of the config fields that a flag has set, and of those of its parts."""
-
-
 _Choice = TypeVar("_Choice", bound=StrEnum)
+TRAINING_EXAMPLES = (
+    "chinchilla-ds pretrain --ds_config zero3 --dry-run                      # plan and check, then stop",
+    "chinchilla-ds pretrain --ds_config zero3 --data corpus/ --flops 1e11 --run-name first",
+    "chinchilla-ds pretrain --config run.yaml --seed 2                       # flags in a file; flags win",
+    "deepspeed --num_gpus 2 --module chinchilla_ds pretrain --ds_config zero1 --data corpus/ --flops 1e10",
+)
+"""End the help of training."""
 
 
 class Help(argparse.HelpFormatter):
@@ -64,25 +63,46 @@ class Help(argparse.HelpFormatter):
         columns = min(shutil.get_terminal_size().columns, _HELP_COLUMNS)
         super().__init__(prog, max_help_position=_HELP_FLAG_COLUMNS if columns > 100 else 24, width=columns - 2)
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Keep examples as they are; wrap anything else."""
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+_EXAMPLES = "examples:\n"
+
+
+def examples_text(examples: Sequence[str]) -> str:
+    """Return what ends a command's help."""
+    return _EXAMPLES + "\n".join(f"  {example}" for example in examples)
+
 
 class Parser(argparse.ArgumentParser):
     """Raises ConfigError where argparse would print its usage and exit."""
 
+    config = ConfigFile()
+    """What `--config` names, while its flags are parsed."""
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, with `--flops -1e21` read as a value, which argparse takes for a flag."""
+        """Parse, with `--flops -1e21` read as a value, which argparse takes for a flag, and with --config's flags."""
         words: list[str] = []
         for word in sys.argv[1:] if args is None else args:
             if _NEGATIVE.match(word) and words and words[-1].startswith("--") and "=" not in words[-1]:
                 words[-1] += f"={word}"
             else:
                 words.append(word)
-        return super().parse_args(words, namespace)
+        self.config = ConfigFile()
+        if any(CONFIG_FLAG in action.option_strings for action in self._actions):
+            self.config, words = take_config(words, flags=flags_of(self))
+        values = super().parse_args([*self.config.words, *words], namespace)
+        vars(values).pop("config", None)
+        return values
 
     def error(self, message: str) -> NoReturn:
         """Raise, with the flag that was probably meant in place of an unknown one."""
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown == message:
-            raise ConfigError(message.removeprefix("argument "))
+            problem = message.removeprefix("argument ")
+            raise ConfigError(f"{self.config.place_of(problem)}{problem}")
         known = [name for action in self._actions for name in action.option_strings]
         flags = [word.split("=")[0] for word in unknown.split() if word.startswith("--")]
         raise ConfigError(
@@ -96,25 +116,32 @@ class Parser(argparse.ArgumentParser):
             super().print_help(file)
 
 
-def parse(argv: Sequence[str] | None) -> Arguments:
+def parse(argv: Sequence[str] | None) -> TrainCommand:
     """Read the command line of launchers/pretrain.py.
 
     Raises:
         ConfigError: an unknown flag or a value that is none.
     """
-    values = vars(_parser().parse_args(argv))
+    values = vars(training_parser().parse_args(argv))
     values.pop("local_rank", None)
-    ds_config, plan = values.pop("ds_config"), values.pop("plan", None)
-    paths = values.pop("data", None)
+    ds_config, plan, dry_run = values.pop("ds_config"), values.pop("plan", None), values.pop("dry_run", False)
     data = {name: values.pop(name) for name in list(values) if name in _DATA_FIELDS}
-    if paths:
-        data["paths"] = tuple(paths)
+    data |= {"paths": tuple(data["paths"])} if "paths" in data else {}
+    if "callbacks" in values:
+        values["callbacks"] = tuple(values["callbacks"])
     guards = {name: values.pop(name) for name in list(values) if name in _GUARD_FIELDS}
     saving = {name: values.pop(name) for name in list(values) if name in _CHECKPOINT_FIELDS}
     config, explicit = run_config(values, data=DataConfig(**data))
     config = dataclasses.replace(config, guards=GuardConfig(**guards), checkpoint=CheckpointConfig(**saving))
     explicit |= data.keys() | guards.keys() | saving.keys()
-    return Arguments(ds_config=ds_config, plan=plan, config=config, explicit=explicit)
+    return TrainCommand(
+        ds_config=ds_config,
+        plan=plan,
+        config=config,
+        explicit=explicit,
+        words=with_training_flags,
+        dry_run=dry_run,
+    )
 
 
 def run_config(values: dict[str, Any], /, *, data: DataConfig | None = None) -> tuple[RunConfig, frozenset[str]]:
@@ -159,18 +186,20 @@ def save_interval(text: str) -> SaveInterval:
     return SaveInterval(tokens=amount) if matched["unit"] == "tokens" else SaveInterval(iters=amount)
 
 
-def _limit(text: str) -> float:
+def _zero_or_more(text: str) -> float:
     return 0.0 if text.strip() in ("0", "0.0") else _quantity(text)
 
 
-def _seed(text: str) -> int:
+def _whole_or_0(text: str) -> int:
     return 0 if text.strip() == "0" else whole(text)
 
 
-def flag_of(field: str) -> str:
-    """Return the flag that sets a config field."""
-    named = {"compute_budget_flops": "--flops", "num_params": "--params", "num_tokens": "--tokens", "paths": "--data"}
-    return named.get(field, "--" + field.replace("_", "-"))
+def plugin(text: str) -> PluginSpec:
+    """Return what `NAME` or `module:object`, with `,key=value` any number of times, names."""
+    try:
+        return parse_spec(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def path(text: str) -> Path:
@@ -199,6 +228,16 @@ def choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
     return read
 
 
+def run_name(text: str) -> str:
+    """Return a name that a run's folder may have."""
+    if not RUN_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a run's name: letters, digits, dots, dashes and underscores, at most 100, a letter or "
+            "digit first"
+        )
+    return text
+
+
 class _NamedOtherwise(argparse.Action):
     """A flag that DeepSpeed's own scripts give their file with."""
 
@@ -208,32 +247,57 @@ class _NamedOtherwise(argparse.Action):
         raise argparse.ArgumentError(None, f"{option} is called --ds_config here: --ds_config {values or 'FILE'}")
 
 
-def _parser() -> Parser:
+def training_parser() -> Parser:
+    """Return the parser of `chinchilla-ds pretrain` and launchers/pretrain.py."""
+    command = "--ds_config NAME|FILE [flags]"
     parser = Parser(
-        prog="pretrain.py",
-        usage="deepspeed [--num_gpus RANKS] launchers/pretrain.py --ds_config FILE [flags]",
+        prog="chinchilla-ds pretrain",
+        usage=f"chinchilla-ds pretrain {command}\n       deepspeed [--num_gpus RANKS] launchers/pretrain.py {command}",
         formatter_class=Help,
         description="Plan a compute-optimal decoder for a budget, train it on DeepSpeed, compare it with the plan.",
-        argument_default=argparse.SUPPRESS,
+        epilog=examples_text(TRAINING_EXAMPLES),
         allow_abbrev=False,
     )
-    parser.add_argument("--ds_config", "--ds-config", type=path, required=True, metavar="FILE", help="DeepSpeed JSON")
+    training_flags(parser)
+    return parser
+
+
+def training_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of training."""
+    parser.argument_default = argparse.SUPPRESS
+    ds_config_flag(parser)
     parser.add_argument("--deepspeed_config", "--deepspeed", nargs="?", action=_NamedOtherwise, help=argparse.SUPPRESS)
     parser.add_argument("--plan", type=path, metavar="FILE", help="run this plan.json instead of making a plan")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    config_flag(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="plan, check text and ds_config, and stop; write nothing"
+    )
     budget_flags(parser.add_argument_group(f"budget (default {DEFAULT_BUDGET_FLOPS:g} FLOPs)"))
     model_flags(parser.add_argument_group("model and optimizer"))
     _data_flags(parser.add_argument_group("data and output"))
     _checkpoint_flags(parser.add_argument_group("checkpoints"))
     _guard_flags(parser.add_argument_group("guards"))
+    _plugin_flags(parser.add_argument_group("code of your own (docs/add-a-callback.md)"))
     layout_flags(parser.add_argument_group("parallel layout (the ds_config's `chinchilla_ds` section says the same)"))
-    return parser
 
 
 Group = Any  # argparse._ArgumentGroup
 
 
-_METAVARS = {whole: "N", _seed: "N", str: "NAME"}
+def ds_config_flag(group: Group) -> None:
+    """Add `--ds_config`, as DeepSpeed's scripts spell it."""
+    text = f"DeepSpeed JSON: a file, or one that is shipped: {', '.join(shipped_configs())}"
+    group.add_argument("--ds_config", "--ds-config", type=path, required=True, metavar="NAME|FILE", help=text)
+
+
+def config_flag(group: Group) -> None:
+    """Add `--config`."""
+    text = "YAML file with flags as keys, such as `flops: 1e21`; flags on the command line win"
+    group.add_argument(CONFIG_FLAG, type=path, metavar="FILE", help=text)
+
+
+_METAVARS = {whole: "N", _whole_or_0: "N", str: "NAME", run_name: "NAME"}
 
 
 def flag(group: Group, name: str, kind: Callable[[str], Any], text: str, **more: Any) -> None:
@@ -252,7 +316,9 @@ def budget_flags(group: Group) -> None:
     flag(group, "params", quantity("parameters"), "wanted model size, embeddings included", dest="num_params")
     flag(group, "tokens", quantity("tokens"), "wanted training tokens", dest="num_tokens")
     flag(group, "shape", str, "a published decoder, such as llama-3-8b or chinchilla-70b")
-    flag(group, "law", str, f"scaling law, or a file that `chinchilla-ds fit --out` wrote (default {DEFAULT_LAW})")
+    flag(
+        group, "law", str, f"scaling law, a file of `chinchilla-ds fit --out`, or module:object (default {DEFAULT_LAW})"
+    )
     flag(group, "unique-tokens", quantity("tokens"), "distinct tokens there are: more are repetitions")
     flag(group, "inference-tokens", quantity("tokens"), "tokens to be served: favours a smaller model, trained longer")
 
@@ -262,20 +328,31 @@ def model_flags(group: Group) -> None:
     flag(group, "seq-length", whole, "tokens per training sequence (default: by budget)")
     flag(group, "vocab-size", whole, "tokenizer pieces (default: by budget)")
     group.add_argument("--tied-embeddings", action=argparse.BooleanOptionalAction, help="share input and output tables")
+    group.add_argument("--qk-norm", action=argparse.BooleanOptionalAction, help="norm each head's queries and keys")
     flag(group, "global-batch-size", whole, "sequences per optimizer step (default: by budget)")
     flag(group, "micro-batch-size", whole, "sequences per forward pass and rank (default: by device)")
     flag(group, "learning-rate", _quantity, "peak learning rate (default: by size and tokens)")
-    flag(group, "gradient-clipping", _limit, "largest gradient norm, 0 for none (default 1.0)")
+    text = "adamw, or module:function of yours that returns an OptimizerSpec (default adamw)"
+    flag(group, "optimizer", plugin, text, metavar="NAME[,key=value]")
+    flag(group, "weight-decay", _zero_or_more, "decoupled decay of matrices (default 0.1)")
+    flag(group, "beta1", _zero_or_more, "decay of AdamW's first moment (default 0.9)")
+    flag(group, "beta2", _zero_or_more, "decay of AdamW's second moment (default 0.95)")
+    flag(group, "epsilon", _quantity, "what AdamW adds to the root of its second moment (default 1e-8)")
+    flag(group, "warmup-iters", _whole_or_0, "steps of warm-up (default: by size, batch and length of the run)")
+    text = f"what makes the loss, or module:Class of yours (default {DEFAULT_OBJECTIVE}; docs/add-a-loss.md)"
+    flag(group, "objective", plugin, text, metavar="NAME[,key=value]")
+    flag(group, "gradient-clipping", _zero_or_more, "largest gradient norm, 0 for none (default 1.0)")
     flag(group, "decay", choice(Decay), "learning-rate decay after warm-up (default cosine)", metavar=_names(Decay))
     flag(group, "precision", choice(Precision), "default bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))
     group.add_argument("--document-mask", action=argparse.BooleanOptionalAction, help="attend within documents alone")
-    flag(group, "seed", _seed, f"weights, data order, tokenizer sample (default {RunConfig().seed})")
+    flag(group, "seed", _whole_or_0, f"weights, data order, tokenizer sample (default {RunConfig().seed})")
 
 
 def _data_flags(group: Group) -> None:
     defaults = DataConfig()
     group.add_argument(
         "--data",
+        dest="paths",
         nargs="+",
         type=path,
         metavar="PATH",
@@ -288,6 +365,7 @@ def _data_flags(group: Group) -> None:
     flag(group, "eval-interval-tokens", whole, "trained tokens between evaluations (default: ten in a run)")
     flag(group, "sample-interval-tokens", whole, "trained tokens between samples of text (default: at the end alone)")
     flag(group, "output", path, "folder for runs, prepared data and mlflow.db (default runs)", metavar="FOLDER")
+    flag(group, "run-name", run_name, "the run's folder in it, and its name in MLflow (default: budget and time)")
 
 
 def _checkpoint_flags(group: Group) -> None:
@@ -316,6 +394,13 @@ def _guard_flags(group: Group) -> None:
     flag(group, "hang-timeout", _quantity, text, metavar="SECONDS", dest="hang_timeout_s")
 
 
+def _plugin_flags(group: Group) -> None:
+    text = "a callback of your own, or the name that an installed package gives it; repeatable"
+    group.add_argument(
+        "--callback", action="append", type=plugin, metavar="MODULE:CLASS[,KEY=VALUE]", help=text, dest="callbacks"
+    )
+
+
 def layout_flags(group: Group) -> None:
     """Add the flags of the parallel layout."""
     flag(group, "tensor-model-parallel-size", whole, "ranks that share every matrix")
@@ -324,4 +409,4 @@ def layout_flags(group: Group) -> None:
     group.add_argument(
         "--sequence-parallel", action=argparse.BooleanOptionalAction, help="split norms over the tensor-parallel ranks"
     )
-    flag(group, "recompute", choice(Recompute), "activation checkpointing", metavar=_names(Recompute))
+    flag(group, "recompute", choice(Recompute), "what backward passes compute again", metavar=_names(Recompute))

@@ -1,15 +1,15 @@
 """`chinchilla-ds checkpoint convert`: a checkpoint without its optimizer, or in DeepSpeed's universal format."""
 
 import argparse
-import shutil
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.cli.arguments import choice, flag, path
-from chinchilla_ds.errors import CheckpointError, OutputError, reason
+from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.files import check_free, new_folder
+from chinchilla_ds.run_plan import ADAM_STATES
 from chinchilla_ds.units import format_bytes
 
 if TYPE_CHECKING:
@@ -42,18 +42,23 @@ def run(arguments: argparse.Namespace) -> str:
         OutputError: the folder is there, or cannot be written.
     """
     out: Path = arguments.out
-    if out.exists():
-        raise OutputError(f"--out {out} exists already, and nothing is overwritten; name a new folder")
+    check_free(out)
     from chinchilla_ds.checkpoint.reader import CheckpointReader
 
     reader = CheckpointReader.open(arguments.run)
-    if arguments.to is Target.UNIVERSAL and not reader.has_moments:
+    if arguments.to is Target.UNIVERSAL and reader.plan.optimizer.states != ADAM_STATES:
+        raise CheckpointError(
+            f"{reader.folder} was trained by the optimizer {reader.plan.optimizer.plugin}, and DeepSpeed's universal "
+            "format asks for AdamW's moments; --to weights converts it without its optimizer"
+        )
+    if arguments.to is Target.UNIVERSAL and not reader.has_optimizer:
         raise CheckpointError(
             f"{reader.folder} holds weights alone, and the universal format asks for AdamW's moments; convert a "
             "checkpoint that a run has saved"
         )
     convert = _to_universal if arguments.to is Target.UNIVERSAL else _to_weights
-    num_bytes = _aside(out, lambda aside: convert(reader, aside))
+    with new_folder(out) as aside:
+        num_bytes = convert(reader, aside)
     where = f" of {reader.folder}"
     if arguments.to is Target.UNIVERSAL:
         tag = reader.folder.name
@@ -62,21 +67,6 @@ def run(arguments: argparse.Namespace) -> str:
             '"checkpoint": {"load_universal": true} in the ds_config'
         )
     return f"wrote {out}: {format_bytes(num_bytes)}, the weights{where}; begin a run from them with --init-from {out}"
-
-
-def _aside(out: Path, convert: Callable[[Path], int]) -> int:
-    """Let `convert` write a folder beside `out`, which gets the name when it is whole."""
-    aside = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-        aside.mkdir(parents=True)
-        num_bytes = convert(aside)
-        aside.rename(out)
-    except OSError as error:
-        raise OutputError(f"--out {out} cannot be written: {reason(error)}") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return num_bytes
 
 
 def _to_universal(reader: "CheckpointReader", aside: Path) -> int:

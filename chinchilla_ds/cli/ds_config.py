@@ -4,7 +4,7 @@ import argparse
 
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_config
 from chinchilla_ds.cli.arguments import flag, path
-from chinchilla_ds.runs.disk import write_text
+from chinchilla_ds.files import write_text
 from chinchilla_ds.runs.plan_file import read_plan
 
 

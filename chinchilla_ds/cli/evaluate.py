@@ -126,28 +126,24 @@ def _on_text(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "Mo
 
 def _documents(arguments: argparse.Namespace, *, model: "TrainedModel") -> "tuple[Iterator[Document], str]":
     """Return the documents, and one line that says which they are."""
-    from chinchilla_ds.data.prepared import PreparedData, is_prepared
+    from chinchilla_ds.data.prepared import is_prepared
     from chinchilla_ds.evaluation.documents import file_documents, find_files, held_out_documents
-    from chinchilla_ds.runs.text import find_text
+    from chinchilla_ds.runs.text import text_of_checkpoint
 
-    named = arguments.data
-    place = None
-    if named is None:
-        place = find_text(model.run_folder)
-        if place is None:
+    named = arguments.data or []
+    is_text_prepared = not named or any(is_prepared(Path(word)) for word in named)
+    if is_text_prepared and len(named) > 1:
+        raise DataError(f"a prepared folder beside other paths in --data {' '.join(named)}: name it alone")
+    if is_text_prepared:
+        if arguments.text_field is not None:
+            raise ConfigError("--text-field beside prepared text, which has no columns: drop it")
+        prepared = text_of_checkpoint(model.reader, named=Path(named[0]) if named else None)
+        if prepared is None:
             raise DataError(
                 f"{model.run_folder} does not say where its held-out text is, or that has gone; name a prepared folder "
                 "or files with --data"
             )
-    elif any(is_prepared(Path(word)) for word in named):
-        if len(named) > 1:
-            raise DataError(f"a prepared folder beside other paths in --data {' '.join(named)}: name it alone")
-        place = Path(named[0])
-    if place is not None:
-        if arguments.text_field is not None:
-            raise ConfigError("--text-field beside prepared text, which has no columns: drop it")
-        prepared = PreparedData.load(place)
-        return held_out_documents(prepared, tokenizer=model.tokenizer), f"held-out part of {place}"
+        return held_out_documents(prepared, tokenizer=model.tokenizer), f"held-out part of {prepared.folder}"
     sources = find_files(_by_source(named), text_field=arguments.text_field or DataConfig().text_field)
     return file_documents(sources, tokenizer=model.tokenizer), " ".join(named)
 
@@ -207,7 +203,6 @@ def _on_tasks(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "M
     manager = open_tasks(names, include_path=arguments.include_path)
     device = default_device()
     chosen = arguments.dtype or (model.reader.plan.precision if device.type == "cuda" else Precision.FP32)
-    dtype = {Precision.FP32: "float32", Precision.BF16: "bfloat16", Precision.FP16: "float16"}[chosen]
     with tempfile.TemporaryDirectory(prefix="chinchilla-ds-export-") as folder:
         export = Path(folder, "model")
         _export(model, out=export, dtype=chosen)
@@ -216,22 +211,18 @@ def _on_tasks(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "M
             names=names,
             manager=manager,
             device=str(device),
-            dtype=dtype,
+            dtype=chosen.dtype_name,
             limit=arguments.limit,
             add_bos_token=model.tokenizer.bos_id is not None,
         )
-    return {"dtype": dtype, "limit": arguments.limit, "tasks": metrics}
+    return {"dtype": chosen.dtype_name, "limit": arguments.limit, "tasks": metrics}
 
 
 def _export(model: "TrainedModel", *, out: Path, dtype: Precision) -> None:
     from chinchilla_ds.exporting.card import TrainingFacts
     from chinchilla_ds.exporting.write import export_checkpoint
 
-    plan, iteration = model.reader.plan, model.reader.state.iteration
-    facts = TrainingFacts(
-        consumed_tokens=iteration * plan.tokens_per_iter,
-        flops_spent=iteration * plan.tokens_per_iter * plan.flops_per_token,
-    )
+    facts = TrainingFacts.of_checkpoint(model.reader)
     export_checkpoint(model.reader, out=out, dtype=dtype, facts=facts)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
 from chinchilla_ds.errors import ConfigError, DataError
-from chinchilla_ds.runs.disk import write_text
+from chinchilla_ds.files import write_text
 
 if TYPE_CHECKING:
     from chinchilla_ds.budget.laws.fitting.read import ReadRuns

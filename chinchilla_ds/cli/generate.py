@@ -25,7 +25,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", nargs="+", metavar="TEXT", help="text to continue; several are one batch (default: ask, or stdin)"
     )
-    flag(parser, "max-tokens", whole, f"tokens to draw at most (default {DEFAULT_MAX_TOKENS}, within the context)")
+    text = f"tokens to draw at most (default {DEFAULT_MAX_TOKENS}, within the context)"
+    flag(parser, "max-tokens", whole, text, dest="max_new_tokens")
     flag(parser, "temperature", float, "0 takes the most likely token (default 0.8)", default=0.8)
     flag(parser, "top-k", int, "draw from the k most likely tokens alone", metavar="K")
     flag(parser, "top-p", float, "draw from the most likely tokens that sum to p alone", metavar="P")
@@ -124,7 +125,7 @@ class _Writer:
 
         _check_encodable(prompts, what="prompt")
         tokens = [self._model.encode_prompt(prompt) for prompt in prompts]
-        wanted = self._arguments.max_tokens
+        wanted = self._arguments.max_new_tokens
         most = new_tokens_within(
             self._context_tokens, prompts=tokens, max_new_tokens=wanted, default=DEFAULT_MAX_TOKENS
         )

@@ -15,7 +15,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> str:
     """Import, and return what was written."""
-    from chinchilla_ds.exporting.write import check_free
+    from chinchilla_ds.files import check_free
 
     check_free(arguments.out)
     quieten()

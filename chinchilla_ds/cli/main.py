@@ -6,41 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NamedTuple
 
-from chinchilla_ds.cli.arguments import Help, Parser
-from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError, did_you_mean, machine_problem
+from chinchilla_ds.cli.commands import COMMANDS, find, overview, parser_of
+from chinchilla_ds.cli.flags import flags_named
+from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, machine_problem
 from chinchilla_ds.processes.endings import no_library_exits
+from chinchilla_ds.processes.packages import missing_packages
 from chinchilla_ds.tracking.redaction import redacted
 from chinchilla_ds.training.watchdog import place_of
 
-
-class Command(NamedTuple):
-    """A subcommand: its module has `add_flags(parser)` and `run(arguments)`, which returns the text to print."""
-
-    module: str
-    summary: str
-
-
-COMMANDS = {
-    "plan": Command("chinchilla_ds.cli.plan", "turn FLOPs or GPU-hours into a model, a batch and a layout that fits"),
-    "fit": Command("chinchilla_ds.cli.fit", "fit a scaling law to a table of runs"),
-    "laws": Command("chinchilla_ds.cli.laws", "compare what published laws say of a budget"),
-    "ds-config": Command("chinchilla_ds.cli.ds_config", "write the DeepSpeed JSON of a plan"),
-    "prepare": Command("chinchilla_ds.cli.prepare", "clean, deduplicate, split and tokenise text"),
-    "export": Command("chinchilla_ds.cli.export", "write a trained model as a Hugging Face folder, quantised or not"),
-    "import": Command("chinchilla_ds.cli.import_", "make a checkpoint of a Llama from elsewhere, to train on"),
-    "memory": Command("chinchilla_ds.cli.memory", "show what a plan needs per device, stage by stage"),
-    "generate": Command("chinchilla_ds.cli.generate", "continue prompts with a trained model"),
-    "evaluate": Command("chinchilla_ds.cli.evaluate", "bits per byte, perplexity and tasks of a trained model"),
-    "track": Command("chinchilla_ds.cli.track", "bring MLflow to what a run's metrics.jsonl holds"),
-    "checkpoint inspect": Command("chinchilla_ds.cli.checkpoint_inspect", "show what a run's checkpoints hold"),
-    "checkpoint verify": Command("chinchilla_ds.cli.checkpoint_verify", "read checkpoints in full and name damage"),
-    "checkpoint convert": Command("chinchilla_ds.cli.checkpoint_convert", "weights alone, or DeepSpeed's format"),
-    "mix design": Command("chinchilla_ds.cli.mix_design", "choose mixtures of a corpus's sources for small runs"),
-    "mix run": Command("chinchilla_ds.cli.mix_run", "train a small run on each mixture"),
-    "mix fit": Command("chinchilla_ds.cli.mix_fit", "find the best mixture from the losses of small runs"),
-}
 _SIGINT_EXIT_CODE = 130
 
 
@@ -79,41 +53,33 @@ def _refuse(*problems: str) -> int:
 
 
 def run_command(words: Sequence[str], /) -> str:
-    """Run a subcommand and return the text that it prints; raises what it raises."""
+    """Run a command and return the text that it prints; raises what it raises. `pretrain` ends the process."""
+    if words and words[0].startswith("--local_rank"):  # which `deepspeed --module` puts first
+        words = [*words[1:], words[0]]
     if not words or words[0] in ("-h", "--help"):
-        return _overview()
-    name, rest = _command(words)
-    module = importlib.import_module(COMMANDS[name].module)
-    parser = Parser(
-        prog=f"chinchilla-ds {name}",
-        description=COMMANDS[name].summary[0].upper() + COMMANDS[name].summary[1:] + ".",
-        formatter_class=Help,
-        allow_abbrev=False,
-    )
-    module.add_flags(parser)
-    arguments: argparse.Namespace = parser.parse_args(rest)
-    with no_library_exits():
-        text: str = module.run(arguments)
+        return overview()
+    if words[0] == "--version":
+        return f"chinchilla-ds {_version()}"
+    name, rest = find(words)
+    with missing_packages(name, needed=COMMANDS[name].packages):
+        if name == "pretrain":
+            from chinchilla_ds.cli.pretrain import run
+
+            run(rest)
+        parser = parser_of(name)
+        arguments: argparse.Namespace = parser.parse_args(rest)
+        with no_library_exits(), flags_named(parser):
+            text: str = importlib.import_module(COMMANDS[name].module).run(arguments)
     return text.rstrip("\n")
 
 
-def _command(words: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Return the command that `words` begin with, of one word or two, and the words after it."""
-    for num_words in (2, 1):
-        name = " ".join(words[:num_words])
-        if name in COMMANDS:
-            return name, words[num_words:]
-    if words[0] in ("train", "pretrain"):
-        raise ConfigError("training is started by `deepspeed launchers/pretrain.py --ds_config FILE`, not from here")
-    family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
-    name = " ".join(words[:2]) if family else words[0]
-    raise ConfigError(f"{name!r} is none of {', '.join(family or COMMANDS)}{did_you_mean(name, family or COMMANDS)}")
+def _version() -> str:
+    from importlib import metadata
 
-
-def _overview() -> str:
-    rows = [f"  {name:<20}{command.summary}" for name, command in COMMANDS.items()]
-    lines = ["usage: chinchilla-ds COMMAND [flags]", "", *rows, "", "chinchilla-ds COMMAND --help lists the flags."]
-    return "\n".join(lines)
+    try:
+        return metadata.version("chinchilla-ds")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import argparse
 import json
 
 from chinchilla_ds.cli.arguments import flag, path, whole
-from chinchilla_ds.cli.mix_corpus import DEFAULT_SEED, cap_flags, caps_of, check_cap_flags, load_corpus
+from chinchilla_ds.cli.mix_design import DEFAULT_SEED, cap_flags, caps_of, check_cap_flags, load_corpus
 from chinchilla_ds.errors import ConfigError, DataError
-from chinchilla_ds.runs.disk import write_text
+from chinchilla_ds.files import write_text
 
 DEFAULT_DRAWS = 200
 
@@ -18,7 +18,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     corpus = "prepared corpus: its shares and tokens, for the natural mixture and --tokens"
     flag(parser, "corpus", path, corpus, metavar="FOLDER")
     parser.add_argument(
-        "--target", nargs="+", metavar="COLUMN", help="losses to take the mean of (default: loss, or all loss:NAME)"
+        "--target",
+        dest="targets",
+        nargs="+",
+        metavar="COLUMN",
+        help="losses to take the mean of (default: loss, or all loss:NAME)",
     )
     flag(parser, "out", path, "blend to write, for `pretrain.py --blend`", metavar="FILE.yaml")
     flag(parser, "bootstrap", whole, f"draws for intervals (default {DEFAULT_DRAWS})")
@@ -45,7 +49,7 @@ def run(arguments: argparse.Namespace) -> str:
     corpus = load_corpus(values["corpus"]) if "corpus" in values else None
     caps = None if corpus is None else caps_of(corpus, values=values)
     names = None if corpus is None else [source.name for source in corpus.sources]
-    runs = read_mixture_runs(values["table"], targets=values.get("target", ()), known_sources=names)
+    runs = read_mixture_runs(values["table"], targets=values.get("targets", ()), known_sources=names)
     if corpus is not None:
         order = [[source.name for source in corpus.sources].index(name) for name in runs.sources]
         tokens = np.array([corpus.sources[index].num_tokens for index in order], dtype=float)

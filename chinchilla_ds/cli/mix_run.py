@@ -15,15 +15,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
 from chinchilla_ds.budget.planner import plan as make_plan
-from chinchilla_ds.cli.arguments import budget_flags, flag, model_flags, path, quantity, run_config
-from chinchilla_ds.cli.mix_corpus import load_corpus
+from chinchilla_ds.cli.arguments import budget_flags, ds_config_flag, flag, model_flags, path, quantity, run_config
+from chinchilla_ds.cli.mix_design import load_corpus
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import read_place
 from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
+from chinchilla_ds.files import write_text
+from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.corpus import corpus_data, with_prepared_corpus
-from chinchilla_ds.runs.disk import check_output, write_text
+from chinchilla_ds.runs.disk import check_output
 from chinchilla_ds.runs.proxy import Proxy, train_proxy
 from chinchilla_ds.structured import parse_json, read_json
 from chinchilla_ds.units import format_count, format_flops
@@ -45,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument("table", type=path, metavar="FILE.csv", help="mixtures; rows with a loss are done already")
     flag(parser, "corpus", path, "prepared corpus that the table was designed for", metavar="FOLDER", required=True)
-    parser.add_argument("--ds_config", "--ds-config", type=path, required=True, metavar="FILE", help="DeepSpeed JSON")
+    ds_config_flag(parser)
     epochs = DataConfig().max_epochs
     flag(parser, "max-epochs", quantity(None), f"most passes of a small run over a source (default {epochs:g})")
     flag(parser, "output", path, "folder for the runs (default runs/ and the table's name)", metavar="FOLDER")
@@ -80,7 +82,7 @@ def run(arguments: argparse.Namespace) -> str:
     plan = make_plan(config, world_size=1, device=device_type())
     ds_json.resolve(ds, plan)
     _check_tokens(runs, corpus=corpus, data=data, plan=plan, table=table)
-    check_output(output, num_params=plan.num_params)
+    check_output(output, num_bytes=checkpoint_bytes(plan))
     _keep_settings(output, plan=plan, corpus=corpus, table=table, runs=runs)
     proxies = [
         Proxy(
@@ -145,7 +147,7 @@ def _keep_settings(
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"--output {output} cannot be made: {reason(error)}") from None
-        write_text(kept, text=text, named="")
+        write_text(kept, text=text, named=None)
 
 
 def _difference(kept: Path, now: str) -> str:
@@ -171,7 +173,7 @@ def _write_loss(table: Path, *, run: str, loss: float) -> None:
         text = table.read_text(encoding="utf-8")
     except OSError as error:
         raise OutputError(f"run {run} has loss {loss:.6f}, but {table} cannot be read: {reason(error)}") from None
-    write_text(table, text=with_loss(text, run=run, loss=loss), named="")
+    write_text(table, text=with_loss(text, run=run, loss=loss), named=None)
 
 
 @contextmanager

@@ -7,20 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_ds.budget import hyperparameters
-from chinchilla_ds.budget.checks import config_problems
-from chinchilla_ds.budget.cluster_plan import (
-    ClusterPlan,
-    ClusterRequest,
-    gpu_hour_flops,
-    plan_for_gpu_hours,
-    plan_on_cluster,
-)
+from chinchilla_ds.budget.cluster_plan import ClusterPlan, plan_on_devices
 from chinchilla_ds.budget.planner import plan as plan_layout_given
 from chinchilla_ds.budget.report import format_plan
 from chinchilla_ds.budget.speed.devices import get_device
 from chinchilla_ds.cli.arguments import (
     budget_flags,
     choice,
+    config_flag,
     flag,
     layout_flags,
     model_flags,
@@ -31,8 +25,8 @@ from chinchilla_ds.cli.arguments import (
 )
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.files import write_text
 from chinchilla_ds.run_plan import REPORT, Offload, RunPlan
-from chinchilla_ds.runs.disk import write_text
 from chinchilla_ds.structured import parse_json
 
 _OWN = ("gpu_hours", "mfu", "gpus", "gpu", "gpus_per_node", "hardware", "json", "out")
@@ -41,13 +35,19 @@ _OWN = ("gpu_hours", "mfu", "gpus", "gpu", "gpus_per_node", "hardware", "json", 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.argument_default = argparse.SUPPRESS
+    config_flag(parser)
     budget = parser.add_argument_group("what to spend, or what to get for it")
     budget_flags(budget)
     flag(budget, "gpu-hours", quantity("GPU-hours"), "budget as time: devices x hours of --gpu")
     flag(budget, "mfu", quantity(None), "share of the peak that --gpu-hours are counted at (default: as planned)")
     cluster = parser.add_argument_group("cluster")
     flag(cluster, "gpus", whole, "devices (default 1)")
-    flag(cluster, "gpu", str, "device: a100, h100, h200, b200, gb200, l40s, mi300x, ... or a name in --hardware")
+    flag(
+        cluster,
+        "gpu",
+        str,
+        "device: a100, h100, h200, b200, gb200, l40s, mi300x, ..., one in --hardware, or module:object",
+    )
     flag(cluster, "gpus-per-node", whole, "devices joined by the fast link (default: by device)")
     flag(cluster, "hardware", path, "JSON file of devices to add", metavar="FILE")
     model_flags(parser.add_argument_group("model and optimizer"))
@@ -110,23 +110,16 @@ def _plan(config: RunConfig, own: dict[str, Any], *, explicit: frozenset[str]) -
     device = get_device(own["gpu"], hardware=own.get("hardware"))
     if device.memory_bytes is None:  # nothing to fit: the layout is as given
         return plan_layout_given(config, world_size=world_size, device=device.kind)
-    fixed = {name: getattr(config.layout, name) for name in explicit if hasattr(config.layout, name)}
-    if config.micro_batch_size is not None:
-        fixed["micro_batch_size"] = config.micro_batch_size
-    request = ClusterRequest(
-        device=device,
+    return plan_on_devices(
+        config,
+        gpu=own["gpu"],
         world_size=world_size,
-        devices_per_node=min(world_size, own.get("gpus_per_node", device.devices_per_node)),
-        fixed=fixed,
+        devices_per_node=own.get("gpus_per_node"),
+        hardware=own.get("hardware"),
+        gpu_hours=own.get("gpu_hours"),
+        mfu=own.get("mfu"),
+        explicit=explicit,
     )
-    if "gpu_hours" not in own:
-        return plan_on_cluster(config, request=request)
-    if problems := list(config_problems(config, world_size=world_size, device=device.kind)):
-        raise ConfigError(problems)
-    if "mfu" not in own:
-        return plan_for_gpu_hours(config, request=request, gpu_hours=own["gpu_hours"])
-    budget = gpu_hour_flops(device, config=config, gpu_hours=own["gpu_hours"], mfu=own["mfu"])
-    return plan_on_cluster(dataclasses.replace(config, compute_budget_flops=budget), request=request)
 
 
 def _json(plan: RunPlan, made: ClusterPlan | RunPlan) -> str:

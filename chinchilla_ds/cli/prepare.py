@@ -41,6 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         _length,
         f"shortest document kept, in characters without punctuation (default {DEFAULT_MIN_CHARACTERS}); in scripts"
         f" without spaces between words, such as Chinese and Thai, each counts for {UNIT_CHARACTERS}",
+        dest="min_characters",
     )
     flag(parser, "decontaminate", path, "benchmark files whose text is kept out", nargs="+", metavar="PATH")
     flag(parser, "tokenizer", path, "SentencePiece model or Hugging Face tokenizer to take (default: train one)")
@@ -134,12 +135,14 @@ def _cleaning(arguments: argparse.Namespace, cleaning: CleaningConfig) -> Cleani
     if arguments.clean is not None:
         rules = rules_of([] if arguments.clean == ["none"] else arguments.clean).rules
         length = length if Rule.MIN_LENGTH in rules else DEFAULT_MIN_CHARACTERS
-    if arguments.min_length is not None and Rule.MIN_LENGTH not in rules:
+    if arguments.min_characters is not None and Rule.MIN_LENGTH not in rules:
         raise ConfigError(
-            f"--min-length {arguments.min_length} beside cleaning rules without {Rule.MIN_LENGTH}, which drops short"
-            f" documents: add {Rule.MIN_LENGTH} to --clean, or leave --min-length out"
+            f"--min-length {arguments.min_characters} beside cleaning rules without {Rule.MIN_LENGTH}, which drops"
+            f" short documents: add {Rule.MIN_LENGTH} to --clean, or leave --min-length out"
         )
-    return CleaningConfig(rules=rules, min_characters=length if arguments.min_length is None else arguments.min_length)
+    return CleaningConfig(
+        rules=rules, min_characters=length if arguments.min_characters is None else arguments.min_characters
+    )
 
 
 def _sources(words: list[str], *, text_field: str) -> tuple[Any, ...]:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge
-
 from chinchilla_ds.errors import DataError, reason
+from chinchilla_ds.ranges import Ge
 from chinchilla_ds.structured import open_regular, read_bytes, read_json
 
 BLOCKS_NAME = "blocks.xxh3"
@@ -100,7 +99,7 @@ def check_sizes(folder: Path, sizes: Mapping[str, int], /) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Block:
+class _HashedBlock:
     name: str
     number: int
     hash: bytes
@@ -158,7 +157,7 @@ def _read(path: Path, number: int) -> bytes:
         raise DataError(f"cannot read {path}: {reason(error)}") from None
 
 
-def _blocks(folder: Path, files: Mapping[str, PreparedFile]) -> list[_Block]:
+def _blocks(folder: Path, files: Mapping[str, PreparedFile]) -> list[_HashedBlock]:
     """Return the blocks of all files with their hashes, checked against the digests of the files."""
     path = folder / BLOCKS_NAME
     counts = {name: -(-file.num_bytes // BLOCK_BYTES) for name, file in sorted(files.items())}
@@ -174,7 +173,7 @@ def _blocks(folder: Path, files: Mapping[str, PreparedFile]) -> list[_Block]:
                 "prepare the text again"
             )
         blocks += [
-            _Block(name=name, number=number, hash=hashes[_HASH_BYTES * number : _HASH_BYTES * (number + 1)])
+            _HashedBlock(name=name, number=number, hash=hashes[_HASH_BYTES * number : _HASH_BYTES * (number + 1)])
             for number in range(count)
         ]
     return blocks

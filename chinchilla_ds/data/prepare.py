@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from chinchilla_ds.config import DataConfig, source_name
+from chinchilla_ds.config import DataConfig, held_out_problem, source_name
 from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.feeding.blend_file import epoch_problems, read_blend, with_blend
 from chinchilla_ds.data.prepared import INPUTS_NAME, PreparedData, is_prepared
@@ -16,7 +16,7 @@ from chinchilla_ds.data.tokenizing.sentencepiece_json import check_exportable
 from chinchilla_ds.data.tokenizing.tokenizer import MIN_VOCAB_SIZE, Tokenizer
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.structured import read_json
-from chinchilla_ds.units import format_count
+from chinchilla_ds.units import format_bytes, format_count
 
 _log = logging.getLogger(__name__)
 
@@ -100,8 +100,8 @@ def prepared_folder(data: DataConfig) -> PreparedData | None:
     if not found:
         if data.blend is not None:
             raise DataError(
-                f"--blend {data.blend} weighs the named sources of a prepared corpus, and there is none: make it with "
-                "`chinchilla-ds prepare --source NAME=PATH ... --out FOLDER` and name it with `--data FOLDER`"
+                f"`data.blend={data.blend}` weighs the named sources of a prepared corpus, and there is none: make one "
+                "(`prepare.source=NAME=PATH`) and name its folder by `data.paths`"
             )
         return None
     if len(data.paths) > 1:
@@ -125,24 +125,47 @@ def check_source(data: DataConfig, *, vocab_size: int) -> None:
         find_sources(_recipe(data, vocab_size=vocab_size, seed=0))
 
 
+def describe_text(data: DataConfig, *, vocab_size: int, seq_length: int, num_tokens: int) -> str:
+    """Return what text a run would read, without preparing it.
+
+    Args:
+        data: The text.
+        vocab_size: Pieces of the plan's tokenizer.
+        seq_length: Tokens per sequence.
+        num_tokens: Tokens the run trains on.
+
+    Raises:
+        DataError: as `check_source`; a prepared corpus has changed, or is too small for the run.
+    """
+    prepared = _check(data, vocab_size=vocab_size)
+    if prepared is None:
+        corpora = find_sources(_recipe(data, vocab_size=vocab_size, seed=0))
+        size = format_bytes(sum(file.num_bytes for corpus in corpora for file in corpus.files))
+        text = "; ".join(corpus.description for corpus in corpora)
+        return f"{text}: {size}, not prepared yet, so that its tokens are not known"
+    prepared.check_content()
+    check_enough_tokens(prepared, data=data, num_tokens=num_tokens, seq_length=seq_length)
+    return (
+        f"{prepared.source}: {format_count(prepared.train_tokens)} tokens to train on, of which {num_tokens} are read"
+    )
+
+
 def _check(data: DataConfig, *, vocab_size: int) -> PreparedData | None:
     """Check the settings, and return the prepared folder if one is named."""
     problems: list[str] = []
-    if not 0 < data.held_out_fraction < 1:
-        problems.append(
-            f"held_out_fraction is {data.held_out_fraction:g}; it must lie between 0 and 1, 0.02 for example"
-        )
+    if problem := held_out_problem(data.held_out_fraction, name="data.held_out_fraction"):
+        problems.append(problem)
     if not data.max_epochs > 0:
-        problems.append(f"max_epochs is {data.max_epochs:g}; it must be above 0")
+        problems.append(f"`data.max_epochs` is {data.max_epochs:g}; it must be above 0")
     if vocab_size < MIN_VOCAB_SIZE:
-        problems.append(f"vocab_size is {vocab_size} pieces; byte fallback needs at least {MIN_VOCAB_SIZE}")
+        problems.append(f"`vocab_size` is {vocab_size} pieces; byte fallback needs at least {MIN_VOCAB_SIZE}")
     if problems:
         raise DataError(problems)
     prepared = prepared_folder(data)
     if prepared is not None and prepared.vocab_size > vocab_size:
         raise DataError(
             f"{prepared.folder} was prepared with {prepared.vocab_size} tokenizer pieces and the plan has room for "
-            f"{vocab_size}; leave --vocab-size out, or give {prepared.vocab_size}"
+            f"{vocab_size}; leave `vocab_size` out, or give {prepared.vocab_size}"
         )
     if prepared is not None:
         _check_tokenizer(prepared)
@@ -189,13 +212,13 @@ def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens:
             f" {format_count(prepared.train_tokens)} ({prepared.train_tokens}); with at most {data.max_epochs:g}"
             f" epoch{'s' if data.max_epochs != 1 else ''} it serves {share:.1%} of the plan's tokens, about"
             f" {share**2:.1%} of its compute budget at the same tokens per parameter. The plan would read it"
-            f" {epochs:.2f} times: allow that with `--max-epochs {-(-needed // prepared.train_tokens)}`, give more"
-            " text with `--data`, or lower the budget"
+            f" {epochs:.2f} times: allow that with `data.max_epochs={-(-needed // prepared.train_tokens)}`, give"
+            " more text with `data.paths`, or lower the budget"
         )
     if prepared.held_out_tokens < seq_length + 1:
         problems.append(
             f"the held-out part has {prepared.held_out_tokens} tokens in {prepared.held_out_documents} documents and"
-            f" one sequence needs {seq_length + 1}; raise held_out_fraction ({data.held_out_fraction:g}) or give"
+            f" one sequence needs {seq_length + 1}; raise `data.held_out_fraction` ({data.held_out_fraction:g}) or give"
             " more text"
         )
     if problems:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt
-
 from chinchilla_ds.data.digests import (
     START_BYTES,
     PreparedFile,
@@ -20,6 +18,7 @@ from chinchilla_ds.data.digests import (
 )
 from chinchilla_ds.data.reading.sources import name_problem
 from chinchilla_ds.errors import DataError
+from chinchilla_ds.ranges import Ge, Gt
 from chinchilla_ds.structured import build, read_json
 
 PREPARED_FORMAT_VERSION = 3

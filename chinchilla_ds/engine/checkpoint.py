@@ -19,9 +19,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.contents import read_contents
-from chinchilla_ds.checkpoint.index import MOMENTS, WEIGHT
+from chinchilla_ds.checkpoint.index import WEIGHT
 from chinchilla_ds.checkpoint.reader import CheckpointReader
-from chinchilla_ds.checkpoint.state import LOSS_SCALER_FIELDS, CheckpointState, shape_problems
+from chinchilla_ds.checkpoint.state import LOSS_SCALER_FIELDS, CheckpointState, objective_problems, shape_problems
 from chinchilla_ds.checkpoint.tensors import Block, load_blocks, save_blocks
 from chinchilla_ds.checkpoint.writer import library_versions, write_small_files
 from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
@@ -29,10 +29,10 @@ from chinchilla_ds.engine import rehearsal
 from chinchilla_ds.engine.owned_states import OwnedState, blocks_of, catch_up, owned_states, publish
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.errors import CheckpointError, ChinchillaError, OutputError, reason
+from chinchilla_ds.model.initialization import global_named_parameters
+from chinchilla_ds.objective import is_own
+from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.units import format_bytes
-
-BYTES_PER_PARAM = 12
-"""FP32 weight and AdamW's two moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +142,11 @@ class Checkpointer:
             raise kind(found)
 
     def _begin(self, checkpoint: Path) -> None:
-        num_bytes = BYTES_PER_PARAM * self.engine.plan.num_params
+        num_bytes = checkpoint_bytes(self.engine.plan)
         run_on_rank_zero(lambda: _begin(checkpoint, num_bytes=num_bytes))
 
     def _states(self) -> list[OwnedState]:
-        return owned_states(self.engine.engine, self.engine.stage, zero_stage=self.engine.plan.layout.zero_stage)
+        return owned_states(self.engine.engine, self.engine.stage, plan=self.engine.plan)
 
     def _completed(self, state: CheckpointState, states: list[OwnedState]) -> CheckpointState:
         """Return where the run stands with what the engine knows of it."""
@@ -154,6 +154,7 @@ class Checkpointer:
             state,
             optimizer_step=max((owned.step for owned in states), default=0),
             loss_scaler=_loss_scaler(self.engine.engine),
+            objective_state=self.engine.objective.state_dict(),
             world_size=dist.get_world_size(),
             versions=library_versions(),
         )
@@ -290,7 +291,7 @@ class _OnNvme:
     def blocks(self, owned: OwnedState) -> list[Block]:
         """Return blocks that are read when they are written, one after another."""
         numel = max((piece.flat_start + piece.numel for piece in owned.pieces), default=0)
-        places = {kind: torch.empty(numel, device="meta") for kind in (WEIGHT, *MOMENTS)}
+        places = {kind: torch.empty(numel, device="meta") for kind in (WEIGHT, *owned.spec.states)}
         return [
             dataclasses.replace(block, read=lambda part: self._read(owned, part))
             for block in blocks_of(owned, tensors=places, copies=False)
@@ -374,31 +375,64 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
         Where the run stood.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: it is of another model, or of another optimizer.
     """
-    reader, zero_stage = CheckpointReader(checkpoint), engine.plan.layout.zero_stage
-    if problems := shape_problems(reader.plan.shape, engine.plan.shape, checkpoint=checkpoint):
+    reader = CheckpointReader(checkpoint)
+    problems = shape_problems(reader.plan.shape, engine.plan.shape, checkpoint=checkpoint)
+    if not weights_only:
+        problems += objective_problems(reader.plan, engine.plan, checkpoint=checkpoint)
+    saved, here = reader.plan.optimizer.plugin, engine.plan.optimizer.plugin
+    if saved != here and not weights_only:
+        problems.append(
+            f"the checkpoint {checkpoint} was trained by the optimizer {saved}, and the plan says {here}: resume with "
+            f"`optimizer={saved}`, or begin a new run from its weights with `checkpoint.init_from={checkpoint}`"
+        )
+    if problems:
         raise CheckpointError(problems)
-    states = owned_states(engine.engine, engine.stage, zero_stage=zero_stage)
-    kinds = (WEIGHT,) if weights_only or not reader.has_moments else (WEIGHT, *MOMENTS)
+    absent = _absent_weights(engine, reader, weights_only=weights_only)
+    states = owned_states(engine.engine, engine.stage, plan=engine.plan)
+    resumes = reader.has_optimizer and not weights_only
+    kinds = (WEIGHT, *engine.plan.optimizer.states) if resumes else (WEIGHT,)
     found: tuple[str, ...] = ()
     try:
         for owned in states:
-            _load_state(owned, reader=reader, kinds=kinds)
+            _load_state(owned, reader=reader, kinds=kinds, absent=absent)
     except CheckpointError as error:
         found = error.problems
     _raise_together(found)
-    if states and len(kinds) > 1:
+    if states and resumes:
         catch_up(states[0].optimizer, step=reader.state.optimizer_step)
-    publish(engine.engine, zero_stage=zero_stage)
+    publish(engine.engine, zero_stage=engine.plan.layout.zero_stage)
     if not weights_only:
         _restore_counters(engine.engine, reader.state)
+        engine.objective.load_state_dict(reader.state.objective_state)
     dist.barrier()
     return reader.state
 
 
-def _load_state(owned: OwnedState, *, reader: CheckpointReader, kinds: tuple[str, ...]) -> None:
-    """Read the weights that a rank owns, and the moments if they are among `kinds`."""
+def _absent_weights(engine: TrainingEngine, reader: CheckpointReader, *, weights_only: bool) -> frozenset[str]:
+    """Return the objective's weights that the checkpoint lacks, and that may keep their initial values.
+
+    Raises:
+        CheckpointError: the checkpoint holds weights that the model has no place for, and would train without.
+    """
+    names = [name for name, _ in global_named_parameters(engine.stage)]
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, names)
+    wanted, stored = {name for of_rank in of_ranks for name in of_rank}, set(reader.names())
+    if unknown := sorted(stored - wanted):
+        raise CheckpointError(
+            f"{reader.folder} was trained with the objective {reader.plan.objective} and holds {len(unknown)} weights "
+            f"that the objective {engine.plan.objective} has no place for, such as {unknown[0]}: without them its "
+            "other weights compute something else; train with that objective, or export it first"
+        )
+    absent = sorted(name for name in wanted - stored if is_own(name))
+    return frozenset(name for name in absent if weights_only and engine.objective.may_be_absent(name))
+
+
+def _load_state(owned: OwnedState, *, reader: CheckpointReader, kinds: tuple[str, ...], absent: frozenset[str]) -> None:
+    """Read a rank's weights but for those that are `absent`, and the optimizer's states if among `kinds`."""
+    owned = dataclasses.replace(owned, pieces=tuple(piece for piece in owned.pieces if piece.name not in absent))
     with owned.resident(), folders.reported_as(reader.folder):
         tensors = {kind: flat for kind, flat in owned.tensors().items() if kind in kinds}
         blocks = blocks_of(owned, tensors=tensors, copies=True)

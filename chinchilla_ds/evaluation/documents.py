@@ -26,8 +26,8 @@ def held_out_documents(prepared: PreparedData, *, tokenizer: Tokenizer) -> Itera
 
     if prepared.tokenizer_sha256 != tokenizer.sha256:
         raise DataError(
-            f"{prepared.folder} was prepared with another tokenizer than the model's; give --data the text itself, or "
-            "prepare it with --tokenizer from the checkpoint"
+            f"{prepared.folder} was prepared with another tokenizer than the model's; give `data` the text itself, or "
+            "prepare it with the checkpoint's (`prepare.tokenizer`)"
         )
     prepared.check_content()
     documents = read_documents(prepared.held_out_prefix)

@@ -26,10 +26,10 @@ def open_tasks(names: Sequence[str], *, include_path: Path | None) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError(
-            f"--tasks needs lm-eval, and importing it fails: {error}; install it with pip install 'chinchilla-ds[eval]'"
+            f"`tasks` needs lm-eval, and importing it fails: {error}; install it with pip install 'chinchilla-ds[eval]'"
         ) from None
     if include_path is not None and not include_path.is_dir():
-        raise ConfigError(f"--include-path {include_path} is not a folder; name one that holds task files (.yaml)")
+        raise ConfigError(f"`include_path={include_path}` is no folder; name one that holds task files (.yaml)")
     if include_path is not None:
         _check_task_files(include_path)
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
@@ -37,7 +37,7 @@ def open_tasks(names: Sequence[str], *, include_path: Path | None) -> Any:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(
-            [f"--tasks: {name!r} is not a task of lm-eval{_nearest(name, known, include_path)}" for name in unknown]
+            [f"`tasks`: {name!r} is no task of lm-eval{_nearest(name, known, include_path)}" for name in unknown]
         )
     return manager
 
@@ -65,7 +65,7 @@ def _check_task_files(folder: Path) -> None:
 def _nearest(name: str, known: Sequence[str], include_path: Path | None) -> str:
     if near := did_you_mean(name, known):
         return near
-    return "" if include_path is not None else "; a task of your own is found with --include-path FOLDER"
+    return "" if include_path is not None else "; a task of your own is found with `include_path=FOLDER`"
 
 
 def run_tasks(
@@ -106,12 +106,12 @@ def run_tasks(
         )
     except (OSError, ConnectionError, ValueError, DatasetsError) as error:  # unavailable data
         raise ConfigError(
-            f"--tasks: lm-eval cannot run {', '.join(names)}: {_first_line(error)}; offline, name task files whose "
-            "data is on this machine with --include-path"
+            f"`tasks`: lm-eval cannot run {', '.join(names)}: {_first_line(error)}; offline, name task files whose "
+            "data is on this machine with `include_path`"
         ) from error
     except (KeyError, TypeError, AttributeError, ImportError, TemplateError) as error:  # invalid task file
         raise ConfigError(
-            f"--tasks: lm-eval cannot run {', '.join(names)}: {type(error).__name__}: {_first_line(error)}; check "
+            f"`tasks`: lm-eval cannot run {', '.join(names)}: {type(error).__name__}: {_first_line(error)}; check "
             "the task's file and its data"
         ) from error
     assert found is not None, "lm-eval returns results on the one rank that runs it"

@@ -1,10 +1,18 @@
 """The model card: README.md of a Hugging Face folder."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from chinchilla_ds.data.prepared import LEDGER_NAME, PreparedData
 from chinchilla_ds.data.preparing.ledger import Ledger
-from chinchilla_ds.run_plan import Precision, RunPlan
+from chinchilla_ds.errors import DataError
+from chinchilla_ds.exporting.config_json import family_of
+from chinchilla_ds.run_plan import ADAMW, Precision, RunPlan
+from chinchilla_ds.structured import read_bytes
 from chinchilla_ds.units import format_bytes, format_count, format_flops
+
+if TYPE_CHECKING:
+    from chinchilla_ds.checkpoint.reader import CheckpointReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +28,35 @@ class TrainingFacts:
     held_out_bits_per_byte: float | None = None
     ledger: Ledger | None = None
     tokenizer_sha256: str | None = None
+
+    @classmethod
+    def of_checkpoint(
+        cls, reader: "CheckpointReader", /, *, text: PreparedData | None = None, licence: str | None = None
+    ) -> "TrainingFacts":
+        """Return what a checkpoint says of its training, and the ledger of the text that it was trained on.
+
+        Args:
+            reader: The checkpoint.
+            text: Its prepared text, whose ledger is read where it has one; None: not known.
+            licence: As `TrainingFacts.licence`.
+
+        Raises:
+            DataError: the ledger is damaged.
+        """
+        plan, state = reader.plan, reader.state
+        ledger = None
+        if text is not None and (file := text.folder / LEDGER_NAME).is_file():
+            content = read_bytes(file, what="the ledger", error=DataError)
+            ledger = Ledger.from_json(content.decode(errors="replace"))
+        return cls(
+            licence=licence,
+            consumed_tokens=plan.consumed_tokens(iteration=state.iteration),
+            flops_spent=plan.flops_spent(attempts=state.attempts),
+            held_out_loss=state.held_out_loss,
+            held_out_bits_per_byte=state.held_out_bits_per_byte,
+            ledger=ledger,
+            tokenizer_sha256=state.tokenizer_sha256,
+        )
 
 
 def model_card(
@@ -41,7 +78,7 @@ def model_card(
         [
             *head,
             "",
-            f"# Llama decoder of {format_count(num_params)} parameters",
+            f"# {family_of(plan.shape).title} decoder of {format_count(num_params)} parameters",
             "",
             f"Trained by chinchilla-ds on {format_count(facts.consumed_tokens)} tokens, "
             f"{format_flops(facts.flops_spent)}.{licence}",
@@ -85,11 +122,13 @@ def _shape_rows(plan: RunPlan, *, num_params: int, dtype: Precision) -> list[tup
 
 
 def _training_rows(plan: RunPlan, facts: TrainingFacts) -> list[tuple[str, str]]:
+    optimizer, peak = plan.optimizer, plan.optimizer.learning_rate
+    name = "AdamW" if optimizer.plugin == ADAMW else str(optimizer.plugin)
     rows = [
         ("Compute budget", format_flops(plan.compute_budget_flops)),
         ("FLOPs spent", format_flops(facts.flops_spent)),
         ("Tokens", f"{facts.consumed_tokens:,} of {plan.num_tokens:,} planned"),
-        ("Optimizer", f"AdamW, peak learning rate {plan.optimizer.learning_rate:.3g}, {plan.schedule.decay.value}"),
+        ("Optimizer", f"{name}, peak learning rate {peak:.3g}, {plan.schedule.decay.value}"),
         ("Batch", f"{plan.batch.global_batch_size} sequences of {plan.shape.seq_length} tokens"),
         ("Precision", plan.precision.value),
         ("Predicted loss", f"{plan.prediction.loss:.4f} nats/token by {plan.prediction.loss_law} (its own tokenizer)"),

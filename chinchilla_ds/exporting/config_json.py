@@ -1,25 +1,55 @@
-"""`config.json` of `transformers.LlamaForCausalLM`, from a ModelShape and to one."""
+"""`config.json` of a model of transformers, from a ModelShape and to one."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
-
-from annotated_types import Ge, Gt, Le, Lt
 
 from chinchilla_ds.budget.shape.search import pad_vocab
 from chinchilla_ds.data.named_files import find_named
 from chinchilla_ds.errors import ConfigError, DataError
+from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import ModelShape, Precision
 from chinchilla_ds.structured import build, read_json
 
 CONFIG_NAME = "config.json"
-ARCHITECTURE = "LlamaForCausalLM"
-DTYPE_NAMES = {Precision.FP32: "float32", Precision.BF16: "bfloat16", Precision.FP16: "float16"}
-"""What Hugging Face calls a precision."""
 QUANT_METHOD = "chinchilla_ds_vq"
 """Of `quantization_config`, where our vector codec has coded the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Models of transformers that compute what this decoder computes with its switches in certain positions."""
+
+    title: str
+    """What people call it."""
+    model_type: str
+    architecture: str
+    switches: Mapping[str, bool]
+    """Switches of the decoder that are the family's; the others are the model's own."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What the family's own configuration says of a size that is left out, where Llama's says something else."""
+
+
+FAMILIES = (
+    Family(title="Llama", model_type="llama", architecture="LlamaForCausalLM", switches={"qk_norm": False}),
+    Family(
+        title="Qwen3",
+        model_type="qwen3",
+        architecture="Qwen3ForCausalLM",
+        switches={"qk_norm": True},
+        defaults={"head_dim": 128, "num_key_value_heads": 32},
+    ),
+)
+"""The first that fits a shape is what it is exported as."""
+
+
+def family_of(shape: ModelShape, /) -> Family:
+    """Return the family that a decoder is exported as."""
+    switches = shape.switches()
+    return next(one for one in FAMILIES if all(switches[name] is on for name, on in one.switches.items()))
+
 
 _Heads = Annotated[int, Ge(1), Le(2048)]
 _Base = Annotated[float, Gt(0), Lt(1e15)]
@@ -49,7 +79,7 @@ class QuantizationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """What a `config.json` says of a Llama's shape, under its names; the limits are ten times the largest there is."""
+    """What a `config.json` says of a shape, under Llama's names; the limits are ten times the largest there is."""
 
     architectures: tuple[str, ...] | None = None
     model_type: str | None = None
@@ -71,6 +101,8 @@ class LlamaConfig:
     rope_parameters: RotaryConfig | None = None
     rope_scaling: RotaryConfig | None = None
     partial_rotary_factor: float | None = None
+    use_sliding_window: bool | None = None
+    layer_types: tuple[str, ...] | None = None
     quantization_config: QuantizationConfig | None = None
     auto_map: dict[str, Any] | None = None
 
@@ -88,7 +120,7 @@ class LlamaConfig:
 def config_of(
     shape: ModelShape, /, *, vocab_size: int, token_ids: Mapping[str, Any], dtype: Precision
 ) -> dict[str, Any]:
-    """Return the configuration that makes LlamaForCausalLM the decoder of `shape`.
+    """Return the configuration that makes a model of its family the decoder of `shape`.
 
     Args:
         shape: The decoder.
@@ -96,9 +128,10 @@ def config_of(
         token_ids: Those that begin, end and fill texts, all of them: Llama's own defaults are tokens 1 and 2.
         dtype: Of the weights.
     """
+    family = family_of(shape)
     return {
-        "architectures": [ARCHITECTURE],
-        "model_type": "llama",
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "vocab_size": vocab_size,
         "hidden_size": shape.hidden_size,
         "intermediate_size": shape.ffn_hidden_size,
@@ -118,7 +151,7 @@ def config_of(
         "initializer_range": shape.init_std,
         **token_ids,
         "use_cache": True,
-        "dtype": DTYPE_NAMES[dtype],
+        "dtype": dtype.dtype_name,
     }
 
 
@@ -138,39 +171,40 @@ def read_config(folder: Path, /) -> dict[str, Any]:
 
 
 def shape_of(config: Mapping[str, Any], /, *, place: str) -> ModelShape:
-    """Return the decoder that a Llama configuration describes.
+    """Return the decoder that a configuration of one of FAMILIES describes.
 
     Args:
         config: What `read_config` returned.
         place: How messages name it.
 
     Raises:
-        ConfigError: it is no Llama, or one with a part that this decoder does not have; all such parts are named.
+        ConfigError: it is of none, or has a part that this decoder does not have; all such parts are named.
     """
-    if other := _other_family(config):
-        raise ConfigError(f"{place}: it is a {other}, and only {ARCHITECTURE} (model_type 'llama') can be imported")
-    llama = typed(config, place=place)
+    family = _family_named_by(config, place=place)
+    llama = typed({**family.defaults, **config}, place=place)
     if problems := [f"{place}: {problem}" for problem in _unsupported(llama)]:
         raise ConfigError(problems)
-    return ModelShape(
-        num_layers=llama.num_hidden_layers,
-        hidden_size=llama.hidden_size,
-        ffn_hidden_size=llama.intermediate_size,
-        num_attention_heads=llama.num_attention_heads,
-        num_query_groups=llama.num_groups,
-        kv_channels=llama.head_dim or llama.hidden_size // llama.num_attention_heads,
-        vocab_size=llama.vocab_size,
-        padded_vocab_size=pad_vocab(vocab_size=llama.vocab_size),
-        seq_length=llama.max_position_embeddings,
-        tied_embeddings=bool(llama.tie_word_embeddings),
-        rotary_base=next(filter(None, [*(section.rope_theta for section in llama.rotary), llama.rope_theta]), 10000.0),
-        norm_epsilon=llama.rms_norm_eps,
-        init_std=llama.initializer_range,
-    )
+    values = {
+        "num_layers": llama.num_hidden_layers,
+        "hidden_size": llama.hidden_size,
+        "ffn_hidden_size": llama.intermediate_size,
+        "num_attention_heads": llama.num_attention_heads,
+        "num_query_groups": llama.num_groups,
+        "kv_channels": llama.head_dim or llama.hidden_size // llama.num_attention_heads,
+        "vocab_size": llama.vocab_size,
+        "padded_vocab_size": pad_vocab(vocab_size=llama.vocab_size),
+        "seq_length": llama.max_position_embeddings,
+        "tied_embeddings": bool(llama.tie_word_embeddings),
+        "rotary_base": next(filter(None, [*(part.rope_theta for part in llama.rotary), llama.rope_theta]), 10000.0),
+        "norm_epsilon": llama.rms_norm_eps,
+        "init_std": llama.initializer_range,
+    }
+    shape: ModelShape = build(ModelShape, {**values, **family.switches}, where=f"{place}: the decoder's shape")
+    return shape
 
 
 def typed(config: Mapping[str, Any], /, *, place: str) -> LlamaConfig:
-    """Return what is read of a configuration; whatever else it holds plays no part in a Llama.
+    """Return what is read of a configuration; whatever else it holds plays no part in what the model computes.
 
     Raises:
         ConfigError: listing every value of another type, or out of range.
@@ -189,13 +223,16 @@ def _known(values: Mapping[str, Any], cls: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in names}
 
 
-def _other_family(config: Mapping[str, Any]) -> str | None:
-    """Return which other family it is of; None for a Llama."""
-    architectures, family = config.get("architectures"), config.get("model_type")
-    if family == "llama" and (not architectures or architectures == [ARCHITECTURE]):
-        return None
-    names = architectures if isinstance(architectures, list) and architectures else [f"model_type {family!r}"]
-    return ", ".join(str(name) for name in names)[:200]
+def _family_named_by(config: Mapping[str, Any], *, place: str) -> Family:
+    """Return the family that a configuration names; a ConfigError says which there are."""
+    architectures, model_type = config.get("architectures"), config.get("model_type")
+    for family in FAMILIES:
+        if model_type == family.model_type and (not architectures or architectures == [family.architecture]):
+            return family
+    names = architectures if isinstance(architectures, list) and architectures else [f"model_type {model_type!r}"]
+    other = ", ".join(str(name) for name in names)[:200]
+    known = " and ".join(f"{one.architecture} (model_type '{one.model_type}')" for one in FAMILIES)
+    raise ConfigError(f"{place}: it is a {other}, and only {known} can be imported")
 
 
 def _unsupported(llama: LlamaConfig) -> Iterator[str]:
@@ -213,6 +250,8 @@ def _unsupported(llama: LlamaConfig) -> Iterator[str]:
     for share in (*(section.partial_rotary_factor for section in llama.rotary), llama.partial_rotary_factor):
         if share not in (None, 1.0):
             yield f"partial_rotary_factor is {share}, and this decoder rotates every channel, 1.0"
+    if llama.use_sliding_window or set(llama.layer_types or ()) - {"full_attention"}:
+        yield "some layers attend within a window, and this decoder's attend to all that came before"
     stored = llama.quantization_config
     if stored is not None and stored.quant_method != QUANT_METHOD:
         yield f"its weights are quantised ({stored.quant_method}); import the model before it was quantised"

@@ -23,7 +23,7 @@ _SEQUENCES_PER_STEP = 64
 def plan_of(shape: ModelShape, /) -> RunPlan:
     """Return a plan for a shape: the tokens that its size asks for, laid out for no machine.
 
-    It says what the weights are. `pretrain --plan` lays it out on the ranks that there are, as the ds_config says.
+    It says what the weights are. A run of this plan lays it out on the ranks that there are, as the ds_config says.
     """
     params = count_parameters(shape=shape)
     law = get_law(DEFAULT_LAW)

@@ -54,15 +54,15 @@ def measure(folder: Path, /, *, windows: Iterable[tuple[Tensor, Tensor]]) -> Mea
 
 
 def load_model(folder: Path, /) -> Any:
-    """Return the LlamaForCausalLM of an export; what the vector codec coded is decoded."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+    """Return the model of transformers that an export is; what the vector codec coded is decoded."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     config = read_config(folder)
     weights = open_weights(folder, config)
     if not isinstance(weights, VectorReader):
         return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     plain = {name: value for name, value in config.items() if name != "quantization_config"}
-    model = LlamaForCausalLM(LlamaConfig(**plain)).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**plain), dtype=torch.float32).eval()
     state = {name: weights.read(name) for name in weights.names()}
     if model.config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]

@@ -21,7 +21,8 @@ from chinchilla_ds.exporting.config_json import CONFIG_NAME, QUANT_METHOD, read_
 from chinchilla_ds.exporting.shards import STEM, ShardReader, ShardWriter
 from chinchilla_ds.exporting.vector_codec import Codec
 from chinchilla_ds.exporting.vector_folder import CODED_STEM
-from chinchilla_ds.exporting.write import CARD_NAME, write_json, written_aside
+from chinchilla_ds.exporting.write import CARD_NAME
+from chinchilla_ds.files import new_folder, write_json
 
 
 class Quantization(StrEnum):
@@ -90,7 +91,7 @@ def quantize_folder(source: Path, /, *, out: Path, method: Quantization) -> Quan
     names = [name for name in reader.names() if is_matrix(name)]
     if problems := list(_size_problems(reader, names, method=method)):
         raise ConfigError(problems)
-    with written_aside(out) as aside:
+    with new_folder(out) as aside:
         shutil.copytree(source, aside, ignore=shutil.ignore_patterns("model*.safetensors*"), dirs_exist_ok=True)
         stem = CODED_STEM if method in CODECS else STEM
         with ShardWriter(aside, num_tensors=4 * len(reader.names()), stem=stem) as writer:
@@ -119,7 +120,7 @@ def check_installed(method: Quantization, /) -> None:
     needed = ("transformers",) if method in CODECS else ("torchao", "transformers")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise ConfigError(
-            f"--quantize {method.value} needs {' and '.join(missing)}, which is not installed: "
+            f"`quantize={method.value}` needs {' and '.join(missing)}, which is not installed: "
             "pip install 'chinchilla-ds[quantize]'"
         )
 
@@ -181,7 +182,7 @@ def _size_problems(reader: ShardReader, names: list[str], *, method: Quantizatio
     unit = 4 if method is Quantization.SPARSE else CODECS[method].dimension if method in CODECS else 1
     for name in names:
         if (columns := reader.shape(name)[1]) % unit:
-            yield f"--quantize {method.value} takes {unit} neighbours at a time, and {name} has {columns} columns"
+            yield f"`quantize={method.value}` takes {unit} neighbours at a time, and {name} has {columns} columns"
 
 
 def _vector(name: str, values: Tensor, *, codec: Codec) -> _Result:

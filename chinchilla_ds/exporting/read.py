@@ -1,4 +1,4 @@
-"""A Hugging Face folder of the Llama family becomes a checkpoint that training can start from."""
+"""A Hugging Face folder of a family in `config_json.FAMILIES` becomes a checkpoint that training can start from."""
 
 import dataclasses
 import functools
@@ -26,8 +26,10 @@ from chinchilla_ds.exporting.imported_plan import plan_of
 from chinchilla_ds.exporting.shards import ShardReader
 from chinchilla_ds.exporting.tokenizer_files import find_tokenizer
 from chinchilla_ds.exporting.vector_folder import VectorReader, open_weights
-from chinchilla_ds.exporting.write import OURS_NAME, PADDING_STEM, PLAN_NAME, written_aside
+from chinchilla_ds.exporting.write import OURS_NAME, PADDING_STEM, PLAN_NAME
+from chinchilla_ds.files import new_folder
 from chinchilla_ds.run_plan import ModelShape, RunPlan
+from chinchilla_ds.weights import OUTPUT
 
 _TYPES = ("F32", "BF16", "F16")
 """Of weights, as safetensors calls them: what can be written in FP32 without loss."""
@@ -48,7 +50,7 @@ class Imported:
 
 
 def import_folder(source: Path, /, *, out: Path) -> Imported:
-    """Write the weights of a Llama as the checkpoint of step 0 below `out`.
+    """Write the weights of a model as the checkpoint of step 0 below `out`.
 
     An export of ours gets its plan and its rows of padding back, so that the checkpoint is that which was exported, bit
     by bit. Of other models the padding is zero.
@@ -76,7 +78,7 @@ def import_folder(source: Path, /, *, out: Path) -> Imported:
     weights = _Weights(open_weights(source, config), source, plan.shape if plan else shape, vocab_size=shape.vocab_size)
     restored = plan is not None
     plan = plan or plan_of(shape)
-    with written_aside(out) as aside:
+    with new_folder(out) as aside:
         checkpoint, files = Path(CHECKPOINTS_NAME) / checkpoint_name(0), aside / _TOKENIZER_NAME
         files.mkdir()
         tokenizer.save(files / tokenizer.saved_as)
@@ -170,10 +172,10 @@ class _Weights:
         }
         reader, found = self._reader, set(self._reader.names())
         ignored = {name for name in found if name.endswith("rotary_emb.inv_freq")}
-        if llama.OUTPUT not in {weight.name for weight in self._weights}:
+        if OUTPUT.name not in {weight.name for weight in self._weights}:
             ignored.add("lm_head.weight")  # tied: some folders hold the table twice
         problems = [f"lacks the weight {name}" for name in pieces if name not in found]
-        problems += [f"has a weight of no Llama: {name}" for name in sorted(found - pieces.keys() - ignored)]
+        problems += [f"has an unknown weight: {name}" for name in sorted(found - pieces.keys() - ignored)]
         there = [name for name in pieces if name in found]
         problems += [
             f"has {name} as {list(reader.shape(name))}, and {CONFIG_NAME} makes it {list(pieces[name])}"

@@ -1,6 +1,5 @@
 """The tokenizer of a Hugging Face folder: what `AutoTokenizer` reads, with the ids that the model was trained on."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from chinchilla_ds.data.tokenizing.files import (
 )
 from chinchilla_ds.data.tokenizing.sentencepiece_json import as_tokenizers
 from chinchilla_ds.data.tokenizing.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from chinchilla_ds.files import write_json
 
 _OURS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 _OURS_OF_MODELS = {
@@ -100,4 +100,4 @@ def _came_with_settings(files: TokenizerFiles) -> bool:
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG_NAME, config)

@@ -1,25 +1,25 @@
 """A checkpoint becomes a Hugging Face folder: streamed, written aside, whole or not there."""
 
-import json
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from chinchilla_ds.checkpoint.folded import FoldedReader
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.data.tokenizing.files import GENERATION_NAME
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
-from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
+from chinchilla_ds.errors import ConfigError, DataError
 from chinchilla_ds.exporting import llama
 from chinchilla_ds.exporting.card import TrainingFacts, model_card
 from chinchilla_ds.exporting.config_json import CONFIG_NAME, config_of
 from chinchilla_ds.exporting.finite import is_finite
 from chinchilla_ds.exporting.shards import MAX_SHARD_BYTES, ShardWriter
 from chinchilla_ds.exporting.tokenizer_files import generation_config, token_ids, write_tokenizer
+from chinchilla_ds.files import new_folder, write_json
+from chinchilla_ds.model.dtypes import DTYPES
 from chinchilla_ds.run_plan import Precision
 
 OURS_NAME = "chinchilla_ds"
@@ -28,7 +28,6 @@ PLAN_NAME = "plan.json"
 PADDING_STEM = "padding"
 CARD_NAME = "README.md"
 
-DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 _CHUNK_BYTES = 256 * 1024**2
 """Of a weight in FP32: larger ones are read in parts."""
 
@@ -45,7 +44,7 @@ class Exported:
 
 
 def export_checkpoint(
-    reader: CheckpointReader,
+    reader: FoldedReader,
     /,
     *,
     out: Path,
@@ -53,7 +52,7 @@ def export_checkpoint(
     facts: TrainingFacts,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Exported:
-    """Write a checkpoint as a folder that `transformers` loads as LlamaForCausalLM.
+    """Write a checkpoint as a folder that `transformers` loads as a model of the shape's family.
 
     Args:
         reader: The checkpoint.
@@ -80,7 +79,7 @@ def export_checkpoint(
             f"{tokenizer_path} has {tokenizer.vocab_size} tokens, and the model's embedding {shape.padded_vocab_size} "
             "rows: it is not the one of the training text"
         )
-    with written_aside(out) as aside:
+    with new_folder(out) as aside:
         write_tokenizer(tokenizer, folder=aside, seq_length=shape.seq_length)
         config = config_of(shape, vocab_size=tokenizer.vocab_size, token_ids=token_ids(tokenizer), dtype=dtype)
         write_json(aside / CONFIG_NAME, config)
@@ -99,45 +98,6 @@ def export_checkpoint(
     return Exported(folder=out, num_params=num_params, num_bytes=writer.total_bytes)
 
 
-@contextmanager
-def written_aside(out: Path, /) -> Iterator[Path]:
-    """Give a folder that becomes `out` when all goes well, and is removed when it does not.
-
-    Raises:
-        OutputError: `out` is there already and not empty, or cannot be written.
-    """
-    check_free(out)
-    aside = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-        aside.mkdir(parents=True)
-        yield aside
-        if out.is_dir():
-            out.rmdir()
-        aside.rename(out)
-    except OSError as error:
-        raise OutputError(f"--out {out} cannot be written: {reason(error)}") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def check_free(out: Path, /) -> None:
-    """Check that `out` is not there, or is an empty folder.
-
-    Raises:
-        OutputError: it is there.
-    """
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists():
-        raise OutputError(f"--out {out} exists already, and nothing is overwritten; name a new folder")
-
-
-def write_json(path: Path, /, values: object) -> None:
-    """Write indented JSON."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
 def _rows_of(reader: CheckpointReader, weight: llama.Weight) -> Callable[[slice], Tensor]:
     """Return what reads rows of a weight: from the weight, read once, or from the files where it is large."""
     if 4 * weight.shape[0] * (weight.shape[1] if len(weight.shape) > 1 else 1) > _CHUNK_BYTES:
@@ -154,7 +114,7 @@ def _write_weight(
         writer.add(piece.name, shape=(piece.num_rows, *weight.shape[1:]), dtype=DTYPES[dtype], parts=parts)
 
 
-def _chunks(weight: llama.Weight, piece: llama.Piece) -> Iterator[slice]:
+def _chunks(weight: llama.Weight, piece: llama.LlamaWeight) -> Iterator[slice]:
     """Yield a piece's rows in parts of bounded size."""
     row_bytes = 4 * (weight.shape[1] if len(weight.shape) > 1 else 1)
     most = max(1, _CHUNK_BYTES // row_bytes)
@@ -175,7 +135,7 @@ def _checked(values: Tensor, *, dtype: Precision, name: str) -> Tensor:
     largest, end = values.abs().max().item(), torch.finfo(DTYPES[dtype]).max
     other = Precision.BF16 if dtype is Precision.FP16 else Precision.FP32
     raise ConfigError(
-        f"--dtype {dtype.value} ends at {end:.6g}, and {name} holds {largest:.4g}; use --dtype {other.value}"
+        f"`dtype={dtype.value}` ends at {end:.6g}, and {name} holds {largest:.4g}; use `dtype={other.value}`"
     )
 
 

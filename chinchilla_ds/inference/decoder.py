@@ -7,6 +7,7 @@ Shapes, TP-local: b prompts, s new tokens, h hidden, n attention heads, g query 
 d kv_channels, f ffn_hidden_size, l cached places, v padded vocabulary.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from chinchilla_ds.inference.cache import KvCache
 from chinchilla_ds.inference.ranks import ModelRanks, check_divides
 from chinchilla_ds.run_plan import ModelShape, RunPlan
+from chinchilla_ds.weights import TABLE, WeightKind, held_kinds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,15 @@ def _attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 class Layer(nn.Module):
     """Attention, then SwiGLU, each on the normed residual stream and added back to it."""
 
+    input_layernorm: nn.Parameter
+    linear_qkv: nn.Parameter
+    q_layernorm: nn.Parameter | None
+    k_layernorm: nn.Parameter | None
+    linear_proj: nn.Parameter
+    pre_mlp_layernorm: nn.Parameter
+    linear_fc1: nn.Parameter
+    linear_fc2: nn.Parameter
+
     def __init__(self, shape: ModelShape, *, ranks: ModelRanks, index: int) -> None:
         """Make room for the weights of this tensor-parallel rank; `index` counts within the stage."""
         super().__init__()
@@ -89,14 +100,7 @@ class Layer(nn.Module):
         self.groups = shape.num_query_groups // ranks.tp_size
         self.heads_per_group = shape.num_attention_heads // shape.num_query_groups
         self.kv_channels = shape.kv_channels
-        h, f = shape.hidden_size, shape.ffn_hidden_size // ranks.tp_size
-        width = self.groups * self.kv_channels
-        self.input_layernorm = _weight(h)
-        self.linear_qkv = _weight((self.heads_per_group + 2) * width, h)
-        self.linear_proj = _weight(h, self.heads_per_group * width)
-        self.pre_mlp_layernorm = _weight(h)
-        self.linear_fc1 = _weight(2 * f, h)
-        self.linear_fc2 = _weight(h, f)
+        _make_room(self, shape, in_layers=True, held=held_kinds(shape), tensor=ranks.tp_size)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Run on the residual stream [b, s, h]."""
@@ -107,20 +111,33 @@ class Layer(nn.Module):
         mixed = F.linear(x, self.linear_qkv)
         b, s, _ = mixed.shape
         mixed = mixed.view(b, s, self.groups, self.heads_per_group + 2, self.kv_channels)  # [b, s, g, r + 2, d]
-        turned = _rotate(mixed[..., :-1, :], context)
+        turned = _rotate(self._normed(mixed[..., :-1, :]), context)
         key, value = turned[..., -1, :].transpose(1, 2), mixed[..., -1, :].transpose(1, 2)  # [b, g, s, d]
         if context.cache is not None:
             key, value = context.cache.put(self.index, key, value, at=context.at)
         out = attend(turned[..., :-1, :], key, value, mask=context.mask)
         return self.ranks.sum_over_tp(F.linear(out, self.linear_proj))
 
+    def _normed(self, heads: Tensor) -> Tensor:
+        """Norm the queries and the key of every group [b, s, g, r + 1, d], where the decoder does."""
+        if self.q_layernorm is None:
+            return heads
+        channels = heads.shape[-1:]
+        queries = F.rms_norm(heads[..., :-1, :], channels, self.q_layernorm, self.epsilon)
+        key = F.rms_norm(heads[..., -1:, :], channels, self.k_layernorm, self.epsilon)
+        return torch.cat((queries, key), dim=-2)
+
     def _mlp(self, x: Tensor) -> Tensor:
         gate, up = F.linear(x, self.linear_fc1).chunk(2, dim=-1)
         return self.ranks.sum_over_tp(F.linear(F.silu(gate) * up, self.linear_fc2))
 
 
-class Decoder(nn.Module):
+class InferenceDecoder(nn.Module):
     """This rank's stage of the decoder. Every rank calls it with the same tokens and gets the same logits."""
+
+    word_embeddings: nn.Parameter | None
+    final_layernorm: nn.Parameter | None
+    output_layer: nn.Parameter | None
 
     def __init__(self, plan: RunPlan, *, ranks: ModelRanks, eod_id: int, dtype: torch.dtype) -> None:
         """Make room for the weights; `inference.load.load_decoder` fills it.
@@ -138,15 +155,11 @@ class Decoder(nn.Module):
         check_divides(plan.shape, ranks=ranks)
         self.shape, self.ranks, self.dtype = plan.shape, ranks, dtype
         self.masked_eod_id = eod_id if plan.document_mask else None
-        rows = self.shape.padded_vocab_size // ranks.tp_size
-        h = self.shape.hidden_size
-        tied = self.shape.tied_embeddings
-        self.embedding = _weight(rows, h) if ranks.is_first_stage or (tied and ranks.is_last_stage) else None
+        held = held_kinds(self.shape, is_first=ranks.is_first_stage, is_last=ranks.is_last_stage)
+        _make_room(self, self.shape, in_layers=False, held=held, tensor=ranks.tp_size)
         self.layers = nn.ModuleList(
             Layer(self.shape, ranks=ranks, index=index) for index in range(self.shape.num_layers // ranks.pp_size)
         )
-        self.final_layernorm = _weight(h) if ranks.is_last_stage else None
-        self.output_layer = _weight(rows, h) if ranks.is_last_stage and not tied else None
         self._tables: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -270,12 +283,13 @@ class Decoder(nn.Module):
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Return [b, s, h]; each tensor-parallel rank holds a part of the rows and adds zeros for the others."""
-        assert self.embedding is not None, "the first stage holds the embedding"
+        table = self.word_embeddings
+        assert table is not None, "the first stage holds the embedding"
         if self.ranks.tp_size == 1:
-            return F.embedding(tokens, self.embedding)
-        local = tokens - self.ranks.tp_rank * len(self.embedding)
-        outside = (local < 0) | (local >= len(self.embedding))
-        x = F.embedding(local.masked_fill(outside, 0), self.embedding)
+            return F.embedding(tokens, table)
+        local = tokens - self.ranks.tp_rank * len(table)
+        outside = (local < 0) | (local >= len(table))
+        x = F.embedding(local.masked_fill(outside, 0), table)
         return self.ranks.sum_over_tp(x.masked_fill(outside.unsqueeze(-1), 0.0))
 
     def _logits(self, hidden: Tensor | None, *, batch_size: int, kept: int) -> Tensor:
@@ -288,11 +302,26 @@ class Decoder(nn.Module):
 
     def _own_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of the last stage, fp32 [b, kept, v]."""
-        weight = self.embedding if self.output_layer is None else self.output_layer
+        weight = self.word_embeddings if self.output_layer is None else self.output_layer
         assert weight is not None, "the last stage holds the output layer"
         normed = F.rms_norm(hidden, hidden.shape[-1:], self.final_layernorm, self.shape.norm_epsilon)
         return self.ranks.join_vocab(F.linear(normed, weight)).float().contiguous()
 
 
-def _weight(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
+def _make_room(
+    module: nn.Module, shape: ModelShape, *, in_layers: bool, held: Collection[WeightKind], tensor: int
+) -> None:
+    """Give a module a parameter for each of its weights, under its name, and None for those that are not held.
+
+    Args:
+        module: One layer, or the decoder.
+        shape: The decoder's.
+        in_layers: Whether the weights of layers are meant, or the others.
+        held: What is held here.
+        tensor: tensor_model_parallel_size.
+    """
+    for kind in TABLE:
+        if kind.in_layers is in_layers:
+            room = torch.empty(kind.local_shape(shape, tensor=tensor), device="meta")
+            parameter = nn.Parameter(room, requires_grad=False) if kind in held else None
+            module.register_parameter(kind.attribute, parameter)

@@ -10,7 +10,7 @@ from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.inference.sampling import Sampling, choose
 from chinchilla_ds.inference.source import LogitSource
-from chinchilla_ds.inference.text import TextStream
+from chinchilla_ds.inference.text_stream import TextStream
 
 OnText = Callable[[int, str], None]
 """Told the number of a prompt, and text that has become certain."""
@@ -36,7 +36,7 @@ class Continuation:
     finish: Finish
 
 
-class Row:
+class OpenContinuation:
     """One prompt's continuation as it grows."""
 
     def __init__(
@@ -91,7 +91,7 @@ def make_rows(
     max_new_tokens: int,
     stop: Sequence[str],
     on_text: OnText | None,
-) -> list[Row]:
+) -> list[OpenContinuation]:
     """Return a row for every prompt."""
     assert prompts, "there is a prompt"
     assert all(prompts), "a prompt has at least one token"
@@ -102,7 +102,7 @@ def make_rows(
         return lambda text: on_text(number, text) if on_text is not None else None
 
     return [
-        Row(tokenizer, prompt=prompt, max_new_tokens=max_new_tokens, stop=stop, on_text=teller(number))
+        OpenContinuation(tokenizer, prompt=prompt, max_new_tokens=max_new_tokens, stop=stop, on_text=teller(number))
         for number, prompt in enumerate(prompts)
     ]
 

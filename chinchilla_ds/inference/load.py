@@ -1,16 +1,15 @@
 """Weights from a checkpoint into a decoder, each rank reading its own part of one tensor after the other."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from chinchilla_ds.inference.decoder import Decoder
+from chinchilla_ds.inference.decoder import InferenceDecoder
 from chinchilla_ds.inference.ranks import ModelRanks
 from chinchilla_ds.run_plan import RunPlan
-
-_SPLIT_BY_ROWS = ("linear_qkv.weight", "word_embeddings.weight", "output_layer.weight")
-_SPLIT_BY_COLUMNS = ("linear_proj.weight", "linear_fc2.weight")
+from chinchilla_ds.weights import TABLE, Split, WeightKind
 
 
 class WeightReader(Protocol):
@@ -37,60 +36,37 @@ def load_decoder(
     eod_id: int,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
-) -> Decoder:
+) -> InferenceDecoder:
     """Return this rank's stage of the decoder, with its weights.
 
     Raises:
         LayoutError: the layout cannot cut this shape.
     """
-    decoder = Decoder(reader.plan, ranks=ranks, eod_id=eod_id, dtype=dtype).eval()
-    for holder, attribute, name in _wanted(decoder):
-        part = _read_part(reader, name, ranks=ranks)
+    decoder = InferenceDecoder(reader.plan, ranks=ranks, eod_id=eod_id, dtype=dtype).eval()
+    for holder, kind, name in _wanted(decoder):
+        part = _read_part(reader, name, split=kind.split, ranks=ranks)
         weight = part.to(device=device, dtype=dtype).contiguous()
-        assert weight.shape == getattr(holder, attribute).shape, f"{name}: {tuple(weight.shape)}"
-        setattr(holder, attribute, nn.Parameter(weight, requires_grad=False))
+        assert weight.shape == getattr(holder, kind.attribute).shape, f"{name}: {tuple(weight.shape)}"
+        setattr(holder, kind.attribute, nn.Parameter(weight, requires_grad=False))
     return decoder
 
 
-def _wanted(decoder: Decoder) -> list[tuple[nn.Module, str, str]]:
-    """Return module, attribute and Megatron's name of every weight of this stage."""
-    found: list[tuple[nn.Module, str, str]] = []
-    if decoder.embedding is not None:
-        found.append((decoder, "embedding", "embedding.word_embeddings.weight"))
+def _wanted(decoder: InferenceDecoder) -> Iterator[tuple[nn.Module, WeightKind, str]]:
+    """Yield module, row of the table and Megatron's name of every weight of this stage."""
     first = decoder.ranks.pp_rank * len(decoder.layers)
-    for index, layer in enumerate(decoder.layers):
-        prefix = f"decoder.layers.{first + index}."
-        found += [
-            (layer, attribute, f"{prefix}{part}{attribute}.weight")
-            for attribute, part in (
-                ("input_layernorm", ""),
-                ("linear_qkv", "self_attention."),
-                ("linear_proj", "self_attention."),
-                ("pre_mlp_layernorm", ""),
-                ("linear_fc1", "mlp."),
-                ("linear_fc2", "mlp."),
-            )
-        ]
-    if decoder.final_layernorm is not None:
-        found.append((decoder, "final_layernorm", "decoder.final_layernorm.weight"))
-    if decoder.output_layer is not None:
-        found.append((decoder, "output_layer", "output_layer.weight"))
-    return found
+    layers: list[tuple[int, nn.Module]] = list(enumerate(decoder.layers, start=first))
+    for kind in TABLE:
+        for layer, holder in layers if kind.in_layers else [(0, decoder)]:
+            if getattr(holder, kind.attribute) is not None:
+                yield holder, kind, kind.full_name(layer)
 
 
-def _read_part(reader: WeightReader, name: str, *, ranks: ModelRanks) -> Tensor:
-    """Return this tensor-parallel rank's part, as `model.initialization.cut_for_tensor_parallel_rank` cuts it."""
-    if ranks.tp_size == 1:
+def _read_part(reader: WeightReader, name: str, *, split: Split | None, ranks: ModelRanks) -> Tensor:
+    """Return this tensor-parallel rank's part."""
+    if split is None or ranks.tp_size == 1:
         return reader.read(name)
-    rank, size = ranks.tp_rank, ranks.tp_size
-    if name.endswith(_SPLIT_BY_ROWS):
-        rows = reader.shape(name)[0] // size
-        return reader.read_rows(name, rows=slice(rank * rows, (rank + 1) * rows))
-    if name.endswith("linear_fc1.weight"):  # [gate; up], and this rank needs [its gate; its up]
-        half = reader.shape(name)[0] // 2
-        rows = half // size
-        starts = (rank * rows, half + rank * rows)
-        return torch.cat([reader.read_rows(name, rows=slice(start, start + rows)) for start in starts])
-    if name.endswith(_SPLIT_BY_COLUMNS):
-        return reader.read(name).chunk(size, dim=1)[rank]
-    return reader.read(name)
+    parts = split.parts(reader.shape(name)[split.dim], rank=ranks.tp_rank, world_size=ranks.tp_size)
+    if split.dim == 0:
+        return torch.cat([reader.read_rows(name, rows=rows) for rows in parts])
+    whole = reader.read(name)
+    return torch.cat([whole[:, columns] for columns in parts], dim=1)

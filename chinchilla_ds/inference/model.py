@@ -6,24 +6,23 @@ from pathlib import Path
 
 import torch
 
-from chinchilla_ds.checkpoint.folder import CHECKPOINTS_NAME
-from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.checkpoint.folded import FoldedReader
+from chinchilla_ds.checkpoint.folder import run_folder_of
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.errors import CheckpointError, ConfigError
-from chinchilla_ds.inference.decoder import Decoder
+from chinchilla_ds.inference.decoder import InferenceDecoder
 from chinchilla_ds.inference.load import load_decoder
 from chinchilla_ds.inference.ranks import ModelRanks
+from chinchilla_ds.model.dtypes import DTYPES
 from chinchilla_ds.run_plan import Precision
-
-_DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
     """A checkpoint that has been opened; its weights are read by `load`."""
 
-    reader: CheckpointReader
+    reader: FoldedReader
     tokenizer: Tokenizer
 
     @classmethod
@@ -34,7 +33,7 @@ class TrainedModel:
             CheckpointError: there is none, it holds no tokenizer, or not the one it was trained with.
             DataError: its tokenizer cannot be read.
         """
-        reader = CheckpointReader.open(path)
+        reader = FoldedReader.open(path)
         if reader.tokenizer_path is None:
             raise CheckpointError(
                 f"{reader.folder} holds no tokenizer, neither tokenizer.model nor tokenizer/; copy the one that made "
@@ -58,8 +57,7 @@ class TrainedModel:
     @property
     def run_folder(self) -> Path:
         """The folder of the run that wrote the checkpoint; of one that stands alone, the folder that holds it."""
-        checkpoints = self.reader.folder.resolve().parent
-        return checkpoints.parent if checkpoints.name == CHECKPOINTS_NAME else checkpoints
+        return run_folder_of(self.reader.folder)
 
     @property
     def context_tokens(self) -> int:
@@ -68,7 +66,7 @@ class TrainedModel:
 
     def load(
         self, *, ranks: ModelRanks, precision: Precision | None = None, device: torch.device | None = None
-    ) -> Decoder:
+    ) -> InferenceDecoder:
         """Return this rank's stage of the decoder.
 
         Args:
@@ -78,7 +76,7 @@ class TrainedModel:
         """
         place = device or default_device()
         chosen = precision or (self.reader.plan.precision if place.type == "cuda" else Precision.FP32)
-        return load_decoder(self.reader, ranks=ranks, eod_id=self.tokenizer.eod_id, dtype=_DTYPES[chosen], device=place)
+        return load_decoder(self.reader, ranks=ranks, eod_id=self.tokenizer.eod_id, dtype=DTYPES[chosen], device=place)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the tokens of a prompt, which begins as documents do: with the tokenizer's BOS, where it has one.
@@ -89,6 +87,15 @@ class TrainedModel:
         if bos is not None:
             return [bos, *tokens]
         return tokens or [self.tokenizer.eod_id]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A trained model whose weights are in memory."""
+
+    trained: TrainedModel
+    """Its checkpoint and tokenizer."""
+    decoder: InferenceDecoder
 
 
 def default_device() -> torch.device:
@@ -122,7 +129,7 @@ def new_tokens_within(
         return min(default, room)
     if max_new_tokens > room:
         raise ConfigError(
-            f"--max-tokens {max_new_tokens} behind a prompt of {longest} tokens goes beyond the model's context of "
+            f"`max_new_tokens={max_new_tokens}` behind a prompt of {longest} tokens goes beyond the model's context of "
             f"{context_tokens}; at most {room} fit"
         )
     return max_new_tokens

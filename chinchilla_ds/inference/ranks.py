@@ -82,8 +82,8 @@ def join_ranks(*, tensor_model_parallel_size: int, pipeline_model_parallel_size:
     place = read_place()
     if place.world_size != wanted:
         layout = (
-            f"--tensor-model-parallel-size {tensor_model_parallel_size} x --pipeline-model-parallel-size "
-            f"{pipeline_model_parallel_size} = {wanted} ranks"
+            f"`tensor_model_parallel_size={tensor_model_parallel_size}` x "
+            f"`pipeline_model_parallel_size={pipeline_model_parallel_size}` = {wanted} ranks"
         )
         raise LayoutError(
             f"{layout}, and {place.world_size} were started; start them with torchrun --nproc-per-node {wanted} "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chinchilla_ds.inference.cache import KvCache
-from chinchilla_ds.inference.decoder import Decoder
+from chinchilla_ds.inference.decoder import InferenceDecoder
 
 NextTokenLogits = Callable[[Sequence[int]], Tensor]
 """From the tokens so far to the next token's logits [v], the same on every rank."""
@@ -29,7 +29,7 @@ class LogitSource(Protocol):
 class CachedDecoder:
     """A decoder that computes every token once."""
 
-    def __init__(self, decoder: Decoder, *, compiled: bool = False) -> None:
+    def __init__(self, decoder: InferenceDecoder, *, compiled: bool = False) -> None:
         """Take a decoder.
 
         Args:
@@ -106,7 +106,7 @@ class Recomputed:
         return torch.stack([self._next_token_logits(row) for row in self._rows])
 
 
-def uncached(decoder: Decoder) -> Recomputed:
+def uncached(decoder: InferenceDecoder) -> Recomputed:
     """Return a decoder that reads the whole text for every token: what the cache is compared with."""
 
     def next_token_logits(tokens: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
-from chinchilla_ds.inference.generate import Continuation, OnText, Row, make_rows
+from chinchilla_ds.inference.generate import Continuation, OnText, OpenContinuation, make_rows
 from chinchilla_ds.inference.sampling import Sampling, draw, probabilities
 from chinchilla_ds.inference.source import CachedDecoder
 
@@ -88,7 +88,7 @@ class _Pair:
         self.target, self.draft, self.sampling = target, draft, sampling
         self.vocab_size, self.generator = vocab_size, generator
 
-    def grow(self, row: Row, prompt: Sequence[int]) -> None:
+    def grow(self, row: OpenContinuation, prompt: Sequence[int]) -> None:
         """Draw tokens until the row is finished."""
         tokens = list(prompt)
         room = len(prompt) + row.max_new_tokens

@@ -5,7 +5,6 @@ weight at a time is whole on a rank, never the model.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from chinchilla_ds.model.decoder import PipelineStage
 from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.weights import Split, kind_of
 
 GatherForWriting = Callable[[nn.Parameter], AbstractContextManager[Any]]
 """Context in which a parameter is whole on this rank and what rank 0 of its partition group writes is kept."""
@@ -44,29 +44,44 @@ def full_shape(parameter: nn.Parameter) -> list[int]:
     return shape
 
 
-def cut_for_tensor_parallel_rank(name: str, full: Tensor, *, rank: int, world_size: int, dim: int) -> Tensor:
-    """Return this rank's part of a full weight.
+def split_of(name: str, parameter: nn.Parameter) -> Split | None:
+    """Return how tensor parallelism cuts a parameter, by its global name; None: every rank has it whole.
 
-    `linear_fc1` holds [gate; up], and each rank needs [gate_r; up_r], so its halves are cut one by one. `linear_qkv` is
-    interleaved by query group, [q..., k, v] for each, so a plain cut gives whole groups.
+    One that is no weight of the decoder is cut in one run along the dimension that it is marked with.
     """
-    if name.endswith("linear_fc1.weight"):
-        return torch.cat([half.chunk(world_size, dim)[rank] for half in full.chunk(2, dim)], dim)
-    return full.chunk(world_size, dim)[rank]
+    kind = kind_of(name)
+    if kind is not None:
+        return kind.split
+    dim = partition_dim(parameter)
+    return None if dim is None else Split(dim=dim)
+
+
+def cut_for_tensor_parallel_rank(full: Tensor, *, split: Split, rank: int, world_size: int) -> Tensor:
+    """Return a rank's part of a full weight.
+
+    Args:
+        full: The whole weight.
+        split: How it is cut.
+        rank: Of tensor parallelism.
+        world_size: Of tensor parallelism.
+    """
+    parts = split.parts(full.size(split.dim), rank=rank, world_size=world_size)
+    return torch.cat([full.narrow(split.dim, part.start, part.stop - part.start) for part in parts], split.dim)
 
 
 def initial_weight(*, name: str, shape: list[int], plan: RunPlan) -> Tensor:
-    """Draw the full initial weight in fp32 on the CPU.
+    """Draw the full initial weight in fp32 on the CPU: normal, or one, as `weights.TABLE` says.
 
-    Matrices are normal with the shape's init_std; projections into the residual stream (`linear_proj`, `linear_fc2`)
-    divide it by sqrt(2 num_layers); norms are one. Source: Radford et al. 2019, section 2.3; Megatron-LM's
-    scaled_init_method_normal.
+    Args:
+        name: Its global name.
+        shape: Of the whole weight.
+        plan: Its seed and shape.
     """
-    if len(shape) == 1:
+    kind = kind_of(name)
+    assert kind is not None, f"{name} is no weight of the decoder"
+    std = kind.std(plan.shape)
+    if std is None:
         return torch.ones(shape)
-    std = plan.shape.init_std
-    if name.endswith(("linear_proj.weight", "linear_fc2.weight")):
-        std /= math.sqrt(2 * plan.shape.num_layers)
     digest = hashlib.blake2b(f"{plan.seed}:{name}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") % (2**63))
     return torch.empty(shape).normal_(0.0, std, generator=generator)
@@ -84,8 +99,12 @@ def initialize(stage: PipelineStage, *, plan: RunPlan, gather: GatherForWriting 
     rank = parallel_state.get_tensor_model_parallel_rank()
     world_size = parallel_state.get_tensor_model_parallel_world_size()
     for name, parameter in global_named_parameters(stage):
-        weight = initial_weight(name=name, shape=full_shape(parameter), plan=plan)
-        if (dim := partition_dim(parameter)) is not None:
-            weight = cut_for_tensor_parallel_rank(name, weight, rank=rank, world_size=world_size, dim=dim)
+        kind = kind_of(name)
+        assert kind is not None, f"{name} is not in the table of weights"
+        shape, split = list(kind.shape(plan.shape)), kind.split
+        assert full_shape(parameter) == shape, f"{name} is {full_shape(parameter)}, and the table makes it {shape}"
+        weight = initial_weight(name=name, shape=shape, plan=plan)
+        if split is not None:
+            weight = cut_for_tensor_parallel_rank(weight, split=split, rank=rank, world_size=world_size)
         with gather(parameter) if gather else nullcontext():
             parameter.copy_(weight)

@@ -1,6 +1,7 @@
 """The decoder layer as a megatron-core spec: RMSNorm, grouped-query attention, SwiGLU, no biases.
 
-Shapes, TP-local: s sequence, b micro-batch, h hidden; under sequence parallelism norms see [s/tp, b, h].
+Shapes, TP-local: s sequence, b micro-batch, h hidden, n heads, d channels of a head; under sequence parallelism norms
+of the residual stream see [s/tp, b, h].
 """
 
 import importlib.util
@@ -20,36 +21,54 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from chinchilla_ds.distributed import cpu_backend
-from chinchilla_ds.distributed.recompute import checkpoint
+from chinchilla_ds.distributed.recompute import recomputed
 from chinchilla_ds.model.core_attention import SdpaCoreAttention
-from chinchilla_ds.run_plan import Recompute
+from chinchilla_ds.run_plan import ModelShape, Recompute
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, over the hidden dimension.
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension.
 
     Source: Zhang and Sennrich 2019 (arXiv:1910.07467). Megatron-core's torch norm refuses sequence parallelism; here
-    the weight passes through a region whose backward sums its gradient over the tensor-parallel ranks, each of which
-    saw its own part of the sequence. ZeRO's hooks come after, and see the sum.
+    the weight passes through a region whose backward sums its gradient over the tensor-parallel ranks, where each of
+    them sees a part of what is normed. ZeRO's hooks come after, and see the sum.
     """
+
+    def sees_a_part(self, config: TransformerConfig) -> bool:
+        """Return whether tensor-parallel ranks norm different values: their parts of the sequence."""
+        return bool(config.sequence_parallel)
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=cpu_backend.device()))
         self.eps = eps
-        self.sequence_parallel = config.sequence_parallel
+        self.sums_gradient = self.sees_a_part(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [s, b, h] (or [s/tp, b, h])."""
-        weight = copy_to_tensor_model_parallel_region(self.weight) if self.sequence_parallel else self.weight
+        """Normalise [s, b, h] (or [s/tp, b, h]), or heads of it, [s, b, n, d]."""
+        weight = copy_to_tensor_model_parallel_region(self.weight) if self.sums_gradient else self.weight
         return F.rms_norm(x, (x.size(-1),), weight, self.eps)
+
+
+class HeadNorm(RMSNorm):
+    """RMSNorm of each head's queries or keys [s, b, n, d], with one weight [d] for all heads.
+
+    Every tensor-parallel rank has the weight and sees its own heads alone, with or without sequence parallelism.
+    Megatron-core sums the gradient in finalize_model_grads, of which ZeRO does not know.
+
+    Source: Qwen Team 2025 (arXiv:2505.09388), section 2; Henry et al. 2020 (arXiv:2010.04245) for the idea.
+    """
+
+    def sees_a_part(self, config: TransformerConfig) -> bool:
+        """Return whether tensor-parallel ranks norm different values: always, their heads."""
+        return True
 
 
 class RecomputedTransformerLayer(TransformerLayer):  # type: ignore[misc]
     """A transformer layer that keeps its input alone and computes the rest again in the backward pass."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
-        """Run the layer on [s, b, h] under activation checkpointing."""
+        """Run the layer on [s, b, h], keeping nothing else for the backward pass."""
         if not torch.is_grad_enabled():
             return super().forward(hidden_states, **kwargs)  # type: ignore[no-any-return]
 
@@ -57,7 +76,7 @@ class RecomputedTransformerLayer(TransformerLayer):  # type: ignore[misc]
             output: Tensor = super(RecomputedTransformerLayer, self).forward(states, **kwargs)[0]
             return output
 
-        return checkpoint(run, hidden_states), None
+        return recomputed(run, hidden_states), None
 
 
 def _add_residual(_training: bool, _fused: bool) -> Any:
@@ -82,13 +101,18 @@ def _core_attention(recompute: Recompute) -> ModuleSpec:
     return ModuleSpec(module=SdpaCoreAttention, params={"recompute": recompute is Recompute.SELECTIVE})
 
 
-def decoder_layer_spec(*, recompute: Recompute) -> ModuleSpec:
+def decoder_layer_spec(shape: ModelShape, /, *, recompute: Recompute) -> ModuleSpec:
     """Return the spec of one decoder layer."""
+    head_norm = HeadNorm if shape.qk_norm else None
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear, core_attention=_core_attention(recompute), linear_proj=RowParallelLinear
+            linear_qkv=ColumnParallelLinear,
+            core_attention=_core_attention(recompute),
+            linear_proj=RowParallelLinear,
+            q_layernorm=head_norm,
+            k_layernorm=head_norm,
         ),
     )
     mlp = ModuleSpec(
@@ -107,8 +131,14 @@ def decoder_layer_spec(*, recompute: Recompute) -> ModuleSpec:
     )
 
 
-def block_spec(*, num_layers: int, recompute: Recompute) -> TransformerBlockSubmodules:
-    """Return the spec of this rank's `num_layers` layers and the final norm."""
+def block_spec(shape: ModelShape, /, *, num_layers: int, recompute: Recompute) -> TransformerBlockSubmodules:
+    """Return the spec of this rank's layers and the final norm.
+
+    Args:
+        shape: The decoder's.
+        num_layers: Of this rank's model chunk.
+        recompute: What the backward pass computes again.
+    """
     return TransformerBlockSubmodules(
-        layer_specs=[decoder_layer_spec(recompute=recompute)] * num_layers, layer_norm=RMSNorm
+        layer_specs=[decoder_layer_spec(shape, recompute=recompute)] * num_layers, layer_norm=RMSNorm
     )

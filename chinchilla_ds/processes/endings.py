@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from chinchilla_ds.distributed.launch import LaunchError, Place, rank_of, read_place
 from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, ConfigError
@@ -42,6 +42,7 @@ from chinchilla_ds.processes.stopping import SIGNALS, StopRequest
 if TYPE_CHECKING:
     from chinchilla_ds.distributed.peers import Departure
 
+_T = TypeVar("_T")
 PATIENCE_S = 10.0
 """How long a rank waits to be ended by the launcher; longer than another one that is ended before it may take."""
 STUCK_S = 3.0
@@ -120,10 +121,7 @@ def end_well(work: Callable[[], int], *, stop: StopRequest | None = None) -> int
         work: What to do.
         stop: Takes the signals that come while the run takes steps; None: every signal ends the work at once.
     """
-    global _order
-    _waiting.clear()
-    _hooks.clear()
-    _order = None
+    _forget()
     try:
         with signals_raised(stop or StopRequest()):
             return _carry_out(work)
@@ -131,6 +129,63 @@ def end_well(work: Callable[[], int], *, stop: StopRequest | None = None) -> int
         ending = _interrupted(interruption)
         tell(ending)
         return ending.exit_code
+
+
+def raise_well(work: Callable[[], _T], *, stop: StopRequest, exit_code_of: Callable[[_T], int]) -> _T:
+    """Return what `work` returns, for a program that goes on: hooks and signals as in `end_well`, and errors raised.
+
+    Args:
+        work: What to do.
+        stop: Takes the signals that come while the run takes steps.
+        exit_code_of: What `end_well` would exit with, for the hooks.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C where no stop can be honoured.
+        SystemExit: another signal there, or another rank has left; with the exit code that `end_well` would return.
+    """
+    _forget()
+    try:
+        with signals_raised(stop):
+            result = work()
+            tell(Ending(exit_code=exit_code_of(result)))
+            return result
+    except Interrupted as interruption:
+        ending = _interrupted(interruption)
+        tell(ending)
+        if interruption.number == signal.SIGINT and _order is None:
+            raise KeyboardInterrupt from None
+        raise SystemExit(ending.exit_code) from None
+    except ChinchillaError as error:
+        tell(Ending(exit_code=EXIT_CODE_USER_ERROR, reason=str(error)))
+        raise
+    except Exception as error:
+        tell(Ending(exit_code=1, reason=f"{type(error).__name__}: {error}"))
+        raise
+
+
+def exit_process(work: Callable[[], int], /) -> NoReturn:
+    """Exit with the code that `work` returns, without taking torch down.
+
+    A process group that is left after a failure aborts or hangs in its destructors: the exit code would be lost, and
+    ranks would stay.
+    """
+    try:
+        exit_code = work()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        exit_code = 1
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def _forget() -> None:
+    """Forget what belonged to the work before."""
+    global _order
+    _waiting.clear()
+    _hooks.clear()
+    _order = None
 
 
 def _carry_out(work: Callable[[], int]) -> int:
@@ -164,7 +219,7 @@ def no_library_exits() -> Iterator[None]:
 
 def leave_hung(exit_code: int) -> None:
     """End the process for the watchdog."""
-    tell(Ending(exit_code=exit_code, reason="no step within --hang-timeout; stacks-rank*.txt say where it stands"))
+    tell(Ending(exit_code=exit_code, reason="no step within hang_timeout_s; stacks-rank*.txt say where it stands"))
     os._exit(exit_code)
 
 

@@ -1,8 +1,27 @@
-"""What the libraries behind `export` and `import` are told before they are imported."""
+"""What the libraries behind training, `export` and `import` are told before they are imported."""
 
 import logging
 import os
 import warnings
+
+
+def quieten_training() -> None:
+    """Keep what concerns the developers of torch, Megatron and DeepSpeed off the user's screen; errors still show."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def use_cores(num_ranks: int, /) -> None:
+    """Share the machine's cores between its ranks, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // num_ranks))
 
 
 def quieten() -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from multiprocessing import get_context
 from typing import TypeVar
 
-from chinchilla_ds.errors import DataError
+from chinchilla_ds.errors import WorkerError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +25,8 @@ def num_cores() -> int:
 class Workers:
     """A pool of processes, started when there is first something to do; one worker works in this process instead.
 
-    Processes are spawned, not forked: the caller may hold threads and process groups.
+    One pool serves all stages of a preparation. Its processes are spawned, not forked: the caller may hold threads and
+    process groups.
     """
 
     def __init__(self, num_workers: int) -> None:
@@ -36,18 +37,18 @@ class Workers:
         """Yield each task and what `function` returns of it, as they are done; tasks start in the given order.
 
         Raises:
-            DataError: a worker process died.
+            WorkerError: a worker process was killed.
         """
-        if self.num_workers == 1 or len(tasks) == 1:
+        if self.num_workers == 1 or len(tasks) <= 1:
             for task in tasks:
                 yield task, function(task)
             return
         try:
             yield from self._run(function, tasks)
         except BrokenProcessPool:
-            raise DataError(
-                "a worker process was killed, by the system for want of memory perhaps; run the same again to go on "
-                "from here, with fewer --workers"
+            raise WorkerError(
+                "a worker process was killed, perhaps by the system because memory ran out; run the same again to "
+                "resume from here, with fewer `workers`"
             ) from None
 
     def _run(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[T, R]]:

@@ -17,8 +17,7 @@ def corpus_data(folder: Path, /, *, max_epochs: float = DataConfig().max_epochs)
     """
     if not is_prepared(folder):
         raise DataError(
-            f"{folder} is no prepared corpus, so that its tokens are not known: name what "
-            "`chinchilla-ds prepare --out` made"
+            f"{folder} is no prepared corpus, so that its tokens are not known: name what `chinchilla-ds prepare` made"
         )
     return DataConfig(paths=(folder,), max_epochs=max_epochs)
 

@@ -6,75 +6,37 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.units import format_bytes
 
-CHECKPOINT_BYTES_PER_PARAM = 12
-"""FP32 weights and AdamW's two moments: the least that a checkpoint holds."""
-
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _PERMISSION = {errno.EACCES, errno.EPERM}
-_LONGEST_BASE = 48
-"""Characters of a file's name that its name aside keeps: at four bytes each, well within the 255 of a name."""
 _TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|iostream")
 """What torch.save says of a disk that is full."""
 
 
-def check_output(output: Path, *, num_params: int) -> None:
-    """Check, without leaving anything behind, that a run can be written below `output`.
+def check_output(output: Path, *, num_bytes: int) -> None:
+    """Check, without leaving anything behind, that checkpoints of `num_bytes` can be written below `output`.
 
     Raises:
         OutputError: it is no folder, cannot be written to, or lies on a disk too full for a checkpoint.
     """
     nearest = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
-        raise OutputError(f"--output {output} cannot be a folder: {nearest} is a file; name another place")
+        raise OutputError(f"`output={output}` cannot be a folder: {nearest} is a file; name another place")
     try:
         with tempfile.TemporaryFile(dir=nearest):
             free = shutil.disk_usage(nearest).free
     except OSError as error:
-        raise OutputError(f"--output {output} cannot be written: {nearest}: {reason(error)}") from None
-    needed = CHECKPOINT_BYTES_PER_PARAM * num_params
-    if free < needed:
+        raise OutputError(f"`output={output}` cannot be written: {nearest}: {reason(error)}") from None
+    if free < num_bytes:
         raise OutputError(
-            f"--output {output} has {format_bytes(free)} free, and the checkpoint of {num_params} parameters takes at "
-            f"least {format_bytes(needed)}; free some, or name another disk with --output"
+            f"`output={output}` has {format_bytes(free)} free, and a checkpoint takes at least "
+            f"{format_bytes(num_bytes)}; free some, or name another disk by `output`"
         )
-
-
-def write_text(path: Path, /, *, text: str, named: str = "--out ") -> None:
-    """Write a whole file or none: aside first, then renamed. `named` stands before its path in messages.
-
-    A link stays, and what it points to is written. A device or a FIFO (`--out /dev/stdout`, `--out >(less)`) is written
-    to as it is: renaming over it would put a file in its place, for every program of the machine.
-
-    Raises:
-        OutputError: the folder is missing, cannot be written to, or the disk is full.
-    """
-    if path.is_dir():
-        raise OutputError(f"{named}{path} cannot be written: it is a folder; name a file in it")
-    try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
-        else:
-            _write_whole(Path(os.path.realpath(path)), text)
-    except OSError as error:
-        near = "" if path.parent.is_dir() else f"; {path.parent} is no folder"
-        raise OutputError(f"{named}{path} cannot be written: {reason(error)}{near}") from None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name[:_LONGEST_BASE]}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -91,8 +53,8 @@ def output_errors(run_folder: Path) -> Iterator[None]:
         why = reason(error) if isinstance(error, OSError) else "the disk took only a part of a file"
         free = shutil.disk_usage(run_folder).free
         raise OutputError(
-            f"cannot write to {run_folder}: {why}; {format_bytes(free)} are free; free some, or name another disk with "
-            "--output"
+            f"cannot write to {run_folder}: {why}; {format_bytes(free)} are free; free some, or name another disk by "
+            "`output`"
         ) from None
 
 

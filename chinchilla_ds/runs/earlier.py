@@ -1,7 +1,8 @@
-"""The run that a command goes on with: the last one of the same command, or the one that `--resume` names."""
+"""The run that a command goes on with: the last one of the same command, or the one that is named."""
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 from chinchilla_ds.budget.plan_checks import plan_problems
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.state import CheckpointState, plan_of_checkpoint, state_problems
-from chinchilla_ds.cli.arguments import Arguments, flag_of
-from chinchilla_ds.config import LayoutConfig, RunConfig
+from chinchilla_ds.config import LayoutConfig, RunConfig, field_path
 from chinchilla_ds.errors import CheckpointError, ChinchillaError
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.runs.command import TrainCommand
 from chinchilla_ds.runs.initial_weights import small_problems
-from chinchilla_ds.runs.plan_file import read_plan
+from chinchilla_ds.runs.plan_file import given_plan
 from chinchilla_ds.runs.request import (
     FREE_FIELDS,
+    PLAN_NAME,
     REQUEST_NAME,
     RunRequest,
     SavedRequest,
@@ -25,9 +28,7 @@ from chinchilla_ds.runs.request import (
     plain_config,
 )
 
-PLAN_NAME = "plan.json"
-"""Of the run's plan, in its folder."""
-_ADVICE = "leave it out to go on with that run, or begin another with --resume none"
+_ADVICE = "leave it out to go on with that run, or begin another with `checkpoint.resume=none`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +55,33 @@ class Continued:
 def find_run(request: RunRequest) -> Continued | None:
     """Return the newest run of the same command below its output folder that has a checkpoint; None: there is none.
 
+    With a name it is the run of that name, or of that name and a number.
+
     Raises:
         CheckpointError: all of its checkpoints are damaged; or what some run with checkpoints was asked for cannot be
-            read, so that nobody knows whether it is the one.
+            read, so that nobody knows whether it is the one; or the name belongs to a run of another command.
     """
-    runs = request.config.output
+    runs, name = request.config.output, request.config.run_name
     if not runs.is_dir():
         return None
     with folders.reported_as(runs):
         saved = [path for path in runs.iterdir() if folders.list_checkpoints(path / folders.CHECKPOINTS_NAME)]
         newest_first = sorted(saved, key=_saved_at, reverse=True)
+    if name is not None:
+        newest_first = [path for path in newest_first if is_named(path, name)]
     key = request.key
     found = next((folder for folder in newest_first if _key_of(folder) == key), None)
+    if found is None and name is not None and newest_first:
+        raise CheckpointError(
+            f"`run_name={name}` is the name of {newest_first[0]}, which was asked for something else; choose another "
+            f"name, or resume that run with `checkpoint.resume={newest_first[0]}`"
+        )
     return None if found is None else continued(found)
+
+
+def is_named(folder: Path, name: str) -> bool:
+    """Return whether a run's folder has a name, or that name with the number of a second or later attempt."""
+    return re.fullmatch(rf"{re.escape(name)}(-[0-9]+)?", folder.name) is not None
 
 
 def _saved_at(folder: Path) -> int:
@@ -83,7 +98,7 @@ def _key_of(folder: Path) -> str | None:
     except CheckpointError as error:
         advice = (
             f"whether the run {folder} is the one to go on with cannot be told: restore the file, move the folder "
-            "elsewhere, or begin another run with --resume none"
+            "elsewhere, or begin another run with `checkpoint.resume=none`"
         )
         raise CheckpointError([*error.problems, advice]) from None
 
@@ -98,8 +113,8 @@ def continued(path: Path, /) -> Continued:
     folder = found[0].parent.parent
     if not (folder / REQUEST_NAME).exists():
         raise CheckpointError(
-            f"{path} belongs to no run that can be continued: there is no {folder / REQUEST_NAME}; --init-from {path} "
-            "begins a new run with its weights"
+            f"{path} belongs to no run that can be continued: there is no {folder / REQUEST_NAME}; "
+            f"`checkpoint.init_from={path}` begins a new run with its weights"
         )
     request = SavedRequest.load(folder).request
     problems: list[str] = []
@@ -123,46 +138,49 @@ def continued(path: Path, /) -> Continued:
             state=state,
             all_checkpoints=checkpoint != path,
         )
-    raise CheckpointError([*problems, f"no checkpoint of {folder} is whole; --resume none begins another run"])
+    raise CheckpointError(
+        [*problems, f"no checkpoint of {folder} is whole; `checkpoint.resume=none` begins another run"]
+    )
 
 
-# ---- --resume FOLDER -------------------------------------------------------------------------------------------------
+# ---- a run that is named ---------------------------------------------------------------------------------------------
 
 
 def named_run(name: str) -> Continued:
-    """Return the run of `--resume NAME`, which may be written from within it; raises as `continued` does."""
+    """Return the run of a path, relative to where the process stands; raises as `continued` does."""
     return continued(Path(os.path.abspath(name)))
 
 
-def take_over(arguments: Arguments, run: Continued, *, config: RunConfig) -> Arguments:
-    """Return the arguments of a command that names a run: what the run was asked for, where no flag says otherwise.
+def take_over(command: TrainCommand, run: Continued, *, config: RunConfig) -> TrainCommand:
+    """Return a command that names a run with what that run was asked for, where the command does not say otherwise.
 
     Output, text and tracking are the run's own. ZeRO and the micro-batch are this command's, as its ds_config says.
 
     Args:
-        arguments: This command's.
+        command: It names the run.
         run: The run that it names.
-        config: This command's, with what its ds_config says.
+        config: The command's, with what its ds_config says.
 
     Raises:
         CheckpointError: some flags contradict the run; each is named with both values.
     """
-    explicit = arguments.explicit
+    explicit = command.explicit
     problems = [*_different_flags(config, run, explicit=explicit), *_different_place(config, run, explicit=explicit)]
-    if arguments.plan is not None:
-        problems += _different_plan(arguments.plan, run)
+    if command.plan is not None:
+        problems += _different_plan(command.plan, run)
     if problems:
         raise CheckpointError(problems)
     before = run.request.config
-    plan = arguments.plan or (run.folder / PLAN_NAME if run.request.plan is not None else None)
+    plan = command.plan or (run.folder / PLAN_NAME if run.request.plan is not None else None)
     return dataclasses.replace(
-        arguments,
+        command,
         plan=plan,
         config=dataclasses.replace(
             before,
             layout=_layout(config.layout, before.layout, explicit=explicit),
             micro_batch_size=config.micro_batch_size,
             output=run.folder.parent,
+            run_name=before.run_name,
             guards=_given(config.guards, before.guards, explicit=explicit),
             checkpoint=_given(config.checkpoint, before.checkpoint, explicit=explicit),
             sample_interval_tokens=_given(config, before, explicit=explicit).sample_interval_tokens,
@@ -192,23 +210,30 @@ def _different_flags(config: RunConfig, run: Continued, *, explicit: frozenset[s
     for name in sorted(explicit & here.keys()):
         if here[name] != there.get(name):
             values = f"{_shown(here[name])} here and {_shown(there.get(name))} in the run {run.folder}"
-            yield f"{flag_of(name)} is {values}; {_ADVICE}"
+            yield f"`{field_path(name)}` is {values}; {_ADVICE}"
 
 
 def _different_place(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -> Iterator[str]:
+    if "run_name" in explicit and config.run_name is not None and not is_named(run.folder, config.run_name):
+        yield f"`run_name` is {config.run_name} here, and the run {run.folder} keeps its name; {_ADVICE}"
     if "output" in explicit and config.output.resolve() != run.folder.resolve().parent:
-        yield f"--output is {config.output} here, and the run {run.folder} stays where it is; {_ADVICE}"
+        yield f"`output` is {config.output} here, and the run {run.folder} stays where it is; {_ADVICE}"
 
 
-def _different_plan(path: Path, run: Continued) -> Iterator[str]:
-    """Yield what a plan file says of learning that the run's plan does not; its layout may be another."""
-    here, there = learning_part(read_plan(path)), learning_part(run.plan)
+def _different_plan(plan: Path | RunPlan, run: Continued) -> Iterator[str]:
+    """Yield what a plan says of learning that the run's plan does not; its layout may be another."""
+    given = given_plan(plan)
+    here, there = learning_part(given), learning_part(run.plan)
     if names := [name for name in here if here[name] != there[name]]:
-        yield f"--plan {path} differs from the plan of the run {run.folder} in {', '.join(names)}; {_ADVICE}"
+        named = f"`plan={plan}`" if isinstance(plan, Path) else "the plan"
+        if "callbacks" in names:
+            values = [_shown([str(spec) for spec in one.callbacks]) for one in (given, run.plan)]
+            names[names.index("callbacks")] = f"callbacks ({values[0]} here and {values[1]} in the run)"
+        yield f"{named} differs from the plan of the run {run.folder} in {', '.join(names)}; {_ADVICE}"
 
 
 def _flat(config: RunConfig) -> Mapping[str, Any]:
-    values = plain_config(config)
+    values = plain_config(config) | {"callbacks": [str(spec) for spec in config.callbacks]}
     flat: dict[str, Any] = values["data"]
     return {name: value for name, value in values.items() if name not in (*FREE_FIELDS, "data")} | flat
 
@@ -216,6 +241,10 @@ def _flat(config: RunConfig) -> Mapping[str, Any]:
 def _shown(value: Any) -> str:
     if value is None:
         return "not given"
+    if isinstance(value, dict):
+        return str(PluginSpec(**value))
     if isinstance(value, list):
         return " ".join(map(str, value)) or "not given"
+    if isinstance(value, dict):
+        return str(PluginSpec(**value))
     return f"{value:g}" if isinstance(value, float) else str(value)

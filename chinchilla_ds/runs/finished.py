@@ -11,20 +11,28 @@ from chinchilla_ds.training.callbacks.summary import footnote, loss_rows, model_
 from chinchilla_ds.units import format_duration
 
 
-def describe_finished(run: Continued) -> str:
-    """Return the table that the run printed at its end, and how to begin another."""
+def finished_state(run: Continued) -> TrainingState:
+    """Return the state that the run ended with, as far as its last checkpoint tells."""
     saved, plan, folder = run.state, run.plan, run.folder
-    state = TrainingState(
+    return TrainingState(
         plan=plan,
         run_folder=folder,
         owns_loss=True,
         peak_flops_per_s=None,
         iteration=saved.iteration,
-        consumed_tokens=saved.iteration * plan.tokens_per_iter,
-        flops_spent=saved.attempts * plan.tokens_per_iter * plan.flops_per_token,
+        data_step=saved.data_step,
+        attempts=saved.attempts,
+        bad_batches=saved.bad_batches,
+        rewinds=saved.rewinds,
+        elapsed_s=saved.elapsed_s,
         evaluation=_evaluation(run),
         artifacts={"checkpoint": str(run.checkpoint), "plan": str(folder / "plan.json")},
     )
+
+
+def describe_finished(run: Continued) -> str:
+    """Return the table that the run printed at its end, and how to begin another."""
+    saved, folder, state = run.state, run.folder, finished_state(run)
     rows = [
         *model_rows(state),
         *loss_rows(state, train_losses=[] if saved.loss is None else [saved.loss], unigram_loss=None),
@@ -34,7 +42,7 @@ def describe_finished(run: Continued) -> str:
     ]
     return (
         f"finished      {folder}: the run that this command asks for has reached its plan's end, and nothing is left "
-        f"to do; --resume none begins another\n{plain_table(rows, note=footnote(state))}"
+        f"to do; `checkpoint.resume=none` begins another\n{plain_table(rows, note=footnote(state))}"
     )
 
 

@@ -6,12 +6,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.checkpoint.folder import DS_CONFIG_NAME, write_durably
+from chinchilla_ds.checkpoint.folder import DS_CONFIG_NAME
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import OutputError, reason
+from chinchilla_ds.files import write_durably
 from chinchilla_ds.run_plan import RunPlan
-from chinchilla_ds.runs.earlier import PLAN_NAME, Continued
-from chinchilla_ds.runs.request import REQUEST_NAME, RunRequest
+from chinchilla_ds.runs.earlier import Continued
+from chinchilla_ds.runs.request import PLAN_NAME, REQUEST_NAME, RunRequest
 from chinchilla_ds.runs.text import DATA_NAME, place_of_text
 from chinchilla_ds.training.saving import check_text
 
@@ -25,7 +26,7 @@ def make_run_folder(
     request: RunRequest,
     now: datetime,
 ) -> tuple[Path, dict[str, str]]:
-    """Make `output/<budget>-<time>` and write the request, the plan and the resolved ds_config into it.
+    """Make `output/<run_name>`, or `<budget>-<time>` there, and write request, plan and resolved ds_config into it.
 
     Returns:
         The folder, and name to path of what a tracker should keep.
@@ -33,7 +34,8 @@ def make_run_folder(
     Raises:
         OutputError: it cannot be written.
     """
-    folder = _new_folder(output, name=f"{plan.compute_budget_flops:.3g}-{now:%Y%m%d-%H%M%S}".replace("+", ""))
+    by_budget = f"{plan.compute_budget_flops:.3g}-{now:%Y%m%d-%H%M%S}".replace("+", "")
+    folder = _new_folder(output, name=request.config.run_name or by_budget)
     try:
         write_durably(folder / REQUEST_NAME, request.to_json())
         _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared)
@@ -85,7 +87,7 @@ def _artifacts(folder: Path, *, prepared: PreparedData) -> dict[str, str]:
 
 
 def _new_folder(output: Path, *, name: str) -> Path:
-    """Make a folder that was not there; a second run in the same second gets a number."""
+    """Make a folder that was not there; a second run of the same name or second gets a number."""
     for attempt in range(1, 100):
         folder = output / (name if attempt == 1 else f"{name}-{attempt}")
         try:

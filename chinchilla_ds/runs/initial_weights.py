@@ -1,4 +1,4 @@
-"""`--init-from`: whether a run can begin with the weights of a checkpoint, told before anything slow."""
+"""Whether a run can begin with the weights of a checkpoint, told before anything slow."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def check_initial_weights(path: Path, /, *, plan: RunPlan) -> None:
     except CheckpointError as error:
         problems += error.problems
     if problems:
-        raise CheckpointError([f"--init-from {path}: {problem}" for problem in problems])
+        raise CheckpointError([f"`checkpoint.init_from={path}`: {problem}" for problem in problems])
 
 
 def check_initial_tokenizer(path: Path, /, *, prepared: PreparedData) -> None:

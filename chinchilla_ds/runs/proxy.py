@@ -5,16 +5,21 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.distributed.launch import without_launcher
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, EXIT_CODE_USER_ERROR, ConfigError, OutputError, reason
+from chinchilla_ds.files import whole_folder
 from chinchilla_ds.run_plan import RunPlan
+
+if TYPE_CHECKING:
+    from chinchilla_ds.runs.command import TrainCommand
 
 PATIENCE_S = 120.0
 """How long an interrupted run may take to finish its step, save and leave."""
@@ -83,11 +88,11 @@ def _lay_out(proxy: Proxy) -> None:
         return
     if folder.exists():
         if any(folder.iterdir()) and PLAN_NAME not in there:
-            raise OutputError(f"{folder} holds other files; name another --output")
+            raise OutputError(f"{folder} holds other files; name another `output`")
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    with whole_folder(folder) as aside:
+        for name, text in files.items():
+            (aside / name).write_text(text, encoding="utf-8")
 
 
 def _command(proxy: Proxy) -> list[str]:
@@ -100,7 +105,21 @@ def _command(proxy: Proxy) -> list[str]:
         "--output": proxy.folder,
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    return [sys.executable, "-m", "chinchilla_ds.cli.pretrain", *words]
+    return [sys.executable, "-m", "chinchilla_ds.runs.proxy", *words]
+
+
+def _train_command(words: Sequence[str]) -> "TrainCommand":
+    """Return what `_command` asks for."""
+    from chinchilla_ds.runs.command import TrainCommand, set_fields
+
+    values = dict(zip(words[::2], words[1::2], strict=True))
+    data = DataConfig(
+        paths=(Path(values["--data"]),), blend=Path(values["--blend"]), max_epochs=float(values["--max-epochs"])
+    )
+    config = RunConfig(data=data, output=Path(values["--output"]))
+    return TrainCommand(
+        config=config, ds_config=Path(values["--ds_config"]), plan=Path(values["--plan"]), explicit=set_fields(config)
+    )
 
 
 def _environment(proxy: Proxy) -> dict[str, str]:
@@ -153,3 +172,10 @@ def _held_out_loss(folder: Path) -> float:
     metrics = max(folder.glob(f"*/{METRICS_FILE}"), key=lambda path: path.stat().st_mtime_ns)
     losses = [one.metrics["held_out/loss"] for one in read_metrics(metrics) if "held_out/loss" in one.metrics]
     return losses[-1]
+
+
+if __name__ == "__main__":
+    from chinchilla_ds.processes.endings import exit_process
+    from chinchilla_ds.runs.train import train_and_end
+
+    exit_process(lambda: train_and_end(lambda: _train_command(sys.argv[1:])))

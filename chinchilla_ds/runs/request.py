@@ -5,22 +5,47 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.config import RunConfig, source_name
+from chinchilla_ds.config import RUN_NAME, RunConfig, source_name
 from chinchilla_ds.data.feeding.blend_file import read_blend
 from chinchilla_ds.errors import CheckpointError, ConfigError
 from chinchilla_ds.run_plan import REPORT, RunPlan
 from chinchilla_ds.structured import build, parse_json, read_json
 
 REQUEST_NAME = "request.json"
+PLAN_NAME = "plan.json"
+"""Of the run's plan, in its folder."""
 LOCK_NAME = ".lock"
-FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens")
+FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens", "run_name")
 """Parts of a config that may change from start to start of one run: none decides what the model learns, but for
 `checkpoint.init_from`."""
+_FIRST_FIELDS = (
+    "compute_budget_flops",
+    "num_params",
+    "num_tokens",
+    "shape",
+    "law",
+    "unique_tokens",
+    "inference_tokens",
+    "seq_length",
+    "vocab_size",
+    "tied_embeddings",
+    "global_batch_size",
+    "learning_rate",
+    "gradient_clipping",
+    "decay",
+    "precision",
+    "data",
+    "document_mask",
+    "seed",
+    "eval_interval_tokens",
+)
+"""Parts of a config that the first keys were made of, in their order."""
 _PLACE = ("layout", "device", "cluster", "memory_bytes", "step_time", "step_time_s", "wall_clock_s", "reasons", REPORT)
 """Parts of a plan file that say where it runs, and why."""
 _SHARE_OF_A_RANK = ("micro_batch_size", "gradient_accumulation_steps")
@@ -31,12 +56,15 @@ class RunRequest:
     """A command line, but for where and on how many ranks it runs."""
 
     config: RunConfig
-    plan: Path | None = None
-    """`--plan`."""
+    plan: Path | RunPlan | None = None
+    """A plan that was given: a file, or the plan itself."""
 
     def to_json(self) -> str:
-        """Return indented JSON, paths absolute, with the key: the files that were named may change later."""
-        plan = None if self.plan is None else _absolute(self.plan)
+        """Return indented JSON, paths absolute, with the key: the files that were named may change later.
+
+        A plan that came in no file is the one in the run's folder.
+        """
+        plan = PLAN_NAME if isinstance(self.plan, RunPlan) else None if self.plan is None else _absolute(self.plan)
         values = {"config": plain_config(self.config), "plan": plan, "key": self.key}
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
@@ -44,7 +72,7 @@ class RunRequest:
     def key(self) -> str:
         """A hash of everything that decides what the model learns."""
         config = plain_config(self.config)
-        values = {name: value for name, value in config.items() if name not in FREE_FIELDS}
+        values = _deciding_values(config)
         blend, law = self.config.data.blend, self.config.law
         content = [
             values,
@@ -54,6 +82,21 @@ class RunRequest:
             None if law is None else _law_content(Path(law)),
         ]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=10).hexdigest()
+
+
+def _deciding_values(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides what the model learns.
+
+    A field that was added later counts where it is not at its default, so that the commands of earlier versions keep
+    their keys.
+    """
+    defaults = plain_config(RunConfig())
+    later = {
+        name: value
+        for name, value in config.items()
+        if name not in (*FREE_FIELDS, *_FIRST_FIELDS) and value != defaults[name]
+    }
+    return {**{name: config[name] for name in _FIRST_FIELDS}, **later}
 
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
@@ -76,14 +119,17 @@ def _law_content(path: Path) -> str:
         return str(path)
 
 
-def _plan_content(path: Path) -> Any:
-    """Return what a plan file says of learning; the plan's own reader says what is wrong with one."""
-    try:
-        values = read_json(path, what="plan")
-    except ConfigError:
-        return str(path)
+def _plan_content(plan: Path | RunPlan) -> Any:
+    """Return what a plan says of learning; the reader of plan files says what is wrong with one."""
+    if isinstance(plan, RunPlan):
+        values = parse_json(plan.to_json(), where="the plan")
+    else:
+        try:
+            values = read_json(plan, what="plan")
+        except ConfigError:
+            return str(plan)
     if not isinstance(values, dict) or not isinstance(values.get("batch"), dict):
-        return str(path)
+        return str(plan)
     batch = {name: value for name, value in values["batch"].items() if name not in _SHARE_OF_A_RANK}
     return {name: value for name, value in values.items() if name not in _PLACE} | {"batch": batch}
 
@@ -138,22 +184,33 @@ class RunLock:
             os.close(self._descriptor)
             raise CheckpointError(
                 f"the run {folder}, which this command would continue, is being trained by another process; wait for"
-                " it, or begin another run with --resume none"
+                " it, or begin another run with `checkpoint.resume=none`"
             ) from None
         except OSError:  # a file system without locks: the user's care
             pass
 
+    def release(self) -> None:
+        """Give the lock back, in a process that goes on."""
+        os.close(self._descriptor)
+
 
 def known_problems(config: RunConfig) -> Iterator[str]:
-    """Yield what contradicts itself in the flags about checkpoints."""
+    """Yield what is wrong with the parts of a config that are none of the plan: guards and checkpoints."""
     chosen = config.checkpoint
     if chosen.init_from is not None and chosen.resume not in ("latest", "none"):
         yield (
-            f"--init-from {chosen.init_from} begins a new run and --resume {chosen.resume} goes on with an old one;"
-            " give one of them"
+            f"`checkpoint.init_from={chosen.init_from}` begins a new run and "
+            f"`checkpoint.resume={chosen.resume}` resumes an old one; give one of them"
         )
+    if config.run_name is not None and not RUN_NAME.fullmatch(config.run_name):
+        yield f"`run_name` is {config.run_name!r}; it must match {RUN_NAME.pattern}"
     for name in ("guards", "checkpoint"):
         try:
             build(type(getattr(config, name)), plain_config(config)[name], where=name)
         except ConfigError as error:
-            yield from error.problems
+            yield from map(_about_field, error.problems)
+
+
+def _about_field(problem: str) -> str:
+    """Return a problem that begins with the path of a value as one of the config's field, which is its first part."""
+    return re.sub(r"^(\w+\.\w+)(\.?)", lambda place: f"`{place[1]}`{place[2] and ' '}", problem)

@@ -10,8 +10,8 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from chinchilla_ds.checkpoint.folder import write_durably
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, OutputError, reason
+from chinchilla_ds.files import write_durably
 from chinchilla_ds.processes.endings import Ending
 from chinchilla_ds.training.callback import Callback, TrainingState
 
@@ -31,7 +31,7 @@ class State(StrEnum):
     """Ended by an error, which `reason` gives."""
 
 
-class RunStatus(Callback):
+class StatusFile(Callback):
     """Writes the file, on rank 0."""
 
     def __init__(self, folder: Path, *, train_iters: int) -> None:

@@ -1,13 +1,19 @@
-"""Where the prepared text of a run is, kept in the run's folder: what `chinchilla-ds evaluate` reads by default."""
+"""Where the prepared text of a run is: for its resume, and for whoever evaluates or exports what it trained."""
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from chinchilla_ds.data.prepared import PreparedData, is_prepared
+from chinchilla_ds.checkpoint.folder import run_folder_of
+from chinchilla_ds.data.prepared import MANIFEST_NAME, PreparedData, is_prepared
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.structured import build, read_json
+
+if TYPE_CHECKING:
+    from chinchilla_ds.checkpoint.reader import CheckpointReader
 
 DATA_NAME = "data.json"
 
@@ -52,3 +58,54 @@ def folder_of_texts(run_folder: Path, /) -> Path:
     """
     place = find_text(run_folder)
     return run_folder.parent / "data" if place is None else place.parent
+
+
+def text_of_checkpoint(reader: "CheckpointReader", /, *, named: Path | None = None) -> PreparedData | None:
+    """Return the prepared text that a checkpoint was trained on, or None where nobody knows where that is.
+
+    It is the folder that the run's `data.json` names, if the checkpoint's tokenizer made it. A run that has none, as
+    those of the first version, and one whose text has moved, are looked for below `data` beside the run, where training
+    puts what it prepares: there the text must be the very one that the checkpoint notes, by the hash of its content.
+
+    Args:
+        reader: The checkpoint.
+        named: A prepared folder to take instead, for its held-out part: other text of the same tokenizer.
+
+    Raises:
+        DataError: the named folder is no prepared text or of another tokenizer, or the run's `data.json` is damaged.
+    """
+    tokenizer = _tokenizer_of(reader)
+    if named is not None:
+        prepared = PreparedData.load(named)
+        if prepared.tokenizer_sha256 != tokenizer:
+            raise DataError(
+                f"{named} was prepared with another tokenizer than the model's, so that its tokens mean other text; "
+                "name text of the model's tokenizer by `data`, or prepare it with that (`prepare.tokenizer`)"
+            )
+        return prepared
+    run_folder = run_folder_of(reader.folder)
+    place = find_text(run_folder)
+    if place is not None and (prepared := PreparedData.load(place)).tokenizer_sha256 == tokenizer:
+        return prepared
+    return next((text for text in _texts_beside(run_folder) if _is_text_of(reader, text, tokenizer=tokenizer)), None)
+
+
+def _texts_beside(run_folder: Path) -> Iterator[PreparedData]:
+    """Yield the prepared texts below `data` beside a run."""
+    for manifest in sorted((run_folder.parent / "data").glob(f"*/{MANIFEST_NAME}")):
+        yield PreparedData.load(manifest.parent)
+
+
+def _is_text_of(reader: "CheckpointReader", text: PreparedData, *, tokenizer: str | None) -> bool:
+    """Return whether a checkpoint was trained on this text; where it does not say on which, whether on its tokens."""
+    key = reader.state.data_key
+    return text.tokenizer_sha256 == tokenizer if key is None else text.content_key == key
+
+
+def _tokenizer_of(reader: "CheckpointReader") -> str | None:
+    """Return the SHA-256 of the tokenizer in a checkpoint; of one that holds none, what it notes of its training."""
+    if reader.tokenizer_path is None:
+        return reader.state.tokenizer_sha256
+    from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
+
+    return Tokenizer.load(reader.tokenizer_path, home=reader.folder).sha256

@@ -1,7 +1,9 @@
-"""Small plans for tests, written by hand: no planner, no scaling law, every number literal or of a closed form."""
+"""Small plans for tests, written by hand: no planner, no scaling law, every number literal or counted."""
 
 from typing import Any
 
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
+from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.run_plan import (
     BatchPlan,
     ModelShape,
@@ -51,15 +53,15 @@ def tiny_plan(
     """Return a valid plan of a few steps for the decoder of `tiny_shape`.
 
     The layout's sizes and everything else may be chosen; what follows from them (global batch, tokens, parameters,
-    FLOPs) is computed here from closed forms. `layout` takes the other fields of ParallelLayout.
+    FLOPs) is computed here. `layout` takes the other fields of ParallelLayout.
     """
     shape = shape or tiny_shape()
     global_batch_size = micro_batch_size * gradient_accumulation_steps * data_parallel_size
     num_tokens = train_iters * global_batch_size * shape.seq_length
-    flops_per_token = _flops_per_token(shape)
+    flops_per_token = decoder_flops_per_token(shape=shape)
     return RunPlan(
         compute_budget_flops=flops_per_token * num_tokens,
-        num_params=count_parameters(shape),
+        num_params=count_parameters(shape=shape).total,
         num_tokens=num_tokens,
         true_flops=flops_per_token * num_tokens,
         flops_per_token=flops_per_token,
@@ -99,26 +101,3 @@ def tiny_plan(
         eval_interval_iters=train_iters,
         reasons=("a plan for tests, written by hand",),
     )
-
-
-def count_parameters(shape: ModelShape) -> int:
-    """Return the parameters of the decoder: embedding, output, and per layer attention, SwiGLU and two norms."""
-    query_width = shape.num_attention_heads * shape.kv_channels
-    key_value_width = shape.num_query_groups * shape.kv_channels
-    attention = shape.hidden_size * (query_width + 2 * key_value_width) + query_width * shape.hidden_size
-    swiglu = 3 * shape.hidden_size * shape.ffn_hidden_size
-    norms = 2 * shape.hidden_size
-    embeddings = (1 if shape.tied_embeddings else 2) * shape.padded_vocab_size * shape.hidden_size
-    return embeddings + shape.num_layers * (attention + swiglu + norms) + shape.hidden_size
-
-
-def _flops_per_token(shape: ModelShape) -> float:
-    """Return 6 per weight of a matmul, plus scores and weighted values over the context, thrice for the training.
-
-    Source: Kaplan et al. 2020 (arXiv:2001.08361), table 1, times three for forward and backward. Leaves out norms and
-    softmax. The same number as `budget.shape.flops` has, by another way.
-    """
-    looked_up = 0 if shape.tied_embeddings else shape.padded_vocab_size * shape.hidden_size
-    norms = (2 * shape.num_layers + 1) * shape.hidden_size
-    attention = 12 * shape.num_layers * shape.num_attention_heads * shape.kv_channels * shape.seq_length
-    return float(6 * (count_parameters(shape) - looked_up - norms) + attention)

@@ -45,7 +45,7 @@ class MlflowDestination:
         if uri == record.tracking_uri and MASK in uri:
             raise TrackingError(
                 f"the run {run_name} was tracked at {uri}, whose secret part is not stored: set "
-                "MLFLOW_TRACKING_URI, or name a store with --tracking-uri"
+                "MLFLOW_TRACKING_URI, or name a place by `tracking_uri`"
             )
         if uri:
             return cls(tracking_uri=uri, run_name=run_name, experiment=experiment)

@@ -1,6 +1,5 @@
 """The environment of a run: enough to rebuild it."""
 
-import json
 import os
 import platform
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from chinchilla_ds.files import write_json
 from chinchilla_ds.tracking.redaction import redacted
 
 ENVIRONMENT_FILE = "environment.json"
@@ -33,7 +33,7 @@ def describe_environment() -> dict[str, object]:
 def write_environment(run_folder: Path) -> Path:
     """Write `environment.json` into the run's folder and return its path."""
     path = run_folder / ENVIRONMENT_FILE
-    path.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
+    write_json(path, describe_environment())
     return path
 
 

@@ -12,10 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from chinchilla_ds.files import write_durably
 from chinchilla_ds.tracking.background import BackgroundTracker
 from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.tracking.metrics_file import METRICS_FILE, MetricsReader, describe_skipped
-from chinchilla_ds.tracking.record import load_or_begin, write_durably
+from chinchilla_ds.tracking.record import load_or_begin
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
 
 _STEP_METRIC, _EVALUATION_METRIC, _SKIPPED_METRIC = "train/loss", "held_out/loss", "skipped_steps"

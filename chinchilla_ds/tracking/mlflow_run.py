@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.errors import TrackingError
+from chinchilla_ds.files import write_durably
 from chinchilla_ds.structured import read_bytes
 from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.tracking.record import RunRecord
@@ -158,7 +159,7 @@ class RunFinder:
             if run.data.tags.get(tag) != value:
                 self._client.set_tag(run.info.run_id, tag, value)
         with contextlib.suppress(OSError):  # a folder that cannot be written to: the tag finds the run
-            (self._folder / RUN_ID_FILE).write_text(f"{run.info.run_id}\n", encoding="utf-8")
+            write_durably(self._folder / RUN_ID_FILE, f"{run.info.run_id}\n")
 
 
 def _is_valid(run: "Run") -> bool:

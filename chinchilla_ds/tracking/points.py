@@ -62,7 +62,7 @@ def check_same_run(columns: Columns, *, plan: RunPlan) -> None:
     """
     for key in ("tokens", "predicted_loss"):
         for step, value, _ in columns.points(key):
-            planned = step * plan.tokens_per_iter if key == "tokens" else plan.predicted_loss
+            planned = plan.consumed_tokens(iteration=step) if key == "tokens" else plan.predicted_loss
             if value != planned:
                 raise TrackingError(
                     f"metrics.jsonl belongs to another run: at step {step} `{key}` is {value:g}, and by plan.json "

@@ -3,11 +3,9 @@
 It lies beside metrics.jsonl, and the two together are all that such a store should hold.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
-import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -15,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le, MinLen
-
 from chinchilla_ds.errors import TrackingError
+from chinchilla_ds.files import write_durably
+from chinchilla_ds.ranges import Ge, Le, MinLen
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.structured import build, read_json
 
@@ -70,7 +68,7 @@ class RunRecord:
 
     def save(self, run_folder: Path) -> None:
         """Write the record atomically and flush it to the disk."""
-        write_durably(run_folder / RECORD_FILE, json.dumps(dataclasses.asdict(self), indent=2).encode() + b"\n")
+        write_durably(run_folder / RECORD_FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     def with_params(self, params: Mapping[str, object]) -> "RunRecord":
         """Return the record with these settings: the first value of each is kept, a later one is stored beside it."""
@@ -104,6 +102,9 @@ def plan_params(plan: RunPlan) -> dict[str, object]:
     """Return the plan's numbers under dotted names such as `shape.num_layers`; its sentences are left to the JSON."""
     fields = dataclasses.asdict(plan)
     del fields["reasons"]
+    del fields["callbacks"]
+    if plan.callbacks:
+        fields["callbacks"] = " ".join(str(spec) for spec in plan.callbacks)
     return dict(_flatten(fields, prefix=""))
 
 
@@ -115,18 +116,3 @@ def _flatten(fields: Mapping[str, Any], *, prefix: str) -> dict[str, object]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file through to the disk, aside first; a write that fails leaves the old one, and nothing beside it."""
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with aside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise

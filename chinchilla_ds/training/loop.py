@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.distributed import cpu_backend, groups
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.evaluation.bits_per_byte import bits_per_byte
+from chinchilla_ds.files import write_durably
+from chinchilla_ds.objective import Objective
 from chinchilla_ds.processes.stopping import STOP_FILE, StopRequest
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.training import samples
@@ -43,12 +45,14 @@ def pretrain(
     run_folder: Path,
     artifacts: dict[str, str],
     callbacks: Sequence[Callback],
+    saved_callbacks: Mapping[str, Callback] | None = None,
     guards: GuardConfig | None = None,
     saving: CheckpointConfig | None = None,
     resume_from: Path | None = None,
     stop: StopRequest | None = None,
     sample_interval_tokens: int | None = None,
     leave: Callable[[int], object] = os._exit,
+    objective: Objective | None = None,
 ) -> TrainingState:
     """Train to the end of the plan's token budget, evaluate, save; or stop and save when asked to.
 
@@ -59,12 +63,14 @@ def pretrain(
         run_folder: Receives the checkpoints.
         artifacts: Name to path of what the run has written so far.
         callbacks: Called on every rank, in this order.
+        saved_callbacks: Those among them whose state the checkpoints hold, by name.
         guards: What to do about bad batches and the like; None for the defaults.
         saving: When to save and what to begin with; None for the defaults.
         resume_from: A run's folder or one checkpoint, to go on from the newest of it that is whole.
         stop: Where signals ask for a stop; None listens to the file STOP alone.
         sample_interval_tokens: Trained tokens between samples of text; None samples at the end alone.
         leave: Ends the process with an exit code when something hangs.
+        objective: What makes the loss; None: what the plan names.
 
     Returns:
         The state at the end; `stopped_by` says whether that is the plan's.
@@ -73,6 +79,7 @@ def pretrain(
         DivergedError: losses or gradients are no numbers, batch after batch.
         CheckpointError: no checkpoint in `resume_from` is whole, it is of other text, or the optimizer keeps what
             cannot be saved.
+        ConfigError: a callback changes the training state, or its own state is no JSON.
         OutputError: a checkpoint cannot be written.
     """
     guards, saving, stop = guards or GuardConfig(), saving or CheckpointConfig(), stop or StopRequest()
@@ -82,8 +89,8 @@ def pretrain(
     try:
         with watched() as start, start.phase("the start", scale=START_SCALE):
             run = _Run(
-                plan, ds_config, prepared, run_folder, artifacts, callbacks, guards, saving, stop,
-                sample_interval_tokens, watched(),
+                plan, ds_config, prepared, run_folder, artifacts, callbacks, saved_callbacks, guards, saving, stop,
+                sample_interval_tokens, watched(), objective,
             )  # fmt: skip
             run.begin(resume_from, init_from=saving.init_from)
         return run.train()
@@ -103,15 +110,17 @@ class _Run:
         run_folder: Path,
         artifacts: dict[str, str],
         callbacks: Sequence[Callback],
+        saved_callbacks: Mapping[str, Callback] | None,
         guards: GuardConfig,
         saving: CheckpointConfig,
         stop: StopRequest,
         sample_interval_tokens: int | None,
         watchdog: Watchdog,
+        objective: Objective | None,
     ) -> None:
         self.plan, self.prepared, self.callbacks = plan, prepared, callbacks
         self.loader = TokenLoader(prepared=prepared, plan=plan)
-        self.engine = TrainingEngine(plan=plan, ds_config=ds_config, eod_id=prepared.eod_id)
+        self.engine = TrainingEngine(plan=plan, ds_config=ds_config, eod_id=prepared.eod_id, objective=objective)
         self.data_parallel_rank = groups.data_parallel_rank()
         self.state = TrainingState(
             plan=plan,
@@ -121,7 +130,14 @@ class _Run:
             artifacts=artifacts,
         )
         self.stop = stop
-        self.saver = Saver(self.engine, state=self.state, saving=saving, ds_config=ds_config, prepared=prepared)
+        self.saver = Saver(
+            self.engine,
+            state=self.state,
+            saving=saving,
+            ds_config=ds_config,
+            prepared=prepared,
+            callbacks=saved_callbacks,
+        )
         self.sample_interval_tokens = sample_interval_tokens
         self.guards = Guards(
             guards, plan=plan, stage=self.engine.stage, run_folder=run_folder, writes=self.state.owns_loss
@@ -189,7 +205,8 @@ class _Run:
 
     def _call(self, hook: str) -> None:
         for callback in self.callbacks:
-            getattr(callback, hook)(self.state)
+            with self.state.read_by(callback):
+                getattr(callback, hook)(self.state)
 
     def _step(self) -> None:
         """Take one optimizer step.
@@ -218,8 +235,6 @@ class _Run:
         state.step = result
         state.attempts += 1
         self.guards.end_step(state, engine=self.engine)
-        state.consumed_tokens = state.iteration * plan.tokens_per_iter
-        state.flops_spent = state.attempts * plan.tokens_per_iter * plan.flops_per_token
         state.elapsed_s += seconds
         state.tokens_per_s = plan.tokens_per_iter / seconds
         if state.peak_flops_per_s is not None:
@@ -266,7 +281,7 @@ class _Run:
         self.state.sample = sample
         if self.state.owns_loss:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(sample.prompt + sample.continuation, encoding="utf-8")
+            write_durably(path, sample.prompt + sample.continuation)
             self.state.artifacts["sample"] = str(path)
         self._call("on_sample")
 

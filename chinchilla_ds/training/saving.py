@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.errors import CheckpointError
-from chinchilla_ds.training.callback import TrainingState
+from chinchilla_ds.training.callback import Callback, TrainingState
+from chinchilla_ds.training.callbacks import outside
 from chinchilla_ds.training.spikes import Rewind
 
 _log = logging.getLogger(__name__)
@@ -32,10 +34,11 @@ class Saver:
         saving: CheckpointConfig,
         ds_config: dict[str, Any],
         prepared: PreparedData,
+        callbacks: Mapping[str, Callback] | None = None,
     ) -> None:
-        """Take the engine and the state, which `resume` writes."""
+        """Take the engine, the state, which `resume` writes, and the callbacks whose state is saved, by name."""
         self.engine, self.state = engine, state
-        self._saving, self._prepared = saving, prepared
+        self._saving, self._prepared, self._callbacks = saving, prepared, callbacks or {}
         self._checkpointer = checkpoint.Checkpointer(
             engine,
             folder=state.run_folder / CHECKPOINTS_NAME,
@@ -107,6 +110,7 @@ class Saver:
             loss=None if state.step is None else _finite(state.step.loss),
             held_out_loss=None if evaluation is None else _finite(evaluation.loss),
             held_out_bits_per_byte=None if evaluation is None else _finite(evaluation.bits_per_byte),
+            callbacks=outside.states_of(self._callbacks),
         )
 
     def rehearse(self) -> None:
@@ -130,16 +134,16 @@ class Saver:
         """Go on from the newest whole checkpoint of a run, or from a given one.
 
         Raises:
-            CheckpointError: there is none, or it was trained on other text or with another tokenizer.
+            CheckpointError: there is none, or it was trained on other text, with another tokenizer or with other
+                callbacks.
         """
         newest = checkpoint.newest_whole(path, warn=_log.warning)
         saved = checkpoint.load(self.engine, checkpoint=newest)
         check_text(saved, where=newest, prepared=self._prepared)
-        state, plan = self.state, self.state.plan
+        outside.load_states(self._callbacks, saved.callbacks, where=newest)
+        state = self.state
         state.iteration, state.data_step, state.attempts = saved.iteration, saved.data_step, saved.attempts
         state.bad_batches, state.rewinds, state.elapsed_s = saved.bad_batches, saved.rewinds, saved.elapsed_s
-        state.consumed_tokens = saved.iteration * plan.tokens_per_iter
-        state.flops_spent = saved.attempts * plan.tokens_per_iter * plan.flops_per_token
         state.resumed_at = saved.iteration
         state.artifacts["checkpoint"] = str(newest)
         self._saved_tokens, self._saved_data_step = state.consumed_tokens, state.data_step
@@ -157,7 +161,7 @@ class Saver:
         self.finish()
         state = self.state
         if not run_on_rank_zero(lambda: _keep_before(rewind.before, folder=state.run_folder / CHECKPOINTS_NAME)):
-            state.notes.append(f"no checkpoint of at most {rewind.before} steps to go back to: going on")
+            state.notes += (f"no checkpoint of at most {rewind.before} steps to go back to: going on",)
             return False
         kept = (state.attempts, state.elapsed_s, state.bad_batches)
         rewinds = state.rewinds + 1
@@ -165,8 +169,7 @@ class Saver:
         self.resume(state.run_folder / CHECKPOINTS_NAME)
         state.attempts, state.elapsed_s, state.bad_batches = kept
         state.data_step, state.rewinds = rewind.data_step, rewinds
-        state.flops_spent = state.attempts * state.plan.tokens_per_iter * state.plan.flops_per_token
-        state.step = None
+        state.step, self.engine.attempts = None, state.attempts
         self.save()
         _log.warning("went back from step %d to %d, and passed over the batches since", left, state.iteration)
         return True
@@ -208,7 +211,8 @@ def check_text(saved: CheckpointState, *, where: Path, prepared: PreparedData) -
         problems.append(
             f"the checkpoint {where} was trained on text with key {saved.data_key}, and {prepared.folder} has "
             f"key {prepared.content_key}: text or preparation have changed, so the samples that are left are not "
-            f"known; give the same text, or begin a new run with --resume none --init-from {where}"
+            "known; give the same text, or begin a new run with `checkpoint.resume=none` and "
+            f"`checkpoint.init_from={where}`"
         )
     problems += _tokenizer_problems(saved, where=where, prepared=prepared)
     if problems:
@@ -222,7 +226,7 @@ def _tokenizer_problems(saved: CheckpointState, *, where: Path, prepared: Prepar
     tokenizer = next(where.glob("tokenizer*"), where)
     return [
         f"the checkpoint {where} was trained with tokenizer {known}, and {prepared.folder} was made with {here}; "
-        f"prepare the text with the checkpoint's: chinchilla-ds prepare --tokenizer {tokenizer}"
+        f"prepare the text with the checkpoint's: `prepare.tokenizer={tokenizer}`"
     ]
 
 

@@ -30,8 +30,6 @@ class StragglerReport:
     """Global rank."""
     ratio: float
     """Its time by the median of all ranks."""
-    median_s: float
-    """Of one core attention's forward pass."""
 
     def __str__(self) -> str:
         """Return `rank 3 computes 1.42 times as long as the median rank`."""
@@ -99,6 +97,4 @@ def report(seconds: list[float]) -> StragglerReport:
     """Return who is slowest, from every rank's time by global rank."""
     middle = median(seconds)
     slowest = max(range(len(seconds)), key=seconds.__getitem__)
-    return StragglerReport(
-        slowest_rank=slowest, ratio=seconds[slowest] / middle if middle > 0 else 1.0, median_s=middle
-    )
+    return StragglerReport(slowest_rank=slowest, ratio=seconds[slowest] / middle if middle > 0 else 1.0)

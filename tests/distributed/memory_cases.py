@@ -45,6 +45,11 @@ SLOW: dict[str, dict[str, Any]] = {
     "zero0-tp2": {_TP: 2},
     "zero0-tp2-sp": {_TP: 2, "sequence_parallel": True},
     "zero0-multi_head": {"num_query_groups": 4},
+    "zero0-qk_norm": {"qk_norm": True},
+    "zero0-qk_norm-multi_head": {"qk_norm": True, "num_query_groups": 4},
+    "zero0-qk_norm-tp2": {"qk_norm": True, _TP: 2},
+    "zero0-qk_norm-bf16": {"qk_norm": True, "precision": _BF16},
+    "zero0-qk_norm-recompute_selective": {"qk_norm": True, "recompute": _SELECTIVE},
     "zero1-pp2": {"zero_stage": 1, _PP: 2},
     "zero1-pp4": {"zero_stage": 1, _PP: 4},
     "zero1-pp2-vpp2": {"zero_stage": 1, _PP: 2, _VPP: 2},
@@ -76,7 +81,8 @@ SLOW: dict[str, dict[str, Any]] = {
 def plan_of(values: dict[str, Any]) -> RunPlan:
     """Return a plan of two sequences per micro-batch, four micro-batches, and `values`, which the planner accepts."""
     values = dict(values)
-    shape = dataclasses.replace(SHAPE, num_query_groups=values.pop("num_query_groups", SHAPE.num_query_groups))
+    ours = {name: values.pop(name) for name in ("num_query_groups", "qk_norm") if name in values}
+    shape = dataclasses.replace(SHAPE, **ours)
     plan = tiny_plan(shape=shape, **{"micro_batch_size": 2, "gradient_accumulation_steps": 4, **values})
     validate_layout(shape=plan.shape, layout=plan.layout, precision=plan.precision, batch=plan.batch)
     return plan

@@ -194,6 +194,19 @@ def test_tied_embeddings_move_too(source, target, tmp_path):
     assert harness.largest_relative(steps, wanted) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("zero0-tp2", "zero3-tp2-pp2"),
+        pytest.param("zero3-tp2-pp2", "zero1-pp2-dp2", marks=pytest.mark.slow),
+        pytest.param("zero1-tp2-pp2-sp", "zero0", marks=pytest.mark.slow),
+    ],
+)
+def test_norms_of_heads_move_too(source, target, tmp_path):
+    wanted, steps = continue_in(tmp_path, LAYOUTS[source], LAYOUTS[target], qk_norm=True)
+    assert harness.largest_relative(steps, wanted) < 1e-5
+
+
 def test_a_checkpoint_tells_whole_weights_whatever_wrote_it(tmp_path):
     def save_fresh(engine, folder):
         save_in(engine, folder, iteration=0)
@@ -206,7 +219,7 @@ def test_a_checkpoint_tells_whole_weights_whatever_wrote_it(tmp_path):
     for name, value in wanted.items():
         assert torch.equal(reader.read(name), value)
         assert reader.shape(name) == tuple(value.shape)
-        assert not reader.read(name, moment="exp_avg").any()
+        assert not reader.read(name, state="exp_avg").any()
         assert torch.equal(reader.read_rows(name, rows=slice(1, 3)), value[1:3])
 
 
@@ -301,7 +314,7 @@ def test_another_shape_is_refused(name, value, tmp_path):
                 checkpoint.load(engine, checkpoint=written, weights_only=weights_only)
             assert f"shape.{name} is {getattr(plan.shape, name)} in the checkpoint {written}" in str(error.value)
             assert f"and {value} in the plan" in str(error.value)
-            assert f"--plan {written / 'plan.json'}" in str(error.value)
+            assert f"`plan={written / 'plan.json'}`" in str(error.value)
         return True
 
     assert harness.on_engine(other, load) == [True]

@@ -25,14 +25,15 @@ class Other(nn.Module):
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.linear_fc1 = nn.Linear(6, 10, bias=False)
-        self.linear_fc2 = nn.Linear(10, 5, bias=False)
+        layer = nn.ModuleDict({"linear_fc1": nn.Linear(6, 10, bias=False), "linear_fc2": nn.Linear(10, 5, bias=False)})
+        self.decoder = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"mlp": layer})])})
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
 
     def forward(self, inputs):
-        return self.linear_fc2(torch.tanh(self.linear_fc1(inputs))).square().mean()
+        mlp = self.decoder["layers"][0]["mlp"]
+        return mlp["linear_fc2"](torch.tanh(mlp["linear_fc1"](inputs))).square().mean()
 
 
 def batch(step, rows=slice(None)):
@@ -133,6 +134,6 @@ def test_the_moments_and_the_count_matter(tmp_path):
 
 def test_weights_are_cut_where_tensor_parallelism_cuts_them(tmp_path):
     folder, _ = convert_after_steps(tmp_path)
-    zero = folder / checkpoint_name(STEPS_BEFORE) / "zero"
-    assert torch.load(zero / "linear_fc1.weight/exp_avg.pt")["cat_dim"] == 0
-    assert torch.load(zero / "linear_fc2.weight/exp_avg.pt")["cat_dim"] == 1
+    mlp = str(folder / checkpoint_name(STEPS_BEFORE) / "zero" / "decoder.layers.0.mlp")
+    assert torch.load(f"{mlp}.linear_fc1.weight/exp_avg.pt")["cat_dim"] == 0
+    assert torch.load(f"{mlp}.linear_fc2.weight/exp_avg.pt")["cat_dim"] == 1

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from chinchilla_ds.cli import pretrain
 from chinchilla_ds.cli.arguments import parse
 from chinchilla_ds.cli.main import COMMANDS, run_command
 from chinchilla_ds.errors import ChinchillaError
+from chinchilla_ds.runs import train
 from tests.fuzz.conftest import Fuzz
 from tests.fuzz.mutations import command_lines
 from tests.fuzz.outcome import accepted, ends_well
@@ -93,8 +93,7 @@ def test_pretrain(fuzz: Fuzz, places: dict[str, str], tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
 
     def plan(line: list[str]) -> None:
-        arguments = parse(line)
-        pretrain._plan(arguments, world_size=1)
+        train._plan(parse(line), world_size=1)
 
     def try_one(line: list[str]) -> None:
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):

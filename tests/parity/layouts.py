@@ -33,6 +33,7 @@ class Case:
     offload: str = "none"
     clips: bool = True
     tied: bool = False
+    qk_norm: bool = False
 
     def __str__(self) -> str:
         """Name the layout, and after it what is not plain."""
@@ -44,6 +45,7 @@ class Case:
             f"offload_{self.offload}" if self.offload != "none" else "",
             "" if self.clips else "unclipped",
             "tied" if self.tied else "",
+            "qk_norm" if self.qk_norm else "",
         ]
         return "-".join([self.layout, *filter(None, extras)])
 
@@ -78,6 +80,7 @@ class Case:
             "offload_param": Offload.CPU if self.offload == "all" else Offload.NONE,
             "gradient_clipping": ACTIVE_CLIPPING if self.clips else INACTIVE_CLIPPING,
             "tied_embeddings": self.tied,
+            "qk_norm": self.qk_norm,
         }
         return parity_plan(**{**values, **changes})  # type: ignore[arg-type]
 

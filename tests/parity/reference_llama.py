@@ -49,7 +49,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries: n/g query heads share one key/value head."""
+    """Causal self-attention with grouped queries: n/g query heads share one key/value head.
+
+    With QK-norm every head's query and key are normed before rotation. Source: Qwen Team 2025 (arXiv:2505.09388).
+    """
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -60,11 +63,17 @@ class Attention(nn.Module):
         self.key = nn.Linear(shape.hidden_size, key_value_width, bias=False)
         self.value = nn.Linear(shape.hidden_size, key_value_width, bias=False)
         self.output = nn.Linear(query_width, shape.hidden_size, bias=False)
+        if shape.qk_norm:
+            self.query_norm = RMSNorm(shape.kv_channels, epsilon=shape.norm_epsilon)
+            self.key_norm = RMSNorm(shape.kv_channels, epsilon=shape.norm_epsilon)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         heads_per_group = self.shape.num_attention_heads // self.shape.num_query_groups
-        query = rotate(self._split_heads(self.query(x)), cos, sin)  # [b, n, s, d]
-        key = rotate(self._split_heads(self.key(x)), cos, sin).repeat_interleave(heads_per_group, dim=1)
+        query, key = self._split_heads(self.query(x)), self._split_heads(self.key(x))  # [b, n, s, d], [b, g, s, d]
+        if self.shape.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = rotate(query, cos, sin)
+        key = rotate(key, cos, sin).repeat_interleave(heads_per_group, dim=1)
         value = self._split_heads(self.value(x)).repeat_interleave(heads_per_group, dim=1)
         scores = query @ key.transpose(-1, -2) / self.shape.kv_channels**0.5  # [b, n, s, s]
         future = torch.ones(x.size(1), x.size(1), dtype=torch.bool, device=x.device).triu(diagonal=1)
@@ -155,6 +164,9 @@ def load_from_megatron_state(model: ReferenceLlama, full_state: Mapping[str, Ten
         _copy(layer.attention.query.weight, query)
         _copy(layer.attention.key.weight, key)
         _copy(layer.attention.value.weight, value)
+        if shape.qk_norm:
+            _copy(layer.attention.query_norm.weight, state.pop(prefix + "self_attention.q_layernorm.weight"))
+            _copy(layer.attention.key_norm.weight, state.pop(prefix + "self_attention.k_layernorm.weight"))
         _copy(layer.attention.output.weight, state.pop(prefix + "self_attention.linear_proj.weight"))
         _copy(layer.mlp_norm.weight, state.pop(prefix + "pre_mlp_layernorm.weight"))
         _copy(layer.mlp.gate.weight, gate)
@@ -193,6 +205,9 @@ def to_megatron_state(model: ReferenceLlama, *, values: Mapping[str, Tensor] | N
         ]
         full[prefix + "input_layernorm.weight"] = of[own + "attention_norm.weight"]
         full[prefix + "self_attention.linear_qkv.weight"] = torch.cat(by_group, dim=1).flatten(end_dim=1)
+        if shape.qk_norm:
+            full[prefix + "self_attention.q_layernorm.weight"] = of[own + "attention.query_norm.weight"]
+            full[prefix + "self_attention.k_layernorm.weight"] = of[own + "attention.key_norm.weight"]
         full[prefix + "self_attention.linear_proj.weight"] = of[own + "attention.output.weight"]
         full[prefix + "pre_mlp_layernorm.weight"] = of[own + "mlp_norm.weight"]
         gate_up = [of[own + "mlp.gate.weight"], of[own + "mlp.up.weight"]]

@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from chinchilla_ds.budget.shape.flops import AttentionCount, decoder_flops_per_token, hardware_flops_per_token
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token, hardware_flops_per_token
 from chinchilla_ds.budget.shape.parameters import ParameterCount, count_parameters
 from chinchilla_ds.budget.shape.search import ShapeRequest, pad_vocab, search_shape
 from chinchilla_ds.run_plan import ModelShape, ParallelLayout, Recompute
@@ -40,7 +40,15 @@ def planned(budget_flops: float, *, seq_length: int, vocab_size: int, tied_embed
 
 
 def by_hand(
-    layers: int, hidden: int, ffn: int, heads: tuple[int, int, int], vocab: int, seq_length: int, *, tied: bool = False
+    layers: int,
+    hidden: int,
+    ffn: int,
+    heads: tuple[int, int, int],
+    vocab: int,
+    seq_length: int,
+    *,
+    tied: bool = False,
+    qk_norm: bool = False,
 ) -> ModelShape:
     """Return a shape; `heads` are query heads, query groups, and the width of one head."""
     return ModelShape(
@@ -54,6 +62,7 @@ def by_hand(
         padded_vocab_size=pad_vocab(vocab_size=vocab),
         seq_length=seq_length,
         tied_embeddings=tied,
+        qk_norm=qk_norm,
     )
 
 
@@ -77,6 +86,8 @@ SHAPES = {
     "padded-vocab": by_hand(2, 48, 128, (4, 4, 12), 1025, 32),
     "large-vocab": by_hand(1, 32, 96, (2, 2, 16), 50257, 32),
     "long-context": by_hand(2, 32, 96, (2, 1, 16), 128, 1024),
+    "qk-norm": by_hand(2, 64, 160, (4, 2, 16), 256, 32, qk_norm=True),
+    "qk-norm-wide-heads-tied": by_hand(3, 96, 256, (4, 1, 32), 256, 48, tied=True, qk_norm=True),
     "six-layers-thin-ffn": by_hand(6, 96, 32, (12, 4, 8), 256, 96),
 }
 
@@ -111,6 +122,14 @@ def flops_of(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def cross_entropy(stage: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the loss of predicting every token itself."""
+    from chinchilla_ds.model.cross_entropy import token_losses
+
+    loss: torch.Tensor = stage(tokens, lambda logits: token_losses(logits, tokens).mean())
+    return loss
+
+
 def one_rank_counts() -> dict[str, Counted]:
     """Build every shape on one rank and take one forward and backward pass under every recomputation."""
     from chinchilla_ds.distributed import groups, recompute
@@ -126,7 +145,7 @@ def one_rank_counts() -> dict[str, Counted]:
             stage = build_stage(tiny_plan(shape=shape, recompute=kind))
             for parameter in stage.parameters():
                 torch.nn.init.constant_(parameter, 0.01)
-            flops[kind] = flops_of(lambda stage=stage, t=tokens: stage(t, t).backward()) / shape.seq_length
+            flops[kind] = flops_of(lambda stage=stage, t=tokens: cross_entropy(stage, t).backward()) / shape.seq_length
         counts[name] = Counted(params=params_of(stage, tied=shape.tied_embeddings), flops_per_token=flops)
     return counts
 
@@ -141,8 +160,8 @@ def miss(estimate: float, truth: float) -> float:
     return abs(estimate / truth - 1)
 
 
-def test_there_are_twenty_different_shapes() -> None:
-    assert len(set(SHAPES.values())) == 20
+def test_there_are_so_many_different_shapes() -> None:
+    assert len(set(SHAPES.values())) == 22
     assert {shape.num_layers for shape in SHAPES.values()} >= {1, 2, 3, 5, 6}
 
 
@@ -176,7 +195,9 @@ def heads_not_grouped(shape: ModelShape) -> float:
 
 
 def causal_attention(shape: ModelShape) -> float:
-    return decoder_flops_per_token(shape=shape, attention=AttentionCount.CAUSAL)
+    masked = (shape.seq_length - 1) / 2  # keys per query that the mask leaves out
+    per_layer = 2 * 2 * masked * shape.num_attention_heads * shape.kv_channels
+    return decoder_flops_per_token(shape=shape) - 3 * shape.num_layers * per_layer
 
 
 def embedding_as_matmul(shape: ModelShape) -> float:
@@ -218,6 +239,10 @@ def test_control_parameters_see_tables_groups_and_norms(counted) -> None:
         unpadded = dataclasses.replace(shape, padded_vocab_size=shape.padded_vocab_size - 1)
         assert count_parameters(shape=unpadded).total != counted[name].params.total
     grouped, single = counted["grouped"].params, counted["one-group"].params
+    normed = counted["qk-norm"].params
+    assert normed.total - grouped.total == 2 * 2 * 16, "two layers, two norms of 16 channels"
+    assert normed.matmul == grouped.matmul
+    assert counted["qk-norm"].flops_per_token == counted["grouped"].flops_per_token, "norms are no matmuls"
     assert grouped.total - single.total == 2 * 2 * 64 * 16, "two layers, keys and values of one group of 64 x 16"
 
 
@@ -252,6 +277,7 @@ SPLIT_SHAPES = {
     "grouped": tiny_shape(),
     "multi-head": tiny_shape(num_query_groups=4, padded_vocab_size=384, vocab_size=300),
     "wide-heads": tiny_shape(kv_channels=32, ffn_hidden_size=130),
+    "qk-norm": tiny_shape(qk_norm=True),
 }
 
 
@@ -296,7 +322,8 @@ def test_parameters_of_all_ranks_sum_to_the_models(name: str) -> None:
         once = sum(c.split + (c.replicated if c.tensor_rank == 0 else 0) for c in counts)
         everywhere = sum(c.split + c.replicated for c in counts)
         assert once == count_parameters(shape=shape).total
-        assert everywhere - once == (2 * shape.num_layers + 1) * shape.hidden_size, "norms, a second time"
+        per_layer = 2 * shape.hidden_size + 2 * shape.kv_channels * shape.qk_norm
+        assert everywhere - once == shape.num_layers * per_layer + shape.hidden_size, "norms, a second time"
 
 
 @pytest.mark.parametrize("kind", Recompute)

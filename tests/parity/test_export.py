@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM
 
 from chinchilla_ds.budget.layout.rules import layout_problems, shape_problems
 from chinchilla_ds.checkpoint.reader import CheckpointReader
@@ -35,15 +35,16 @@ class Case:
     pp: int = 1
     groups: int = 2
     tied: bool = False
+    qk_norm: bool = False
 
     def __str__(self) -> str:
         names = f"zero{self.zero}-tp{self.tp}-pp{self.pp}-groups{self.groups}"
-        return names + ("-tied" if self.tied else "")
+        return names + ("-tied" if self.tied else "") + ("-qk_norm" if self.qk_norm else "")
 
     def plan(self):
         """Four ranks at most, and data parallelism where it fits, so that ZeRO has something to cut."""
         plan = tiny_plan(
-            shape=small_shape(num_query_groups=self.groups, tied_embeddings=self.tied),
+            shape=small_shape(num_query_groups=self.groups, tied_embeddings=self.tied, qk_norm=self.qk_norm),
             train_iters=3,
             learning_rate=4e-3,
             tensor_model_parallel_size=self.tp,
@@ -78,6 +79,7 @@ def check(case, tmp_path):
     facts = TrainingFacts(consumed_tokens=0, flops_spent=0.0)
     export_checkpoint(reader, out=tmp_path / "out", dtype=Precision.FP32, facts=facts)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert isinstance(model, Qwen3ForCausalLM if case.qk_norm else LlamaForCausalLM)
     pieces = english_tokenizer().vocab_size
     with torch.no_grad():
         found = model(torch.tensor([TEXT])).logits[0, [length - 1 for length in PREFIXES]]
@@ -92,6 +94,7 @@ def check(case, tmp_path):
 
 
 QUICK = Case(zero=3, tp=2, pp=2)
+QWEN3 = Case(zero=1, tp=2, qk_norm=True)
 ALL = [
     Case(zero=zero, tp=tp, pp=pp, groups=groups, tied=tied)
     for zero, tp, pp, groups, tied in itertools.product((0, 1, 2, 3), (1, 2), (1, 2), (2, 4), (False, True))
@@ -104,8 +107,9 @@ def accepted(case):
     return not [*problems, *layout_problems(layout=plan.layout, precision=plan.precision)]
 
 
-def test_export_has_the_logits_of_the_engine(tmp_path):
-    check(QUICK, tmp_path)
+@pytest.mark.parametrize("case", [QUICK, QWEN3], ids=str)
+def test_export_has_the_logits_of_the_engine(case, tmp_path):
+    check(case, tmp_path)
 
 
 @pytest.mark.slow
@@ -121,12 +125,16 @@ def load_and_tell(engine, folder):
     return before, logits_of(engine)
 
 
-@pytest.mark.parametrize("case", [Case(zero=3), pytest.param(QUICK, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("case", [Case(zero=3), QWEN3, pytest.param(QUICK, marks=pytest.mark.slow)], ids=str)
 def test_training_starts_from_a_model_of_transformers(case, tmp_path):
     plan = case.plan()
     shape, pieces = plan.shape, english_tokenizer().vocab_size
     config = config_of(shape, vocab_size=pieces, token_ids=TOKEN_IDS, dtype=Precision.FP32)
-    source = LlamaForCausalLM(LlamaConfig(**config))
+    source = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    with torch.no_grad():
+        for name, value in source.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                value.add_(0.3 * torch.randn_like(value))
     source.save_pretrained(tmp_path / "source")
     english_tokenizer().save(tmp_path / "source" / "tokenizer.model")
     imported = import_folder(tmp_path / "source", out=tmp_path / "run")

@@ -1,4 +1,4 @@
-"""transformers' LlamaForCausalLM with weights given under Megatron's names: a second implementation of the decoder."""
+"""transformers' Llama, or Qwen3, with weights given under Megatron's names: a second implementation of the decoder."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,10 @@ def llama_of(weights: Any) -> "LlamaForCausalLM":
 
 def llama_from_megatron(shape: ModelShape, state: Mapping[str, torch.Tensor]) -> "LlamaForCausalLM":
     """Build the model from Megatron's weights, head by head: not the way the reference or the export splits them."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    config = LlamaConfig(
+    config_class, model_class = (Qwen3Config, Qwen3ForCausalLM) if shape.qk_norm else (LlamaConfig, LlamaForCausalLM)
+    config = config_class(
         vocab_size=shape.padded_vocab_size,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.ffn_hidden_size,
@@ -50,6 +51,11 @@ def llama_from_megatron(shape: ModelShape, state: Mapping[str, torch.Tensor]) ->
         per_group = len(rows) // shape.num_query_groups
         groups = [rows[start : start + per_group] for start in range(0, len(rows), per_group)]
         fc1 = left.pop(ours + "mlp.linear_fc1.weight")
+        if shape.qk_norm:
+            weights |= {
+                theirs + "self_attn.q_norm.weight": left.pop(ours + "self_attention.q_layernorm.weight"),
+                theirs + "self_attn.k_norm.weight": left.pop(ours + "self_attention.k_layernorm.weight"),
+            }
         weights |= {
             theirs + "input_layernorm.weight": left.pop(ours + "input_layernorm.weight"),
             theirs + "self_attn.q_proj.weight": torch.cat([head for group in groups for head in group[:-2]]),
@@ -62,6 +68,6 @@ def llama_from_megatron(shape: ModelShape, state: Mapping[str, torch.Tensor]) ->
             theirs + "mlp.down_proj.weight": left.pop(ours + "mlp.linear_fc2.weight"),
         }
     assert not left, f"weights without a place: {sorted(left)}"
-    model = LlamaForCausalLM(config).float().eval()
+    model = model_class(config).float().eval()
     model.load_state_dict(weights)
     return model

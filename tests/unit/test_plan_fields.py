@@ -1,5 +1,6 @@
 """Every field of a plan has its range, and no part of a plan contradicts another: a file that says so is refused."""
 
+import ast
 import copy
 import dataclasses
 import json
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import chinchilla_ds
 from chinchilla_ds.budget.cluster_plan import ClusterRequest, plan_on_cluster
 from chinchilla_ds.budget.plan_checks import plan_problems
 from chinchilla_ds.budget.planner import plan as make_plan
@@ -168,7 +170,7 @@ def test_zero_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
         ("schedule.decay", "linear", "plan.schedule.decay is 'linear'; it must be one of"),
         ("device", "tpu", "device is 'tpu'; it must be one of cpu, cuda"),
         ("precision", "fp8", "plan.precision is 'fp8'; it must be one of"),
-        ("prediction.interval.loss", [6.0, 5.0], "interval.loss must begin at its least value, and 6 is above 5"),
+        ("prediction.interval.loss", [6.0, 5.0], "interval.loss must start at its lower bound, and 6 is above 5"),
         ("prediction.interval.loss", [6.0], "plan.prediction.interval.loss"),
         ("prediction.interval.level", 1.0, "plan.prediction.interval.level is 1.0; it must be below 1"),
         ("cluster.world_size", 2, "cluster.world_size (2 devices) must be the layout's 1 ranks"),
@@ -279,3 +281,24 @@ def test_a_layout_of_many_ranks_is_read_back(tmp_path: Path) -> None:
 def test_more_tokens_than_can_be_counted_have_no_plan() -> None:
     with pytest.raises(PlanError, match=r"tokens; at most 1e\+18 can be planned"):
         make_plan(RunConfig(compute_budget_flops=1e33, num_params=1e7), world_size=1, device="cpu")
+
+
+def test_tokens_go_by_steps_taken_and_flops_by_steps_tried() -> None:
+    plan = tiny_plan(train_iters=10)
+    all_steps = plan.batch.train_iters
+    assert plan.consumed_tokens(iteration=all_steps) == plan.num_tokens
+    assert plan.flops_spent(attempts=all_steps) == pytest.approx(plan.true_flops, rel=1e-12)
+    tokens, flops = plan.consumed_tokens(iteration=7), plan.flops_spent(attempts=9)  # two were skipped
+    assert flops / tokens == pytest.approx(9 / 7 * plan.flops_per_token)
+
+
+def test_tokens_and_flops_so_far_are_computed_in_one_place() -> None:
+    package = Path(chinchilla_ds.__file__).parent
+    places = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)
+        if any(isinstance(side, ast.Attribute) and side.attr == "tokens_per_iter" for side in (node.left, node.right))
+    }
+    assert places == {"run_plan.py"}

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from annotated_types import Ge, Gt
 
 import chinchilla_ds
 from chinchilla_ds.errors import CheckpointError, ConfigError
+from chinchilla_ds.ranges import Ge, Gt
 from chinchilla_ds.structured import MAX_YAML_BYTES, build, parse_json, parse_yaml, read_json, read_yaml
 
 

@@ -3,7 +3,7 @@ import torch
 
 from chinchilla_ds.run_plan import Recompute, RunPlan
 from chinchilla_ds.testing import tiny_plan
-from chinchilla_ds.testing.configs import count_parameters, tiny_shape
+from chinchilla_ds.testing.configs import tiny_shape
 from tests.parity.reference_llama import ReferenceLlama
 
 
@@ -24,7 +24,7 @@ def test_num_params_is_what_the_reference_has(tied):
     shape = tiny_shape(tied_embeddings=tied)
     with torch.device("meta"):
         model = ReferenceLlama(shape)
-    assert count_parameters(shape) == sum(p.numel() for p in model.parameters())
+    assert tiny_plan(shape=shape).num_params == sum(p.numel() for p in model.parameters())
 
 
 def test_num_params_by_hand():

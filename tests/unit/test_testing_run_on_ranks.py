@@ -1,8 +1,11 @@
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import psutil
 import pytest
@@ -139,6 +142,28 @@ def test_result_that_does_not_pickle_is_a_failure():
 def test_death_by_signal_is_named():
     with pytest.raises(RankError, match="killed by SIGKILL"):
         run_on_ranks(lambda: os.kill(os.getpid(), signal.SIGKILL), 1)
+
+
+def test_death_while_sending_is_named(monkeypatch):
+    def send_half(connection, message):
+        connection._send(struct.pack("!i", len(message)) + bytes(message[: len(message) // 2]))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Connection, "_send_bytes", send_half)  # which the forks inherit
+    with pytest.raises(RankError, match="killed by SIGKILL"):
+        run_on_ranks(lambda: "a result", 1)
+
+
+def test_buffers_of_killed_ranks_do_not_stay():
+    def die():
+        Path(f"/dev/shm/deepspeed_allreduce_buffer_0_127.0.0.1_{os.environ['MASTER_PORT']}_0").touch()
+        Path(f"/dev/shm/deepspeed_allreduce_buffer_0_127.0.0.1_{os.environ['MASTER_PORT']}9_0").touch()
+        return int(os.environ["MASTER_PORT"])
+
+    (port,) = run_on_ranks(die, 1)
+    left = [path.name for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}*")]
+    Path(f"/dev/shm/deepspeed_allreduce_buffer_0_127.0.0.1_{port}9_0").unlink()
+    assert left == [f"deepspeed_allreduce_buffer_0_127.0.0.1_{port}9_0"]
 
 
 def test_hang_is_killed_at_the_limit():

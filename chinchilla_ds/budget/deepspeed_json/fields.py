@@ -1,21 +1,23 @@
 """Which values of the DeepSpeed JSON correspond to a field of the config, and which ones the plan decides."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from chinchilla_ds.budget.deepspeed_json.keys import OPTIMIZER_TYPE, builds_another_optimizer, find
+from chinchilla_ds.budget.deepspeed_json.keys import builds_another_optimizer, find
 from chinchilla_ds.budget.deepspeed_json.table import OWN_SECTION
 from chinchilla_ds.budget.deepspeed_json.values import is_auto, is_number, show
-from chinchilla_ds.config import RunConfig
+from chinchilla_ds.config import RunConfig, field_path
+from chinchilla_ds.optimizers import optimizer_of
 from chinchilla_ds.run_plan import Offload, Precision, Recompute, RunPlan
 
 MIN_BUCKET_ELEMENTS = 2**19
 ZERO = "zero_optimization"
-_OTHER_JSON = 'set it to "auto", or take the JSON that `chinchilla-ds ds-config PLAN --out FILE` writes for that plan'
+_OTHER_JSON = 'set it to "auto", or take the JSON that `chinchilla-ds ds-config` writes for that plan'
 """For choices that only the JSON makes, without a flag: the JSON contradicts a plan that was given alone."""
-_PRECISION_FIX = 'set it to "auto", or pass another --precision'
+_PRECISION_FIX = 'set it to "auto", or pass another `precision`'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Named:
     """A field of the config that the JSON names."""
 
     field: str
-    """A field of RunConfig (`precision`) or of its layout."""
+    """Of RunConfig (`precision`, `weight_decay`) or of its layout."""
     where: str
     value: Any
 
@@ -38,18 +40,18 @@ class Owned:
     """How to resolve a contradiction; `{}` is replaced by the JSON's value."""
 
 
-def flag(field: str, /) -> str:
-    """Return the flag of a config field."""
-    return "--" + field.replace("_", "-")
-
-
-def _flag_fix(field: str) -> str:
-    return f'set it to "auto", or pass {flag(field)} {{}}'
+def _field_fix(field: str) -> str:
+    return f'set it to "auto", or pass `{field_path(field)}={{}}`'
 
 
 def current_value(config: RunConfig, *, field: str) -> Any:
     """Return a field's value, wherever in the config it is."""
-    return config.precision if field == "precision" else getattr(config.layout, field)
+    return getattr(config if is_of_run(field) else config.layout, field)
+
+
+def is_of_run(field: str, /) -> bool:
+    """Return whether a field is one of RunConfig itself, and not of its layout."""
+    return field in {one.name for one in dataclasses.fields(RunConfig)}
 
 
 def named_fields(ds: Mapping[str, Any], /) -> Iterator[Named | str]:
@@ -62,17 +64,18 @@ def named_fields(ds: Mapping[str, Any], /) -> Iterator[Named | str]:
         yield from _size(ds, (OWN_SECTION, name))
     yield from _sequence_parallel(ds)
     yield from _recompute(ds)
+    yield from _optimizer_settings(ds)
 
 
 def owned_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
     """Yield what the plan writes into the JSON; optimizer and offload only if the JSON or the plan has them."""
     batch, optimizer, layout = plan.batch, plan.optimizer, plan.layout
-    yield Owned(path=("train_batch_size",), value=batch.global_batch_size, fix=_flag_fix("global_batch_size"))
-    micro_fix = _flag_fix("micro_batch_size")
+    yield Owned(path=("train_batch_size",), value=batch.global_batch_size, fix=_field_fix("global_batch_size"))
+    micro_fix = _field_fix("micro_batch_size")
     yield Owned(path=("train_micro_batch_size_per_gpu",), value=batch.micro_batch_size, fix=micro_fix)
     steps = batch.gradient_accumulation_steps
     yield Owned(path=("gradient_accumulation_steps",), value=steps, fix=_accumulation_fix(plan, ds=ds))
-    yield Owned(path=("gradient_clipping",), value=optimizer.gradient_clipping, fix=_flag_fix("gradient_clipping"))
+    yield Owned(path=("gradient_clipping",), value=optimizer.gradient_clipping, fix=_field_fix("gradient_clipping"))
     for kind in (Precision.BF16, Precision.FP16):
         yield Owned(path=(kind.value, "enabled"), value=plan.precision is kind, fix=_PRECISION_FIX)
     yield Owned(path=(ZERO, "stage"), value=int(layout.zero_stage), fix=_OTHER_JSON)
@@ -80,8 +83,8 @@ def owned_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
         device = getattr(layout, name)
         if device is not Offload.NONE or find(ds, (ZERO, name)) is not None:
             yield Owned(path=(ZERO, name, "device"), value=device.value, fix=_OTHER_JSON)
-    if "optimizer" in ds and not builds_another_optimizer(ds):
-        yield from _optimizer_values(plan)
+    if "optimizer" in ds and not builds_another_optimizer(ds, optimizer_of(optimizer)):
+        yield from _optimizer_values(plan, ds=ds)
 
 
 def _accumulation_fix(plan: RunPlan, *, ds: Mapping[str, Any]) -> str:
@@ -100,34 +103,55 @@ def _accumulation_fix(plan: RunPlan, *, ds: Mapping[str, Any]) -> str:
     )
     if is_number(total) and total != micro * parts:
         return f'set it or train_batch_size to "auto": {sizes} are not {total}'
-    return (
-        f'set it to "auto", or pass --global-batch-size {int(micro) * parts} --micro-batch-size {int(micro)}: {sizes}'
-    )
+    fitting = f"`global_batch_size={int(micro) * parts}` and `micro_batch_size={int(micro)}`"
+    return f'set it to "auto", or pass {fitting}: {sizes}'
 
 
-def _optimizer_values(plan: RunPlan) -> Iterator[Owned]:
-    optimizer = plan.optimizer
-    ours = 'set it to "auto": the engine builds AdamW, and only its --learning-rate can be chosen'
-    yield Owned(path=("optimizer", "type"), value=OPTIMIZER_TYPE, fix=ours)
+def _optimizer_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
+    """Yield the optimizer's name, where DeepSpeed has one, and the settings that it reads."""
+    optimizer, spec = plan.optimizer, optimizer_of(plan.optimizer)
+    if spec.deepspeed_type is not None:
+        yield Owned(
+            path=("optimizer", "type"), value=spec.deepspeed_type, fix='set it to "auto", or name another `optimizer`'
+        )
     params = ("optimizer", "params")
-    yield Owned(path=(*params, "lr"), value=optimizer.learning_rate, fix=_flag_fix("learning_rate"))
-    yield Owned(path=(*params, "betas"), value=[optimizer.beta1, optimizer.beta2], fix=ours)
-    yield Owned(path=(*params, "eps"), value=optimizer.epsilon, fix=ours)
-    yield Owned(path=(*params, "weight_decay"), value=optimizer.weight_decay, fix=ours)
+    yield Owned(path=(*params, "lr"), value=optimizer.learning_rate, fix=_field_fix("learning_rate"))
+    if {"beta1", "beta2"} <= set(spec.settings):
+        given = find(ds, (*params, "betas"))
+        values = given if isinstance(given, list) and len(given) == 2 else (optimizer.beta1, optimizer.beta2)
+        fix = f'set it to "auto", or pass `beta1={show(values[0])}` and `beta2={show(values[1])}`'
+        yield Owned(path=(*params, "betas"), value=[optimizer.beta1, optimizer.beta2], fix=fix)
+    if "epsilon" in spec.settings:
+        yield Owned(path=(*params, "eps"), value=optimizer.epsilon, fix=_field_fix("epsilon"))
+    if "weight_decay" in spec.settings:
+        yield Owned(path=(*params, "weight_decay"), value=optimizer.weight_decay, fix=_field_fix("weight_decay"))
+
+
+def _optimizer_settings(ds: Mapping[str, Any]) -> Iterator[Named]:
+    """Yield the settings of the optimizer that the JSON gives; what is no number `keys.checked` has found."""
+    params = find(ds, ("optimizer", "params"))
+    if not isinstance(params, Mapping):
+        return
+    where = "optimizer.params"
+    for field, key in (("learning_rate", "lr"), ("weight_decay", "weight_decay"), ("epsilon", "eps")):
+        if key in params and is_number(params[key]):
+            yield Named(field=field, where=f"{where}.{key}", value=float(params[key]))
+    betas = params.get("betas")
+    if isinstance(betas, list) and len(betas) == 2 and all(map(is_number, betas)):
+        for field, beta in zip(("beta1", "beta2"), betas, strict=True):
+            yield Named(field=field, where=f"{where}.betas", value=float(beta))
 
 
 def compared_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
     """Yield what the plan decides and DeepSpeed has no key for, or ignores; checked, never written."""
     yield Owned(path=("data_types", "param_dtype"), value=plan.precision.value, fix=_PRECISION_FIX)
-    yield Owned(path=("vocabulary_size",), value=plan.shape.vocab_size, fix=_flag_fix("vocab_size"))
+    yield Owned(path=("vocabulary_size",), value=plan.shape.vocab_size, fix=_field_fix("vocab_size"))
     for item in named_fields(ds):
         if not isinstance(item, Named) or not item.where.startswith((OWN_SECTION, "activation_checkpointing")):
             continue
-        fix = _flag_fix(item.field)
+        fix = _field_fix(item.field)
         if item.where == "activation_checkpointing":
-            fix = f"leave the section out, or pass {flag(item.field)} {{}}"
-        elif isinstance(item.value, bool):
-            fix = f'set it to "auto", or pass {flag(item.field if item.value else f"no_{item.field}")}'
+            fix = f"leave the section out, or pass `{field_path(item.field)}={{}}`"
         yield Owned(path=tuple(item.where.split(".")), value=getattr(plan.layout, item.field), fix=fix)
 
 

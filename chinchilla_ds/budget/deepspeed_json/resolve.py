@@ -19,16 +19,17 @@ from chinchilla_ds.budget.deepspeed_json.fields import (
     ZERO,
     compared_values,
     current_value,
-    flag,
+    is_of_run,
     named_fields,
     owned_values,
     suggested_values,
 )
-from chinchilla_ds.budget.deepspeed_json.keys import OPTIMIZER_TYPE, checked, find, table_key
+from chinchilla_ds.budget.deepspeed_json.keys import checked, find, optimizer_problem, table_key
 from chinchilla_ds.budget.deepspeed_json.table import OWN_SECTION, SECTIONS
 from chinchilla_ds.budget.deepspeed_json.values import AUTO, is_auto, is_number, same, show
-from chinchilla_ds.config import LayoutConfig, RunConfig
-from chinchilla_ds.errors import DsConfigError
+from chinchilla_ds.config import LayoutConfig, RunConfig, field_path
+from chinchilla_ds.errors import ConfigError, DsConfigError, did_you_mean
+from chinchilla_ds.optimizers import OptimizerSpec, adamw, find_optimizer, optimizer_of
 from chinchilla_ds.run_plan import Offload, Recompute, RunPlan
 from chinchilla_ds.structured import read_json
 
@@ -44,24 +45,43 @@ _AIO = {
 }
 """DeepSpeed's own defaults, written out because they are tuned for each drive (`ds_nvme_tune`)."""
 
-_OPTIMIZER = {"type": OPTIMIZER_TYPE, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "weight_decay": AUTO}}
+_OPTIMIZER = {"type": AUTO, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "weight_decay": AUTO}}
+
+
+SHIPPED_FOLDER = Path(__file__).parents[2] / "ds_configs"
+"""In a checkout a link to the folder of that name beside the package; in an installed package a folder."""
 
 
 def load_ds_config(path: Path | str, /) -> dict[str, Any]:
-    """Return the JSON object in `path`.
+    """Return the JSON object in a file, or in the shipped file of a name such as `zero3`.
 
     Raises:
         DsConfigError: missing or unreadable file, not UTF-8, not JSON (line and column named), duplicate keys, not an
         object.
     """
-    data = read_json(Path(path), what="ds_config", error=DsConfigError)
+    data = read_json(_named_file(Path(path)), what="ds_config", error=DsConfigError)
     if not isinstance(data, dict):
         raise DsConfigError(f"ds_config {path} must hold a JSON object, not {show(data)}")
     return data
 
 
+def _named_file(path: Path) -> Path:
+    """Return the shipped file of a bare name, else the path.
+
+    Raises:
+        DsConfigError: a bare name is neither a shipped file's nor a file.
+    """
+    name, names = str(path), tuple(shipped_configs())
+    if name in names:
+        return SHIPPED_FOLDER / f"{name}.json"
+    if path.parent == Path() and not path.suffix and not path.exists():
+        guess = did_you_mean(name, names)
+        raise DsConfigError(f"ds_config {name!r} is neither a file nor one of {', '.join(names)}{guess}")
+    return path
+
+
 def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: frozenset[str] = frozenset()) -> RunConfig:
-    """Return `config` with the layout and precision that the JSON names.
+    """Return `config` with the layout, precision and settings of the optimizer that the JSON names.
 
     Args:
         config: defaults and flags.
@@ -71,10 +91,14 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
     Raises:
         DsConfigError: all unknown keys, values of the wrong type, and values that contradict a flag.
     """
-    ds, problems = checked(ds)
+    optimizer = _optimizer_or_none(config)
+    another = optimizer_problem(ds, optimizer or adamw())
+    if another:  # no problem by itself: a plan or a run that is taken may say so too, which `resolve` knows
+        ds = {name: value for name, value in ds.items() if name != "optimizer"}
+    ds, problems = checked(ds, optimizer=optimizer)
     problems += own_conflicts(ds)
     layout: dict[str, Any] = {}
-    precision = config.precision
+    named: dict[str, Any] = {}
     for item in named_fields(ds):
         if isinstance(item, str):
             problems += [] if _is_reported(problems, item) else [item]
@@ -82,16 +106,22 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
         current = current_value(config, field=item.field)
         if item.field in explicit and current != item.value:
             problems.append(
-                f"{flag(item.field)} is {show(current)}, but the ds_config's {item.where} means {show(item.value)}; "
-                f'drop the flag, or set {item.where} to "auto" or leave it out'
+                f"`{field_path(item.field)}` is {show(current)}, but the ds_config's {item.where} means "
+                f'{show(item.value)}; drop that, or set {item.where} to "auto" or leave it out'
             )
-        elif item.field == "precision":
-            precision = item.value
         else:
-            layout[item.field] = item.value
+            (named if is_of_run(item.field) else layout)[item.field] = item.value
     if problems:
-        raise DsConfigError(problems)
-    return dataclasses.replace(config, layout=dataclasses.replace(config.layout, **layout), precision=precision)
+        raise DsConfigError([*problems, another] if another else problems)
+    return dataclasses.replace(config, layout=dataclasses.replace(config.layout, **layout), **named)
+
+
+def _optimizer_or_none(config: RunConfig) -> OptimizerSpec | None:
+    """Return the optimizer that is asked for; None where it cannot be found, which `config_problems` says."""
+    try:
+        return find_optimizer(config.optimizer)
+    except ConfigError:
+        return None
 
 
 def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
@@ -100,7 +130,8 @@ def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
     Raises:
         DsConfigError: unknown keys, sections that the plan owns, and every concrete value that contradicts the plan.
     """
-    ds, problems = checked(ds)
+    optimizer = optimizer_of(plan.optimizer)
+    ds, problems = checked(ds, optimizer=optimizer)
     problems += [item for item in named_fields(ds) if isinstance(item, str) and not _is_reported(problems, item)]
     problems += [*own_conflicts(ds), *plan_conflicts(ds, plan)]
     problems += [text for text in _contradictions(ds, plan) if not _is_reported(problems, text)]
@@ -109,6 +140,8 @@ def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
     ds.pop(OWN_SECTION, None)
     for owned in owned_values(plan, ds=ds):
         _put(ds, owned.path, owned.value)
+    if optimizer.deepspeed_type is None:
+        ds.pop("optimizer", None)  # DeepSpeed has no name for it
     for suggested in suggested_values(plan):
         if find(ds, suggested.path) == AUTO:
             _put(ds, suggested.path, suggested.value)

@@ -24,7 +24,7 @@ from chinchilla_ds.budget.deepspeed_json.values import (
     POSITIVE,
     TEXT,
     TEXTS,
-    Kind,
+    ValueKind,
     number,
     one_of,
     whole,
@@ -53,7 +53,7 @@ class Key:
     """A key of the DeepSpeed JSON."""
 
     use: Use
-    kind: Kind
+    kind: ValueKind
     why: str = ""
     """For a refused key: the reason, and what to do. For an idle one: why it has no effect."""
     same: tuple[Any, ...] = ()
@@ -64,19 +64,21 @@ class Key:
     """Whether null is DeepSpeed's own word for leaving it out."""
 
 
-def _plan(kind: Kind = ANYTHING) -> Key:
+def _plan(kind: ValueKind = ANYTHING) -> Key:
     return Key(use=Use.PLAN, kind=kind)
 
 
-def _passed(kind: Kind, *, nullable: bool = False) -> Key:
+def _passed(kind: ValueKind, *, nullable: bool = False) -> Key:
     return Key(use=Use.PASSED, kind=kind, nullable=nullable)
 
 
-def _idle(kind: Kind, why: str) -> Key:
+def _idle(kind: ValueKind, why: str) -> Key:
     return Key(use=Use.IDLE, kind=kind, why=why)
 
 
-def _refused(why: str, *same: Any, kind: Kind = ANYTHING, switch: str | None = None, nullable: bool = False) -> Key:
+def _refused(
+    why: str, *same: Any, kind: ValueKind = ANYTHING, switch: str | None = None, nullable: bool = False
+) -> Key:
     return Key(use=Use.REFUSED, kind=kind, why=why, same=same, switch=switch, nullable=nullable)
 
 
@@ -87,7 +89,7 @@ _SECTION = _passed(OBJECT)
 _DENSE = "it is for mixtures of experts, and the decoder is dense; remove it"
 _OWN_CHECKPOINTS = (
     "checkpoints are chinchilla-ds's own, which every layout and ZeRO stage reads as they are; remove it, and see "
-    "--save-every, --keep and --resume"
+    "`checkpoint.save_every`, `checkpoint.keep` and `checkpoint.resume`"
 )
 _FP32_STATES = "master weights and AdamW's moments are FP32, and so are checkpoints; remove it"
 _OWN_LOADER = "batches come from chinchilla-ds's own loader, and its order from the plan's seed; remove it"
@@ -105,7 +107,7 @@ _TOP: dict[str, Key] = {
     "aio": _SECTION,
     "autotuning": _refused(
         "DeepSpeed's autotuner ends the process after a few steps, without a checkpoint; remove it, and see "
-        "`chinchilla-ds plan --gpu`, which searches the layout and the micro-batch before the run",
+        "`plan.gpu`, which searches the layout and the micro-batch before the run",
         switch="enabled",
     ),
     "bf16": _SECTION,
@@ -153,7 +155,8 @@ _TOP: dict[str, Key] = {
     ),
     "prescale_gradients": _passed(BOOL),
     "scheduler": _refused(
-        "the plan owns the learning-rate schedule; remove the section and pass --decay and --learning-rate"
+        "the plan owns the learning-rate schedule; remove the section and pass `decay`, `learning_rate` and "
+        "`warmup_iters`"
     ),
     "seq_parallel_communication_data_type": _refused(
         f"it is for DeepSpeed's Ulysses, which is not used here; see {OWN_SECTION}.sequence_parallel", "fp32"
@@ -166,7 +169,7 @@ _TOP: dict[str, Key] = {
     "tensorboard": _SECTION,
     "timers": _SECTION,
     "torch_autocast": _refused(
-        "weights, gradients and activations of a run have one precision; use bf16.enabled, fp16.enabled or --precision",
+        "weights, gradients and activations of a run have one precision; use bf16.enabled, fp16.enabled or `precision`",
         switch="enabled",
     ),
     "train_batch_size": _plan(whole(1)),
@@ -176,10 +179,10 @@ _TOP: dict[str, Key] = {
     "wall_clock_breakdown": _passed(BOOL),
     "wandb": _SECTION,
     "weight_quantization": _refused(
-        "it is for DeepSpeed's inference; remove it, and see `chinchilla-ds export --quantize`", switch="enabled"
+        "it is for DeepSpeed's inference; remove it, and see `export.quantize`", switch="enabled"
     ),
-    "zero_allow_untested_optimizer": _idle(BOOL, "DeepSpeed has tested AdamW"),
-    "zero_force_ds_cpu_optimizer": _idle(BOOL, "offloaded states are always stepped by DeepSpeed's own CPU AdamW"),
+    "zero_allow_untested_optimizer": _idle(BOOL, "it is set where an optimizer needs it"),
+    "zero_force_ds_cpu_optimizer": _idle(BOOL, "it is set where an optimizer needs it"),
     "zero_optimization": _SECTION,
     OWN_SECTION: _SECTION,
 }

@@ -33,17 +33,6 @@ class InferenceOptimum:
     saved_flops: float
     """Total FLOPs saved, compared with the compute-optimal model of the same loss."""
 
-    @property
-    def total_flops(self) -> float:
-        """FLOPs of training and serving."""
-        return self.train_flops + self.inference_flops
-
-
-def loss_of_optimal(*, law: SurfaceLaw, num_params: float) -> float:
-    """Return the loss of the compute-optimal model of that size, such as a Chinchilla-optimal 30B."""
-    best = law.optimal(compute_budget_flops=law.budget_for_params(num_params=num_params))
-    return law.loss(num_params=best.num_params, num_tokens=best.num_tokens)
-
 
 def optimal_with_inference(*, law: SurfaceLaw, loss: float, inference_tokens: float) -> InferenceOptimum:
     """Return the N and D with the fewest training and inference FLOPs among those that reach `loss`.

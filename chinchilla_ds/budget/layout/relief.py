@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chinchilla_ds.budget.layout.rules import validate_layout
 from chinchilla_ds.budget.memory.peak import estimate_memory
 from chinchilla_ds.errors import LayoutError
+from chinchilla_ds.optimizers import optimizer_of
 from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, Offload, ParallelLayout, Recompute, RunPlan
 from chinchilla_ds.units import format_bytes
 
@@ -23,14 +25,14 @@ _RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
 class Relief:
     """A change that saves memory, with the same global batch and therefore the same model."""
 
-    flags: tuple[str, ...]
-    """What to write on the command line or in the ds_config."""
+    changes: tuple[str, ...]
+    """What to set in the config, or to write in the ds_config."""
     memory: MemoryBytes
     """Memory of the fullest rank after the change."""
 
     def __str__(self) -> str:
-        """Return `--micro-batch-size 2 and --recompute full: 3.1 GiB`."""
-        return f"{' and '.join(self.flags)}: {format_bytes(self.memory.total)}"
+        """Return what to set, and what a rank then needs."""
+        return f"{' and '.join(self.changes)}: {format_bytes(self.memory.total)}"
 
 
 def reliefs(plan: RunPlan, /, *, capacity_bytes: int | None) -> tuple[Relief, ...]:
@@ -40,14 +42,12 @@ def reliefs(plan: RunPlan, /, *, capacity_bytes: int | None) -> tuple[Relief, ..
         plan: The plan that ran out of memory.
         capacity_bytes: Memory of one rank's device; None if unknown.
     """
-    now = estimate_memory(
-        shape=plan.shape, layout=plan.layout, batch=plan.batch, precision=plan.precision, device=plan.device
-    )
+    now = _memory(plan, layout=plan.layout, batch=plan.batch)
     limit = NOTICEABLE * now.total if capacity_bytes is None else min(NOTICEABLE * now.total, capacity_bytes)
     nearest: dict[tuple[str, ...], Relief] = {}
     for relief in _changes(plan):
         if relief.memory.total <= limit:
-            nearest.setdefault(tuple(flag.split()[0] for flag in relief.flags), relief)
+            nearest.setdefault(tuple(re.split("[ =]", change)[0] for change in relief.changes), relief)
     return tuple(nearest.values())[:MAX_RELIEFS]
 
 
@@ -56,7 +56,7 @@ def _changes(plan: RunPlan) -> Iterator[Relief]:
     layout, batch = plan.layout, plan.batch
     choices: list[list[_Change]] = [
         _micro_batches(batch),
-        [(f"--recompute {one}", {"recompute": one}) for one in _after(_RECOMPUTE, layout.recompute)],
+        [(f"`layout.recompute={one}`", {"recompute": one}) for one in _after(_RECOMPUTE, layout.recompute)],
         [
             (f'"zero_optimization": {{"stage": {stage}}}', {"zero_stage": stage})
             for stage in range(layout.zero_stage + 1, 4)
@@ -70,13 +70,13 @@ def _changes(plan: RunPlan) -> Iterator[Relief]:
     )
     for chosen in combinations:
         taken = [one for one in chosen if one is not None]
-        if taken and (relief := _relief(plan, [flag for flag, _ in taken], [values for _, values in taken])):
+        if taken and (relief := _relief(plan, [change for change, _ in taken], [values for _, values in taken])):
             yield relief
 
 
 def _micro_batches(batch: BatchPlan) -> list[_Change]:
     sizes = [size for size in range(batch.micro_batch_size - 1, 0, -1) if batch.micro_batch_size % size == 0]
-    return [(f"--micro-batch-size {size}", {"micro_batch_size": size}) for size in sizes]
+    return [(f"`micro_batch_size={size}`", {"micro_batch_size": size}) for size in sizes]
 
 
 def _offloads(layout: ParallelLayout) -> list[_Change]:
@@ -93,7 +93,7 @@ def _after(order: tuple[Recompute, ...], present: Recompute) -> tuple[Recompute,
     return order[order.index(present) + 1 :]
 
 
-def _relief(plan: RunPlan, flags: list[str], values: list[dict[str, object]]) -> Relief | None:
+def _relief(plan: RunPlan, changes: list[str], values: list[dict[str, object]]) -> Relief | None:
     """Return the change, or None if it is not legal."""
     changed = {name: value for one in values for name, value in one.items()}
     batch = plan.batch
@@ -105,8 +105,24 @@ def _relief(plan: RunPlan, flags: list[str], values: list[dict[str, object]]) ->
     )
     layout = dataclasses.replace(plan.layout, **changed)  # type: ignore[arg-type]
     try:
-        validate_layout(shape=plan.shape, layout=layout, precision=plan.precision, batch=batch)
+        validate_layout(
+            shape=plan.shape,
+            layout=layout,
+            precision=plan.precision,
+            batch=batch,
+            optimizer=optimizer_of(plan.optimizer),
+        )
     except LayoutError:
         return None
-    memory = estimate_memory(shape=plan.shape, layout=layout, batch=batch, precision=plan.precision, device=plan.device)
-    return Relief(flags=tuple(flags), memory=memory)
+    return Relief(changes=tuple(changes), memory=_memory(plan, layout=layout, batch=batch))
+
+
+def _memory(plan: RunPlan, *, layout: ParallelLayout, batch: BatchPlan) -> MemoryBytes:
+    return estimate_memory(
+        shape=plan.shape,
+        layout=layout,
+        batch=batch,
+        precision=plan.precision,
+        device=plan.device,
+        optimizer_states=len(plan.optimizer.states),
+    )

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from chinchilla_ds.budget.layout.space import (
-    Block,
+    LayoutGroup,
     LayoutRequest,
     Rejection,
     States,
     Tally,
-    blocks,
+    groups,
     label,
     make_batch,
 )
@@ -82,7 +82,7 @@ class _Fit(NamedTuple):
 
     simplicity: tuple[int, ...]
     total_s: float
-    block: Block
+    group: LayoutGroup
     states: States
     recompute: Recompute
     micro_batch_size: int
@@ -107,12 +107,13 @@ def search_layouts(request: LayoutRequest, /) -> LayoutSearch:
     if capacity is None:
         raise ConfigError(
             f"the memory of device {request.device.name} is not known, so no layout can be chosen for it; give "
-            "memory_bytes in a --hardware file, or name the layout"
+            "memory_bytes in a `hardware` file, or name the layout"
         )
+    capacity -= request.reserved_bytes
     machine = _machine(request)
     tally = Tally()
     walk = _Walk(request, capacity=capacity, machine=machine, tally=tally)
-    fits = [fit for block in blocks(request, tally) for fit in walk.fits(block)]
+    fits = [fit for group in groups(request, tally) for fit in walk.fits(group)]
     if walk.num_legal == 0:
         raise LayoutError(_nothing_legal(request, tally))
     if not fits:
@@ -149,15 +150,15 @@ def _best(fits: list[_Fit]) -> _Fit:
 def _runners_up(fits: list[_Fit], best: _Fit) -> list[_Fit]:
     families: dict[tuple[int, int, int], list[_Fit]] = {}
     for fit in fits:
-        families.setdefault((fit.block.tensor, fit.block.pipeline, fit.states.zero_stage), []).append(fit)
-    del families[best.block.tensor, best.block.pipeline, best.states.zero_stage]
+        families.setdefault((fit.group.tensor, fit.group.pipeline, fit.states.zero_stage), []).append(fit)
+    del families[best.group.tensor, best.group.pipeline, best.states.zero_stage]
     first = [_best(family) for family in families.values()]
     return sorted(first, key=lambda fit: (fit.total_s, fit.simplicity))[:MAX_RUNNERS_UP]
 
 
 def _candidate(fit: _Fit, request: LayoutRequest, machine: Machine | None) -> Candidate:
-    layout = fit.block.layout(fit.states, fit.recompute)
-    batch = make_batch(request, data=fit.block.data, micro_batch_size=fit.micro_batch_size)
+    layout = fit.group.layout(fit.states, fit.recompute)
+    batch = make_batch(request, data=fit.group.data, micro_batch_size=fit.micro_batch_size)
     time = None
     if machine is not None and fit.parts is not None:
         time = to_step_time(
@@ -169,13 +170,18 @@ def _candidate(fit: _Fit, request: LayoutRequest, machine: Machine | None) -> Ca
             machine=machine,
         )
     memory = estimate_memory(
-        shape=request.shape, layout=layout, batch=batch, precision=request.precision, device=request.device.kind
+        shape=request.shape,
+        layout=layout,
+        batch=batch,
+        precision=request.precision,
+        device=request.device.kind,
+        optimizer_states=len(request.optimizer.states),
     )
     return Candidate(layout=layout, batch=batch, memory=memory, step_time=time)
 
 
 class _Walk:
-    """Memory and time of one block of layouts after the other; parts that blocks share are kept."""
+    """Memory and time of one group of layouts after the other; parts that groups share are kept."""
 
     def __init__(self, request: LayoutRequest, *, capacity: float, machine: Machine | None, tally: Tally) -> None:
         self.request, self.capacity, self.machine, self.tally = request, capacity, machine, tally
@@ -185,40 +191,40 @@ class _Walk:
         self._states: dict[tuple[int, int, States], tuple[StateBytes, ...]] = {}
         self._micro: dict[tuple[int, int, bool, Recompute, int], MicroBatchTime] = {}
 
-    def fits(self, block: Block) -> Iterator[_Fit]:
-        """Yield the block's layouts that fit."""
-        self.num_legal += len(block.states) * len(block.recomputes) * len(block.micro_batch_sizes)
-        nothing = (_NO_ACTIVATIONS,) * len(_ends(block))
-        for size in block.micro_batch_sizes:
-            micro_batches = self.request.global_batch_size // block.data // size
+    def fits(self, group: LayoutGroup) -> Iterator[_Fit]:
+        """Yield the group's layouts that fit."""
+        self.num_legal += len(group.states) * len(group.recomputes) * len(group.micro_batch_sizes)
+        nothing = (_NO_ACTIVATIONS,) * len(_ends(group))
+        for size in group.micro_batch_sizes:
+            micro_batches = self.request.global_batch_size // group.data // size
             kept = []
-            for states in block.states:
-                held = self._held(block, states, micro_batches)
+            for states in group.states:
+                held = self._held(group, states, micro_batches)
                 if self._exceeds_host(held):
-                    self._refuse_host(block, states, size, held)
+                    self._refuse_host(group, states, size, held)
                 elif (least := self._total(held, nothing)) > self.capacity:
-                    self._refuse(block, states, block.recomputes[0], size, least, count=len(block.recomputes))
+                    self._refuse(group, states, group.recomputes[0], size, least, count=len(group.recomputes))
                 else:
                     kept.append((states, held))
-            for recompute in block.recomputes if kept else ():
-                saved = self._activation_bytes(block, recompute, size, micro_batches)
+            for recompute in group.recomputes if kept else ():
+                saved = self._activation_bytes(group, recompute, size, micro_batches)
                 for states, held in kept:
                     total = self._total(held, saved)
                     if total > self.capacity:
-                        self._refuse(block, states, recompute, size, total)
+                        self._refuse(group, states, recompute, size, total)
                     else:
-                        yield self._fit(block, states, recompute, size, micro_batches)
+                        yield self._fit(group, states, recompute, size, micro_batches)
 
-    def needs(self, block: Block) -> Iterator[tuple[int, str]]:
-        """Yield the bytes that each of the block's layouts needs, and its name."""
-        for size in block.micro_batch_sizes:
-            micro_batches = self.request.global_batch_size // block.data // size
-            for recompute in block.recomputes:
-                saved = self._activation_bytes(block, recompute, size, micro_batches)
-                for states in block.states:
-                    held = self._held(block, states, micro_batches)
+    def needs(self, group: LayoutGroup) -> Iterator[tuple[int, str]]:
+        """Yield the bytes that each of the group's layouts needs, and its name."""
+        for size in group.micro_batch_sizes:
+            micro_batches = self.request.global_batch_size // group.data // size
+            for recompute in group.recomputes:
+                saved = self._activation_bytes(group, recompute, size, micro_batches)
+                for states in group.states:
+                    held = self._held(group, states, micro_batches)
                     if not self._exceeds_host(held):
-                        name = label(block.layout(states, recompute), micro_batch_size=size)
+                        name = label(group.layout(states, recompute), micro_batch_size=size)
                         yield self._total(held, saved), name
 
     def _total(self, held: Sequence[tuple[StateBytes, int]], saved: Sequence[ActivationBytes]) -> int:
@@ -232,32 +238,34 @@ class _Walk:
         room = self.request.device.host_memory_bytes
         return room is not None and _host_bytes(held) > room
 
-    def _refuse_host(self, block: Block, states: States, size: int, held: Sequence[tuple[StateBytes, int]]) -> None:
+    def _refuse_host(
+        self, group: LayoutGroup, states: States, size: int, held: Sequence[tuple[StateBytes, int]]
+    ) -> None:
         def example() -> str:
-            name = label(block.layout(states, block.recomputes[0]), micro_batch_size=size)
+            name = label(group.layout(states, group.recomputes[0]), micro_batch_size=size)
             room = format_bytes(self.request.device.host_memory_bytes or 0)
             return f"{name}: offloads {format_bytes(_host_bytes(held))} per device of {room}"
 
-        self.tally.refuse_by(rule=_HOST_RULE, count=len(block.recomputes), example=example)
+        self.tally.refuse_by(rule=_HOST_RULE, count=len(group.recomputes), example=example)
 
     def _refuse(
-        self, block: Block, states: States, recompute: Recompute, size: int, total: float, *, count: int = 1
+        self, group: LayoutGroup, states: States, recompute: Recompute, size: int, total: float, *, count: int = 1
     ) -> None:
         def example() -> str:
-            name = label(block.layout(states, recompute), micro_batch_size=size)
+            name = label(group.layout(states, recompute), micro_batch_size=size)
             return f"{name}: needs {format_bytes(total)} of {format_bytes(self.capacity)}"
 
         self.tally.refuse_by(rule=_MEMORY_RULE, count=count, example=example)
 
-    def _fit(self, block: Block, states: States, recompute: Recompute, size: int, micro_batches: int) -> _Fit:
+    def _fit(self, group: LayoutGroup, states: States, recompute: Recompute, size: int, micro_batches: int) -> _Fit:
         parts = None
         if self.machine is not None:
             parts = combine(
-                micro=self._micro_batch_time(block, recompute, size, self.machine),
-                collectives=self._collective_time(block, states.zero_stage, self.machine),
-                optimizer=self._optimizer_time(block, states, self.machine),
-                virtual=block.virtual,
-                pipeline=block.pipeline,
+                micro=self._micro_batch_time(group, recompute, size, self.machine),
+                collectives=self._collective_time(group, states.zero_stage, self.machine),
+                optimizer=self._optimizer_time(group, states, self.machine),
+                virtual=group.virtual,
+                pipeline=group.pipeline,
                 micro_batches=micro_batches,
             )
         offloads = (states.offload_optimizer is not Offload.NONE) + (states.offload_param is not Offload.NONE)
@@ -265,15 +273,15 @@ class _Walk:
             offloads,
             _RECOMPUTE_ORDER[recompute],
             states.zero_stage,
-            block.tensor,
-            block.pipeline,
-            block.virtual,
-            int(block.sequence_parallel),
+            group.tensor,
+            group.pipeline,
+            group.virtual,
+            int(group.sequence_parallel),
             size if parts else -size,
         )
-        return _Fit(simplicity, parts.total_s if parts else 0.0, block, states, recompute, size, parts)
+        return _Fit(simplicity, parts.total_s if parts else 0.0, group, states, recompute, size, parts)
 
-    def _held(self, block: Block, states: States, micro_batches: int) -> list[tuple[StateBytes, int]]:
+    def _held(self, group: LayoutGroup, states: States, micro_batches: int) -> list[tuple[StateBytes, int]]:
         """Return the training state of a rank of each end stage, and its gradients at the fullest moment."""
         return [
             (
@@ -281,42 +289,43 @@ class _Walk:
                 gradients_before(
                     state.gradients,
                     zero_stage=states.zero_stage,
-                    pipeline=block.pipeline,
-                    virtual=block.virtual,
+                    pipeline=group.pipeline,
+                    virtual=group.virtual,
                     micro_batches=micro_batches,
                     stage=stage,
                 ),
             )
-            for stage, state in zip(_ends(block), self._state_bytes(block, states), strict=True)
+            for stage, state in zip(_ends(group), self._state_bytes(group, states), strict=True)
         ]
 
-    def _state_bytes(self, block: Block, states: States) -> tuple[StateBytes, ...]:
-        key = block.tensor, block.pipeline, states
+    def _state_bytes(self, group: LayoutGroup, states: States) -> tuple[StateBytes, ...]:
+        key = group.tensor, group.pipeline, states
         if key not in self._states:
             self._states[key] = tuple(
                 state_bytes(
                     shape=self.request.shape,
-                    tensor=block.tensor,
-                    pipeline=block.pipeline,
-                    data=block.data,
+                    tensor=group.tensor,
+                    pipeline=group.pipeline,
+                    data=group.data,
                     precision=self.request.precision,
                     stage=stage,
+                    optimizer_states=len(self.request.optimizer.states),
                     **states._asdict(),
                 )
-                for stage in _ends(block)
+                for stage in _ends(group)
             )
         return self._states[key]
 
     def _activation_bytes(
-        self, block: Block, recompute: Recompute, size: int, micro_batches: int
+        self, group: LayoutGroup, recompute: Recompute, size: int, micro_batches: int
     ) -> tuple[ActivationBytes, ...]:
         return tuple(
             activation_bytes(
                 shape=self.request.shape,
-                tensor=block.tensor,
-                pipeline=block.pipeline,
-                virtual=block.virtual,
-                sequence_parallel=block.sequence_parallel,
+                tensor=group.tensor,
+                pipeline=group.pipeline,
+                virtual=group.virtual,
+                sequence_parallel=group.sequence_parallel,
                 recompute=recompute,
                 micro_batch_size=size,
                 gradient_accumulation_steps=micro_batches,
@@ -324,18 +333,20 @@ class _Walk:
                 on_cpu=self.request.device.kind == CPU,
                 stage=stage,
             )
-            for stage in _ends(block)
+            for stage in _ends(group)
         )
 
-    def _micro_batch_time(self, block: Block, recompute: Recompute, size: int, machine: Machine) -> MicroBatchTime:
-        key = block.tensor, block.pipeline, block.sequence_parallel, recompute, size
+    def _micro_batch_time(
+        self, group: LayoutGroup, recompute: Recompute, size: int, machine: Machine
+    ) -> MicroBatchTime:
+        key = group.tensor, group.pipeline, group.sequence_parallel, recompute, size
         if key not in self._micro:
             self._micro[key] = micro_batch_time(
                 shape=self.request.shape,
-                tensor=block.tensor,
-                pipeline=block.pipeline,
-                data=block.data,
-                sequence_parallel=block.sequence_parallel,
+                tensor=group.tensor,
+                pipeline=group.pipeline,
+                data=group.data,
+                sequence_parallel=group.sequence_parallel,
                 recompute=recompute,
                 micro_batch_size=size,
                 precision=self.request.precision,
@@ -343,30 +354,31 @@ class _Walk:
             )
         return self._micro[key]
 
-    def _collective_time(self, block: Block, zero_stage: int, machine: Machine) -> DataParallelTime:
-        key = block.tensor, block.pipeline, zero_stage
+    def _collective_time(self, group: LayoutGroup, zero_stage: int, machine: Machine) -> DataParallelTime:
+        key = group.tensor, group.pipeline, zero_stage
         if key not in self._collectives:
             self._collectives[key] = data_parallel_time(
                 shape=self.request.shape,
-                tensor=block.tensor,
-                pipeline=block.pipeline,
-                data=block.data,
+                tensor=group.tensor,
+                pipeline=group.pipeline,
+                data=group.data,
                 zero_stage=zero_stage,
                 precision=self.request.precision,
                 machine=machine,
             )
         return self._collectives[key]
 
-    def _optimizer_time(self, block: Block, states: States, machine: Machine) -> OptimizerTime:
-        key = block.tensor, block.pipeline, states
+    def _optimizer_time(self, group: LayoutGroup, states: States, machine: Machine) -> OptimizerTime:
+        key = group.tensor, group.pipeline, states
         if key not in self._optimizers:
             self._optimizers[key] = optimizer_time(
                 shape=self.request.shape,
-                tensor=block.tensor,
-                pipeline=block.pipeline,
-                data=block.data,
+                tensor=group.tensor,
+                pipeline=group.pipeline,
+                data=group.data,
                 precision=self.request.precision,
                 machine=machine,
+                optimizer_states=len(self.request.optimizer.states),
                 **states._asdict(),
             )
         return self._optimizers[key]
@@ -381,9 +393,9 @@ def _host_bytes(held: Sequence[tuple[StateBytes, int]]) -> int:
     return max(state.host for state, _ in held)
 
 
-def _ends(block: Block) -> tuple[int, ...]:
+def _ends(group: LayoutGroup) -> tuple[int, ...]:
     """Return the stages of which one is the fullest, as in `budget.memory.peak.estimate_memory`."""
-    return tuple(sorted({0, block.pipeline - 1}))
+    return tuple(sorted({0, group.pipeline - 1}))
 
 
 def _nothing_legal(request: LayoutRequest, tally: Tally) -> list[str]:
@@ -402,7 +414,8 @@ def _nothing_fits(request: LayoutRequest, capacity: int) -> str:
             f"no layout fits {request.world_size} x {request.device.name}: what is to be offloaded exceeds the {room} "
             "of host memory per device; nearest: offload less, or more devices"
         )
-    need, name = least
+    need, name = least[0] + request.reserved_bytes, least[1]
+    beside = f", the objective's {format_bytes(request.reserved_bytes)} among them" if request.reserved_bytes else ""
     works = []
     if more := _smallest_world_size(request, capacity):
         works.append(f"{more} x {request.device.name}")
@@ -410,7 +423,8 @@ def _nothing_fits(request: LayoutRequest, capacity: int) -> str:
         works.append(f"{request.world_size} x {larger.name} ({format_bytes(larger.memory_bytes or 0)})")
     return (
         f"no layout fits {request.world_size} x {request.device.name}: the least that any needs is "
-        f"{format_bytes(need)} per device ({name}), and the device has {format_bytes(capacity)}; "
+        f"{format_bytes(need)} per device ({name}{beside}), and the device has "
+        f"{format_bytes(capacity + request.reserved_bytes)}; "
         + (
             f"smallest that would fit: {' or '.join(works)}"
             if works
@@ -421,7 +435,7 @@ def _nothing_fits(request: LayoutRequest, capacity: int) -> str:
 
 def _least_need(request: LayoutRequest) -> tuple[int, str] | None:
     walk = _Walk(request, capacity=0, machine=None, tally=Tally())
-    return min((need for block in blocks(request, Tally()) for need in walk.needs(block)), default=None)
+    return min((need for group in groups(request, Tally()) for need in walk.needs(group)), default=None)
 
 
 def _smallest_world_size(request: LayoutRequest, capacity: int) -> int | None:
@@ -429,7 +443,7 @@ def _smallest_world_size(request: LayoutRequest, capacity: int) -> int | None:
     for doublings in range(1, MAX_DOUBLINGS + 1):
         larger = dataclasses.replace(request, world_size=request.world_size * 2**doublings)
         walk = _Walk(larger, capacity=capacity, machine=None, tally=Tally())
-        if any(True for block in blocks(larger, Tally()) for _ in walk.fits(block)):
+        if any(True for group in groups(larger, Tally()) for _ in walk.fits(group)):
             return larger.world_size
     return None
 

@@ -1,8 +1,8 @@
-"""Every layout that a search considers, block by block, and which rule refuses the others.
+"""Every layout that a search considers, group by group, and which rule refuses the others.
 
-A block shares its tensor and pipeline sizes, its chunks per stage and its sequence parallelism; within it vary ZeRO
-stage and offload (`states`), recomputation, and the micro-batch. The rules are those of `budget.layout.rules`,
-evaluated once per combination that they depend on, so that a refused block is counted without being walked.
+A group shares its tensor and pipeline sizes, its chunks per stage and its sequence parallelism; within it vary ZeRO
+stage and offload (`states`), recomputation, and the micro-batch. The rules are those of `budget.layout.rules`, asked
+once for all that they depend on, so that a refused group is counted without being walked.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from chinchilla_ds.budget.layout.rules import batch_problems, layout_problems, shape_problems, world_size_problems
 from chinchilla_ds.budget.speed.devices import Device
+from chinchilla_ds.optimizers import OptimizerSpec, adamw
 from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -34,8 +35,11 @@ class LayoutRequest:
     """Fields of ParallelLayout, or micro_batch_size, that are fixed."""
     allow_offload: tuple[Offload, ...] = (Offload.NONE, Offload.CPU)
     """Where states may be kept; NVMe only on request."""
+    optimizer: OptimizerSpec = field(default_factory=adamw)
     train_iters: int = 1
     """Optimizer steps of the run; written into the batch, not part of the search."""
+    reserved_bytes: int = 0
+    """Of every device's memory, for what is not the decoder's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ class States(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class LayoutGroup:
     """Legal layouts that share their axes."""
 
     tensor: int
@@ -71,7 +75,7 @@ class Block:
     micro_batch_sizes: tuple[int, ...]
 
     def layout(self, states: States, recompute: Recompute) -> ParallelLayout:
-        """Return one of the block's layouts."""
+        """Return one of the group's layouts."""
         return ParallelLayout(
             tensor_model_parallel_size=self.tensor,
             pipeline_model_parallel_size=self.pipeline,
@@ -142,8 +146,8 @@ def label(layout: ParallelLayout, *, micro_batch_size: int | None = None) -> str
     return ", ".join(parts)
 
 
-def blocks(request: LayoutRequest, tally: Tally, /) -> Iterator[Block]:
-    """Yield every legal block; refused layouts are counted in `tally`."""
+def groups(request: LayoutRequest, tally: Tally, /) -> Iterator[LayoutGroup]:
+    """Yield every legal group; what is refused is counted in `tally`."""
     fixed, world = request.fixed, request.world_size
     recomputes = _choices(fixed, "recompute", tuple(Recompute))
     states = [
@@ -168,7 +172,7 @@ def blocks(request: LayoutRequest, tally: Tally, /) -> Iterator[Block]:
             for virtual in _choices(fixed, "virtual_pipeline_model_parallel_size", _chunks(request, pipeline)):
                 parallel = (False, True) if tensor > 1 else (False,)
                 for sequence_parallel in _choices(fixed, "sequence_parallel", parallel):
-                    axes = Block(
+                    axes = LayoutGroup(
                         tensor=tensor,
                         pipeline=pipeline,
                         virtual=virtual,
@@ -182,37 +186,38 @@ def blocks(request: LayoutRequest, tally: Tally, /) -> Iterator[Block]:
                         yield legal
 
 
-def _legal(block: Block, request: LayoutRequest, tally: Tally) -> Block | None:
-    """Return the legal part of a block, or None."""
-    states, recomputes, sizes = block.states, block.recomputes, block.micro_batch_sizes
+def _legal(group: LayoutGroup, request: LayoutRequest, tally: Tally) -> LayoutGroup | None:
+    """Return the legal part of a group, or None."""
+    states, recomputes, sizes = group.states, group.recomputes, group.micro_batch_sizes
     tally.considered += len(states) * len(recomputes) * len(sizes)
-    plain = block.layout(States(0, Offload.NONE, Offload.NONE), Recompute.NONE)
+    plain = group.layout(States(0, Offload.NONE, Offload.NONE), Recompute.NONE)
     name = label(plain).replace(", ZeRO-0", "")
     if problem := next(shape_problems(shape=request.shape, layout=plain), None):
         tally.refuse(problem=problem, count=len(states) * len(recomputes) * len(sizes), label=name)
         return None
     legal_sizes = []
     for size in sizes:
-        batch = make_batch(request, data=block.data, micro_batch_size=size)
+        batch = make_batch(request, data=group.data, micro_batch_size=size)
         if problem := next(batch_problems(batch=batch, layout=plain), None):
             tally.refuse(problem=problem, count=len(states) * len(recomputes), label=f"{name}, micro-batch {size}")
         else:
             legal_sizes.append(size)
     legal_states = []
     for state in states if legal_sizes else ():
-        layout = block.layout(state, Recompute.NONE)
-        if problem := next(layout_problems(layout=layout, precision=request.precision), None):
+        layout = group.layout(state, Recompute.NONE)
+        problems = layout_problems(layout=layout, precision=request.precision, optimizer=request.optimizer)
+        if problem := next(problems, None):
             tally.refuse(problem=problem, count=len(recomputes) * len(legal_sizes), label=label(layout))
         else:
             legal_states.append(state)
     if not legal_states:
         return None
-    return Block(
-        tensor=block.tensor,
-        pipeline=block.pipeline,
-        virtual=block.virtual,
-        data=block.data,
-        sequence_parallel=block.sequence_parallel,
+    return LayoutGroup(
+        tensor=group.tensor,
+        pipeline=group.pipeline,
+        virtual=group.virtual,
+        data=group.data,
+        sequence_parallel=group.sequence_parallel,
         states=tuple(legal_states),
         recomputes=recomputes,
         micro_batch_sizes=tuple(legal_sizes),

@@ -155,12 +155,33 @@ def _attention_bytes(
     grouped queries are repeated, and the projection is let go.
     """
     heads, groups = shape.num_attention_heads, shape.num_query_groups
-    channels = 2 * heads + groups + (heads + 2 * groups)
-    if recompute is Recompute.NONE and on_cpu and groups != heads:
-        channels = 4 * heads
+    repeats = recompute is Recompute.NONE and on_cpu and groups != heads
+    channels = 4 * heads if repeats else 2 * heads + groups + (heads + 2 * groups)
     log_sum_exp = FP32_BYTES * tokens * heads // tensor if recompute is Recompute.NONE else 0
     rotations = 4 * width * shape.seq_length * shape.kv_channels
-    return width * tokens * channels * shape.kv_channels // tensor + log_sum_exp + rotations
+    norms = _head_norm_bytes(shape, tokens, tensor, width, on_cpu, keeps_projection=not repeats) * shape.qk_norm
+    return width * tokens * channels * shape.kv_channels // tensor + log_sum_exp + rotations + norms
+
+
+def _head_norm_bytes(
+    shape: ModelShape, tokens: int, tensor: int, width: int, on_cpu: bool, *, keeps_projection: bool
+) -> int:
+    """Return what norming queries and keys keeps: their inputs, and 1 / rms of every head in fp32.
+
+    Keys are a view of the projection; so are queries, unless a rank has several groups of several heads, which are
+    copied into one dimension. On the CPU torch keeps the normalised inputs in fp32 too, and below fp32 a copy of the
+    inputs in fp32 in place of the inputs.
+    """
+    heads, groups = shape.num_attention_heads, shape.num_query_groups
+    copied = heads if groups != heads and groups > tensor else 0
+    if not on_cpu:
+        per_channel = width * copied
+    elif width < FP32_BYTES:
+        per_channel = 2 * FP32_BYTES * (heads + groups)
+    else:
+        projection = 0 if keeps_projection else heads + 2 * groups
+        per_channel = FP32_BYTES * (heads + groups + copied + projection)
+    return tokens * (per_channel * shape.kv_channels + FP32_BYTES * (heads + groups)) // tensor
 
 
 def _working_bytes(shape: ModelShape, tokens: int, tensor: int, split: int, width: int) -> tuple[int, int]:

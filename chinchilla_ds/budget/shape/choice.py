@@ -52,6 +52,8 @@ class ModelChoice:
     optimum: FamilyOptimum
     """The best member of the continuous family for the budget, by the law of N and D; its loss is the loss law's."""
     reasons: tuple[str, ...]
+    objective_flops_per_token: float = 0.0
+    """What the objective takes beside the decoder; the budget pays for both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def _named(config: RunConfig, *, seq_length: int) -> ModelShape:
         named_shape(config.shape),
         seq_length=seq_length,
         vocab_size=config.vocab_size,
-        tied_embeddings=config.tied_embeddings,
+        switches=config,
     )
 
 
@@ -138,7 +140,7 @@ def _choose(config: RunConfig, *, laws: Laws) -> ModelChoice:
         num_params=1.0,
         vocab_size=given.vocab_size if given else config.vocab_size or choose_vocab_size(compute_budget_flops=nominal),
         seq_length=seq_length,
-        tied_embeddings=config.tied_embeddings,
+        **config.switches(),
     )
     nothing = config.compute_budget_flops is None and config.num_tokens is None and _asked_params(config) is None
     wish = _Wish(
@@ -171,8 +173,8 @@ def _serve(wish: _Wish, *, inference_tokens: float) -> InferenceOptimum:
     """Return N and D that reach the loss of the budget's optimum with the least training and serving FLOPs."""
     if not wish.laws.is_one:
         raise ConfigError(
-            f"inference_tokens needs a law that predicts loss, and {wish.laws.law.name!r} says only where the optimum "
-            f"lies; nearest: law {DEFAULT_LAW!r}"
+            f"`inference_tokens` needs a law that predicts loss, and {wish.laws.law.name!r} says only where the "
+            f"optimum lies; nearest: `law={DEFAULT_LAW}`"
         )
     assert wish.budget is not None, "config_problems lets inference_tokens stand beside a budget only"
     loss = _optimum(wish, wish.budget).loss
@@ -277,7 +279,7 @@ def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
     budget = "" if wish.budget is None else f"compute_budget_flops ({format_flops(wish.budget)}): "
     wanted = f"{budget}the law {wish.laws.law.name!r} asks for N = {format_count(best.num_params)} parameters"
     if wish.params is not None:
-        wanted = f"num_params ({format_count(wish.params)} parameters) has no shape"
+        wanted = f"`num_params` ({format_count(wish.params)} parameters) has no shape"
     if least > best.num_params:
         raise PlanError(
             f"{wanted}, and the smallest model with a vocabulary of {request.vocab_size} pieces has "

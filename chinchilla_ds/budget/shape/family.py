@@ -158,6 +158,6 @@ def _shape(hidden_size: float, request: ShapeRequest) -> tuple[ModelShape, float
         vocab_size=request.vocab_size,
         padded_vocab_size=request.padded_vocab_size,
         seq_length=request.seq_length,
-        tied_embeddings=request.tied_embeddings,
+        **request.switches(),
     )
     return shape, count_parameters(shape=shape).total

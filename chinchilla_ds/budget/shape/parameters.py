@@ -1,22 +1,11 @@
-"""Parameter counts: exact for our decoder, and Table A9's convention for the shapes of the Chinchilla paper."""
+"""Parameter counts of our decoder: exact, and as the laws count them."""
 
+import math
 from dataclasses import dataclass
 
 from chinchilla_ds.budget.laws.forms import ParamsConvention
 from chinchilla_ds.run_plan import ModelShape
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperShape:
-    """A transformer of Hoffmann et al. 2022: GELU feed-forward, biases, learned relative positions, tied embeddings."""
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    kv_channels: int
-    vocab_size: int = 32000
-    seq_length: int = 2048
+from chinchilla_ds.weights import EMBEDDING, OUTPUT, held_kinds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +27,33 @@ def count_parameters(*, shape: ModelShape) -> ParameterCount:
 
     Leaves out padding that a layout might add: `padded_vocab_size` is part of the shape, and the same for every layout.
     """
-    per_layer = layer_matmul_params(
-        hidden_size=shape.hidden_size,
-        ffn_hidden_size=shape.ffn_hidden_size,
-        num_attention_heads=shape.num_attention_heads,
-        num_query_groups=shape.num_query_groups,
-        kv_channels=shape.kv_channels,
-    )
-    norms = (2 * shape.num_layers + 1) * shape.hidden_size
-    table = shape.padded_vocab_size * shape.hidden_size
-    embedding = table if shape.tied_embeddings else 2 * table
-    layers = shape.num_layers * per_layer
+    non_embedding = embedding = matrices = 0
+    for kind in held_kinds(shape):
+        sizes = kind.shape(shape)
+        params = math.prod(sizes) * (shape.num_layers if kind.in_layers else 1)
+        if kind is EMBEDDING or kind is OUTPUT:
+            embedding += params
+            continue
+        non_embedding += params
+        if len(sizes) > 1:
+            matrices += params
     return ParameterCount(
-        total=layers + norms + embedding,
+        total=non_embedding + embedding,
         embedding=embedding,
-        non_embedding=layers + norms,
-        matmul=layers + table,
+        non_embedding=non_embedding,
+        matmul=matrices + table_params(shape),
     )
+
+
+def layer_params(shape: ModelShape, /, *, matrices_only: bool = False) -> int:
+    """Return the parameters of one layer, or those of its matrices alone: what multiplies activations."""
+    layers = [kind.shape(shape) for kind in held_kinds(shape) if kind.in_layers]
+    return sum(math.prod(sizes) for sizes in layers if len(sizes) > 1 or not matrices_only)
+
+
+def table_params(shape: ModelShape, /) -> int:
+    """Return the weights that make logits: the output table, or the embedding table where they are tied."""
+    return math.prod(OUTPUT.shape(shape))
 
 
 def params_in_convention(*, shape: ModelShape, convention: ParamsConvention) -> float:
@@ -69,46 +68,10 @@ def params_in_convention(*, shape: ModelShape, convention: ParamsConvention) -> 
     Porian et al. 2024 (arXiv:2406.19146), section 3.1; DeepSeek-AI 2024 (arXiv:2401.02954), equation 2.
     """
     counted = count_parameters(shape=shape)
-    table = shape.padded_vocab_size * shape.hidden_size
+    table = table_params(shape)
     if convention is ParamsConvention.NON_EMBEDDING:
         return counted.non_embedding
     if convention is ParamsConvention.FLOPS_EQUIVALENT:
         attention = 12 * shape.num_layers * shape.num_attention_heads * shape.kv_channels * shape.seq_length
         return counted.matmul - table + attention / 6
     return counted.non_embedding + table
-
-
-def layer_matmul_params(
-    *, hidden_size: int, ffn_hidden_size: int, num_attention_heads: int, num_query_groups: int, kv_channels: int
-) -> int:
-    """Return the matmul weights of one layer: QKV, attention output, and the gate, up and down projections.
-
-    Args:
-        hidden_size: h, width of the residual stream.
-        ffn_hidden_size: f, width of each of the gate and up projections.
-        num_attention_heads: query heads.
-        num_query_groups: key/value heads.
-        kv_channels: width of one head.
-    """
-    qkv = hidden_size * (num_attention_heads + 2 * num_query_groups) * kv_channels
-    attention_output = num_attention_heads * kv_channels * hidden_size
-    feed_forward = 3 * hidden_size * ffn_hidden_size
-    return qkv + attention_output + feed_forward
-
-
-def paper_params(*, shape: PaperShape) -> int:
-    """Return the parameters of a paper shape as Table A9 counts them.
-
-    Per layer: query, key and value with biases, relative positions (dq + 2q), attention output with bias, feed-forward
-    with biases, two layer norms; then the tied embedding and the final norm. Largest error over the table's 50 rows
-    0.66 %, 37 exact after rounding.
-
-    Source: Hoffmann et al. 2022 (arXiv:2203.15556), Table A9; the relative-position terms follow Transformer-XL
-    (arXiv:1901.02860) as Gopher (arXiv:2112.11446) uses it.
-    """
-    d, ffw = shape.hidden_size, shape.ffn_hidden_size
-    q = shape.kv_channels * shape.num_attention_heads
-    attention = 3 * d * q + 3 * q + (d * q + 2 * q) + (q * d + d)
-    feed_forward = 2 * d * ffw + ffw + d
-    norms = 4 * d
-    return shape.num_layers * (attention + feed_forward + norms) + shape.vocab_size * d + 2 * d

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from chinchilla_ds.budget.shape.search import initial_std, pad_vocab
 from chinchilla_ds.errors import ConfigError, did_you_mean
-from chinchilla_ds.run_plan import ModelShape
+from chinchilla_ds.run_plan import DecoderSwitches, ModelShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,18 +115,20 @@ def named_shape(name: str, /) -> NamedShape:
     found = NAMED_SHAPES.get(name.lower())
     if found is None:
         near = did_you_mean(name.lower(), NAMED_SHAPES)
-        raise ConfigError(f"shape ({name!r}) must be one of {', '.join(NAMED_SHAPES)}{near}")
+        raise ConfigError(f"`shape` ({name!r}) must be one of {', '.join(NAMED_SHAPES)}{near}")
     return found
 
 
-def decoder_of(named: NamedShape, /, *, seq_length: int, vocab_size: int | None, tied_embeddings: bool) -> ModelShape:
-    """Return our decoder in those sizes; a `vocab_size` other than None replaces the published one.
+def decoder_of(
+    named: NamedShape, /, *, seq_length: int, vocab_size: int | None, switches: DecoderSwitches
+) -> ModelShape:
+    """Return our decoder in those sizes.
 
     Args:
-        named: the published sizes.
-        seq_length: tokens per training sequence.
-        vocab_size: tokenizer pieces; None: the published number.
-        tied_embeddings: whether the output projection shares the embedding table.
+        named: The published model.
+        seq_length: Tokens per training sequence.
+        vocab_size: Tokenizer pieces; None: as published.
+        switches: What is switched on; those of the published model play no part.
     """
     sizes = {field.name: getattr(named, field.name) for field in dataclasses.fields(named) if field.name != "source"}
     sizes["vocab_size"] = vocab_size or named.vocab_size
@@ -134,6 +136,6 @@ def decoder_of(named: NamedShape, /, *, seq_length: int, vocab_size: int | None,
         **sizes,
         padded_vocab_size=pad_vocab(vocab_size=sizes["vocab_size"]),
         seq_length=seq_length,
-        tied_embeddings=tied_embeddings,
+        **switches.switches(),
         init_std=initial_std(hidden_size=named.hidden_size),
     )

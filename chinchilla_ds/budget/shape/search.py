@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
-from chinchilla_ds.budget.shape.parameters import count_parameters, layer_matmul_params
-from chinchilla_ds.run_plan import ModelShape
+from chinchilla_ds.budget.shape.parameters import count_parameters, layer_params
+from chinchilla_ds.run_plan import DecoderSwitches, ModelShape
 
 VOCAB_ALIGNMENT = 128
 """padded_vocab_size is a multiple of this, for every layout."""
@@ -35,14 +35,13 @@ GQA_GROUPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeRequest:
+class ShapeRequest(DecoderSwitches):
     """What the search has to meet."""
 
     num_params: float
     """Wanted N, embeddings included."""
     vocab_size: int
     seq_length: int
-    tied_embeddings: bool
 
     @property
     def padded_vocab_size(self) -> int:
@@ -148,7 +147,7 @@ def _candidates(request: ShapeRequest) -> Iterator[ModelShape]:
     for hidden_size in _hidden_sizes():
         probe = _make_shape(request, hidden_size=hidden_size, num_layers=2)
         room = request.num_params - count_parameters(shape=probe).embedding
-        layers = room / (_layer_params(probe) + 2 * hidden_size)
+        layers = room / layer_params(probe)
         if layers > MAX_LAYERS:
             continue
         step = 2 if layers <= 16 else 4
@@ -157,16 +156,6 @@ def _candidates(request: ShapeRequest) -> Iterator[ModelShape]:
             yield _make_shape(request, hidden_size=hidden_size, num_layers=num_layers)
         if room < 0:
             return
-
-
-def _layer_params(shape: ModelShape) -> int:
-    return layer_matmul_params(
-        hidden_size=shape.hidden_size,
-        ffn_hidden_size=shape.ffn_hidden_size,
-        num_attention_heads=shape.num_attention_heads,
-        num_query_groups=shape.num_query_groups,
-        kv_channels=shape.kv_channels,
-    )
 
 
 def _hidden_sizes() -> Iterator[int]:
@@ -192,7 +181,7 @@ def _make_shape(request: ShapeRequest, *, hidden_size: int, num_layers: int) -> 
         vocab_size=request.vocab_size,
         padded_vocab_size=request.padded_vocab_size,
         seq_length=request.seq_length,
-        tied_embeddings=request.tied_embeddings,
+        **request.switches(),
         init_std=initial_std(hidden_size=hidden_size),
     )
 

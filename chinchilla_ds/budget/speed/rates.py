@@ -138,7 +138,7 @@ def make_machine(
         needed |= {"intra_node_bytes_per_s": node, "inter_node_bytes_per_s": network}
         missing = ", ".join(name for name, rate in needed.items() if rate is None)
         raise ConfigError(
-            f"device {device.name} has no {missing}: a step's time cannot be estimated; give it in a --hardware file"
+            f"device {device.name} has no {missing}: a step's time cannot be estimated; give it in a `hardware` file"
         )
     return Machine(
         devices_per_node=per_node,

@@ -86,7 +86,7 @@ def read_contamination(paths: Sequence[Path], /) -> Contamination:
     if found.num_runs == 0:
         raise DataError(
             f"none of the {found.num_texts} texts in {', '.join(map(str, paths))} has {found.n} words (in scripts"
-            f" without spaces: characters), so none can be found; give longer texts, or leave out --decontaminate"
+            " without spaces: characters), so none can be found; give longer texts, or leave out `decontaminate`"
         )
     return found
 

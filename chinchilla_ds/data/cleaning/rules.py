@@ -86,7 +86,7 @@ class CleaningConfig:
             return rule
         return (
             f"{rule} (fewer than {self.min_characters} characters, where one of a script without spaces counts as"
-            f" {words.UNIT_CHARACTERS}; `chinchilla-ds prepare --min-length` sets it)"
+            f" {words.UNIT_CHARACTERS}; `prepare.min_characters` sets it)"
         )
 
 

@@ -3,10 +3,8 @@
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,18 +17,19 @@ from chinchilla_ds.data.dedup.candidates import (
     CONTENT_HASH_NAME,
     SOURCE_NAME,
     TASK_RECORDS,
-    Job,
+    DedupJob,
     match_keys,
     sort_keys,
 )
-from chinchilla_ds.data.dedup.exchange import Progress, Workers
+from chinchilla_ds.data.dedup.exchange import Progress, Stages
 from chinchilla_ds.data.dedup.union import join
 from chinchilla_ds.data.dedup.verdicts import DUPLICATE_OF_NAME, KEEP_NAME, verdict_folders, write_verdicts
 from chinchilla_ds.errors import DataError, OutputError, reason
+from chinchilla_ds.files import remove_asides, write_durably
+from chinchilla_ds.processes.pool import Workers
 
 __all__ = [
     "find_duplicates",
-    "Duplicates",
     "CONTENT_HASH_NAME",
     "SOURCE_NAME",
     "BAND_KEYS_NAME",
@@ -46,30 +45,16 @@ LABELS_NAME = "labels.bin"
 SCRATCH_NAMES = ("runs", "edges", "candidates", "answers")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Duplicates:
-    """What was found."""
-
-    verdicts: tuple[Path, ...]
-    """A folder per shard, in the order of the shards: KEEP_NAME and DUPLICATE_OF_NAME."""
-    num_documents: int
-    num_kept: int
-    num_exact: int
-    """Dropped documents whose content hash is that of the kept one."""
-    num_near: int
-    """The other dropped documents."""
-
-
 def find_duplicates(
     shards: Sequence[Path],
     /,
     *,
     config: MinHashConfig | None,
     work_folder: Path,
-    num_workers: int,
+    workers: Workers,
     progress: Progress | None = None,
-) -> Duplicates:
-    """Decide for each document whether it is kept.
+) -> tuple[Path, ...]:
+    """Decide for each document whether it is kept; return the folders of the verdicts, in the order of the shards.
 
     Documents that share a band key and pass the check of `config.min_similarity` are joined; of each connected
     component the document of the smallest content hash is kept, of its copies the one of the first source. So the
@@ -80,25 +65,26 @@ def find_duplicates(
         config: Of the band keys; None finds exact copies only.
         work_folder: Receives the verdicts and all that leads to them, about 25 bytes per document and band. After a
             kill, a rerun on the same inputs goes on from what is there; on other inputs it starts anew.
-        num_workers: Processes.
+        workers: Who works.
         progress: Told how far each stage is.
 
     Raises:
         DataError: a shard's files are missing, damaged, or do not fit each other or `config`; all are listed.
         OutputError: the work folder cannot be written.
+        WorkerError: a worker process was killed.
     """
-    job = Job(shards=tuple(shards), num_documents=_check(shards, config=config), config=config, folder=work_folder)
+    job = DedupJob(shards=tuple(shards), num_documents=_check(shards, config=config), config=config, folder=work_folder)
     _claim(job)
-    with Workers(num_workers=num_workers, progress=progress) as workers:
-        if not all((folder / KEEP_NAME).exists() for folder in verdict_folders(job)):
-            labels = work_folder / LABELS_NAME
-            if not labels.exists():
-                workers.run("sort", partial(sort_keys, job=job), job.runs)
-                workers.run("match", partial(match_keys, job=job), job.edges)
-                join(job.edges, num_documents=int(job.offsets[-1]), output=labels)
-            write_verdicts(job, labels=labels, workers=workers)
+    if not all((folder / KEEP_NAME).exists() for folder in verdict_folders(job)):
+        stages = Stages(workers=workers, progress=progress or (lambda stage, share: None))
+        labels = work_folder / LABELS_NAME
+        if not labels.exists():
+            stages.run("sort", partial(sort_keys, job=job), job.runs)
+            stages.run("match", partial(match_keys, job=job), job.edges)
+            join(job.edges, num_documents=int(job.offsets[-1]), output=labels)
+        write_verdicts(job, labels=labels, stages=stages)
     _remove(work_folder, names=SCRATCH_NAMES)
-    return _count(job)
+    return verdict_folders(job)
 
 
 def _check(shards: Sequence[Path], *, config: MinHashConfig | None) -> tuple[int, ...]:
@@ -145,7 +131,7 @@ def _input_names(config: MinHashConfig | None) -> tuple[str, ...]:
     return (CONTENT_HASH_NAME, SOURCE_NAME) + (() if config is None else (BAND_KEYS_NAME,))
 
 
-def _claim(job: Job) -> None:
+def _claim(job: DedupJob) -> None:
     """Make the work folder that of these inputs: what was made from others is removed.
 
     Raises:
@@ -159,9 +145,7 @@ def _claim(job: Job) -> None:
         path.unlink(missing_ok=True)
         _remove(job.folder, names=(*SCRATCH_NAMES, "verdicts"))
         job.folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        beside.write_text(manifest, encoding="utf-8")
-        beside.replace(path)
+        write_durably(path, manifest)
     except OSError as error:
         raise OutputError(f"cannot write {job.folder}: {reason(error)}") from error
 
@@ -170,11 +154,10 @@ def _remove(folder: Path, *, names: Sequence[str]) -> None:
     (folder / LABELS_NAME).unlink(missing_ok=True)
     for name in names:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.rglob("*.tmp"):  # left by a kill
-        path.unlink(missing_ok=True)
+    remove_asides(folder)
 
 
-def _manifest(job: Job) -> str:
+def _manifest(job: DedupJob) -> str:
     inputs = [
         {
             "shard": shard.name,
@@ -191,22 +174,3 @@ def _manifest(job: Job) -> str:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _count(job: Job) -> Duplicates:
-    num_kept = num_exact = 0
-    folders = verdict_folders(job)
-    for shard, folder in zip(job.shards, folders, strict=True):
-        keep = np.load(folder / KEEP_NAME)
-        same = np.load(folder / DUPLICATE_OF_NAME) == np.load(shard / CONTENT_HASH_NAME)
-        same = same.all(axis=1) if same.ndim == 2 else same
-        num_kept += int(np.count_nonzero(keep))
-        num_exact += int(np.count_nonzero(same & ~keep))
-    total = int(job.offsets[-1])
-    return Duplicates(
-        verdicts=folders,
-        num_documents=total,
-        num_kept=num_kept,
-        num_exact=num_exact,
-        num_near=total - num_kept - num_exact,
-    )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_ds.errors import OutputError, reason
+from chinchilla_ds.data.dedup.exchange import written
 
 CHUNK = 1 << 16
 """Edges, or documents, at a time."""
@@ -34,27 +34,20 @@ def join(edges: Sequence[Path], /, *, num_documents: int, output: Path) -> None:
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
     """
-    beside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     kind = label_type(num_documents)
-    try:
-        with beside.open("wb") as file:
+    with written(output) as aside:
+        with aside.open("wb") as file:
             size = max(num_documents, 1) * kind.itemsize
             file.truncate(size)
             if hasattr(os, "posix_fallocate"):  # else a disk that is full would end the process when a page is written
                 os.posix_fallocate(file.fileno(), 0, size)
-        labels = np.memmap(beside, dtype=kind, mode="r+")
+        labels = np.memmap(aside, dtype=kind, mode="r+")
         for path in edges:
             pairs = np.load(path, mmap_mode="r")
             for start in range(0, len(pairs), CHUNK):
                 _join_pairs(labels, np.array(pairs[start : start + CHUNK]))
-        _flatten(labels, beside)
+        _flatten(labels, aside)
         labels.flush()
-        beside.replace(output)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {output}: {reason(error)}; deduplication goes on from here when run again"
-        ) from error
 
 
 def read_labels(path: Path, /, *, first: int, last: int, num_documents: int) -> NDArray[np.int64]:

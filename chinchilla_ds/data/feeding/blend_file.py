@@ -99,7 +99,7 @@ def epoch_problems(prepared: PreparedData, *, num_tokens: int, max_epochs: float
         if epochs > max_epochs * (1 + WEIGHT_TOLERANCE):
             yield (
                 f"weight {source.weight:g} of source {source.name!r} ({format_count(source.num_tokens)} tokens) reads "
-                f"it {epochs:.2f} times in a run of {format_count(num_tokens)} tokens; allow that with `--max-epochs "
-                f"{math.ceil(epochs)}`, or give it a weight of at most "
+                f"it {epochs:.2f} times in a run of {format_count(num_tokens)} tokens; allow that with "
+                f"`data.max_epochs={math.ceil(epochs)}`, or give it a weight of at most "
                 f"{max_epochs * source.num_tokens / num_tokens:.3g}"
             )

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chinchilla_ds.data.arrays import check_arrays
 from chinchilla_ds.data.blend import BlendShare, blend_of
 from chinchilla_ds.data.feeding.indexed import Sequences, open_blend, open_sequences
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import DataError, OutputError, reason
+from chinchilla_ds.files import check_arrays, whole_folder
 from chinchilla_ds.run_plan import RunPlan
 
 if TYPE_CHECKING:
@@ -207,18 +207,12 @@ def _open_indexed(load: Callable[[Path], Sequences], *, prepared: PreparedData, 
 
 
 def _build_index(load: Callable[[Path], Sequences], final: Path) -> None:
-    """Build the index in a temporary folder and rename it to `final`, so that it is complete or absent."""
+    """Build the index in `final`: whole, or not there."""
     if final.is_dir():
         return
     try:
-        final.parent.mkdir(exist_ok=True, parents=True)
-        with tempfile.TemporaryDirectory(
-            dir=final.parent, prefix=f".{final.name}.", ignore_cleanup_errors=True
-        ) as name:
-            partial = Path(name, "index")
-            load(partial)
-            if not final.is_dir():
-                partial.rename(final)
+        with whole_folder(final) as aside:
+            load(aside)
     except OSError:
         if not final.is_dir():  # otherwise another process was first
             raise

@@ -70,8 +70,8 @@ def design_mixtures(
             misses += 1
     if len(kept) < num_runs:
         raise ConfigError(
-            f"--runs {num_runs}: only {len(kept)} mixtures of {len(natural)} sources were found whose weights differ "
-            f"by {CLOSEST:g} or more in sum; ask for {len(kept)}"
+            f"`num_runs={num_runs}`: only {len(kept)} mixtures of {len(natural)} sources were found whose weights "
+            f"differ by {CLOSEST:g} or more in sum; ask for {len(kept)}"
         )
     return np.stack(kept)
 
@@ -81,9 +81,9 @@ def _check(*, num_sources: int, num_runs: int, min_share: float) -> None:
     if num_sources < 2:
         problems.append(f"there is {num_sources} source; a mixture needs at least 2")
     if num_runs < 2:
-        problems.append(f"--runs is {num_runs}; it must be at least 2, and 8 per source work well")
+        problems.append(f"`num_runs` is {num_runs}; it must be at least 2, and 8 per source work well")
     if not 0 < min_share <= 0.1:
-        problems.append(f"--min-share is {min_share:g}; it must lie above 0 and be at most 0.1")
+        problems.append(f"`min_share` is {min_share:g}; it must lie above 0 and be at most 0.1")
     if problems:
         raise ConfigError(problems)
 

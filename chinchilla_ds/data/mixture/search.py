@@ -87,9 +87,9 @@ def epoch_bounds(*, available_tokens: Floats, num_tokens: float, max_epochs: flo
     total = float(available_tokens.sum())
     if num_tokens > max_epochs * total:
         raise ConfigError(
-            f"--tokens {num_tokens:.6g} at --max-epochs {max_epochs:g} is more than the {total:.6g} tokens of all "
-            f"sources give; no mixture works. At most --tokens {int(max_epochs * total)}, or at least --max-epochs "
-            f"{np.ceil(100 * num_tokens / total) / 100:g}"
+            f"`num_tokens={num_tokens:.6g}` at `max_epochs={max_epochs:g}` is more than the {total:.6g} tokens of all "
+            f"sources give; no mixture works. At most `num_tokens={int(max_epochs * total)}`, or at least "
+            f"`max_epochs={np.ceil(100 * num_tokens / total) / 100:g}`"
         )
     return Bounds(
         lower=np.zeros(len(available_tokens)), upper=np.minimum(max_epochs * available_tokens / num_tokens, 1.0)
@@ -220,8 +220,8 @@ def _tried_bounds(weights: Floats, *, caps: Bounds | None) -> Bounds:
         upper = np.minimum(upper, caps.upper)
         if upper.sum() < 1 or np.any(lower > upper):
             raise DataError(
-                "no mixture within --max-epochs lies between the least and the greatest weight of each source that was "
-                "tried; design and run mixtures with the same --tokens and --max-epochs"
+                "no mixture within `max_epochs` lies between the least and the greatest weight of each source that was "
+                "tried; design and run mixtures with the same `num_tokens` and `max_epochs`"
             )
     return Bounds(lower=lower, upper=upper)
 

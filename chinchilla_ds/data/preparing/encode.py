@@ -14,15 +14,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chinchilla_ds.data.arrays import save_array
 from chinchilla_ds.data.dedup.components import CONTENT_HASH_NAME, DUPLICATE_OF_NAME
 from chinchilla_ds.data.feeding.indexed import INDEX_CODES, INDEX_HEADER, INDEX_MAGIC
 from chinchilla_ds.data.prepared import UINT16_VOCAB_SIZE
 from chinchilla_ds.data.preparing.read_stage import COUNTS_NAME
-from chinchilla_ds.data.preparing.segments import ENDS_NAME, Segment, whole_folder
-from chinchilla_ds.data.preparing.split import Kept
+from chinchilla_ds.data.preparing.segments import ENDS_NAME, Segment
+from chinchilla_ds.data.preparing.split import Kept, is_held_out
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.errors import DataError
+from chinchilla_ds.files import save_array, whole_folder
 from chinchilla_ds.structured import read_json
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _fates(task: EncodeTask, *, segment: Segment, keep: "npt.NDArray[np.bool_]")
     exact = np.zeros_like(keep)
     if task.kept.verdict is not None:
         exact = ~task.kept.unique() & (np.load(task.kept.verdict / DUPLICATE_OF_NAME) == segment.hashes)
-    held_out = keep & (segment.hashes < np.uint64(task.threshold))
+    held_out = keep & is_held_out(segment.hashes, threshold=task.threshold)
     masks = {"exact": exact, "near": ~keep & ~exact, "held_out": held_out, "train": keep & ~held_out}
     counts: dict[str, int] = {}
     for fate, mask in masks.items():

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chinchilla_ds.data.arrays import save_array
 from chinchilla_ds.data.dedup.bands import MinHashConfig
 from chinchilla_ds.data.dedup.components import BAND_KEYS_NAME
-from chinchilla_ds.data.preparing.segments import Segment, whole_folder
-from chinchilla_ds.data.preparing.split import NEAR_NAME, Kept
+from chinchilla_ds.data.preparing.segments import Segment
+from chinchilla_ds.data.preparing.split import NEAR_NAME, Kept, is_held_out
+from chinchilla_ds.files import save_array, whole_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,7 @@ def write_keys(kept: Sequence[Kept], /, *, threshold: int, config: MinHashConfig
         return
     found = [np.zeros((0, config.num_permutations), dtype=np.uint8)]
     for one in kept:
-        held_out = Segment(one.segment).hashes < np.uint64(threshold)
+        held_out = is_held_out(Segment(one.segment).hashes, threshold=threshold)
         found.append(_low_bytes(one.segment, np.flatnonzero(held_out & one.keep()), config=config))
     low_bytes = np.concatenate(found)
     keys = _keys(low_bytes)
@@ -82,7 +82,7 @@ def find_near(task: NearTask, /) -> None:
         return
     hashes, keep = Segment(task.kept.segment).hashes, task.kept.keep()
     near = np.zeros_like(keep)
-    rows = np.flatnonzero(keep & (hashes >= np.uint64(task.threshold)))
+    rows = np.flatnonzero(keep & ~is_held_out(hashes, threshold=task.threshold))
     held_out = _HeldOut(task.keys, config=task.config)
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]

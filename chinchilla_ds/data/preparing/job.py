@@ -25,6 +25,11 @@ class Job:
     progress: Progress
     workers: Workers
 
+    @property
+    def result(self) -> Path:
+        """Where the result lies, whole, before it is moved to its place."""
+        return self.work / "result"
+
 
 def run_tasks(
     job: Job, /, function: Callable[[T], Any], tasks: Sequence[T], *, stage: str, size: Callable[[T], float]

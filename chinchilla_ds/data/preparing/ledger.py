@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from annotated_types import Ge, Gt
-
 from chinchilla_ds.budget.laws.lookup import DEFAULT_LAW, get_law
 from chinchilla_ds.budget.laws.repetition import optimal_with_repetition
 from chinchilla_ds.data.cleaning.rules import CleaningConfig
 from chinchilla_ds.errors import DataError
+from chinchilla_ds.ranges import Ge, Gt
 from chinchilla_ds.structured import build, parse_json
 from chinchilla_ds.units import format_bytes, format_count, format_flops
 

@@ -29,12 +29,13 @@ from chinchilla_ds.data.preparing.job import Job, run_tasks
 from chinchilla_ds.data.preparing.ledger import tell_fates
 from chinchilla_ds.data.preparing.read_stage import ReadTask, messages, read_shard_or_problems, read_tasks
 from chinchilla_ds.data.preparing.recipe import Recipe, find_sources
-from chinchilla_ds.data.preparing.segments import remove_asides, segments_of, whole_folder
+from chinchilla_ds.data.preparing.segments import segments_of
 from chinchilla_ds.data.preparing.split import Kept, held_out_threshold, tokenizer_sample
 from chinchilla_ds.data.reading.sources import Corpus, Progress, identities, raise_problems
 from chinchilla_ds.data.tokenizing.sentencepiece_json import check_exportable
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer, train_tokenizer
 from chinchilla_ds.errors import DataError, OutputError, reason
+from chinchilla_ds.files import remove_asides, whole_folder, write_durably
 from chinchilla_ds.processes.pool import Workers, num_cores
 from chinchilla_ds.structured import read_json
 
@@ -66,6 +67,7 @@ def prepare_recipe(
     Raises:
         DataError: the text is missing, unreadable, or too small; every problem found is listed. Nothing is left.
         OutputError: `folder` cannot be written, or holds something else. Whole pieces are left in the work folder.
+        WorkerError: a worker process was killed. Whole pieces are left in the work folder.
     """
     corpora = find_sources(recipe) if corpora is None else corpora
     key = content_key(corpora, recipe)
@@ -145,9 +147,10 @@ def _build_in_place(job: Job) -> None:
             if _is_done(job):  # another process was first
                 return
             _clear_unless(job.work, key=job.key)
-            _build(job)
+            if not job.result.exists():
+                _build(job)
             job.final.mkdir(exist_ok=True)
-            (job.work / "result").replace(job.final)
+            job.result.replace(job.final)
         shutil.rmtree(job.work)
     except DataError:
         shutil.rmtree(job.work, ignore_errors=True)
@@ -184,9 +187,8 @@ def _clear_unless(work: Path, *, key: str) -> None:
     if not path.is_file() or path.read_text(encoding="utf-8") != key:
         for found in work.iterdir():
             shutil.rmtree(found) if found.is_dir() else found.unlink()
-        path.write_text(key, encoding="utf-8")
-    for folder in (work, *(path for path in work.iterdir() if path.is_dir())):
-        remove_asides(folder)
+        write_durably(path, key)
+    remove_asides(work)
 
 
 def _build(job: Job) -> None:
@@ -196,7 +198,7 @@ def _build(job: Job) -> None:
     threshold, kept = _hold_out(job, _find_duplicates(job, shards), fates=fates)
     tokenizer = _tokenizer(job, kept, threshold=threshold)
     encoded = _encode(job, kept, tokenizer=tokenizer, threshold=threshold)
-    with whole_folder(job.work / "result") as folder:
+    with whole_folder(job.result) as folder:
         write(job, shards=shards, encoded=encoded, threshold=threshold, tokenizer=tokenizer, folder=folder)
 
 
@@ -229,7 +231,7 @@ def _read(job: Job) -> dict[str, list[Path]]:
 def _nothing_left(name: str, shards: Sequence[Path], *, cleaning: CleaningConfig) -> str:
     """Return what became of the records of a source of which none is left."""
     told = tell_fates(read_counts(shards), cleaning=cleaning)
-    strict = "; without --on-error skip each is told with its place" if " skipped (" in told else ""
+    strict = "; without `on_error=skip` each is told with its place" if " skipped (" in told else ""
     return f"source {name} has no training document: {told}{strict}"
 
 
@@ -243,14 +245,14 @@ def _find_duplicates(job: Job, shards: dict[str, list[Path]]) -> dict[str, list[
     flat = [path for folders in segments.values() for path in folders]
     verdicts: dict[Path, Path] = {}
     if job.recipe.dedup and flat:
-        found = find_duplicates(
+        folders = find_duplicates(
             flat,
             config=job.recipe.minhash,
             work_folder=job.work / "duplicates",
-            num_workers=job.workers.num_workers,
+            workers=job.workers,
             progress=lambda stage, share: job.progress(f"finding duplicates: {stage}", share),
         )
-        verdicts = dict(zip(flat, found.verdicts, strict=True))
+        verdicts = dict(zip(flat, folders, strict=True))
     return {
         name: [Kept(segment=path, verdict=verdicts.get(path)) for path in folders] for name, folders in segments.items()
     }

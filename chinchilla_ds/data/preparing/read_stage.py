@@ -10,11 +10,12 @@ from pathlib import Path
 from chinchilla_ds.data.cleaning.decontamination import Contamination, read_contamination
 from chinchilla_ds.data.cleaning.rules import Cleaner, CleaningConfig
 from chinchilla_ds.data.dedup.bands import MinHashConfig
-from chinchilla_ds.data.preparing.segments import SegmentWriter, whole_folder
+from chinchilla_ds.data.preparing.segments import SegmentWriter
 from chinchilla_ds.data.reading.parts import Mended, Part, Problem
 from chinchilla_ds.data.reading.readers import parts_of, read_part
 from chinchilla_ds.data.reading.sources import MAX_PROBLEMS, Corpus
 from chinchilla_ds.errors import DataError
+from chinchilla_ds.files import whole_folder
 
 COUNTS_NAME = "counts.json"
 EMPTY = "empty"

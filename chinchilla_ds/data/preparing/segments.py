@@ -12,16 +12,13 @@ band_keys.npy      uint64 [documents, bands], for near duplicates
 """
 
 import hashlib
-import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chinchilla_ds.data.arrays import save_array
 from chinchilla_ds.data.dedup.bands import MinHashConfig
 from chinchilla_ds.data.dedup.components import BAND_KEYS_NAME, CONTENT_HASH_NAME, SOURCE_NAME
+from chinchilla_ds.files import save_array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,26 +33,6 @@ _SIGN_BYTES = 2**20
 def document_hash(document: bytes) -> int:
     """Return the 64-bit BLAKE2b hash of a document."""
     return int.from_bytes(hashlib.blake2b(document, digest_size=8).digest())
-
-
-@contextmanager
-def whole_folder(folder: Path, /) -> Iterator[Path]:
-    """Yield a new folder that is renamed to `folder` once the block is done, and removed if it fails."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
-def remove_asides(folder: Path, /) -> None:
-    """Remove what a killed process left of `whole_folder` in `folder`."""
-    for path in folder.glob(".*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 class SegmentWriter:

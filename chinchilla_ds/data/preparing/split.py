@@ -60,6 +60,13 @@ class Kept:
         return segment.hashes[keep], segment.sizes[keep]
 
 
+def is_held_out(hashes: "npt.NDArray[np.uint64]", /, *, threshold: int) -> "npt.NDArray[np.bool_]":
+    """Return which documents are held out, by their content hashes: those below the threshold, [documents]."""
+    import numpy as np
+
+    return hashes < np.uint64(threshold)
+
+
 def held_out_threshold(kept: Sequence[Kept], /, *, held_out_fraction: float, fates: str = "") -> int:
     """Return the hash below which a document is held out.
 
@@ -165,7 +172,7 @@ def _candidates(
     for one in kept:
         hashes, sizes = one.hashes_and_sizes()
         ranks = _ranks(hashes, seed=seed)
-        chosen = (ranks <= highest) & (hashes >= np.uint64(threshold))
+        chosen = (ranks <= highest) & ~is_held_out(hashes, threshold=threshold)
         yield ranks[chosen], hashes[chosen], sizes[chosen]
 
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chinchilla_ds.config import DataConfig, source_name
-from chinchilla_ds.data.reading.kinds import SUFFIXES, Kind, kind_of, suffix_of
+from chinchilla_ds.data.reading.kinds import SUFFIXES, FileKind, kind_of, suffix_of
 from chinchilla_ds.data.reading.streams import PACKED_SUFFIXES
 from chinchilla_ds.errors import DataError, did_you_mean, reason
 
@@ -42,13 +41,13 @@ class SourceFile:
     """One file of the corpus, or something read like one."""
 
     path: Path
-    kind: Kind
+    kind: FileKind
     num_bytes: int
     """Size on disk, bytes; 0 if unknown."""
     modified_ns: int
     """Time of the last change, nanoseconds since the epoch; 0 if unknown."""
     hub_name: str | None = None
-    """The name as the user wrote it, for Kind.HUB."""
+    """What the user wrote, of FileKind.HUB."""
 
     @property
     def place(self) -> str:
@@ -84,15 +83,6 @@ def name_problem(name: str, /) -> str | None:
         f"source name {name!r} must be letters, digits, '_', '-' and '.', at most {_MAX_NAME_BYTES} bytes, and begin "
         "with a letter or digit (it names files)"
     )
-
-
-def find_corpus(data: DataConfig) -> Corpus:
-    """Return the files that `data.paths` names, or the standard library's where it names none.
-
-    Raises:
-        DataError: see `find_source`.
-    """
-    return find_source([source_name(path) for path in data.paths], text_field=data.text_field)
 
 
 def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, keep_empty: bool = False) -> Corpus:
@@ -158,7 +148,7 @@ def _standard_library(*, text_field: str, name: str) -> Corpus:
         files.extend(_whole_text(path) for path in paths)
     files = [file for file in files if file.num_bytes]
     if not files:
-        raise DataError(f"the standard library at {root} holds no Python source; name a corpus with `--data PATH`")
+        raise DataError(f"the standard library at {root} holds no Python source; name a corpus by `data.paths`")
     description = f"Python standard library source at {root} ({len(files)} files)"
     return Corpus(files=tuple(files), text_field=text_field, description=description, name=name)
 
@@ -167,7 +157,7 @@ def _find(name: str, *, keep_empty: bool, left_out: Counter[str]) -> list[Source
     """Return the files of a path, a pattern or a data set's name; count what is left out."""
     if name.startswith(_HUB_AS_PATH):
         name = HUB + name.removeprefix(_HUB_AS_PATH).lstrip("/") if not name.startswith(HUB) else name
-        return [SourceFile(path=Path(name), kind=Kind.HUB, num_bytes=0, modified_ns=0, hub_name=name)]
+        return [SourceFile(path=Path(name), kind=FileKind.HUB, num_bytes=0, modified_ns=0, hub_name=name)]
     if not name.strip() or "\0" in name:
         raise DataError(f"a path is {name!r}, which names nothing")
     if not Path(name).exists() and glob.has_magic(name):
@@ -287,7 +277,7 @@ def arrow_folder(path: Path, /) -> SourceFile:
         raise DataError(f"{path} is a folder of Arrow files; {', '.join(odd)} in it is {_NOT_REGULAR}")
     return SourceFile(
         path=path,
-        kind=Kind.ARROW,
+        kind=FileKind.ARROW,
         num_bytes=sum(one.st_size for one in status.values()),
         modified_ns=max(one.st_mtime_ns for one in status.values()),
     )
@@ -301,7 +291,7 @@ def _source_file(path: Path) -> SourceFile | str:
         return "broken link"
     if not stat.S_ISREG(status.st_mode):
         return _NOT_REGULAR
-    kind = kind_of(path) if status.st_size or suffix_of(path) else Kind.TEXT
+    kind = kind_of(path) if status.st_size or suffix_of(path) else FileKind.TEXT
     if kind is None:
         return suffix_of(path) or "not text"
     return SourceFile(path=path, kind=kind, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
@@ -309,7 +299,7 @@ def _source_file(path: Path) -> SourceFile | str:
 
 def _whole_text(path: Path) -> SourceFile:
     status = path.stat()
-    return SourceFile(path=path, kind=Kind.WHOLE_TEXT, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+    return SourceFile(path=path, kind=FileKind.WHOLE_TEXT, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
 
 
 def inputs_of(corpora: Sequence[Corpus], /) -> list[dict[str, str | int]]:

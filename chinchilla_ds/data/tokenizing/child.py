@@ -14,7 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import chinchilla_ds
 from chinchilla_ds.data.tokenizing.files import TokenizerFiles
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.structured import parse_json
@@ -71,7 +70,7 @@ def check_in_child(files: TokenizerFiles, /) -> None:
 
 def _environment() -> dict[str, str]:
     """Return the child's environment: this package can be imported, and libraries use one thread."""
-    root = str(Path(chinchilla_ds.__file__).parents[1])
+    root = str(Path(__file__).parents[3])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": paths, "RAYON_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
 

@@ -10,8 +10,7 @@ from chinchilla_ds.tracking.mlflow import mlflow_tracker
 from chinchilla_ds.tracking.tracker import CompositeTracker, NullTracker, Tracker
 from chinchilla_ds.training.callback import Callback
 from chinchilla_ds.training.callbacks.progress import ProgressCallback
-from chinchilla_ds.training.callbacks.sample import SampleCallback
-from chinchilla_ds.training.callbacks.summary import SummaryCallback
+from chinchilla_ds.training.callbacks.summary import SampleCallback, SummaryCallback
 from chinchilla_ds.training.callbacks.tracking import TrackingCallback
 
 

@@ -1,4 +1,4 @@
-"""SummaryCallback: what was planned, what was reached, and where it is; printed once, at the end."""
+"""What is printed at the end: a sample of text, then what was planned, what was reached, and where it is."""
 
 import sys
 import time
@@ -178,3 +178,26 @@ def _print_table(rows: list[tuple[str, str]], *, note: str, stream: TextIO, term
         table.add_row(name, value)
     console.print(table, highlight=False, markup=False)
     console.print(note, style="dim", highlight=False, markup=False)
+
+
+class SampleCallback(Callback):
+    """Prints the sample of text at the end of the run, on the rank that owns the loss."""
+
+    def __init__(self, *, stream: TextIO | None = None) -> None:
+        """Print to `stream`, standard output unless given."""
+        self._stream = stream or sys.stdout
+
+    def on_train_end(self, state: TrainingState) -> None:
+        """Print prompt and continuation, apart."""
+        if not state.owns_loss or state.sample is None:
+            return
+        print(
+            f"\nSample. Held-out text given to the model:\n{_indented(state.sample.prompt)}\n"
+            f"What it wrote:\n{_indented(state.sample.continuation)}\n",
+            file=self._stream,
+            flush=True,
+        )
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  | {line}" for line in text.splitlines() or [""])

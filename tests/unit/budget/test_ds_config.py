@@ -16,6 +16,8 @@ from chinchilla_ds.budget.deepspeed_json.resolve import (
     to_json,
 )
 from chinchilla_ds.budget.planner import plan as make_plan
+from chinchilla_ds.cli.arguments import training_parser
+from chinchilla_ds.cli.flags import flags_named
 from chinchilla_ds.config import LayoutConfig, RunConfig
 from chinchilla_ds.errors import DsConfigError
 from chinchilla_ds.run_plan import Offload, Precision, Recompute, RunPlan
@@ -26,7 +28,8 @@ def plan_for(world_size: int = 1, device: str = "cpu", **layout: Any) -> RunPlan
 
 
 def problems_of(ds: dict[str, Any], plan: RunPlan | None = None) -> str:
-    with pytest.raises(DsConfigError) as caught:
+    """Return the problems as the command line shows them."""
+    with pytest.raises(DsConfigError) as caught, flags_named(training_parser()):
         resolve(ds, plan or plan_for(zero_stage=3))
     return str(caught.value)
 
@@ -138,9 +141,9 @@ def test_a_flag_that_disagrees_is_an_error_and_one_that_agrees_is_not() -> None:
     with pytest.raises(DsConfigError) as caught:
         apply_to_config(config, ds, explicit=frozenset({"zero_stage", "precision"}))
     assert caught.value.problems == (
-        "--zero-stage is 2, but the ds_config's zero_optimization.stage means 3; drop the flag, or set "
+        "`layout.zero_stage` is 2, but the ds_config's zero_optimization.stage means 3; drop that, or set "
         'zero_optimization.stage to "auto" or leave it out',
-        '--precision is "fp32", but the ds_config\'s bf16.enabled means "bf16"; drop the flag, or set bf16.enabled to '
+        '`precision` is "fp32", but the ds_config\'s bf16.enabled means "bf16"; drop that, or set bf16.enabled to '
         '"auto" or leave it out',
     )
     agreeing = replace(config, layout=LayoutConfig(zero_stage=3))
@@ -264,7 +267,10 @@ def test_agreeing_concrete_values_are_accepted() -> None:
             'train_batch_size is 48, but the plan says 16; set it to "auto", or pass --global-b',
         ),
         ({"train_micro_batch_size_per_gpu": 3}, 'but the plan says 16; set it to "auto", or pass --micro-batch-size 3'),
-        ({"gradient_accumulation_steps": 3}, "or pass --global-batch-size 48 --micro-batch-size 16: 16 sequences x 3"),
+        (
+            {"gradient_accumulation_steps": 3},
+            "or pass --global-batch-size 48 and --micro-batch-size 16: 16 sequences x 3",
+        ),
         (
             {"gradient_clipping": 0.5},
             'gradient_clipping is 0.5, but the plan says 1.0; set it to "auto", or pass --grad',

@@ -165,7 +165,7 @@ def test_advice_on_accumulation_leads_to_a_plan_that_agrees(ds: dict[str, int], 
     with pytest.raises(DsConfigError) as caught:
         resolve(ds, plan)
     global_batch_size, micro_batch_size = expected
-    advice = f"pass --global-batch-size {global_batch_size} --micro-batch-size {micro_batch_size}: "
+    advice = f"pass `global_batch_size={global_batch_size}` and `micro_batch_size={micro_batch_size}`: "
     assert any(advice in problem for problem in caught.value.problems), caught.value.problems
     followed = RunConfig(
         compute_budget_flops=1e14, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size
@@ -181,4 +181,4 @@ def test_batch_sizes_that_contradict_one_another_are_not_advised() -> None:
         'set it or train_batch_size to "auto": 4 sequences x 4 micro-batches x 1 data-parallel ranks are not 32' in text
         for text in problems
     )
-    assert not any("--global-batch-size 16" in text for text in problems)
+    assert not any("`global_batch_size=16`" in text for text in problems)

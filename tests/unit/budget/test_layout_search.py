@@ -294,7 +294,7 @@ def test_without_rates_the_simplest_that_fits():
 
 
 def test_without_memory_nothing_is_chosen():
-    with pytest.raises(ConfigError, match=r"memory of device CPU is not known.*--hardware"):
+    with pytest.raises(ConfigError, match=r"memory of device CPU is not known.*`hardware`"):
         search_layouts(seventy(device=get_device("cpu")))
 
 

@@ -3,6 +3,9 @@ import pytest
 from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.budget.shape.published import NAMED_SHAPES, decoder_of, named_shape
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.run_plan import DecoderSwitches
+
+UNTIED, TIED = DecoderSwitches(), DecoderSwitches(tied_embeddings=True)
 
 # Parameters of the released checkpoints (LlamaForCausalLM.num_parameters of their config.json), and of the papers.
 PUBLISHED = {
@@ -15,25 +18,25 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "num_params"), PUBLISHED.items())
 def test_parameters_are_those_of_the_released_models(name: str, num_params: int) -> None:
-    shape = decoder_of(named_shape(name), seq_length=2048, vocab_size=None, tied_embeddings=False)
+    shape = decoder_of(named_shape(name), seq_length=2048, vocab_size=None, switches=UNTIED)
     assert count_parameters(shape=shape).total == num_params
 
 
 @pytest.mark.parametrize(("name", "billions"), [("gpt-3-175b", 175), ("llama-3-405b", 405)])
 def test_others_are_as_large_as_their_names(name: str, billions: int) -> None:
-    shape = decoder_of(named_shape(name), seq_length=2048, vocab_size=None, tied_embeddings=True)
+    shape = decoder_of(named_shape(name), seq_length=2048, vocab_size=None, switches=TIED)
     assert count_parameters(shape=shape).total == pytest.approx(billions * 1e9, rel=0.01)
 
 
 def test_chinchilla_without_its_relative_positions() -> None:
     # Table A9's formula gives 70.065e9, of which 80 layers x 8192 x 8192 project relative positions, and 32000 x 8192
     # is the one, tied table.
-    shape = decoder_of(named_shape("chinchilla-70b"), seq_length=2048, vocab_size=None, tied_embeddings=True)
+    shape = decoder_of(named_shape("chinchilla-70b"), seq_length=2048, vocab_size=None, switches=TIED)
     assert count_parameters(shape=shape).total == pytest.approx(70.065e9 - 80 * 8192**2, rel=0.005)
 
 
 def test_a_vocabulary_of_one_s_own() -> None:
-    shape = decoder_of(named_shape("LLAMA-3-8B"), seq_length=512, vocab_size=1000, tied_embeddings=False)
+    shape = decoder_of(named_shape("LLAMA-3-8B"), seq_length=512, vocab_size=1000, switches=UNTIED)
     assert (shape.vocab_size, shape.padded_vocab_size, shape.seq_length) == (1000, 1024, 512)
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
 from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, DataConfig, LayoutConfig, RunConfig
 from chinchilla_ds.errors import ChinchillaError, ConfigError, LayoutError, PlanError
-from chinchilla_ds.run_plan import Decay, Offload, ParallelLayout, Precision, Recompute, RunPlan
+from chinchilla_ds.run_plan import Decay, DecoderSwitches, Offload, ParallelLayout, Precision, Recompute, RunPlan
 
 BUDGETS = [mantissa * 10.0**exponent for exponent in range(11, 26) for mantissa in (1.0, 2.7, 6.3)]
 
@@ -172,37 +173,40 @@ def test_report_names_what_matters() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"compute_budget_flops": 0.0}, "compute_budget_flops (0.0 FLOPs) must be a positive finite number"),
-        ({"compute_budget_flops": -1e13}, "compute_budget_flops (-10000000000000.0 FLOPs)"),
-        ({"compute_budget_flops": math.nan}, "compute_budget_flops (nan FLOPs)"),
-        ({"compute_budget_flops": math.inf}, "compute_budget_flops (inf FLOPs)"),
+        ({"compute_budget_flops": 0.0}, "`compute_budget_flops` (0.0 FLOPs) must be a positive finite number"),
+        ({"compute_budget_flops": -1e13}, "`compute_budget_flops` (-10000000000000.0 FLOPs)"),
+        ({"compute_budget_flops": math.nan}, "`compute_budget_flops` (nan FLOPs)"),
+        ({"compute_budget_flops": math.inf}, "`compute_budget_flops` (inf FLOPs)"),
         ({"law": "hofmann2022"}, "did you mean 'hoffmann2022'?"),
-        ({"seq_length": 0}, "seq_length (0 tokens) must be a whole number of at least 1; nearest: 1"),
-        ({"vocab_size": -5}, "vocab_size (-5 pieces)"),
-        ({"global_batch_size": 0}, "global_batch_size (0 sequences)"),
-        ({"micro_batch_size": 1.5}, "micro_batch_size (1.5 sequences)"),
-        ({"eval_interval_tokens": 0}, "eval_interval_tokens (0 tokens)"),
-        ({"learning_rate": 0.0}, "learning_rate (0.0) must be above 0 and at most 1"),
-        ({"learning_rate": math.nan}, "learning_rate (nan)"),
-        ({"gradient_clipping": -1.0}, "gradient_clipping (-1.0 global norm) must be finite and at least 0; nearest: 0"),
-        ({"seed": -1}, "seed (-1) must be a whole number from 0 to 2147483647; nearest: 0"),
-        ({"data": DataConfig(held_out_fraction=1.0)}, "data.held_out_fraction (1.0 of the documents)"),
-        ({"data": DataConfig(max_epochs=0.0)}, "data.max_epochs (0.0 epochs)"),
-        ({"layout": {"zero_stage": 4}}, "layout.zero_stage (4) must be 0, 1, 2 or 3; nearest: 3"),
-        ({"layout": {"tensor_model_parallel_size": 0}}, "layout.tensor_model_parallel_size (0 ranks)"),
-        ({"world_size": 0}, "world_size (0 ranks)"),
+        ({"seq_length": 0}, "`seq_length` (0 tokens) must be a whole number of at least 1; nearest: 1"),
+        ({"vocab_size": -5}, "`vocab_size` (-5 pieces)"),
+        ({"global_batch_size": 0}, "`global_batch_size` (0 sequences)"),
+        ({"micro_batch_size": 1.5}, "`micro_batch_size` (1.5 sequences)"),
+        ({"eval_interval_tokens": 0}, "`eval_interval_tokens` (0 tokens)"),
+        ({"learning_rate": 0.0}, "`learning_rate` (0.0) must be above 0 and at most 1"),
+        ({"learning_rate": math.nan}, "`learning_rate` (nan)"),
+        (
+            {"gradient_clipping": -1.0},
+            "`gradient_clipping` (-1.0 global norm) must be finite and at least 0; nearest: 0",
+        ),
+        ({"seed": -1}, "`seed` (-1) must be a whole number from 0 to 2147483647; nearest: 0"),
+        ({"data": DataConfig(held_out_fraction=1.0)}, "`data.held_out_fraction` (1.0 of the documents)"),
+        ({"data": DataConfig(max_epochs=0.0)}, "`data.max_epochs` (0.0 epochs)"),
+        ({"layout": {"zero_stage": 4}}, "`layout.zero_stage` (4) must be 0, 1, 2 or 3; nearest: 3"),
+        ({"layout": {"tensor_model_parallel_size": 0}}, "`layout.tensor_model_parallel_size` (0 ranks)"),
+        ({"world_size": 0}, "`world_size` (0 ranks)"),
         ({"device": "tpu"}, "device is 'tpu'; it must be one of cpu, cuda"),
         (
             {"world_size": 3, "global_batch_size": 16},
-            "global_batch_size (16 sequences) must be a multiple of data_parallel_size (3) = 3; "
+            "`global_batch_size` (16 sequences) must be a multiple of data_parallel_size (3) = 3; "
             "nearest values: 15 and 18",
         ),
         (
             {"world_size": 2, "global_batch_size": 20, "micro_batch_size": 4},
-            "multiple of micro_batch_size (4) x data_parallel_size (2) = 8; nearest values: 16 and 24",
+            "multiple of `micro_batch_size` (4) x data_parallel_size (2) = 8; nearest values: 16 and 24",
         ),
-        ({"global_batch_size": 4096}, "global_batch_size is too large"),
-        ({"micro_batch_size": 4096}, "micro_batch_size is too large"),
+        ({"global_batch_size": 4096}, "`global_batch_size` is too large"),
+        ({"micro_batch_size": 4096}, "`micro_batch_size` is too large"),
     ],
 )
 def test_values_that_mean_nothing(fields: dict, expected: str) -> None:
@@ -264,6 +268,24 @@ def test_sequence_parallel_needs_a_divisible_sequence() -> None:
     layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
     text = problems_of(LayoutError, world_size=2, layout=layout, seq_length=255)
     assert "must divide shape.seq_length (255 tokens) under sequence_parallel; nearest lengths: 254 and 256" in text
+
+
+@pytest.mark.parametrize("name", DecoderSwitches().switches())
+@pytest.mark.parametrize("fields", [{}, {"compute_budget_flops": None, "vocab_size": None, "shape": "llama-3-8b"}])
+def test_every_switch_travels_into_the_shape(name: str, fields: dict) -> None:
+    off, on = make(**fields), make(**fields, **{name: True})
+    assert on.shape.switches() == {**off.shape.switches(), name: True}
+    assert on.num_params == count_parameters(shape=on.shape).total
+    shown = format_plan(on)
+    assert ("qk_norm" in shown, ", tied\n" in shown) == (name == "qk_norm", name == "tied_embeddings")
+
+
+def test_plans_of_before_qk_norm_have_none() -> None:
+    made = make()
+    data = json.loads(made.to_json())
+    del data["shape"]["qk_norm"]
+    assert RunPlan.from_json(json.dumps(data)) == made
+    assert not made.shape.qk_norm
 
 
 def test_tied_embeddings_and_a_pipeline() -> None:

@@ -5,25 +5,27 @@ import torch
 
 from chinchilla_ds.checkpoint.boxes import boxes_of, cut_of
 from chinchilla_ds.model.initialization import cut_for_tensor_parallel_rank
+from chinchilla_ds.weights import COLUMNS, HALVES, ROWS
 
 WEIGHTS = {
-    "norm": ("decoder.final_layernorm.weight", (24,), None),
-    "rows": ("decoder.layers.0.self_attention.linear_qkv.weight", (24, 5), 0),
-    "halves": ("decoder.layers.0.mlp.linear_fc1.weight", (24, 5), 0),
-    "columns": ("decoder.layers.0.mlp.linear_fc2.weight", (7, 12), 1),
-    "whole": ("decoder.layers.0.self_attention.linear_qkv.weight", (9, 4), None),
+    "norm": ((24,), None),
+    "rows": ((24, 5), ROWS),
+    "vector": ((24,), ROWS),
+    "halves": ((24, 5), HALVES),
+    "columns": ((7, 12), COLUMNS),
+    "whole": ((9, 4), None),
 }
 
 
-@pytest.mark.parametrize(("name", "shape", "dim"), WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize(("shape", "split"), WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_every_flat_piece_lies_where_its_values_came_from(name, shape, dim, world_size):
+def test_every_flat_piece_lies_where_its_values_came_from(shape, split, world_size):
     full = torch.arange(torch.Size(shape).numel()).view(shape)
     for rank in range(world_size):
         part = full
-        if dim is not None:
-            part = cut_for_tensor_parallel_rank(name, full, rank=rank, world_size=world_size, dim=dim)
-        cut = cut_of(name=name, full_shape=shape, dim=dim, rank=rank, world_size=world_size)
+        if split is not None:
+            part = cut_for_tensor_parallel_rank(full, split=split, rank=rank, world_size=world_size)
+        cut = cut_of(full_shape=shape, split=split, rank=rank, world_size=world_size)
         assert cut.local_shape == tuple(part.shape)
         flat = part.flatten()
         for start in range(0, flat.numel(), 3):
@@ -36,5 +38,5 @@ def test_every_flat_piece_lies_where_its_values_came_from(name, shape, dim, worl
 
 
 def test_a_piece_of_a_matrix_is_at_most_three_boxes():
-    cut = cut_of(name="x", full_shape=(100, 10), dim=0, rank=1, world_size=2)
+    cut = cut_of(full_shape=(100, 10), split=ROWS, rank=1, world_size=2)
     assert [box.sizes for box in boxes_of(cut, start=7, numel=300)] == [(1, 3), (29, 10), (1, 7)]

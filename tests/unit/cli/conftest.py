@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chinchilla_ds.budget.deepspeed_json.resolve import write_shipped
-from chinchilla_ds.cli import pretrain
+from chinchilla_ds.runs import train
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def rank_zero_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", "29500")
 
-    monkeypatch.setattr(pretrain, "device_type", lambda: "cpu")
+    monkeypatch.setattr(train, "device_type", lambda: "cpu")
     set_environment(1)
     return set_environment
 

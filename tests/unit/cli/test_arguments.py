@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from chinchilla_ds.cli.arguments import BESIDE_A_PLAN, flag_of, parse
+from chinchilla_ds.cli.arguments import parse
 from chinchilla_ds.config import GuardConfig, OnSpike
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.run_plan import Decay, Recompute
+from chinchilla_ds.runs.command import BESIDE_A_PLAN
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -63,11 +64,6 @@ def test_values_reach_the_config() -> None:
 
 def test_the_launchers_local_rank_is_no_setting() -> None:
     assert parse(["--local_rank=3", "--ds_config", "x.json"]).explicit == frozenset()
-
-
-def test_flags_are_named_as_they_are_typed() -> None:
-    assert flag_of("compute_budget_flops") == "--flops"
-    assert flag_of("seq_length") == "--seq-length"
 
 
 def test_help_is_printed_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

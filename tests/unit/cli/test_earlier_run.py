@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.cli.arguments import Arguments, parse
+from chinchilla_ds.cli.arguments import parse
 from chinchilla_ds.config import (
     CheckpointConfig,
     DataConfig,
@@ -19,6 +19,7 @@ from chinchilla_ds.config import (
 )
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.run_plan import Recompute
+from chinchilla_ds.runs.command import TrainCommand
 from chinchilla_ds.runs.earlier import Continued, continued, find_run, named_run, take_over
 from chinchilla_ds.runs.request import RunRequest
 from chinchilla_ds.testing import tiny_plan
@@ -61,6 +62,38 @@ def test_a_run_that_has_ended_is_found_as_such(request_: RunRequest) -> None:
     assert not found.is_finished, "another was begun since"
 
 
+def test_a_name_finds_its_run_alone(request_: RunRequest) -> None:
+    named = dataclasses.replace(request_, config=dataclasses.replace(request_.config, run_name="first"))
+    begin(request_, "unnamed", at_s=500)
+    assert find_run(named) is None, "the same command without the name is another run"
+    first = begin(named, "first", at_s=100)
+    begin(named, "first-or-not", at_s=300)
+    assert (found := find_run(named)) is not None
+    assert found.folder == first
+    again = begin(named, "first-2", at_s=200)
+    assert (found := find_run(named)) is not None
+    assert found.folder == again
+    assert (found := find_run(request_)) is not None
+    assert found.folder.name == "unnamed"
+
+
+def test_the_name_of_another_run_is_refused(request_: RunRequest) -> None:
+    named = dataclasses.replace(request_, config=dataclasses.replace(request_.config, run_name="first"))
+    other = dataclasses.replace(named, config=dataclasses.replace(named.config, seed=2))
+    folder = begin(other, "first", at_s=100)
+    with pytest.raises(CheckpointError, match=f"`run_name=first` is the name of {folder}, which was asked for some"):
+        find_run(named)
+
+
+def test_a_named_run_keeps_its_name(request_: RunRequest) -> None:
+    found = continued(begin(request_, "first", at_s=100))
+    command = parse(["--ds_config", "zero3", "--run-name", "second"])
+    with pytest.raises(CheckpointError, match=r"`run_name` is second here, and the run .*first keeps its name"):
+        take_over(command, found, config=command.config)
+    command = parse(["--ds_config", "zero3", "--run-name", "first"])
+    assert take_over(command, found, config=command.config).config.run_name == request_.config.run_name
+
+
 @pytest.mark.parametrize("name", ["state.json", "plan.json", "manifest.json"])
 def test_a_run_whose_newest_checkpoint_is_damaged_is_found_all_the_same(name: str, request_: RunRequest) -> None:
     folder = begin(request_, "run", at_s=100, saved=(4, 8))
@@ -82,7 +115,7 @@ def test_a_run_of_which_nothing_is_whole_is_not_passed_over(name: str, is_there:
     what = "has 1 bytes" if is_there else "cannot be read: No such file or directory"
     assert f"{folder}/checkpoints/step_0000008/{name} {what}" in newer
     assert f"{folder}/checkpoints/step_0000004/{name} {what}" in older
-    assert advice == f"no checkpoint of {folder} is whole; --resume none begins another run"
+    assert advice == f"no checkpoint of {folder} is whole; `checkpoint.resume=none` begins another run"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +173,7 @@ def test_a_damaged_request_is_named_and_no_run_is_begun(text: str | None, reques
     with pytest.raises(CheckpointError) as error:
         find_run(request_)
     assert f"the run's request {path}" in error.value.problems[0]
-    assert "--resume none" in error.value.problems[-1]
+    assert "`checkpoint.resume=none`" in error.value.problems[-1]
 
 
 def test_damage_does_not_hide_behind_an_older_run(request_: RunRequest) -> None:
@@ -178,16 +211,16 @@ def test_what_is_no_run_cannot_be_continued(request_: RunRequest, tmp_path: Path
         continued(tmp_path / "nowhere")
     folder = begin(request_, "run", at_s=100)
     (folder / "request.json").unlink()
-    with pytest.raises(CheckpointError, match=f"--init-from {folder} begins a new run with its weights"):
+    with pytest.raises(CheckpointError, match=f"`checkpoint.init_from={folder}` begins a new run with its weights"):
         continued(folder)
 
 
-def arguments(*words: str) -> Arguments:
+def command(*words: str) -> TrainCommand:
     return parse(["--ds_config", "x.json", *words])
 
 
-def taken_over(run: Continued, *words: str) -> Arguments:
-    given = arguments(*words)
+def taken_over(run: Continued, *words: str) -> TrainCommand:
+    given = command(*words)
     return take_over(given, run, config=given.config)
 
 
@@ -198,13 +231,15 @@ def test_flags_that_say_something_else_are_named_with_both_values(request_: RunR
         taken_over(
             run, "--seed", "7", "--flops", "2e11", "--max-epochs", "3", "--precision", "bf16", "--data", "a", "b"
         )
-    end = f"in the run {run.folder}; leave it out to go on with that run, or begin another with --resume none"
+    end = (
+        f"in the run {run.folder}; leave it out to go on with that run, or begin another with `checkpoint.resume=none`"
+    )
     assert error.value.problems == (
-        f"--flops is 2e+11 here and 1e+11 {end}",
-        f"--max-epochs is 3 here and 1 {end}",
-        f"--data is {Path('a').resolve()} {Path('b').resolve()} here and not given {end}",
-        f"--precision is bf16 here and not given {end}",
-        f"--seed is 7 here and 1234 {end}",
+        f"`compute_budget_flops` is 2e+11 here and 1e+11 {end}",
+        f"`data.max_epochs` is 3 here and 1 {end}",
+        f"`data.paths` is {Path('a').resolve()} {Path('b').resolve()} here and not given {end}",
+        f"`precision` is bf16 here and not given {end}",
+        f"`seed` is 7 here and 1234 {end}",
     )
     assert "None" not in str(error.value)
 
@@ -253,7 +288,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is_now(request_: RunRequest, tmp_
     moved = folder.rename(tmp_path / "archive/run")
     assert taken_over(continued(moved)).config.output == tmp_path / "archive"
     assert taken_over(continued(moved), "--output", str(tmp_path / "archive")).config.output == tmp_path / "archive"
-    with pytest.raises(CheckpointError, match=f"--output is elsewhere here, and the run {moved} stays where it is"):
+    with pytest.raises(CheckpointError, match=f"`output` is elsewhere here, and the run {moved} stays where it is"):
         taken_over(continued(moved), "--output", "elsewhere")
 
 
@@ -278,7 +313,7 @@ def test_a_plan_that_the_run_was_not_trained_by_is_refused(request_: RunRequest,
     assert taken_over(run, "--plan", str(file)).plan == file, "its layout is free"
     file.write_text(dataclasses.replace(plan, seed=9, document_mask=True).to_json())
     with pytest.raises(
-        CheckpointError, match=f"--plan {file} differs from the plan of the run .* in seed, document_mask"
+        CheckpointError, match=f"`plan={file}` differs from the plan of the run .* in seed, document_mask"
     ):
         taken_over(run, "--plan", str(file))
 

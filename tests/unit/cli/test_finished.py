@@ -28,7 +28,7 @@ def test_the_table_says_what_was_reached(finished: Path) -> None:
     told = describe_finished(continued(finished))
     first, *rows = told.splitlines()
     assert first.startswith(f"finished      {finished}: the run that this command asks for has reached its plan's end")
-    assert "--resume none begins another" in first
+    assert "`checkpoint.resume=none` begins another" in first
     table = dict(row.split("  ", 1) for row in rows if "  " in row)
     assert table["predicted loss *"].strip() == "5.5000 nats/token by none"
     assert table["train loss"].strip() == "3.2500 nats/token, 1.6250 bits/byte (the last step)"
@@ -56,7 +56,7 @@ def command(
     def train(*_: object, **__: object) -> None:
         raise TrainsError
 
-    monkeypatch.setattr(pretrain, "_check_places", train)
+    monkeypatch.setattr("chinchilla_ds.runs.train._check_places", train)
     words = ["--ds_config", str(ds_configs / "zero1.json"), "--flops", "1e11", "--output", str(finished.parent)]
 
     def run(*more: str) -> int:
@@ -74,7 +74,9 @@ def test_the_command_says_so_and_ends_well(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.parent.rglob("*")}
     assert command(*(word.format(run=finished) for word in more)) == 0
-    assert "finished  " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "finished  " in shown
+    assert "nothing is left to do; --resume none begins another" in shown
     assert {path: path.stat().st_mtime_ns for path in finished.parent.rglob("*")} == before, "nothing is written"
 
 

@@ -1,6 +1,5 @@
 """`chinchilla-ds fit` end to end: on a sweep with a known truth, on the 240 points, and on what it must refuse."""
 
-import argparse
 import csv
 import io
 import json
@@ -16,9 +15,7 @@ import pytest
 
 from chinchilla_ds.budget.laws.fitting.surface import Surface
 from chinchilla_ds.budget.laws.lookup import load_law
-from chinchilla_ds.cli import fit
-from chinchilla_ds.cli.arguments import Parser
-from chinchilla_ds.cli.main import main
+from chinchilla_ds.cli.main import main, run_command
 from chinchilla_ds.errors import ChinchillaError, ConfigError, DataError, OutputError
 from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.tracking.jsonl import JsonlBackend
@@ -60,10 +57,7 @@ def write(path: Path, rows: Rows) -> Path:
 
 
 def run(*words: object) -> str:
-    parser = Parser(prog="chinchilla-ds fit", allow_abbrev=False)
-    fit.add_flags(parser)
-    arguments: argparse.Namespace = parser.parse_args([str(word) for word in words])
-    return fit.run(arguments)
+    return run_command(["fit", *map(str, words)])
 
 
 def run_json(*words: object) -> dict[str, Any]:

@@ -28,6 +28,7 @@ OTHERS: dict[str, Any] = {
     "kv_channels": 8,
     "padded_vocab_size": 384,
     "tied_embeddings": True,
+    "qk_norm": True,
     "rotary_base": 500000.0,
     "norm_epsilon": 1e-6,
 }
@@ -47,9 +48,9 @@ def test_weights_of_another_function_are_refused_with_both_values(name: str, tmp
     with pytest.raises(CheckpointError) as error:
         check_initial_weights(tmp_path / "run", plan=wanted)
     assert error.value.problems == (
-        f"--init-from {tmp_path / 'run'}: shape.{name} is {getattr(PLAN.shape, name)} in the checkpoint {checkpoint} "
-        f"and {OTHERS[name]} in the plan; its weights belong to its own shape: give a plan of that shape, such as "
-        f"--plan {checkpoint / 'plan.json'}",
+        f"`checkpoint.init_from={tmp_path / 'run'}`: shape.{name} is {getattr(PLAN.shape, name)} in the checkpoint "
+        f"{checkpoint} and {OTHERS[name]} in the plan; its weights belong to its own shape: give a plan of that shape, "
+        f"such as `plan={checkpoint / 'plan.json'}`",
     )
 
 
@@ -73,7 +74,7 @@ def cut(path: Path) -> None:
 )
 def test_a_checkpoint_that_cannot_be_read_is_named(damage: Callable[[Path], None], said: str, tmp_path: Path) -> None:
     damage(save(tmp_path / "run", 4) / "plan.json")
-    with pytest.raises(CheckpointError, match=f"--init-from {tmp_path / 'run'}: .*{said}"):
+    with pytest.raises(CheckpointError, match=f"`checkpoint.init_from={tmp_path / 'run'}`: .*{said}"):
         check_initial_weights(tmp_path / "run", plan=PLAN)
 
 
@@ -91,7 +92,7 @@ def test_the_command_refuses_before_torch_is_imported(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pretrain, "_use_cores", lambda: pytest.fail("went on"))
+    monkeypatch.setattr("chinchilla_ds.runs.train.use_cores", lambda _: pytest.fail("went on"))
     flags = ("--flops", "7e9", "--seq-length", "64", "--global-batch-size", "4", "--vocab-size", "512")
     config = RunConfig(compute_budget_flops=7e9, seq_length=64, global_batch_size=4, vocab_size=512)
     plan = make_plan(config, world_size=1, device="cpu")

@@ -23,7 +23,7 @@ def test_the_plans_table_and_what_fits_are_said(error: Exception, wanted: str | 
     assert text.startswith("out of memory of ")
     assert (f"asking for {wanted} more" in text) == (wanted is not None)
     assert "TP 1 x PP 1 x DP 1 = 1 rank, ZeRO-0" in text
-    assert "  --micro-batch-size 4: " in text
+    assert "  `micro_batch_size=4`: " in text
 
 
 def test_torchs_own_allocator_on_the_cpu() -> None:

@@ -173,7 +173,7 @@ def test_settings_that_cannot_be_read_do_not_pass_for_the_same(
 def test_what_cannot_be_is_refused_before_the_first_run(table: Path, corpus: Path, ds_configs: Path) -> None:
     found = refused(DataError, words(table, corpus, ds_configs, "--params", 1e5, "--tokens", 1.2e6))
     assert [problem.split(": ")[1] for problem in found] == ["mix-1", "again", "mix-2"]
-    assert "reads it 1.08 times in a run of 1.2M tokens; allow that with `--max-epochs 2`" in found[0]
+    assert "reads it 1.08 times in a run of 1.2M tokens; allow that with --max-epochs 2" in found[0]
     assert "reads it 1.20 times" in found[2]
     table.write_text(TABLE.replace("again", "mix-1").replace("mix-2,0,1", "../x,0,0.9"), encoding="utf-8")
     assert refused(DataError, words(table, corpus, ds_configs)) == (

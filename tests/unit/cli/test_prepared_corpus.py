@@ -78,7 +78,7 @@ def test_training_plans_so_too(
         plans.append(config.unique_tokens)
         raise DataError("enough")
 
-    monkeypatch.setattr(pretrain, "make_plan", keep)
+    monkeypatch.setattr("chinchilla_ds.runs.train.make_plan", keep)
     argv = ["--ds_config", str(ds_configs / "zero1.json"), "--flops", "1e19", "--resume", "none"]
     assert pretrain.main([*argv, "--data", str(corpus)]) == 2
     assert pretrain.main(argv) == 2

@@ -19,9 +19,11 @@ from chinchilla_ds.config import (
     OnSpike,
     RunConfig,
     SaveInterval,
+    source_name,
 )
-from chinchilla_ds.data.reading.sources import Kind, find_corpus
+from chinchilla_ds.data.reading.sources import FileKind, find_source
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import Decay, Precision
 from chinchilla_ds.runs.request import FREE_FIELDS, RunLock, RunRequest, SavedRequest, known_problems
 from chinchilla_ds.testing import tiny_plan
@@ -35,6 +37,18 @@ def request_(tmp_path: Path) -> RunRequest:
 
 
 # ---- the key ---------------------------------------------------------------------------------------------------------
+
+KEYS_OF_0_1_0 = {
+    "4a2c0e05719fdd4a18d9": RunConfig(compute_budget_flops=1e11),
+    "de0e26c3a72a3408c584": RunConfig(compute_budget_flops=1e11, tied_embeddings=True, seed=3, micro_batch_size=4),
+}
+"""Made by version 0.1.0: a command finds the unfinished runs of earlier versions by them."""
+
+
+@pytest.mark.parametrize(("key", "config"), KEYS_OF_0_1_0.items())
+def test_commands_of_earlier_versions_keep_their_keys(key: str, config: RunConfig) -> None:
+    assert RunRequest(config=config).key == key
+
 
 FREE: dict[str, Any] = {
     "layout": LayoutConfig(zero_stage=3, tensor_model_parallel_size=2),
@@ -55,14 +69,23 @@ DECIDES: dict[str, Any] = {
     "seq_length": 64,
     "vocab_size": 500,
     "tied_embeddings": True,
+    "qk_norm": True,
     "global_batch_size": 12,
     "learning_rate": 1e-4,
+    "optimizer": PluginSpec(name="my_module:sgd", arguments={"momentum": 0.9}),
+    "weight_decay": 0.2,
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "epsilon": 1e-6,
+    "warmup_iters": 0,
     "gradient_clipping": 0.5,
+    "objective": PluginSpec(name="my.module:Loss", arguments={"weight": 0.5}),
     "decay": Decay.WSD,
     "precision": Precision.BF16,
     "document_mask": True,
     "seed": 5,
     "eval_interval_tokens": 1000,
+    "callbacks": (PluginSpec(name="a.b:C", arguments={"x": 1}),),
 }
 DECIDES_DATA: dict[str, Any] = {
     "paths": (Path("text.txt"),),
@@ -93,6 +116,12 @@ def test_whatever_decides_what_is_learned_changes_the_key(tmp_path: Path) -> Non
     configs += [RunConfig(data=DataConfig(**{name: value})) for name, value in data.items()]
     keys = {RunRequest(config=config).key for config in (RunConfig(), *configs)}
     assert len(keys) == 1 + len(configs)
+
+
+def test_the_key_of_an_earlier_version_is_found_again() -> None:
+    """As version eee8a9d wrote them, before the optimizer and its settings were among the fields."""
+    assert RunRequest(config=RunConfig(compute_budget_flops=1e11)).key == "4a2c0e05719fdd4a18d9"
+    assert RunRequest(config=RunConfig(learning_rate=1e-3, law="kaplan2020")).key == "371faa912b618b9dc8c3"
 
 
 def test_the_place_of_text_counts_from_the_root_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,8 +250,8 @@ def test_one_interval_between_saves_is_set(intervals: dict[str, int]) -> None:
 def test_flags_that_nothing_could_read_back_are_refused_at_once() -> None:
     config = RunConfig(checkpoint=CheckpointConfig(keep=10**40), guards=GuardConfig(hang_timeout_s=1e300))
     guards, keep = known_problems(config)
-    assert guards.startswith("guards.hang_timeout_s is 1e+300; it must be at most")
-    assert keep.startswith("checkpoint.keep is 1000")
+    assert guards.startswith("`guards.hang_timeout_s` is 1e+300; it must be at most")
+    assert keep.startswith("`checkpoint.keep` is 1000")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +264,10 @@ def test_flags_that_nothing_could_read_back_are_refused_at_once() -> None:
         (
             "runs/a",
             Path("b"),
-            ["--init-from b begins a new run and --resume runs/a goes on with an old one; give one of them"],
+            [
+                "`checkpoint.init_from=b` begins a new run and `checkpoint.resume=runs/a` resumes an old one; "
+                "give one of them"
+            ],
         ),
     ],
 )
@@ -282,5 +314,5 @@ def test_a_data_set_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
     saved = json.loads(RunRequest(config=config).to_json())
     assert saved["config"]["data"]["paths"] == ["hf://org/name:en@train"]
     again = dataclasses.replace(config.data, paths=tuple(map(Path, saved["config"]["data"]["paths"])))
-    (file,) = find_corpus(again).files
-    assert (file.kind, file.place) == (Kind.HUB, "hf://org/name:en@train")
+    (file,) = find_source([source_name(path) for path in again.paths], text_field=again.text_field).files
+    assert (file.kind, file.place) == (FileKind.HUB, "hf://org/name:en@train")

@@ -350,7 +350,7 @@ def test_a_server_that_is_down_is_one_line_without_the_password(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("error: MLflow at http://***@127.0.0.1:9/?*** cannot be brought up to date: ")
-    assert err.endswith(" Connection refused; the same command goes on where this one stopped\n")
+    assert err.endswith(" Connection refused; the same command continues where this one stopped\n")
     assert "hidden" not in err
     assert "veiled" not in err
 

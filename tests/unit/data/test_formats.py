@@ -130,7 +130,7 @@ def test_an_overlong_record_of_an_array(tmp_path: Path, monkeypatch: pytest.Monk
     long = {"text": 'x\\"{[' * 2**19, "id": 3}
     path = write(tmp_path / "a.json", json.dumps([RECORDS[0], long, RECORDS[2]]).encode())
     assert texts(path) == [TEXTS[0], TEXTS[2]]
-    assert problems(path) == [f"{path}:1 is a record of more than 512.00 KiB; cut it into documents"]
+    assert problems(path) == [f"{path}:1 is a record of more than 512.00 KiB; split it into documents"]
 
 
 def test_what_python_writes_is_read_and_half_surrogates_become_one_sign(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_quote_that_is_not_closed_within_a_record(tmp_path: Path, monkeypatch:
 
 def test_a_column_that_stands_twice(tmp_path: Path) -> None:
     (problem,) = problems(write(tmp_path / "a.csv", b"text,text\na,b\n"))
-    assert problem == f"{tmp_path}/a.csv:1 names 2 columns 'text'; one of them can be read"
+    assert problem == f"{tmp_path}/a.csv:1 names 2 columns 'text'; only one can be read"
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_an_arrow_folder_that_names_files_elsewhere(tmp_path: Path) -> None:
     from chinchilla_ds.data.reading import hub
 
     hub._saved.cache_clear()
-    with pytest.raises(DataError, match=r"names the data file '\.\./outside\.arrow', which is not one of its folder"):
+    with pytest.raises(DataError, match=r"names the data file '\.\./outside\.arrow', which is not in its folder"):
         read(folder)
     os.mkfifo(folder / "data-00000-of-00001.arrow")
     with pytest.raises(DataError, match=r"data-00000-of-00001\.arrow in it is not a regular file"):

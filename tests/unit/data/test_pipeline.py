@@ -1,9 +1,11 @@
 import gzip
 import json
+import multiprocessing
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -18,13 +20,15 @@ from chinchilla_ds.data.cleaning.rules import CleaningConfig
 from chinchilla_ds.data.prepare import check_enough_tokens
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.data.preparing import read_stage as stages
+from chinchilla_ds.data.preparing.encode import encode_segment
 from chinchilla_ds.data.preparing.ledger import Ledger
 from chinchilla_ds.data.preparing.pipeline import prepare_recipe
 from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe, load_recipe
 from chinchilla_ds.data.preparing.segments import document_hash
 from chinchilla_ds.data.reading import parts, readers
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
-from chinchilla_ds.errors import DataError, OutputError
+from chinchilla_ds.errors import DataError, OutputError, WorkerError
+from chinchilla_ds.processes.pool import Workers
 
 WORDS = [f"{left}{right}" for left in ("al", "be", "cu", "do", "er", "fi") for right in ("na", "to", "ri", "sel", "mu")]
 
@@ -73,8 +77,15 @@ def test_any_number_of_workers_and_any_file_order_gives_the_same_bytes(tmp_path:
     first = [write_jsonl(tmp_path / f"{index}.jsonl", texts[index::3]) for index in range(3)]
     reference = prepare_recipe(recipe_of(*first), folder=tmp_path / "one", num_workers=1)
     for workers in (2, 4):
-        again = prepare_recipe(recipe_of(*reversed(first)), folder=tmp_path / f"{workers}", num_workers=workers)
+        processes: set[int] = set()
+        again = prepare_recipe(
+            recipe_of(*reversed(first)),
+            folder=tmp_path / f"{workers}",
+            num_workers=workers,
+            progress=lambda stage, share, seen=processes: seen.add(len(multiprocessing.active_children())),
+        )
         assert bytes_of(again.folder) == bytes_of(reference.folder)
+        assert 1 < max(processes) <= workers, "one pool for all stages"
 
     shuffled = random.Random(1).sample(texts, len(texts))  # other files, in another order, cut elsewhere
     other = [write_jsonl(tmp_path / f"x{index}.jsonl", shuffled[index::2]) for index in range(2)]
@@ -83,6 +94,59 @@ def test_any_number_of_workers_and_any_file_order_gives_the_same_bytes(tmp_path:
     assert bytes_of(again.folder, without=named) == bytes_of(reference.folder, without=named)
     less = prepare_recipe(recipe_of(*first[:2]), folder=tmp_path / "less", num_workers=1)
     assert bytes_of(less.folder, without=named) != bytes_of(reference.folder, without=named)
+
+
+def test_what_was_done_before_a_worker_was_killed_is_kept(
+    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(write_jsonl(tmp_path / "a.jsonl", texts))
+    whole = prepare_recipe(recipe, folder=tmp_path / "whole", num_workers=1)
+    run = Workers.run
+
+    def killed(workers: Workers, function: Callable[[Any], Any], tasks: Sequence[Any], /) -> Iterator[Any]:
+        if function is encode_segment:
+            raise WorkerError("a worker process was killed")
+        return run(workers, function, tasks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workers, "run", killed)
+        with pytest.raises(WorkerError):
+            prepare_recipe(recipe, folder=tmp_path / "out", num_workers=1)
+    shards = tmp_path / ".out.work" / "shards"
+    times = {path: path.stat().st_mtime_ns for path in shards.rglob("*")}
+    assert times
+    told: list[str] = []
+
+    def look(stage: str, share: float) -> None:
+        told.append(stage)
+        assert {path: path.stat().st_mtime_ns for path in shards.rglob("*")} == times
+
+    again = prepare_recipe(recipe, folder=tmp_path / "out", num_workers=1, progress=look)
+    assert "encoding" in told
+    assert bytes_of(again.folder) == bytes_of(whole.folder)
+    assert not shards.exists()
+
+
+def test_a_kill_between_the_whole_result_and_its_name(
+    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(write_jsonl(tmp_path / "a.jsonl", texts))
+    whole = prepare_recipe(recipe, folder=tmp_path / "whole", num_workers=1)
+    replace = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if target == tmp_path / "out":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_recipe(recipe, folder=tmp_path / "out", num_workers=1)
+    assert (tmp_path / ".out.work" / "result").is_dir(), "the control: it was whole"
+    again = prepare_recipe(recipe, folder=tmp_path / "out", num_workers=1)
+    assert bytes_of(again.folder) == bytes_of(whole.folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out", "whole"]
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -206,7 +270,7 @@ def test_one_line_of_50_mb(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(gzip.compress(content.encode(), 1) if name.endswith("gz") else content.encode())
     place = f"{path}:{32 if name.endswith('csv') else 31}"
-    with pytest.raises(DataError, match=rf"{place} is a line of more than 32\.00 MiB; cut it into documents"):
+    with pytest.raises(DataError, match=rf"{place} is a line of more than 32\.00 MiB; split it into documents"):
         prepare_recipe(recipe_of(path), folder=tmp_path / "out", num_workers=1)
     assert [left.name for left in tmp_path.iterdir()] == [name]
     prepared = prepare_recipe(recipe_of(path, skip_problems=True), folder=tmp_path / "out", num_workers=1)
@@ -297,7 +361,7 @@ def test_a_source_of_which_nothing_is_left_says_where_it_went(tmp_path: Path) ->
     sources = (SourceRecipe(name="a", paths=(str(good),)), SourceRecipe(name="b", paths=(str(short),)))
     with pytest.raises(
         DataError,
-        match=r"source b .*: of 2 documents read, 2 dropped by min_length \(fewer than 200 characters, .*--min-length",
+        match=r"source b .*: of 2 documents read, 2 dropped by min_length \(fewer than 200 .*`prepare.min_characters`",
     ):
         prepare_recipe(Recipe(sources=sources, vocab_size=400), folder=tmp_path / "out", num_workers=1)
 

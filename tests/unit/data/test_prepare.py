@@ -124,9 +124,7 @@ def test_a_broken_manifest(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=f"(?s){message}.*; restore the folder, or remove it to prepare the text again"):
         PreparedData.load(tmp_path)
-    with pytest.raises(
-        DataError, match=r"holds no prepared data that can be used: the manifest .* cannot be read: No such file"
-    ):
+    with pytest.raises(DataError, match=r"holds no usable prepared data: the manifest .* cannot be read: No such file"):
         PreparedData.load(tmp_path / "nowhere")
 
 
@@ -138,13 +136,13 @@ def test_too_few_tokens_says_how_many_epochs_and_what_budget(prepared: PreparedD
     assert f"({wanted + 1})" in message
     assert f"({prepared.train_tokens})" in message
     assert "at most 1 epoch it serves 40.0% of the plan's tokens, about 16.0% of its compute budget" in message
-    assert "read it 2.50 times: allow that with `--max-epochs 3`" in message
+    assert "read it 2.50 times: allow that with `data.max_epochs=3`" in message
     run(dataclasses.replace(data, max_epochs=3), prepared.folder.parent, num_tokens=wanted)
 
 
 def test_the_last_token_counts(prepared: PreparedData, data: DataConfig) -> None:
     run(data, prepared.folder.parent, num_tokens=prepared.train_tokens - 1)
-    with pytest.raises(DataError, match="--max-epochs 2"):
+    with pytest.raises(DataError, match=r"`data\.max_epochs=2`"):
         run(data, prepared.folder.parent, num_tokens=prepared.train_tokens)
 
 
@@ -152,7 +150,7 @@ def test_a_held_out_part_below_one_sequence(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("short" * 50)
     (tmp_path / "b.txt").write_text("small" * 50)
     data = DataConfig(paths=(tmp_path / "a.txt", tmp_path / "b.txt"))
-    with pytest.raises(DataError, match=r"one sequence needs 1001; raise held_out_fraction \(0.02\)"):
+    with pytest.raises(DataError, match=r"one sequence needs 1001; raise `data.held_out_fraction` \(0.02\)"):
         prepare(data, vocab_size=VOCAB_SIZE, seq_length=1000, num_tokens=1, seed=1, folder=tmp_path / "out")
 
 
@@ -160,9 +158,9 @@ def test_settings_out_of_range_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(DataConfig(held_out_fraction=1.0, max_epochs=0.0), tmp_path, vocab_size=256)
     assert [problem.split()[0] for problem in caught.value.problems] == [
-        "held_out_fraction",
-        "max_epochs",
-        "vocab_size",
+        "`data.held_out_fraction`",
+        "`data.max_epochs`",
+        "`vocab_size`",
     ]
 
 

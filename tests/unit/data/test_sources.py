@@ -7,11 +7,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from chinchilla_ds.config import DataConfig
-from chinchilla_ds.data.reading.kinds import Kind
+from chinchilla_ds.config import DataConfig, source_name
+from chinchilla_ds.data.reading.kinds import FileKind
 from chinchilla_ds.data.reading.readers import TEXT_DOCUMENT_BYTES, Problem, parts_of, read_part
-from chinchilla_ds.data.reading.sources import MAX_PROBLEMS, Corpus, find_corpus, raise_problems
+from chinchilla_ds.data.reading.sources import MAX_PROBLEMS, Corpus, find_source, raise_problems
 from chinchilla_ds.errors import DataError
+
+
+def find_corpus(data: DataConfig) -> Corpus:
+    return find_source([source_name(path) for path in data.paths], text_field=data.text_field)
 
 
 def read(*paths: Path, text_field: str = "text") -> list[str]:
@@ -97,7 +101,7 @@ def test_the_default_corpus_is_the_standard_library(monkeypatch: pytest.MonkeyPa
     corpus = find_corpus(DataConfig())
     names = [file.path.name for file in corpus.files]
     assert {"argparse.py", "typing.py"} <= set(names)
-    assert all(file.kind is Kind.WHOLE_TEXT and "site-packages" not in file.path.parts for file in corpus.files)
+    assert all(file.kind is FileKind.WHOLE_TEXT and "site-packages" not in file.path.parts for file in corpus.files)
 
     (tmp_path / "good.py").write_text("x = 1\n")
     (tmp_path / "bad.py").write_bytes(b"x = '\xe9'\n")
@@ -110,7 +114,7 @@ def test_the_default_corpus_is_the_standard_library(monkeypatch: pytest.MonkeyPa
 
 def test_an_installation_without_source_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(DataError, match="holds no Python source; name a corpus with `--data PATH`"):
+    with pytest.raises(DataError, match=r"holds no Python source; name a corpus by `data\.paths`"):
         find_corpus(DataConfig())
 
 
@@ -133,7 +137,7 @@ def test_unknown_type_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "a.josnl").write_text("{}")
     message = problem(tmp_path / "a.josnl")
     assert message.startswith(f"{tmp_path}/a.josnl is of unknown type '.josnl'; did you mean '.jsonl'?; known types: ")
-    assert message.endswith(".ts .txt, also with .gz .bz2 .xz .zst behind")
+    assert message.endswith(".ts .txt, optionally followed by .gz .bz2 .xz .zst behind")
 
 
 def test_not_utf8_names_file_and_offset(tmp_path: Path) -> None:
@@ -173,9 +177,9 @@ def test_bad_jsonl_names_file_and_line(tmp_path: Path, line: bytes, message: str
 def test_truncated_and_false_gzip(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "good"}\n' * 100)[:-9])
-    assert problem(path) == f"{path}:101 cannot be read: it is cut off: the file ends before the archive does"
+    assert problem(path) == f"{path}:101 cannot be read: it is truncated: the file ends before the archive does"
     path.write_bytes(b"not gzip")
-    assert problem(path) == f"{path} cannot be read: it does not begin as a .gz file does"
+    assert problem(path) == f"{path} cannot be read: it does not start like a .gz file"
 
 
 def test_bad_parquet(tmp_path: Path) -> None:

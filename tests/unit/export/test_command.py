@@ -5,6 +5,8 @@ import re
 import pytest
 
 from chinchilla_ds.cli.main import main
+from chinchilla_ds.data.prepared import PreparedData
+from chinchilla_ds.runs.text import DATA_NAME, place_of_text
 from tests.unit.data.conftest import make_documents
 
 
@@ -47,6 +49,10 @@ def test_report_of_a_quantised_export(run_folder, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
     assert main([*words[:4], "--out", str(tmp_path / "alone")]) == 0
-    assert "No held-out text was found beside the run" in capsys.readouterr().out
+    assert "Where the run's text is, is not known" in capsys.readouterr().out
+    text = place_of_text(PreparedData.load(tmp_path / "prepared"), run_folder=run_folder)
+    (run_folder / DATA_NAME).write_text(text)  # a corpus elsewhere, as training notes it
+    assert main([*words[:4], "--out", str(tmp_path / "by-itself")]) == 0
+    assert f"bits per byte  {before:>12}{after:>12}" in capsys.readouterr().out
     assert main([*words[:4], "--data", str(tmp_path / "other"), "--out", str(tmp_path / "wrong")]) == 2
-    assert "was made with another tokenizer" in capsys.readouterr().err
+    assert "was prepared with another tokenizer" in capsys.readouterr().err

@@ -166,7 +166,7 @@ def test_sizes_that_do_not_allow_the_method(make_checkpoint, tmp_path):
 def test_a_missing_package_is_named_before_anything_is_written(plain, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        ConfigError, match=r"--quantize int8 needs torchao and transformers, .*chinchilla-ds\[quantize\]"
+        ConfigError, match=r"`quantize=int8` needs torchao and transformers, .*chinchilla-ds\[quantize\]"
     ):
         quantize_folder(plain, out=tmp_path / "int8", method=Quantization.INT8)
     assert not (tmp_path / "int8").exists()

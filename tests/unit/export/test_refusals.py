@@ -54,6 +54,8 @@ def refused(folder, kind):
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised (gptq)"),
+        ({"use_sliding_window": True}, "attend within a window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "attend within a window"),
         ({"num_key_value_heads": 3}, r"num_attention_heads (4) must be a multiple of num_key_value_heads (3)"),
         ({"hidden_size": None}, "config.json.hidden_size is None; it must be a whole number"),
     ],
@@ -79,7 +81,7 @@ def test_weights_must_be_those_of_the_config(exported):
     change(exported, intermediate_size=192)
     weights = load_file(exported / "model.safetensors")
     save_file({**weights, "model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}, exported / "model.safetensors")
-    assert "weight of no Llama: model.layers.0.self_attn.q_proj.bias" in refused(exported, ConfigError)
+    assert "has an unknown weight: model.layers.0.self_attn.q_proj.bias" in refused(exported, ConfigError)
 
 
 def test_folders_that_are_no_model(exported, tmp_path):
@@ -125,7 +127,7 @@ def test_fp16_that_would_overflow_is_refused(make_checkpoint, tmp_path, monkeypa
     reader = make_checkpoint()
     read = CheckpointReader.read
     monkeypatch.setattr(CheckpointReader, "read", lambda self, name: read(self, name) * 1e7)
-    with pytest.raises(ConfigError, match=r"ends at 65504, and model.embed_tokens.weight holds .*use --dtype bf16"):
+    with pytest.raises(ConfigError, match=r"ends at 65504, and model.embed_tokens.weight holds .*use `dtype=bf16`"):
         export_checkpoint(reader, out=tmp_path / "new", dtype=Precision.FP16, facts=FACTS)
     assert not [path for path in tmp_path.iterdir() if "new" in path.name]
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from chinchilla_ds.checkpoint import tensors
 from chinchilla_ds.checkpoint.reader import CheckpointReader
@@ -23,6 +23,7 @@ SHAPES = {
     "grouped": {},
     "multi-head": {"num_query_groups": 4},
     "tied": {"tied_embeddings": True},
+    "qk-norm": {"qk_norm": True, "norm_epsilon": 1e-3},
     "wide heads": {"kv_channels": 32, "num_query_groups": 1, "rotary_base": 500000.0, "norm_epsilon": 1e-6},
 }
 
@@ -44,6 +45,7 @@ def test_transformers_computes_the_logits_of_the_reference(changes, make_checkpo
     tokens = torch.randint(0, pieces(), (2, 32), generator=torch.Generator().manual_seed(1))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.num_parameters() == exported.num_params
+    assert type(model).__name__ == ("Qwen3ForCausalLM" if reader.plan.shape.qk_norm else "LlamaForCausalLM")
     with torch.no_grad():
         found, truth = model(tokens).logits, reference(tokens)[..., : pieces()]
     assert found.shape == truth.shape
@@ -81,14 +83,25 @@ def test_import_is_the_same_whatever_rows_are_in_memory_at_a_time(block_bytes, m
     assert all(torch.equal(back.read(name), reader.read(name)) for name in reader.names())
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_model_of_transformers_goes_in_and_out_bit_by_bit(tied, make_checkpoint, tmp_path):
-    config = LlamaConfig(
+@pytest.mark.parametrize(
+    ("config_class", "model_class", "tied"),
+    [
+        (LlamaConfig, LlamaForCausalLM, False),
+        (LlamaConfig, LlamaForCausalLM, True),
+        (Qwen3Config, Qwen3ForCausalLM, False),
+    ],
+)
+def test_a_model_of_transformers_goes_in_and_out_bit_by_bit(config_class, model_class, tied, make_checkpoint, tmp_path):
+    config = config_class(
         hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2,
         vocab_size=pieces(), max_position_embeddings=64, tie_word_embeddings=tied, bos_token_id=None, eos_token_id=1,
     )  # fmt: skip
     torch.manual_seed(0)
-    source = LlamaForCausalLM(config)
+    source = model_class(config)
+    with torch.no_grad():
+        for name, value in source.named_parameters():
+            if "norm" in name:
+                value.add_(0.1 * torch.randn_like(value))
     source.save_pretrained(tmp_path / "source")
     make_checkpoint()
     (tmp_path / "tokenizer.model").rename(tmp_path / "source" / "tokenizer.model")

@@ -10,7 +10,7 @@ from torch import Tensor
 from chinchilla_ds.checkpoint.folder import checkpoint_name
 from chinchilla_ds.checkpoint.writer import write_checkpoint
 from chinchilla_ds.data.tokenizing.tokenizer import SentencePieceTokenizer, train_tokenizer
-from chinchilla_ds.inference.decoder import Decoder
+from chinchilla_ds.inference.decoder import InferenceDecoder
 from chinchilla_ds.inference.load import load_decoder
 from chinchilla_ds.inference.ranks import ModelRanks
 from chinchilla_ds.run_plan import RunPlan
@@ -43,7 +43,7 @@ def reader(*, document_mask: bool = False, seed: int = 0, **shape: Any) -> State
     return StateReader(plan, random_megatron_state(plan.shape, seed=seed))
 
 
-def decoder_of(weights: StateReader, *, ranks: ModelRanks | None = None, **more: Any) -> Decoder:
+def decoder_of(weights: StateReader, *, ranks: ModelRanks | None = None, **more: Any) -> InferenceDecoder:
     return load_decoder(weights, ranks=ranks or ModelRanks(), eod_id=EOD_ID, **more)
 
 

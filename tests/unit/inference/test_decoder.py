@@ -13,6 +13,7 @@ SHAPES = {
     "grouped-query": {},
     "multi-head": {"num_query_groups": 4},
     "tied": {"tied_embeddings": True},
+    "qk-norm": {"qk_norm": True, "norm_epsilon": 1e-3},
     "one-group": {"num_query_groups": 1, "rotary_base": 500.0},
 }
 

@@ -102,7 +102,7 @@ def test_a_server_that_is_down_costs_two_lines_and_no_password(
         "MLflow at http://***@127.0.0.1:9/?*** cannot be written and will be retried, "
     )
     assert caplog.messages[1].startswith("MLflow at http://***@127.0.0.1:9/?*** lacks what this run has logged: ")
-    assert caplog.messages[1].endswith("; `chinchilla-ds track tiny` brings it there")
+    assert caplog.messages[1].endswith("; `chinchilla-ds track tiny` brings it up to date")
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     for text in (caplog.text, *capfd.readouterr(), written, repr(destination)):
         assert not any(secret in text for secret in ("hid%2Fden", "hid/den", "veiled"))

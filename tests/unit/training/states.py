@@ -73,8 +73,6 @@ def take_step(state: TrainingState, *, loss: float = 4.0, skipped: bool = False)
     state.tokens_per_s = TOKENS_PER_STEP / STEP_S
     if not skipped:
         state.iteration += 1
-        state.consumed_tokens += TOKENS_PER_STEP
-        state.flops_spent += TOKENS_PER_STEP * FLOPS_PER_TOKEN
     grad_norm = float("nan") if skipped else 1.5
     state.step = StepResult(loss=loss, grad_norm=grad_norm, learning_rate=1e-3, skipped=skipped, loss_scale=8.0)
 

@@ -234,7 +234,7 @@ def test_without_an_older_checkpoint_nothing_is_gone_back_to(tmp_path: Path, loa
     saver.save()
     assert not saver.rewind(Rewind(before=3, data_step=4))
     assert (state.iteration, state.rewinds, loads) == (4, 0, [])
-    assert state.notes == ["no checkpoint of at most 3 steps to go back to: going on"]
+    assert state.notes == ("no checkpoint of at most 3 steps to go back to: going on",)
     assert steps_saved(saver) == [4]
 
 
@@ -257,7 +257,7 @@ def test_other_text_is_refused_and_both_keys_are_named(tmp_path: Path) -> None:
     assert error.value.problems == (
         f"the checkpoint {place} was trained on text with key text-a, and data has key text-b: text or preparation "
         "have changed, so the samples that are left are not known; give the same text, or begin a new run with "
-        f"--resume none --init-from {place}",
+        f"`checkpoint.resume=none` and `checkpoint.init_from={place}`",
     )
     assert state.iteration == 0
 
@@ -273,7 +273,7 @@ def test_another_tokenizer_is_refused_beside_the_text_that_it_made(tmp_path: Pat
         f"the checkpoint {place} was trained with tokenizer tokenizer-a,",
     ]
     assert "data was made with tokenizer-b" in error.value.problems[1]
-    assert error.value.problems[1].endswith(f"chinchilla-ds prepare --tokenizer {place / 'tokenizer.model'}")
+    assert error.value.problems[1].endswith(f"`prepare.tokenizer={place / 'tokenizer.model'}`")
 
 
 def test_a_new_run_takes_weights_alone_and_may_have_other_text(tmp_path: Path, loads: list[tuple[str, bool]]) -> None:

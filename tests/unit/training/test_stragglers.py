@@ -6,7 +6,7 @@ from chinchilla_ds.training.stragglers import INTERVAL_STEPS, report
 
 def test_the_slowest_is_held_against_the_median() -> None:
     found = report([1.0, 1.1, 0.9, 2.0, 1.0])
-    assert (found.slowest_rank, found.median_s) == (3, 1.0)
+    assert found.slowest_rank == 3
     assert found.ratio == pytest.approx(2.0)
     assert str(found) == "rank 3 computes 2.00 times as long as the median rank"
 

@@ -12,7 +12,8 @@ from chinchilla_ds.budget.laws.fitting.result import INTERVAL_LEVEL, FitReport, 
 from chinchilla_ds.budget.laws.fitting.runs import Floats, RunTable
 from chinchilla_ds.budget.laws.fitting.surface import Surface
 from chinchilla_ds.budget.laws.lookup import LAWS
-from chinchilla_ds.errors import ConfigError, OutputError, reason
+from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.files import write_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def check_picture_name(path: Path, /) -> None:
         ConfigError: a suffix that is not in FORMATS.
     """
     if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--picture {path} must end in one of {', '.join(FORMATS)}")
+        raise ConfigError(f"`picture={path}` must end in one of {', '.join(FORMATS)}")
 
 
 def write_picture(report: FitReport, path: Path, /) -> None:
@@ -59,10 +60,7 @@ def write_picture(report: FitReport, path: Path, /) -> None:
     figure.suptitle(_title(report), fontsize=11)
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix.lower().removeprefix("."))
-    try:
-        path.write_bytes(picture.getvalue())
-    except OSError as error:
-        raise OutputError(f"--picture {path} cannot be written: {reason(error)}") from None
+    write_output(path, content=picture.getvalue(), named="picture")
 
 
 def _colours(flops: Floats) -> _Colour:

@@ -1,4 +1,4 @@
-"""The results of one `chinchilla-ds fit`, and the same as plain data: the output of --json, and a law file."""
+"""Everything that one `chinchilla-ds fit` found, and the same as plain data: its JSON, and a law file."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -108,10 +108,10 @@ def test_at_most_nine_levels() -> None:
 
 
 def test_another_suffix_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--picture fit.bmp must end in one of .png, .svg, .pdf"):
+    with pytest.raises(ConfigError, match=r"`picture=fit.bmp` must end in one of .png, .svg, .pdf"):
         picture.check_picture_name(Path("fit.bmp"))
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"--picture .*nowhere/fit.png cannot be written: No such file or directory"):
+    with pytest.raises(OutputError, match=r"`picture=.*nowhere/fit.png` cannot be written: No such file or directory"):
         picture.write_picture(report(approaches=(2,)), tmp_path / "nowhere" / "fit.png")

@@ -24,12 +24,13 @@ from chinchilla_ds.data.dedup.components import (
     DUPLICATE_OF_NAME,
     KEEP_NAME,
     SOURCE_NAME,
-    Duplicates,
     find_duplicates,
 )
 from chinchilla_ds.data.dedup.minhash import agreeing, band_keys
 from chinchilla_ds.errors import DataError, OutputError
+from chinchilla_ds.processes.pool import Workers
 from tests.unit.data.dedup.pairs import make_pair, real_texts
+from tests.unit.data.dedup.probabilities import detection_probability
 
 SMALL = MinHashConfig(unit=Unit.WORD, shingle_size=3, num_permutations=32, bands=8, rows=4)
 Document = tuple[str, int]
@@ -57,18 +58,29 @@ def write_shards(
     return shards
 
 
-def keeps(found: Duplicates) -> list[bool]:
-    return np.concatenate([np.load(folder / KEEP_NAME) for folder in found.verdicts]).tolist()
+def keeps(verdicts: Sequence[Path]) -> list[bool]:
+    return np.concatenate([np.load(folder / KEEP_NAME) for folder in verdicts]).tolist()
+
+
+def count(shards: Sequence[Path], verdicts: Sequence[Path]) -> tuple[int, int]:
+    """Return how many documents are exact, and how many near duplicates of a kept one."""
+    num_exact = num_dropped = 0
+    for shard, folder in zip(shards, verdicts, strict=True):
+        dropped = ~np.load(folder / KEEP_NAME)
+        same = np.load(folder / DUPLICATE_OF_NAME) == np.load(shard / CONTENT_HASH_NAME)
+        same = same.all(axis=1) if same.ndim == 2 else same
+        num_exact += int(np.count_nonzero(same & dropped))
+        num_dropped += int(np.count_nonzero(dropped))
+    return num_exact, num_dropped - num_exact
 
 
 def deduplicate(
     documents: Sequence[Document], *, folder: Path, config: MinHashConfig | None, size: int = 500, workers: int = 1
 ) -> list[bool]:
     shards = write_shards(documents, folder=folder / "in", config=config, size=size)
-    found = find_duplicates(shards, config=config, work_folder=folder / "work", num_workers=workers)
+    found = find_duplicates(shards, config=config, work_folder=folder / "work", workers=Workers(workers))
     kept = keeps(found)
-    assert (found.num_documents, found.num_kept) == (len(documents), sum(kept))
-    assert found.num_kept + found.num_exact + found.num_near == found.num_documents
+    assert len(kept) == len(documents)
     return kept
 
 
@@ -117,16 +129,17 @@ def test_matches_the_naive_implementation(
         monkeypatch.setattr(module, "TASK_RECORDS", task_records)
     documents = mixed_documents(number=150)
     shards = write_shards(documents, folder=tmp_path / "in", config=SMALL, size=64, bits=bits)
-    found = find_duplicates(shards, config=SMALL, work_folder=tmp_path / "work", num_workers=1)
+    found = find_duplicates(shards, config=SMALL, work_folder=tmp_path / "work", workers=Workers(1))
     expected = naive_keeps(documents, config=SMALL)
     assert keeps(found) == expected
     hashes = np.concatenate([np.load(shard / CONTENT_HASH_NAME) for shard in shards])
-    named = np.concatenate([np.load(folder / DUPLICATE_OF_NAME) for folder in found.verdicts])
+    named = np.concatenate([np.load(folder / DUPLICATE_OF_NAME) for folder in found])
     kept = np.array(expected)
     assert np.array_equal(named[kept], hashes[kept])
     assert {str(value) for value in named[~kept]} <= {str(value) for value in hashes[kept]}
-    assert found.num_near > 20
-    assert found.num_exact > 10
+    num_exact, num_near = count(shards, found)
+    assert num_near > 20
+    assert num_exact > 10
 
 
 def test_exact_copies_only_without_a_config(tmp_path: Path) -> None:
@@ -159,7 +172,7 @@ def test_planted_duplicates_among_real_text(name: str, tmp_path: Path) -> None:
         assert both.any(axis=1).all()
         start += 2 * len(pairs)
     assert share[0.95] >= 0.99
-    assert share[0.8] == pytest.approx(config.detection_probability(0.8), abs=0.05)
+    assert share[0.8] == pytest.approx(detection_probability(config, 0.8), abs=0.05)
     assert share[0.5] <= 0.001
     assert share[0.3] == 0
 
@@ -185,7 +198,8 @@ def test_the_same_bytes_from_1_2_and_4_workers(tmp_path: Path) -> None:
     for workers in (1, 2, 4):
         folder = tmp_path / str(workers)
         report: Callable[[str, float], None] | None = (lambda *now: seen.append(now)) if workers == 2 else None
-        find_duplicates(shards, config=SMALL, work_folder=folder, num_workers=workers, progress=report)
+        with Workers(workers) as pool:
+            find_duplicates(shards, config=SMALL, work_folder=folder, workers=pool, progress=report)
     assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "4")
     assert len(files(tmp_path / "1")) == 2 * len(shards) + 1  # the manifest; nothing else is left
     assert [share for stage, share in seen if stage == "match"][-1] == 1
@@ -206,13 +220,13 @@ def find_and_die(shards: list[Path], folder: Path, survive: int, before: bool) -
         return target
 
     Path.replace = replace  # type: ignore[assignment, method-assign]
-    find_duplicates(shards, config=SMALL, work_folder=folder, num_workers=1)
+    find_duplicates(shards, config=SMALL, work_folder=folder, workers=Workers(1))
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_killed_again_and_again_it_ends_with_the_same_bytes(before: bool, tmp_path: Path) -> None:
     shards = write_shards(mixed_documents(number=90), folder=tmp_path / "in", config=SMALL, size=60)
-    find_duplicates(shards, config=SMALL, work_folder=tmp_path / "whole", num_workers=1)
+    find_duplicates(shards, config=SMALL, work_folder=tmp_path / "whole", workers=Workers(1))
     codes = []
     while not codes or codes[-1] != 0:
         arguments = (shards, tmp_path / "killed", 2 - (not before) + len(codes) % 3, before)  # a task moves two at most
@@ -231,30 +245,30 @@ def test_finished_parts_are_reused_and_other_inputs_start_anew(tmp_path: Path) -
     documents = mixed_documents(number=60)
     shards = write_shards(documents, folder=tmp_path / "in", config=SMALL, size=60)
     work = tmp_path / "work"
-    first = find_duplicates(shards, config=SMALL, work_folder=work, num_workers=1)
+    first = find_duplicates(shards, config=SMALL, work_folder=work, workers=Workers(1))
     times = {path: path.stat().st_mtime_ns for path in work.rglob("*.npy")}
-    assert find_duplicates(shards, config=SMALL, work_folder=work, num_workers=1) == first
+    assert find_duplicates(shards, config=SMALL, work_folder=work, workers=Workers(1)) == first
     assert times == {path: path.stat().st_mtime_ns for path in work.rglob("*.npy")}
     hashes = np.load(shards[0] / CONTENT_HASH_NAME)
     hashes[1] = hashes[0]
     np.save(shards[0] / CONTENT_HASH_NAME, hashes)
-    again = find_duplicates(shards[:1], config=None, work_folder=work, num_workers=1)
-    assert again.num_exact >= 1
+    again = find_duplicates(shards[:1], config=None, work_folder=work, workers=Workers(1))
+    assert count(shards[:1], again)[0] >= 1
     assert {path.parent.name for path in work.rglob("*.npy")} == {"000000"}
     assert json.loads((work / "manifest.json").read_text())["config"] is None
 
 
 def test_no_document_and_empty_shards(tmp_path: Path) -> None:
-    assert find_duplicates([], config=SMALL, work_folder=tmp_path / "none", num_workers=1).num_documents == 0
+    assert find_duplicates([], config=SMALL, work_folder=tmp_path / "none", workers=Workers(1)) == ()
     shards = write_shards(mixed_documents(number=9), folder=tmp_path / "in", config=SMALL, size=500)
     empty = tmp_path / "in" / "empty"
     empty.mkdir()
     for path in shards[0].iterdir():
         np.save(empty / path.name, np.load(path)[:0])
-    with_empty = find_duplicates([empty, *shards], config=SMALL, work_folder=tmp_path / "a", num_workers=1)
-    without = find_duplicates(shards, config=SMALL, work_folder=tmp_path / "b", num_workers=1)
+    with_empty = find_duplicates([empty, *shards], config=SMALL, work_folder=tmp_path / "a", workers=Workers(1))
+    without = find_duplicates(shards, config=SMALL, work_folder=tmp_path / "b", workers=Workers(1))
     assert keeps(with_empty) == keeps(without)
-    assert find_duplicates([empty], config=SMALL, work_folder=tmp_path / "c", num_workers=1).num_documents == 0
+    assert keeps(find_duplicates([empty], config=SMALL, work_folder=tmp_path / "c", workers=Workers(1))) == []
 
 
 def test_every_bad_file_is_named(tmp_path: Path) -> None:
@@ -264,14 +278,14 @@ def test_every_bad_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     np.save(shards[2] / SOURCE_NAME, np.zeros(7, dtype=np.uint16))
     with pytest.raises(DataError) as caught:
-        find_duplicates(shards[:3], config=SMALL, work_folder=tmp_path / "work", num_workers=1)
+        find_duplicates(shards[:3], config=SMALL, work_folder=tmp_path / "work", workers=Workers(1))
     assert [str(shard) in problem for shard, problem in zip(shards, caught.value.problems, strict=False)] == [True] * 3
     assert "holds 7 documents and content_hash.npy beside it 30" in caught.value.problems[2]
     np.save(shards[4] / CONTENT_HASH_NAME, np.zeros(30))
     with pytest.raises(DataError, match=r"content_hash.npy holds float64 \(30,\); rows of unsigned integers"):
-        find_duplicates(shards[4:5], config=SMALL, work_folder=tmp_path / "work", num_workers=1)
+        find_duplicates(shards[4:5], config=SMALL, work_folder=tmp_path / "work", workers=Workers(1))
     with pytest.raises(DataError, match="has 12 columns; these settings give 28"):
-        find_duplicates(shards[3:4], config=PRESETS["fineweb"], work_folder=tmp_path / "work", num_workers=1)
+        find_duplicates(shards[3:4], config=PRESETS["fineweb"], work_folder=tmp_path / "work", workers=Workers(1))
     assert not (tmp_path / "work").exists()
 
 
@@ -279,13 +293,13 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_output(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     shards = write_shards(mixed_documents(number=9), folder=tmp_path / "in", config=SMALL, size=500)
     with pytest.raises(OutputError, match="cannot write"):
-        find_duplicates(shards, config=SMALL, work_folder=tmp_path / "file" / "work", num_workers=1)
+        find_duplicates(shards, config=SMALL, work_folder=tmp_path / "file" / "work", workers=Workers(1))
 
 
 @pytest.mark.slow
 def test_killed_at_20_random_moments_with_2_workers_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     shards = write_shards(mixed_documents(), folder=tmp_path / "in", config=SMALL, size=20)
-    find_duplicates(shards, config=SMALL, work_folder=tmp_path / "whole", num_workers=1)
+    find_duplicates(shards, config=SMALL, work_folder=tmp_path / "whole", workers=Workers(1))
     generator, killed = random.Random(0), 0
     while killed < 20:
         code = (
@@ -294,7 +308,8 @@ def test_killed_at_20_random_moments_with_2_workers_it_ends_with_the_same_bytes(
             f"config = MinHashConfig(unit=Unit.WORD, shingle_size={SMALL.shingle_size},"
             f" num_permutations={SMALL.num_permutations}, bands={SMALL.bands}, rows={SMALL.rows});"
             "work, *shards = map(Path, sys.argv[1:]);"
-            "find_duplicates(shards, config=config, work_folder=work, num_workers=2)"
+            "from chinchilla_ds.processes.pool import Workers;"
+            "find_duplicates(shards, config=config, work_folder=work, workers=Workers(2))"
         )
         process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed"), *map(str, shards)])
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -305,5 +320,6 @@ def test_killed_at_20_random_moments_with_2_workers_it_ends_with_the_same_bytes(
             shutil.rmtree(tmp_path / "killed")  # done before the next kill: once more from the start
         else:
             killed += 1
-    find_duplicates(shards, config=SMALL, work_folder=tmp_path / "killed", num_workers=2)
+    with Workers(2) as pool:
+        find_duplicates(shards, config=SMALL, work_folder=tmp_path / "killed", workers=pool)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")

@@ -47,8 +47,8 @@ def test_impossible_designs_are_refused_with_all_reasons() -> None:
         design_mixtures(shares=(5.0,), num_runs=1, seed=0, min_share=0.5)
     assert [problem.split(";")[0] for problem in caught.value.problems] == [
         "there is 1 source",
-        "--runs is 1",
-        "--min-share is 0.5",
+        "`num_runs` is 1",
+        "`min_share` is 0.5",
     ]
     with pytest.raises(ConfigError, match="ask for"):
         design_mixtures(shares=(1.0, 1.0), num_runs=300, seed=0, min_share=0.1)

@@ -83,8 +83,8 @@ def test_caps_are_kept_and_the_best_within_them_is_found() -> None:
 def test_caps_that_no_mixture_keeps_name_what_works() -> None:
     with pytest.raises(ConfigError) as caught:
         epoch_bounds(available_tokens=np.array([1e6, 3e6]), num_tokens=1.8e7, max_epochs=4)
-    assert "--tokens 16000000" in caught.value.problems[0]
-    assert "--max-epochs 4.5" in caught.value.problems[0]
+    assert "`num_tokens=16000000`" in caught.value.problems[0]
+    assert "`max_epochs=4.5`" in caught.value.problems[0]
     for tokens, epochs in ((1.6e7, 4), (1.8e7, 4.5)):
         assert (
             epoch_bounds(available_tokens=np.array([1e6, 3e6]), num_tokens=tokens, max_epochs=epochs).upper.sum() >= 1

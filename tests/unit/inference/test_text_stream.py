@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from chinchilla_ds.inference.text import TextStream
+from chinchilla_ds.inference.text_stream import TextStream
 from tests.unit.inference.models import small_tokenizer
 
 
