@@ -67,7 +67,14 @@ class StateBytes(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def stage_weights(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) -> Weights:
-    """Return the weights of every kind on a rank of pipeline stage `stage`."""
+    """Return the weights of every kind on a rank of pipeline stage `stage`.
+
+    Args:
+        shape: the decoder.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+        stage: the pipeline stage, counted from 0.
+    """
     return tuple(
         HeldWeights(
             kind=kind,

@@ -106,7 +106,7 @@ def test_a_failing_backend_warns_once_and_counts(caplog: pytest.LogCaptureFixtur
     tracker.log_artifact(Path("plan.json"))
     tracker.close(RunStatus.FINISHED)
     assert messages(caplog) == [
-        "full disk cannot be written; training goes on, what is not written stays in memory and is tried again: "
+        "full disk cannot be written; training continues, and pending entries stay in memory and are retried: "
         "OSError: no space left on device",
         "full disk lost 3 entries of this run",
     ]
