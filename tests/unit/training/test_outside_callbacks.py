@@ -107,7 +107,7 @@ def test_a_callback_that_alters_what_it_reads_is_refused(
     take_step(state)
     evaluate(state, loss=4.0, bits_per_byte=1.0)
     before = dataclasses.replace(state)
-    said = rf"training.callback:Callback.*{message}.*the loop alone writes"
+    said = rf"training.callback:Callback.*{message}.*only the loop writes"
     with pytest.raises(ConfigError, match=said), state.read_by(Callback()):
         alter(state)
     assert state == before
