@@ -282,7 +282,13 @@ def kind_of(name: str, /) -> WeightKind | None:
 
 
 def held_kinds(shape: ModelShape, *, is_first: bool = True, is_last: bool = True) -> list[WeightKind]:
-    """Return the rows of the weights that a pipeline stage holds; of all, where it is the only one."""
+    """Return the rows of the weights that a pipeline stage holds; of all, where it is the only one.
+
+    Args:
+        shape: The decoder.
+        is_first: Whether the stage embeds the tokens.
+        is_last: Whether it makes the logits.
+    """
     return [kind for kind in TABLE if kind.is_held is None or kind.is_held(shape, is_first, is_last)]
 
 
