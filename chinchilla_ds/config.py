@@ -6,8 +6,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import (
+    ADAMW,
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
     Amount,
@@ -19,6 +21,7 @@ from chinchilla_ds.run_plan import (
     Rate,
     Recompute,
     Sequences,
+    Steps,
     Width,
 )
 
@@ -161,6 +164,18 @@ class RunConfig(DecoderSwitches):
     """Sequences in one forward pass of one data-parallel rank."""
     learning_rate: Rate | None = None
     """Peak learning rate."""
+    optimizer: PluginSpec = ADAMW
+    """A name, or `module:function` of an OptimizerSpec, with its arguments."""
+    weight_decay: Annotated[float, Ge(0), Le(1)] | None = None
+    """Decoupled decay of matrices, in units of the learning rate; norms are not decayed."""
+    beta1: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Decay of AdamW's first moment."""
+    beta2: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Decay of AdamW's second moment."""
+    epsilon: Annotated[float, Gt(0), Le(0.1)] | None = None
+    """What AdamW adds to the root of the second moment."""
+    warmup_iters: Steps | None = None
+    """Optimizer steps over which the learning rate rises to its peak; 0 begins with the peak."""
     gradient_clipping: Annotated[float, Ge(0), Le(MAX_GRADIENT_CLIPPING)] = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     decay: Decay = Decay.COSINE
@@ -178,6 +193,8 @@ class RunConfig(DecoderSwitches):
     """Trained tokens between evaluations; None means ten evaluations over the run."""
     sample_interval_tokens: Amount | None = None
     """Trained tokens between samples of what the model writes; None samples at the end alone."""
+    callbacks: tuple[PluginSpec, ...] = ()
+    """Callbacks from outside this package, called in this order; part of what the run is."""
     run_name: str | None = None
     """Name of the run's folder in `output`, and of the run in MLflow; None means the budget and the time."""
     output: Path = Path("runs")

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from chinchilla_ds.checkpoint.folder import PLAN_NAME
 from chinchilla_ds.errors import CheckpointError, ConfigError
@@ -33,7 +33,7 @@ class CheckpointState:
     rewinds: Count = 0
     """How often the run went back because of a loss spike."""
     optimizer_step: Count = 0
-    """AdamW's own count, for its bias correction; the engine fills it in."""
+    """The optimizer's own count, such as for AdamW's bias correction; the engine fills it in."""
     elapsed_s: Annotated[float, Ge(0), Le(1e18)]
     """Training time so far."""
     loss_scaler: dict[str, int | float] = field(default_factory=dict)
@@ -53,6 +53,8 @@ class CheckpointState:
     held_out_loss: float | None = None
     """Of the last evaluation, nats per token; None where it was not finite."""
     held_out_bits_per_byte: float | None = None
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """State of the callbacks from outside, by name and arguments; those that keep none have an empty one."""
 
     def __post_init__(self) -> None:
         """Check the counts against one another.

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.contents import read_contents
-from chinchilla_ds.checkpoint.index import MOMENTS, WEIGHT
+from chinchilla_ds.checkpoint.index import WEIGHT
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.state import LOSS_SCALER_FIELDS, CheckpointState, shape_problems
 from chinchilla_ds.checkpoint.tensors import Block, load_blocks, save_blocks
@@ -29,10 +29,8 @@ from chinchilla_ds.engine import rehearsal
 from chinchilla_ds.engine.owned_states import OwnedState, blocks_of, catch_up, owned_states, publish
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.errors import CheckpointError, ChinchillaError, OutputError, reason
+from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.units import format_bytes
-
-BYTES_PER_PARAM = 12
-"""FP32 weight and AdamW's two moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +140,11 @@ class Checkpointer:
             raise kind(found)
 
     def _begin(self, checkpoint: Path) -> None:
-        num_bytes = BYTES_PER_PARAM * self.engine.plan.num_params
+        num_bytes = checkpoint_bytes(self.engine.plan)
         run_on_rank_zero(lambda: _begin(checkpoint, num_bytes=num_bytes))
 
     def _states(self) -> list[OwnedState]:
-        return owned_states(self.engine.engine, self.engine.stage, zero_stage=self.engine.plan.layout.zero_stage)
+        return owned_states(self.engine.engine, self.engine.stage, plan=self.engine.plan)
 
     def _completed(self, state: CheckpointState, states: list[OwnedState]) -> CheckpointState:
         """Return where the run stands with what the engine knows of it."""
@@ -290,7 +288,7 @@ class _OnNvme:
     def blocks(self, owned: OwnedState) -> list[Block]:
         """Return blocks that are read when they are written, one after another."""
         numel = max((piece.flat_start + piece.numel for piece in owned.pieces), default=0)
-        places = {kind: torch.empty(numel, device="meta") for kind in (WEIGHT, *MOMENTS)}
+        places = {kind: torch.empty(numel, device="meta") for kind in (WEIGHT, *owned.spec.states)}
         return [
             dataclasses.replace(block, read=lambda part: self._read(owned, part))
             for block in blocks_of(owned, tensors=places, copies=False)
@@ -374,13 +372,20 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
         Where the run stood.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: it is of another model, or of another optimizer.
     """
-    reader, zero_stage = CheckpointReader(checkpoint), engine.plan.layout.zero_stage
+    reader = CheckpointReader(checkpoint)
     if problems := shape_problems(reader.plan.shape, engine.plan.shape, checkpoint=checkpoint):
         raise CheckpointError(problems)
-    states = owned_states(engine.engine, engine.stage, zero_stage=zero_stage)
-    kinds = (WEIGHT,) if weights_only or not reader.has_moments else (WEIGHT, *MOMENTS)
+    saved, here = reader.plan.optimizer.plugin, engine.plan.optimizer.plugin
+    if saved != here and not weights_only:
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} was trained by the optimizer {saved}, and the plan says {here}: go on with "
+            f"`optimizer={saved}`, or begin a new run from its weights with `checkpoint.init_from={checkpoint}`"
+        )
+    states = owned_states(engine.engine, engine.stage, plan=engine.plan)
+    resumes = reader.has_optimizer and not weights_only
+    kinds = (WEIGHT, *engine.plan.optimizer.states) if resumes else (WEIGHT,)
     found: tuple[str, ...] = ()
     try:
         for owned in states:
@@ -388,9 +393,9 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
     except CheckpointError as error:
         found = error.problems
     _raise_together(found)
-    if states and len(kinds) > 1:
+    if states and resumes:
         catch_up(states[0].optimizer, step=reader.state.optimizer_step)
-    publish(engine.engine, zero_stage=zero_stage)
+    publish(engine.engine, zero_stage=engine.plan.layout.zero_stage)
     if not weights_only:
         _restore_counters(engine.engine, reader.state)
     dist.barrier()
@@ -398,7 +403,7 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
 
 
 def _load_state(owned: OwnedState, *, reader: CheckpointReader, kinds: tuple[str, ...]) -> None:
-    """Read the weights that a rank owns, and the moments if they are among `kinds`."""
+    """Read the weights that a rank owns, and the optimizer's states if they are among `kinds`."""
     with owned.resident(), folders.reported_as(reader.folder):
         tensors = {kind: flat for kind, flat in owned.tensors().items() if kind in kinds}
         blocks = blocks_of(owned, tensors=tensors, copies=True)

@@ -17,41 +17,12 @@ from chinchilla_ds.distributed.mpu import Mpu
 from chinchilla_ds.engine import precision
 from chinchilla_ds.engine.deepspeed_check import clips_itself, for_deepspeed
 from chinchilla_ds.engine.nonfinite import FirstBad, NonFiniteWatch
+from chinchilla_ds.engine.optimizer import make_optimizer
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.engine.schedule import MicroBatch, make_schedule, mean_loss, mean_loss_and_votes
 from chinchilla_ds.model.decoder import PipelineStage, build_stage
-from chinchilla_ds.model.initialization import global_named_parameters, initialize
-from chinchilla_ds.run_plan import Offload, Precision, RunPlan
-from chinchilla_ds.weights import kind_of
-
-
-def parameter_groups(stage: PipelineStage, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups, as `weights.TABLE` says: matrices are decayed, norms are not."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in global_named_parameters(stage):
-        kind = kind_of(name)
-        assert kind is not None, f"{name} is not in the table of weights"
-        groups[kind.is_decayed].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
-
-
-def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimizer:
-    """Return AdamW with decoupled decay: DeepSpeed's CPU kernel where states are offloaded, torch's fused one else.
-
-    Its learning rate is 0 until `train_step` sets it, so that the step which DeepSpeed takes to allocate states moves
-    no weight.
-    """
-    chosen = plan.optimizer
-    groups = parameter_groups(stage, weight_decay=chosen.weight_decay)
-    betas = (chosen.beta1, chosen.beta2)
-    if plan.layout.offload_optimizer is not Offload.NONE:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(
-            groups, lr=0.0, betas=betas, eps=chosen.epsilon, adamw_mode=True
-        )
-        return optimizer
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=chosen.epsilon, fused=True)
+from chinchilla_ds.model.initialization import initialize
+from chinchilla_ds.run_plan import Precision, RunPlan
 
 
 def _gather_for_writing(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
@@ -86,7 +57,7 @@ class TrainingEngine:
         optimizer = make_optimizer(stage, plan=plan)
         self.engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, mpu=Mpu, config=told)
         if plan.layout.zero_stage == 0 and plan.precision is not Precision.FP32:
-            # DeepSpeed's wrapper has taken a step on zero gradients, which AdamW's bias correction would count
+            # DeepSpeed's wrapper has taken a step on zero gradients, which a count of steps would hold
             self.engine.optimizer.optimizer.state.clear()
         if plan.layout.zero_stage == 0 and plan.layout.data_parallel_size == 1:
             self.engine.enable_backward_allreduce = False  # else every gradient is copied, to be summed over one rank
