@@ -10,6 +10,7 @@ from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import (
     ADAMW,
+    DEFAULT_OBJECTIVE,
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
     Amount,
@@ -178,6 +179,8 @@ class RunConfig(DecoderSwitches):
     """Optimizer steps over which the learning rate rises to its peak; 0 begins with the peak."""
     gradient_clipping: Annotated[float, Ge(0), Le(MAX_GRADIENT_CLIPPING)] = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+    objective: PluginSpec = field(default_factory=lambda: PluginSpec(name=DEFAULT_OBJECTIVE))
+    """What makes the loss: a name, or `module:Class`, and its arguments."""
     decay: Decay = Decay.COSINE
     precision: Precision | None = None
     """None means bf16 on a GPU and fp32 on a CPU."""

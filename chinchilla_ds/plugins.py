@@ -46,7 +46,7 @@ class PluginSpec:
 
     name: str
     """Of an entry point or of ours, or `module:object`."""
-    arguments: Mapping[str, Argument] = field(default_factory=dict)
+    arguments: Mapping[str, Argument] = field(default_factory=dict, hash=False)
     """Keyword arguments of the object."""
 
     def __post_init__(self) -> None:

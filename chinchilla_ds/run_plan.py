@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ MAX_AMOUNT = 10**18
 MAX_WIDTH = 2**24
 MAX_SEQUENCES = 10**12
 MAX_GRADIENT_CLIPPING = 1e9
+DEFAULT_OBJECTIVE = "cross_entropy"
 _ROUNDING = 1e-9
 """How far, as a share, a total of floats may lie from what its parts give."""
 
@@ -308,6 +309,8 @@ class MemoryBytes:
     """Fragmentation of the allocator, and what the device's context and libraries take."""
     total: Bytes
     """All of the above."""
+    objective: Bytes = 0
+    """What the objective keeps beside the decoder: states and activations of its own, and of a companion."""
     host: Bytes = 0
     """CPU memory of offloaded states, of this rank."""
     nvme: Bytes = 0
@@ -318,7 +321,7 @@ class MemoryBytes:
     def contradictions(self) -> Iterator[str]:
         """Yield that the total is not what the parts give."""
         parts = self.weights + self.gradients + self.optimizer + self.activations
-        parts += self.logits + self.buffers + self.margin
+        parts += self.logits + self.buffers + self.margin + self.objective
         if self.total != parts:
             yield f"memory_bytes.total is {self.total}, and the parts add up to {parts}"
 
@@ -380,6 +383,10 @@ class RunPlan:
     """Optimizer steps between evaluations on the held-out part."""
     document_mask: bool = False
     """Whether attention stays within a document, where a sequence holds several. FLOPs are counted without it."""
+    objective: PluginSpec = field(default_factory=lambda: PluginSpec(name=DEFAULT_OBJECTIVE))
+    """What makes the loss: a name, or `module:Class`, and its arguments."""
+    objective_flops_per_token: Annotated[float, Ge(0), Le(1e36)] = 0.0
+    """The objective's share of flops_per_token, beyond the decoder's forward and backward pass."""
     unique_tokens: Amount | None = None
     """Distinct tokens there are; num_tokens beyond them are repetitions. None: as many as num_tokens."""
     cluster: Cluster | None = None

@@ -9,11 +9,19 @@ from pathlib import Path
 from chinchilla_ds.budget.batching import cluster_batch_size
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.layout.search import LayoutRequest, LayoutSearch, search_layouts
+from chinchilla_ds.budget.objective_cost import (
+    objective_bytes,
+    pay_for_objective,
+    with_objective_bytes,
+    with_objective_time,
+)
 from chinchilla_ds.budget.planner import assemble, precision_of
 from chinchilla_ds.budget.shape.choice import choose_model
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
 from chinchilla_ds.budget.speed.devices import Device, get_device
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.objective import Objective, make_objective
 from chinchilla_ds.optimizers import find_optimizer
 from chinchilla_ds.run_plan import Cluster, RunPlan
 
@@ -51,12 +59,13 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
     kind = request.device.kind
     if problems := list(config_problems(config, world_size=request.world_size, device=kind)):
         raise ConfigError(problems)
-    choice = choose_model(config)
+    objective = make_objective(config.objective)
+    choice = pay_for_objective(choose_model(config), objective=objective, config=config)
     seq_length = choice.shape.seq_length
     batch_size = config.global_batch_size or cluster_batch_size(
         wanted_tokens=choice.wanted_tokens, seq_length=seq_length, world_size=request.world_size
     )
-    search = search_layouts(
+    search, kept = _search(
         LayoutRequest(
             shape=choice.shape,
             precision=precision_of(config, device=kind),
@@ -67,9 +76,17 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
             fixed=request.fixed,
             optimizer=find_optimizer(config.optimizer),
             train_iters=max(1, round(choice.wanted_tokens / (batch_size * seq_length))),
-        )
+        ),
+        objective=objective,
     )
     best = search.best
+    time = None
+    if best.step_time is not None:
+        time = with_objective_time(
+            best.step_time,
+            decoder_flops=decoder_flops_per_token(shape=choice.shape),
+            objective_flops=choice.objective_flops_per_token,
+        )
     made = assemble(config, choice=choice, layout=best.layout, batch=best.batch, device=kind)
     assert request.device.memory_bytes is not None, "search_layouts has refused devices without"
     cluster = Cluster(
@@ -78,8 +95,24 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
         devices_per_node=request.devices_per_node,
         device_memory_bytes=request.device.memory_bytes,
     )
-    plan = dataclasses.replace(made, cluster=cluster, memory_bytes=best.memory, step_time=best.step_time)
+    memory = with_objective_bytes(best.memory, kept)
+    plan = dataclasses.replace(made, cluster=cluster, memory_bytes=memory, step_time=time)
     return ClusterPlan(plan=plan, search=search)
+
+
+def _search(request: LayoutRequest, *, objective: Objective) -> tuple[LayoutSearch, int]:
+    """Return the search whose best layout leaves room for the objective, and what that keeps there, in bytes.
+
+    What it keeps depends on the layout: room is set aside for what it would keep in the best so far, until it fits.
+    """
+    reserved = 0
+    while True:
+        search = search_layouts(dataclasses.replace(request, reserved_bytes=reserved))
+        best = search.best
+        kept = objective_bytes(objective, shape=request.shape, batch=best.batch, layout=best.layout)
+        if kept <= reserved:
+            return search, kept
+        reserved = kept
 
 
 def plan_on_devices(

@@ -18,9 +18,10 @@ def plan_problems(plan: RunPlan) -> Iterator[str]:
     params = count_parameters(shape=plan.shape).total
     if plan.num_params != params:
         yield f"num_params is {plan.num_params}, but its shape has {params} parameters; make the plan anew"
-    flops = decoder_flops_per_token(shape=plan.shape)
+    flops = decoder_flops_per_token(shape=plan.shape) + plan.objective_flops_per_token
     if not math.isclose(plan.flops_per_token, flops, rel_tol=_ROUNDING):
-        yield f"flops_per_token is {plan.flops_per_token:g}, but its shape takes {flops:g} FLOPs; make the plan anew"
+        takes = "its shape takes" if not plan.objective_flops_per_token else "its shape and objective take"
+        yield f"flops_per_token is {plan.flops_per_token:g}, but {takes} {flops:g} FLOPs; make the plan anew"
     budget, spent = plan.compute_budget_flops, plan.true_flops
     if plan.batch.train_iters > _FEW_ITERS and not 1 / _BUDGET_FACTOR < spent / budget < _BUDGET_FACTOR:
         yield f"compute_budget_flops is {budget:g}, but the run spends {spent:g} FLOPs; make the plan anew"

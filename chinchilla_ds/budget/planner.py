@@ -8,6 +8,7 @@ from chinchilla_ds.budget.batching import BatchRequest, batch_unit, choose_batch
 from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.layout.rules import batch_problems, layout_problems, shape_problems, world_size_problems
 from chinchilla_ds.budget.memory.peak import estimate_memory
+from chinchilla_ds.budget.objective_cost import objective_bytes, pay_for_objective, with_objective_bytes
 from chinchilla_ds.budget.optimizer import choose_optimizer
 from chinchilla_ds.budget.prediction import predict
 from chinchilla_ds.budget.report import plan_reasons
@@ -16,6 +17,7 @@ from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
 from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ChinchillaError, ConfigError, LayoutError, PlanError
+from chinchilla_ds.objective import make_objective
 from chinchilla_ds.optimizers import find_optimizer
 from chinchilla_ds.run_plan import (
     BatchPlan,
@@ -62,10 +64,19 @@ def assemble(
     """Return the plan for a model, a layout and a batch that have been checked."""
     shape = choice.shape
     num_params = count_parameters(shape=shape).total
-    flops_per_token = decoder_flops_per_token(shape=shape)
+    flops_per_token = decoder_flops_per_token(shape=shape) + choice.objective_flops_per_token
     num_tokens = batch.train_iters * batch.global_batch_size * shape.seq_length
     optimizer, rate_reason = choose_optimizer(config, shape=shape, num_tokens=num_tokens)
     precision = precision_of(config, device=device)
+    memory = estimate_memory(
+        shape=shape,
+        layout=layout,
+        batch=batch,
+        precision=precision,
+        device=device,
+        optimizer_states=len(optimizer.states),
+    )
+    kept = objective_bytes(make_objective(config.objective), shape=shape, batch=batch, layout=layout)
     unique_tokens = choice.laws.losses.unique_tokens
     made = RunPlan(
         compute_budget_flops=float(choice.compute_budget_flops),
@@ -85,15 +96,10 @@ def assemble(
         eval_interval_iters=_eval_interval_iters(config, batch=batch, seq_length=shape.seq_length),
         document_mask=config.document_mask,
         callbacks=config.callbacks,
+        objective=config.objective,
+        objective_flops_per_token=choice.objective_flops_per_token,
         unique_tokens=None if unique_tokens is None else int(unique_tokens),
-        memory_bytes=estimate_memory(
-            shape=shape,
-            layout=layout,
-            batch=batch,
-            precision=precision,
-            device=device,
-            optimizer_states=len(optimizer.states),
-        ),
+        memory_bytes=with_objective_bytes(memory, kept),
     )
     reasons = plan_reasons(config, choice=choice, made=made, rate_reason=rate_reason)
     return dataclasses.replace(made, reasons=tuple(reasons))
@@ -132,7 +138,7 @@ def _has_plan(config: RunConfig, world_size: int, device: str) -> bool:
 
 def _resolve(config: RunConfig, *, world_size: int, device: str) -> RunPlan:
     layout = check_and_lay_out(config, world_size=world_size, device=device)
-    choice = choose_model(config)
+    choice = pay_for_objective(choose_model(config), objective=make_objective(config.objective), config=config)
     batch = _choose_batch(config, choice=choice, layout=layout, device=device)
     if problems := [*shape_problems(shape=choice.shape, layout=layout), *batch_problems(batch=batch, layout=layout)]:
         raise LayoutError(problems)

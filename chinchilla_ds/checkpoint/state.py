@@ -38,6 +38,8 @@ class CheckpointState:
     """Training time so far."""
     loss_scaler: dict[str, int | float] = field(default_factory=dict)
     """FP16's dynamic loss scale and its counters; empty in other precisions."""
+    objective_state: dict[str, Any] = field(default_factory=dict)
+    """What the objective keeps besides parameters, by its own names; the engine fills it in."""
     tokenizer_sha256: str | None = None
     data_key: str | None = None
     """Hash of the prepared text's manifest."""
@@ -113,6 +115,16 @@ def state_problems(state: CheckpointState, plan: RunPlan) -> Iterator[str]:
         yield f"data_step is {state.data_step}, and its plan has {plan.batch.train_iters} batches (batch.train_iters)"
     if state.optimizer_step > state.attempts + 1:  # DeepSpeed may take a step of its own before the first
         yield f"optimizer_step is {state.optimizer_step}, and {state.attempts} steps were tried (attempts)"
+
+
+def objective_problems(saved: RunPlan, wanted: RunPlan, *, checkpoint: Path) -> list[str]:
+    """Return why a run cannot be resumed: it was trained with another objective than the plan names."""
+    if saved.objective == wanted.objective:
+        return []
+    return [
+        f"the checkpoint {checkpoint} was trained with the objective {saved.objective}, and the plan's is "
+        f"{wanted.objective}: resume with the same, or begin a new run with its weights (checkpoint.init_from)"
+    ]
 
 
 def shape_problems(saved: ModelShape, wanted: ModelShape, *, checkpoint: Path) -> list[str]:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from chinchilla_ds.checkpoint.reader import CheckpointReader
+from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.files import sync
+from chinchilla_ds.objective import is_own
 from chinchilla_ds.run_plan import ADAM_STATES
 from chinchilla_ds.weights import kind_of
 
@@ -36,7 +38,15 @@ def write_universal(reader: CheckpointReader, *, out: Path) -> int:
 
     Returns:
         Bytes written.
+
+    Raises:
+        CheckpointError: an objective's own weights are among them, and how tensor parallelism cuts those is not known.
     """
+    if own := [name for name in reader.names() if is_own(name)]:
+        raise CheckpointError(
+            f"{reader.folder} holds {len(own)} weights of its objective {reader.plan.objective}, such as {own[0]}: the "
+            "universal format cannot carry them, for it must say how ranks cut each weight"
+        )
     tag = reader.folder.name
     zero = out / tag / "zero"
     zero.mkdir(parents=True)

@@ -29,7 +29,7 @@ from chinchilla_ds.config import (
 from chinchilla_ds.distributed.launch import rank_of
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plugins import PluginSpec, parse_spec
-from chinchilla_ds.run_plan import Decay, Precision, Recompute
+from chinchilla_ds.run_plan import DEFAULT_OBJECTIVE, Decay, Precision, Recompute
 from chinchilla_ds.runs.command import TrainCommand
 from chinchilla_ds.units import parse_quantity
 
@@ -216,14 +216,6 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-def plugin(text: str) -> PluginSpec:
-    """Return what `NAME` or `module:object`, with `,key=value` any number of times, stands for."""
-    try:
-        return parse_spec(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
     """Return a parser of an enumeration's values that says which there are."""
 
@@ -347,6 +339,8 @@ def model_flags(group: Group) -> None:
     flag(group, "beta2", _zero_or_more, "decay of AdamW's second moment (default 0.95)")
     flag(group, "epsilon", _quantity, "what AdamW adds to the root of its second moment (default 1e-8)")
     flag(group, "warmup-iters", _whole_or_0, "steps of warm-up (default: by size, batch and length of the run)")
+    text = f"what makes the loss, or module:Class of yours (default {DEFAULT_OBJECTIVE}; docs/add-a-loss.md)"
+    flag(group, "objective", plugin, text, metavar="NAME[,key=value]")
     flag(group, "gradient-clipping", _zero_or_more, "largest gradient norm, 0 for none (default 1.0)")
     flag(group, "decay", choice(Decay), "learning-rate decay after warm-up (default cosine)", metavar=_names(Decay))
     flag(group, "precision", choice(Precision), "default bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))

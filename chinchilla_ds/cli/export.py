@@ -39,13 +39,13 @@ def run(arguments: argparse.Namespace) -> str:
     """Export, and return what was written."""
     check_free(arguments.out)
     quieten()
-    from chinchilla_ds.checkpoint.reader import CheckpointReader
+    from chinchilla_ds.checkpoint.folded import FoldedReader
     from chinchilla_ds.exporting.card import TrainingFacts
     from chinchilla_ds.exporting.quantize import Quantization, check_installed
     from chinchilla_ds.exporting.write import export_checkpoint
     from chinchilla_ds.runs.text import text_of_checkpoint
 
-    reader = CheckpointReader.open(arguments.run)
+    reader = FoldedReader.open(arguments.run)
     prepared = text_of_checkpoint(reader, named=arguments.data)
     facts = TrainingFacts.of_checkpoint(reader, text=prepared, licence=arguments.licence)
     dtype = arguments.dtype or reader.plan.precision

@@ -21,7 +21,7 @@ from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.contents import read_contents
 from chinchilla_ds.checkpoint.index import WEIGHT
 from chinchilla_ds.checkpoint.reader import CheckpointReader
-from chinchilla_ds.checkpoint.state import LOSS_SCALER_FIELDS, CheckpointState, shape_problems
+from chinchilla_ds.checkpoint.state import LOSS_SCALER_FIELDS, CheckpointState, objective_problems, shape_problems
 from chinchilla_ds.checkpoint.tensors import Block, load_blocks, save_blocks
 from chinchilla_ds.checkpoint.writer import library_versions, write_small_files
 from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
@@ -29,6 +29,8 @@ from chinchilla_ds.engine import rehearsal
 from chinchilla_ds.engine.owned_states import OwnedState, blocks_of, catch_up, owned_states, publish
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.errors import CheckpointError, ChinchillaError, OutputError, reason
+from chinchilla_ds.model.initialization import global_named_parameters
+from chinchilla_ds.objective import is_own
 from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.units import format_bytes
 
@@ -152,6 +154,7 @@ class Checkpointer:
             state,
             optimizer_step=max((owned.step for owned in states), default=0),
             loss_scaler=_loss_scaler(self.engine.engine),
+            objective_state=self.engine.objective.state_dict(),
             world_size=dist.get_world_size(),
             versions=library_versions(),
         )
@@ -375,21 +378,25 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
         CheckpointError: it is of another model, or of another optimizer.
     """
     reader = CheckpointReader(checkpoint)
-    if problems := shape_problems(reader.plan.shape, engine.plan.shape, checkpoint=checkpoint):
-        raise CheckpointError(problems)
+    problems = shape_problems(reader.plan.shape, engine.plan.shape, checkpoint=checkpoint)
+    if not weights_only:
+        problems += objective_problems(reader.plan, engine.plan, checkpoint=checkpoint)
     saved, here = reader.plan.optimizer.plugin, engine.plan.optimizer.plugin
     if saved != here and not weights_only:
-        raise CheckpointError(
-            f"the checkpoint {checkpoint} was trained by the optimizer {saved}, and the plan says {here}: go on with "
+        problems.append(
+            f"the checkpoint {checkpoint} was trained by the optimizer {saved}, and the plan says {here}: resume with "
             f"`optimizer={saved}`, or begin a new run from its weights with `checkpoint.init_from={checkpoint}`"
         )
+    if problems:
+        raise CheckpointError(problems)
+    absent = _absent_weights(engine, reader, weights_only=weights_only)
     states = owned_states(engine.engine, engine.stage, plan=engine.plan)
     resumes = reader.has_optimizer and not weights_only
     kinds = (WEIGHT, *engine.plan.optimizer.states) if resumes else (WEIGHT,)
     found: tuple[str, ...] = ()
     try:
         for owned in states:
-            _load_state(owned, reader=reader, kinds=kinds)
+            _load_state(owned, reader=reader, kinds=kinds, absent=absent)
     except CheckpointError as error:
         found = error.problems
     _raise_together(found)
@@ -398,12 +405,34 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
     publish(engine.engine, zero_stage=engine.plan.layout.zero_stage)
     if not weights_only:
         _restore_counters(engine.engine, reader.state)
+        engine.objective.load_state_dict(reader.state.objective_state)
     dist.barrier()
     return reader.state
 
 
-def _load_state(owned: OwnedState, *, reader: CheckpointReader, kinds: tuple[str, ...]) -> None:
-    """Read the weights that a rank owns, and the optimizer's states if they are among `kinds`."""
+def _absent_weights(engine: TrainingEngine, reader: CheckpointReader, *, weights_only: bool) -> frozenset[str]:
+    """Return the objective's weights that the checkpoint lacks, and that may keep their initial values.
+
+    Raises:
+        CheckpointError: the checkpoint holds weights that the model has no place for, and would train without.
+    """
+    names = [name for name, _ in global_named_parameters(engine.stage)]
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, names)
+    wanted, stored = {name for of_rank in of_ranks for name in of_rank}, set(reader.names())
+    if unknown := sorted(stored - wanted):
+        raise CheckpointError(
+            f"{reader.folder} was trained with the objective {reader.plan.objective} and holds {len(unknown)} weights "
+            f"that the objective {engine.plan.objective} has no place for, such as {unknown[0]}: without them its "
+            "other weights compute something else; train with that objective, or export it first"
+        )
+    absent = sorted(name for name in wanted - stored if is_own(name))
+    return frozenset(name for name in absent if weights_only and engine.objective.may_be_absent(name))
+
+
+def _load_state(owned: OwnedState, *, reader: CheckpointReader, kinds: tuple[str, ...], absent: frozenset[str]) -> None:
+    """Read a rank's weights but for those that are `absent`, and the optimizer's states if among `kinds`."""
+    owned = dataclasses.replace(owned, pieces=tuple(piece for piece in owned.pieces if piece.name not in absent))
     with owned.resident(), folders.reported_as(reader.folder):
         tensors = {kind: flat for kind, flat in owned.tensors().items() if kind in kinds}
         blocks = blocks_of(owned, tensors=tensors, copies=True)

@@ -1,7 +1,7 @@
 """The torch optimizer that an `OptimizerSpec` describes, over the weights of a pipeline stage."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,17 +10,26 @@ from torch import Tensor
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.model.decoder import PipelineStage
 from chinchilla_ds.model.initialization import full_shape, global_named_parameters
+from chinchilla_ds.objective import is_own
 from chinchilla_ds.optimizers import OptimizerSpec, StepCount, optimizer_of
 from chinchilla_ds.plugins import Kind, load
 from chinchilla_ds.run_plan import ADAMW, Offload, OptimizerPlan, RunPlan
 from chinchilla_ds.weights import kind_of
 
 
-def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimizer:
+def make_optimizer(
+    stage: PipelineStage, *, plan: RunPlan, more_groups: Sequence[dict[str, Any]] = ()
+) -> torch.optim.Optimizer:
     """Return the plan's optimizer.
 
     Its learning rate is 0 until `train_step` sets it, so that the step which DeepSpeed takes to allocate states moves
     no weight.
+
+    Args:
+        stage: This rank's.
+        plan: The run's plan.
+        more_groups: Parameter groups of an objective, which the optimizer's last group takes; `lr_scale` is a factor
+            of the learning rate.
 
     Raises:
         ConfigError: it cannot be built, or is not what its spec says.
@@ -29,7 +38,8 @@ def make_optimizer(stage: PipelineStage, *, plan: RunPlan) -> torch.optim.Optimi
     if plan.optimizer.plugin != ADAMW and (problems := list(_broken_promises(spec, plan))):
         raise ConfigError([f"optimizer {plan.optimizer.plugin}: {problem}" for problem in problems])
     weight_decay = plan.optimizer.weight_decay if "weight_decay" in spec.settings else 0.0
-    return _build(spec, parameter_groups(stage, spec=spec, weight_decay=weight_decay), plan)
+    groups = parameter_groups(stage, spec=spec, weight_decay=weight_decay)
+    return _build(spec, [*groups, *({**spec.groups[-1].settings, **group} for group in more_groups)], plan)
 
 
 def _build(spec: OptimizerSpec, groups: list[dict[str, Any]], plan: RunPlan) -> torch.optim.Optimizer:
@@ -91,6 +101,8 @@ def parameter_groups(stage: PipelineStage, *, spec: OptimizerSpec, weight_decay:
         (place, is_decayed): [] for place in range(len(spec.groups)) for is_decayed in (True, False)
     }
     for name, parameter in global_named_parameters(stage):
+        if is_own(name):  # an objective's, in groups of its own
+            continue
         shape, kind = tuple(full_shape(parameter)), kind_of(name)
         assert kind is not None, f"{name} is not in the table of weights"
         place = next((place for place, group in enumerate(spec.groups) if group.takes(name, shape)), None)

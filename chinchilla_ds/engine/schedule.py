@@ -16,8 +16,9 @@ those (`distributed.deepspeed_patches` holds them to that), so every rank skips 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -25,41 +26,30 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from chinchilla_ds.distributed import cpu_backend
+from chinchilla_ds.engine.frozen_decoder import FrozenDecoder
+from chinchilla_ds.engine.micro_step import MicroStep
 from chinchilla_ds.model.decoder import PipelineStage
 from chinchilla_ds.run_plan import RunPlan
-
-
-class MicroBatch(Protocol):
-    """What the schedule reads of a micro-batch."""
-
-    @property
-    def tokens(self) -> Tensor:
-        """Input tokens, [b, s]."""
-
-    @property
-    def labels(self) -> Tensor:
-        """The tokens that follow them, [b, s]."""
 
 
 class AccumulationSchedule:
     """One pipeline stage: micro-batches one after the other, DeepSpeed accumulating the gradients."""
 
-    def __init__(self, *, engine: Any, plan: RunPlan) -> None:
-        self.engine = engine
+    def __init__(self, *, engine: Any, plan: RunPlan, companion: FrozenDecoder | None) -> None:
+        self.engine, self.companion = engine, companion
 
-    def train(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
-        """Run forward and backward; return the loss of every micro-batch."""
-        losses = []
-        for index, batch in enumerate(batches):
-            self.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
-            loss = _with_its_gradient(self.engine(batch.tokens, batch.labels))
+    def train(self, steps: Sequence[MicroStep]) -> None:
+        """Run forward and backward; every micro-step keeps what is reported of it."""
+        for index, step in enumerate(steps):
+            self.engine.set_gradient_accumulation_boundary(index == len(steps) - 1)
+            if self.companion is not None:
+                step.companion_logits = self.companion.run(step.tokens)
+            loss = _with_its_gradient(self.engine(step.tokens, step))
             self.engine.backward(loss)
-            losses.append(loss.detach())
-        return losses
 
-    def evaluate(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+    def evaluate(self, steps: Sequence[MicroStep]) -> list[Tensor]:
         """Return the loss of every micro-batch."""
-        return [self.engine(batch.tokens, batch.labels) for batch in batches]
+        return [self.engine(step.tokens, step) for step in steps]
 
     def logits(self, tokens: Tensor) -> Tensor | None:
         """Return logits [b, s, v/tp] of tokens [b, s]."""
@@ -81,23 +71,33 @@ class _Chunk(nn.Module):
         self.index = index
         self.config, self.model_type, self.vp_stage = model.config, model.model_type, model.vp_stage
         self.makes_loss = model.post_process
+        self.companion: FrozenDecoder | None = None
+        """What runs in the same passes; set while a step with a companion is taken."""
 
-    def set_input_tensor(self, tensors: list[Tensor]) -> None:
-        """Receive [s, b, h] from the stage before."""
-        self._set_input_tensor(tensors[0], chunk=self.index)
+    def set_input_tensor(self, tensors: list[Tensor | None]) -> None:
+        """Receive [s, b, h] from the stage before, the companion's hidden states behind them."""
+        received = tensors[0]
+        if self.companion is not None and received is not None:
+            width = self.config.hidden_size
+            self.companion.set_input_tensor(received[..., width:], chunk=self.index)
+            received = received[..., :width]
+        self._set_input_tensor(received, chunk=self.index)
 
-    def forward(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
-        """Run the chunk; labels are for the last one alone."""
-        output: Tensor = self._run(tokens, labels if self.makes_loss else None, chunk=self.index)
-        return output
+    def forward(self, tokens: Tensor, step: MicroStep | None) -> Tensor:
+        """Run the chunk; the last one makes the loss."""
+        theirs = None if self.companion is None else self.companion.run(tokens, chunk=self.index)
+        if self.makes_loss and step is not None and theirs is not None:
+            step.companion_logits = theirs
+        output: Tensor = self._run(tokens, step if self.makes_loss else None, chunk=self.index)
+        return output if theirs is None or self.makes_loss else torch.cat([output, theirs], -1)
 
 
 class PipelineSchedule:
     """Several pipeline stages: megatron-core's 1F1B, interleaved where there are virtual stages."""
 
-    def __init__(self, *, engine: Any, plan: RunPlan) -> None:
+    def __init__(self, *, engine: Any, plan: RunPlan, companion: FrozenDecoder | None) -> None:
         stage: PipelineStage = engine.module
-        self.engine, self.plan = engine, plan
+        self.engine, self.plan, self.companion = engine, plan, companion
         self.chunks = [_Chunk(engine=engine, stage=stage, index=index) for index in range(len(stage.decoders))]
         self._num_micro_batches = self._backwards_left = 0
         self._backwards_done = [0] * len(self.chunks)
@@ -126,18 +126,30 @@ class PipelineSchedule:
         self.engine._manual_backward_expected = True  # gradients of this stage's output are scaled already
         self._backwards_done[chunk] += 1
 
-    def train(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
-        """Run forward and backward; return the losses on the last stage, nothing on others."""
-        self._num_micro_batches = len(batches)
-        self._backwards_left = len(batches) * len(self.chunks)
+    def train(self, steps: Sequence[MicroStep]) -> None:
+        """Run forward and backward; on the last stage every micro-step keeps what is reported of it."""
+        self._num_micro_batches = len(steps)
+        self._backwards_left = len(steps) * len(self.chunks)
         self._backwards_done = [0] * len(self.chunks)
-        losses = self._schedule(_loss_step, batches, shape=batches[0].tokens.shape, forward_only=False)
+        with self._beside(steps):
+            self._schedule(_loss_step, steps, shape=steps[0].tokens.shape, forward_only=False)
         assert self._backwards_left == 0, f"{self._backwards_left} backward passes of this step never ran"
-        return losses
 
-    def evaluate(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+    @contextmanager
+    def _beside(self, steps: Sequence[MicroStep]) -> Iterator[None]:
+        """Let the companion run in the passes of a step; before them all under an interleaved schedule."""
+        if self.companion is not None and len(self.chunks) > 1:
+            for step, logits in zip(steps, self.companion.logits([step.batch for step in steps]), strict=True):
+                step.companion_logits = logits
+            yield
+            return
+        self.chunks[0].companion = self.companion
+        yield
+        self.chunks[0].companion = None
+
+    def evaluate(self, steps: Sequence[MicroStep]) -> list[Tensor]:
         """Return the losses on the last stage, nothing on others."""
-        return self._schedule(_loss_step, batches, shape=batches[0].tokens.shape, forward_only=True)
+        return self._schedule(_loss_step, steps, shape=steps[0].tokens.shape, forward_only=True)
 
     def logits(self, tokens: Tensor) -> Tensor | None:
         """Return logits [b, s, v/tp] of tokens [b, s] on the last stage, None on others."""
@@ -157,14 +169,21 @@ class PipelineSchedule:
             micro_batch_size=micro_batch_size,
             forward_only=forward_only,
             collect_non_loss_data=step is _logits_step,
+            adjust_tensor_shapes_fn=None if self.chunks[0].companion is None else self._widen,
         )
         return kept
 
+    def _widen(self, received: list[Any], _sent: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Tell megatron how wide the tensors between stages are where a companion's hidden states travel along."""
+        assert self.companion is not None
+        shape = (*received[0][:-1], received[0][-1] + self.companion.plan.shape.hidden_size)
+        return [shape], [shape]
 
-def _loss_step(batches: Iterator[MicroBatch], chunk: _Chunk) -> tuple[Tensor, Any]:
+
+def _loss_step(steps: Iterator[MicroStep], chunk: _Chunk) -> tuple[Tensor, Any]:
     """What megatron's schedule calls for every micro-batch and chunk of a training or evaluation pass."""
-    batch = next(batches)
-    return chunk(batch.tokens, batch.labels), _keep_loss
+    step = next(steps)
+    return chunk(step.tokens, step), _keep_loss
 
 
 def _keep_loss(loss: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,10 +207,18 @@ def _logits_step(tokens: Iterator[Tensor], chunk: _Chunk) -> tuple[Tensor, Any]:
     return chunk(next(tokens), None), lambda logits, non_loss_data: logits
 
 
-def make_schedule(*, engine: Any, plan: RunPlan) -> AccumulationSchedule | PipelineSchedule:
-    """Return the schedule that the plan's layout needs."""
+def make_schedule(
+    *, engine: Any, plan: RunPlan, companion: FrozenDecoder | None = None
+) -> AccumulationSchedule | PipelineSchedule:
+    """Return the schedule that the plan's layout needs.
+
+    Args:
+        engine: DeepSpeed's.
+        plan: The run's plan.
+        companion: A decoder that runs beside the trained one in training.
+    """
     piped = plan.layout.pipeline_model_parallel_size > 1
-    return (PipelineSchedule if piped else AccumulationSchedule)(engine=engine, plan=plan)
+    return (PipelineSchedule if piped else AccumulationSchedule)(engine=engine, plan=plan, companion=companion)
 
 
 @torch.no_grad()
@@ -201,19 +228,26 @@ def mean_loss(losses: Sequence[Tensor]) -> Tensor:
     Returns:
         0-dimensional fp32 tensor.
     """
-    return mean_loss_and_votes(losses, votes=())[0]
+    return means_and_votes([losses], votes=())[0]
 
 
 @torch.no_grad()
-def mean_loss_and_votes(losses: Sequence[Tensor], *, votes: Sequence[bool]) -> Tensor:
-    """Return `mean_loss`, and how many ranks voted for each motion, in one all-reduce.
+def means_and_votes(values: Sequence[Sequence[Tensor]], *, votes: Sequence[bool]) -> Tensor:
+    """Return means over micro-batches and data-parallel ranks, and how many ranks voted, in one all-reduce.
+
+    Args:
+        values: Of every quantity, its value in each micro-batch; stages without a loss have none.
+        votes: This rank's, for each motion.
 
     Returns:
-        fp32 tensor [1 + motions], the same on every rank.
+        fp32 tensor [quantities + motions], the same on every rank.
     """
-    told = torch.tensor([0.0, *map(float, votes)], device=cpu_backend.device())
-    if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
-        told[0] = torch.stack([loss.float() for loss in losses]).mean()
+    quantities = len(values)
+    told = torch.tensor([*[0.0] * quantities, *map(float, votes)], device=cpu_backend.device())
+    if parallel_state.get_tensor_model_parallel_rank() == 0:
+        for index, of_micro_batches in enumerate(values):
+            if of_micro_batches:
+                told[index] = torch.stack([value.float() for value in of_micro_batches]).mean()
     torch.distributed.all_reduce(told)
-    told[0] /= int(parallel_state.get_data_parallel_world_size())
+    told[:quantities] /= int(parallel_state.get_data_parallel_world_size())
     return told

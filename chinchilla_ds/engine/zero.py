@@ -1,6 +1,7 @@
 """A DeepSpeed ZeRO engine over megatron-core: `TrainingEngine.train_step(batches)` is one optimizer step."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +17,16 @@ from chinchilla_ds.distributed import cpu_backend, groups, recompute
 from chinchilla_ds.distributed.mpu import Mpu
 from chinchilla_ds.engine import precision
 from chinchilla_ds.engine.deepspeed_check import clips_itself, for_deepspeed
+from chinchilla_ds.engine.frozen_decoder import FrozenDecoder
+from chinchilla_ds.engine.micro_step import MicroStep, reported_names
 from chinchilla_ds.engine.nonfinite import FirstBad, NonFiniteWatch
 from chinchilla_ds.engine.optimizer import make_optimizer
 from chinchilla_ds.engine.result import StepResult
-from chinchilla_ds.engine.schedule import MicroBatch, make_schedule, mean_loss, mean_loss_and_votes
+from chinchilla_ds.engine.schedule import make_schedule, mean_loss, means_and_votes
+from chinchilla_ds.engine.site import AttachmentSite, own_groups
 from chinchilla_ds.model.decoder import PipelineStage, build_stage
 from chinchilla_ds.model.initialization import initialize
+from chinchilla_ds.objective import OWN, MicroBatch, Objective, Step, make_objective, spec_of
 from chinchilla_ds.run_plan import Precision, RunPlan
 
 
@@ -30,31 +35,49 @@ def _gather_for_writing(parameter: nn.Parameter) -> contextlib.AbstractContextMa
     return context
 
 
+def _zero_init(told: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    context: contextlib.AbstractContextManager[Any] = deepspeed.zero.Init(
+        config_dict_or_path=told, data_parallel_group=parallel_state.get_data_parallel_group(), mpu=Mpu
+    )
+    return context
+
+
+def _build(plan: RunPlan, *, eod_id: int | None, told: dict[str, Any], partitioned: bool) -> PipelineStage:
+    """Build a stage with its initial weights."""
+    stage = build_stage(plan, partition=_zero_init(told) if partitioned else None, eod_id=eod_id)
+    initialize(stage, plan=plan, gather=_gather_for_writing if partitioned else None)
+    return stage
+
+
 class TrainingEngine:
     """This rank's stage of the decoder, its optimizer partition, and the schedule that runs them."""
 
-    def __init__(self, *, plan: RunPlan, ds_config: dict[str, Any], eod_id: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        plan: RunPlan,
+        ds_config: dict[str, Any],
+        eod_id: int | None = None,
+        objective: Objective | None = None,
+    ) -> None:
         """Build and initialise; process groups must exist.
 
         Args:
             plan: The resolved plan.
             ds_config: The resolved DeepSpeed JSON, without our own section and without "auto".
             eod_id: The end-of-document token; needed where the plan masks documents.
+            objective: What makes the loss; None: what the plan names.
+
+        Raises:
+            ConfigError: the objective that the plan names cannot be made, or cannot be attached.
         """
-        self.plan = plan
+        self.objective = make_objective(plan.objective) if objective is None else objective
+        self.plan = plan = dataclasses.replace(plan, objective=spec_of(self.objective))
         told = for_deepspeed(ds_config, plan)
-        zero3 = plan.layout.zero_stage == 3
-        partition = (
-            deepspeed.zero.Init(
-                config_dict_or_path=told, data_parallel_group=parallel_state.get_data_parallel_group(), mpu=Mpu
-            )
-            if zero3
-            else None
-        )
         recompute.configure(ds_config=ds_config, num_layers=plan.shape.num_layers)
-        stage = build_stage(plan, partition=partition, eod_id=eod_id)
-        initialize(stage, plan=plan, gather=_gather_for_writing if zero3 else None)
-        optimizer = make_optimizer(stage, plan=plan)
+        stage = _build(plan, eod_id=eod_id, told=told, partitioned=plan.layout.zero_stage == 3)
+        self._attach(stage, eod_id=eod_id, told=told)
+        optimizer = make_optimizer(stage, plan=plan, more_groups=own_groups(self.objective, stage))
         self.engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, mpu=Mpu, config=told)
         if plan.layout.zero_stage == 0 and plan.precision is not Precision.FP32:
             # DeepSpeed's wrapper has taken a step on zero gradients, which a count of steps would hold
@@ -64,8 +87,31 @@ class TrainingEngine:
         if plan.precision is Precision.FP16:
             # at the smallest scale DeepSpeed would raise a bare Exception; the loop counts such batches as bad ones
             self.engine.optimizer.loss_scaler.raise_error_at_min_scale = False
-        self.schedule = make_schedule(engine=self.engine, plan=plan)
+        self.schedule = make_schedule(engine=self.engine, plan=plan, companion=self._companion())
         self.watch = NonFiniteWatch(stage)
+
+    def _attach(self, stage: PipelineStage, *, eod_id: int | None, told: dict[str, Any]) -> None:
+        """Attach the objective, once all weights of the decoder have their initial values."""
+        zero3 = self.plan.layout.zero_stage == 3
+
+        def build_frozen(plan: RunPlan, partitioned: bool) -> FrozenDecoder:
+            partitioned = partitioned and zero3
+            frozen = _build(plan, eod_id=eod_id, told=told, partitioned=partitioned)
+            return FrozenDecoder(frozen, plan=plan, ds_config=told if partitioned else None)
+
+        self.objective.attach(
+            AttachmentSite(
+                stage,
+                plan=self.plan,
+                partition=lambda: _zero_init(told) if zero3 else contextlib.nullcontext(),
+                build_frozen=build_frozen,
+            )
+        )
+
+    def _companion(self) -> FrozenDecoder | None:
+        companion = self.objective.companion()
+        assert companion is None or isinstance(companion, FrozenDecoder), "a companion is made by Site.frozen_decoder"
+        return companion
 
     @property
     def stage(self) -> PipelineStage:
@@ -89,20 +135,27 @@ class TrainingEngine:
         """
         self.engine.train()
         self.watch.start_step()
-        losses = self.schedule.train(batches)
-        told = mean_loss_and_votes(losses, votes=(stop, save))
+        steps = self._prepared(batches)
+        self.schedule.train(steps)
+        names = reported_names(self.objective)
+        reported = [[step.reported[name] for step in steps if step.reported] for name in names]
+        told = means_and_votes(reported, votes=(stop, save))
         norm = self._clip() if clips_itself(self.plan) else None
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         self.engine.step()
-        loss, stops, saves = told.tolist()
+        *means, stops, saves = told.tolist()
         if norm is None:
             skipped = not self.engine.was_step_applied()
             norm = precision.grad_norm(self.engine, skipped=skipped)
         else:
             skipped, norm = not math.isfinite(norm), norm if math.isfinite(norm) else math.nan
+        self.objective.end_step(skipped=skipped)
+        values = dict(zip(names, means, strict=True))
         return StepResult(
-            loss=loss,
+            loss=values["loss"],
+            objective_loss=values.get("objective_loss"),
+            scalars={name: values[f"{OWN}/{name}"] for name in self.objective.scalar_names},
             grad_norm=norm,
             learning_rate=learning_rate,
             skipped=skipped,
@@ -110,6 +163,24 @@ class TrainingEngine:
             stop=stops > 0,
             save=saves > 0,
         )
+
+    def _prepared(self, batches: Sequence[MicroBatch]) -> list[MicroStep]:
+        """Return the micro-batches with what the objective has prepared for them."""
+        scale = precision.loss_scale(self.engine, self.plan.precision) / len(batches)
+        prepared = self.objective.prepare(batches, step=Step(number=self.attempts, gradient_scale=scale))
+        return [
+            MicroStep(batch, objective=self.objective, trains=True, prepared=of_batch)
+            for batch, of_batch in zip(batches, prepared, strict=True)
+        ]
+
+    @property
+    def attempts(self) -> int:
+        """Steps tried, skipped ones included."""
+        return int(self.engine.global_steps)
+
+    @attempts.setter
+    def attempts(self, count: int) -> None:
+        self.engine.global_steps = count
 
     def _clip(self) -> float:
         """Clip this rank's gradients by the global norm, which is returned; drop them where it is no number."""
@@ -125,9 +196,13 @@ class TrainingEngine:
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[MicroBatch]) -> float:
-        """Return the mean loss over all data-parallel ranks' batches, nats per token, on every rank."""
+        """Return what the objective measures text by, the mean over all data-parallel ranks' batches, on every rank.
+
+        Nats per token, but for an objective that measures by something else.
+        """
         self.engine.eval()
-        return float(mean_loss(self.schedule.evaluate(batches)))
+        steps = [MicroStep(batch, objective=self.objective, trains=False) for batch in batches]
+        return float(mean_loss(self.schedule.evaluate(steps)))
 
     @torch.no_grad()
     def next_token_logits(self, tokens: Sequence[int]) -> Tensor:

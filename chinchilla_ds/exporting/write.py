@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from chinchilla_ds.checkpoint.folded import FoldedReader
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.data.tokenizing.files import GENERATION_NAME
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ class Exported:
 
 
 def export_checkpoint(
-    reader: CheckpointReader,
+    reader: FoldedReader,
     /,
     *,
     out: Path,

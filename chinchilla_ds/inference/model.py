@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from chinchilla_ds.checkpoint.folded import FoldedReader
 from chinchilla_ds.checkpoint.folder import run_folder_of
-from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.errors import CheckpointError, ConfigError
@@ -22,7 +22,7 @@ from chinchilla_ds.run_plan import Precision
 class TrainedModel:
     """A checkpoint that has been opened; its weights are read by `load`."""
 
-    reader: CheckpointReader
+    reader: FoldedReader
     tokenizer: Tokenizer
 
     @classmethod
@@ -33,7 +33,7 @@ class TrainedModel:
             CheckpointError: there is none, it holds no tokenizer, or not the one it was trained with.
             DataError: its tokenizer cannot be read.
         """
-        reader = CheckpointReader.open(path)
+        reader = FoldedReader.open(path)
         if reader.tokenizer_path is None:
             raise CheckpointError(
                 f"{reader.folder} holds no tokenizer, neither tokenizer.model nor tokenizer/; copy the one that made "

@@ -3,6 +3,7 @@
 Shapes, TP-local: s sequence, b micro-batch, h hidden, v padded vocabulary; under sequence parallelism [s/tp, b, h].
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -11,7 +12,6 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
@@ -67,17 +67,16 @@ def transformer_config(plan: RunPlan) -> TransformerConfig:
     )
 
 
-class Decoder(GPTModel):  # type: ignore[misc]
-    """One model chunk; the loss is torch's fused cross entropy where the vocabulary is not split."""
+MakeLoss = Callable[[Tensor], Tensor]
+"""From the last stage's logits [s, b, v/tp] to a micro-batch's loss, a scalar."""
 
-    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Return the loss of every token, [b, s] in fp32 nats, from labels [b, s] and logits [s, b, v/tp]."""
-        if parallel_state.get_tensor_model_parallel_world_size() > 1:
-            losses: Tensor = vocab_parallel_cross_entropy(logits.float(), labels.transpose(0, 1).contiguous())
-            return losses.transpose(0, 1)
-        s, b, v = logits.shape
-        flat = F.cross_entropy(logits.view(s * b, v).float(), labels.transpose(0, 1).reshape(-1), reduction="none")
-        return flat.view(s, b).transpose(0, 1)
+
+class Decoder(GPTModel):  # type: ignore[misc]
+    """One model chunk; what it is handed as labels makes the loss of its logits."""
+
+    def compute_language_model_loss(self, labels: MakeLoss, logits: Tensor) -> Tensor:
+        """Return the loss; GPTModel hands over untouched what its `forward` was given as labels."""
+        return labels(logits)
 
 
 class PipelineStage(nn.Module):
@@ -94,24 +93,24 @@ class PipelineStage(nn.Module):
         """The model chunks, in order."""
         return cast(list[Decoder], list(self.chunks))
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None, chunk: int = 0) -> Tensor:
+    def forward(self, tokens: Tensor, make_loss: MakeLoss | None = None, chunk: int = 0) -> Tensor:
         """Run one chunk.
 
         Args:
             tokens: [b, s]; embedded by the first chunk of the first stage, while others use the tensor they were sent.
                 Document masks are made of them on every stage.
-            labels: [b, s] on the last chunk of the last stage, to get the loss; None to get logits.
+            make_loss: What makes the loss of the logits, on the last chunk of the last stage; None to get logits.
             chunk: Index of the model chunk.
 
         Returns:
-            Mean loss in nats per token, logits [b, s, v/tp], or hidden states [s, b, h] for the next stage.
+            What `make_loss` returns, logits [b, s, v/tp], or hidden states [s, b, h] for the next stage.
         """
         model = self.decoders[chunk]
         mask = None
         if self._masked_eod_id is not None:  # one for all layers, kept until this micro-batch's backward pass
             mask = document_mask(tokens, eod_id=self._masked_eod_id, dtype=model.config.params_dtype)
-        output: Tensor = model(input_ids=tokens, position_ids=None, attention_mask=mask, labels=labels)
-        return output.mean() if labels is not None and model.post_process else output
+        output: Tensor = model(input_ids=tokens, position_ids=None, attention_mask=mask, labels=make_loss)
+        return output
 
     def set_input_tensor(self, tensor: Any, *, chunk: int) -> None:
         """Give `chunk` the hidden states [s, b, h] that the stage before it sent."""

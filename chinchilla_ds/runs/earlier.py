@@ -245,4 +245,6 @@ def _shown(value: Any) -> str:
         return str(PluginSpec(**value))
     if isinstance(value, list):
         return " ".join(map(str, value)) or "not given"
+    if isinstance(value, dict):
+        return str(PluginSpec(**value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -56,7 +56,7 @@ class BadBatches:
 
     def comes_again(self, step: StepResult) -> bool:
         """Return whether a skipped step is an ordinary FP16 overflow: of gradients alone, and the scale still falls."""
-        if self._plan.precision is not Precision.FP16 or not math.isfinite(step.loss):
+        if self._plan.precision is not Precision.FP16 or not step.is_finite:
             return False
         self._same_scale = self._same_scale + 1 if step.loss_scale == self._scale else 0
         self._scale = step.loss_scale

@@ -70,7 +70,7 @@ class Guards:
         self._spikes = SpikeDetector()
 
     def _count(self, step: StepResult, state: TrainingState) -> None:
-        if not (math.isfinite(step.loss) and math.isfinite(step.grad_norm)):
+        if not (step.is_finite and math.isfinite(step.grad_norm)):
             raise DivergedError(
                 f"the loss is {step.loss:g} and the gradient norm {step.grad_norm:g} at step {state.iteration + 1} of "
                 f"{self._plan.batch.train_iters}, and DeepSpeed took the step; leave bf16.check_grad_overflow on"

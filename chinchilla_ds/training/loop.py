@@ -18,6 +18,7 @@ from chinchilla_ds.distributed import cpu_backend, groups
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.evaluation.bits_per_byte import bits_per_byte
 from chinchilla_ds.files import write_durably
+from chinchilla_ds.objective import Objective
 from chinchilla_ds.processes.stopping import STOP_FILE, StopRequest
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.training import samples
@@ -51,6 +52,7 @@ def pretrain(
     stop: StopRequest | None = None,
     sample_interval_tokens: int | None = None,
     leave: Callable[[int], object] = os._exit,
+    objective: Objective | None = None,
 ) -> TrainingState:
     """Train to the end of the plan's token budget, evaluate, save; or stop and save when asked to.
 
@@ -68,6 +70,7 @@ def pretrain(
         stop: Where signals ask for a stop; None listens to the file STOP alone.
         sample_interval_tokens: Trained tokens between samples of text; None samples at the end alone.
         leave: Ends the process with an exit code when something hangs.
+        objective: What makes the loss; None: what the plan names.
 
     Returns:
         The state at the end; `stopped_by` says whether that is the plan's.
@@ -87,7 +90,7 @@ def pretrain(
         with watched() as start, start.phase("the start", scale=START_SCALE):
             run = _Run(
                 plan, ds_config, prepared, run_folder, artifacts, callbacks, saved_callbacks, guards, saving, stop,
-                sample_interval_tokens, watched(),
+                sample_interval_tokens, watched(), objective,
             )  # fmt: skip
             run.begin(resume_from, init_from=saving.init_from)
         return run.train()
@@ -113,10 +116,11 @@ class _Run:
         stop: StopRequest,
         sample_interval_tokens: int | None,
         watchdog: Watchdog,
+        objective: Objective | None,
     ) -> None:
         self.plan, self.prepared, self.callbacks = plan, prepared, callbacks
         self.loader = TokenLoader(prepared=prepared, plan=plan)
-        self.engine = TrainingEngine(plan=plan, ds_config=ds_config, eod_id=prepared.eod_id)
+        self.engine = TrainingEngine(plan=plan, ds_config=ds_config, eod_id=prepared.eod_id, objective=objective)
         self.data_parallel_rank = groups.data_parallel_rank()
         self.state = TrainingState(
             plan=plan,

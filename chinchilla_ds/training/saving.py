@@ -169,7 +169,7 @@ class Saver:
         self.resume(state.run_folder / CHECKPOINTS_NAME)
         state.attempts, state.elapsed_s, state.bad_batches = kept
         state.data_step, state.rewinds = rewind.data_step, rewinds
-        state.step = None
+        state.step, self.engine.attempts = None, state.attempts
         self.save()
         _log.warning("went back from step %d to %d, and passed over the batches since", left, state.iteration)
         return True

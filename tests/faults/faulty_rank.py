@@ -54,7 +54,7 @@ def _arm(engine: TrainingEngine) -> None:
     elif fault == "backward":
         engine.stage.decoders[0].decoder.layers[0].mlp.linear_fc1.weight.register_hook(_die)
     elif fault == "all_reduce":
-        zero.mean_loss_and_votes = _die  # type: ignore[assignment]
+        zero.means_and_votes = _die  # type: ignore[assignment]
     elif fault == "stop":
         print("FAULT stop", flush=True)
         os.kill(os.getpid(), signal.SIGSTOP)

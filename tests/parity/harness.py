@@ -20,6 +20,7 @@ from torch import Tensor
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_config
 from chinchilla_ds.budget.layout.rules import validate_layout
 from chinchilla_ds.data.feeding.loader import MicroBatch
+from chinchilla_ds.objective import Objective
 from chinchilla_ds.run_plan import ParallelLayout, RunPlan
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
@@ -187,6 +188,7 @@ def on_engine(
     body: Callable[..., T],
     *args: Any,
     prepare: Callable[[], None] | None = None,
+    objective: Objective | None = None,
     timeout_s: float = TIMEOUT_S,
     **extra: Any,
 ) -> list[T]:
@@ -197,6 +199,7 @@ def on_engine(
         body: Called with a fresh TrainingEngine; may be a closure.
         *args: Passed to `body`.
         prepare: Called on every rank before anything is built.
+        objective: What makes the loss; None: what the plan names.
         timeout_s: For the whole run.
         **extra: Top-level keys that replace those of the DeepSpeed JSON.
     """
@@ -209,7 +212,8 @@ def on_engine(
         from chinchilla_ds.engine.zero import TrainingEngine
 
         groups.initialize(layout=plan.layout)
-        return body(TrainingEngine(plan=plan, ds_config=deepspeed_json(plan, **extra), eod_id=EOD_ID), *args)
+        ds = deepspeed_json(plan, **extra)
+        return body(TrainingEngine(plan=plan, ds_config=ds, eod_id=EOD_ID, objective=objective), *args)
 
     return run_on_ranks(run, plan.layout.world_size, timeout_s=timeout_s)
 

@@ -122,6 +122,14 @@ def flops_of(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def cross_entropy(stage: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the loss of predicting every token itself."""
+    from chinchilla_ds.model.cross_entropy import token_losses
+
+    loss: torch.Tensor = stage(tokens, lambda logits: token_losses(logits, tokens).mean())
+    return loss
+
+
 def one_rank_counts() -> dict[str, Counted]:
     """Build every shape on one rank and take one forward and backward pass under every recomputation."""
     from chinchilla_ds.distributed import groups, recompute
@@ -137,7 +145,7 @@ def one_rank_counts() -> dict[str, Counted]:
             stage = build_stage(tiny_plan(shape=shape, recompute=kind))
             for parameter in stage.parameters():
                 torch.nn.init.constant_(parameter, 0.01)
-            flops[kind] = flops_of(lambda stage=stage, t=tokens: stage(t, t).backward()) / shape.seq_length
+            flops[kind] = flops_of(lambda stage=stage, t=tokens: cross_entropy(stage, t).backward()) / shape.seq_length
         counts[name] = Counted(params=params_of(stage, tied=shape.tied_embeddings), flops_per_token=flops)
     return counts
 

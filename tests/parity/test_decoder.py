@@ -34,6 +34,7 @@ def ours(shape, state):
 
     def on_rank():
         from chinchilla_ds.distributed import groups, recompute
+        from chinchilla_ds.model.cross_entropy import token_losses
         from chinchilla_ds.model.decoder import build_stage
         from chinchilla_ds.model.initialization import global_named_parameters
 
@@ -46,7 +47,7 @@ def ours(shape, state):
             for name, parameter in named.items():
                 parameter.copy_(state[name])
         logits = stage(batch.tokens).detach()
-        loss = stage(batch.tokens, batch.labels)
+        loss = stage(batch.tokens, lambda logits: token_losses(logits, batch.labels).mean())
         loss.backward()
         return logits, loss.item(), {name: parameter.grad for name, parameter in named.items()}
 

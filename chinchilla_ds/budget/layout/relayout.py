@@ -6,9 +6,11 @@ import math
 from chinchilla_ds.budget.batching import BatchRequest, choose_batch
 from chinchilla_ds.budget.layout.rules import validate_layout
 from chinchilla_ds.budget.memory.peak import estimate_memory
+from chinchilla_ds.budget.objective_cost import objective_bytes, with_objective_bytes
 from chinchilla_ds.budget.planner import check_and_lay_out, precision_of
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import LayoutError
+from chinchilla_ds.objective import make_objective
 from chinchilla_ds.optimizers import optimizer_of
 from chinchilla_ds.run_plan import BatchPlan, ParallelLayout, RunPlan
 
@@ -45,20 +47,22 @@ def lay_out(plan: RunPlan, *, config: RunConfig, world_size: int, device: str) -
     validate_layout(
         shape=plan.shape, layout=layout, precision=precision, batch=batch, optimizer=optimizer_of(plan.optimizer)
     )
+    memory = estimate_memory(
+        shape=plan.shape,
+        layout=layout,
+        batch=batch,
+        precision=precision,
+        device=device,
+        optimizer_states=len(plan.optimizer.states),
+    )
+    kept = objective_bytes(make_objective(plan.objective), shape=plan.shape, batch=batch, layout=layout)
     return dataclasses.replace(
         plan,
         layout=layout,
         batch=batch,
         device=device,
         precision=precision,
-        memory_bytes=estimate_memory(
-            shape=plan.shape,
-            layout=layout,
-            batch=batch,
-            precision=precision,
-            device=device,
-            optimizer_states=len(plan.optimizer.states),
-        ),
+        memory_bytes=with_objective_bytes(memory, kept),
         reasons=(*plan.reasons, f"Laid out on {world_size} ranks as the ds_config says."),
     )
 

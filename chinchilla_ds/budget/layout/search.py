@@ -109,6 +109,7 @@ def search_layouts(request: LayoutRequest, /) -> LayoutSearch:
             f"the memory of device {request.device.name} is not known, so no layout can be chosen for it; give "
             "memory_bytes in a `hardware` file, or name the layout"
         )
+    capacity -= request.reserved_bytes
     machine = _machine(request)
     tally = Tally()
     walk = _Walk(request, capacity=capacity, machine=machine, tally=tally)
@@ -413,7 +414,8 @@ def _nothing_fits(request: LayoutRequest, capacity: int) -> str:
             f"no layout fits {request.world_size} x {request.device.name}: what is to be offloaded exceeds the {room} "
             "of host memory per device; nearest: offload less, or more devices"
         )
-    need, name = least
+    need, name = least[0] + request.reserved_bytes, least[1]
+    beside = f", the objective's {format_bytes(request.reserved_bytes)} among them" if request.reserved_bytes else ""
     works = []
     if more := _smallest_world_size(request, capacity):
         works.append(f"{more} x {request.device.name}")
@@ -421,7 +423,8 @@ def _nothing_fits(request: LayoutRequest, capacity: int) -> str:
         works.append(f"{request.world_size} x {larger.name} ({format_bytes(larger.memory_bytes or 0)})")
     return (
         f"no layout fits {request.world_size} x {request.device.name}: the least that any needs is "
-        f"{format_bytes(need)} per device ({name}), and the device has {format_bytes(capacity)}; "
+        f"{format_bytes(need)} per device ({name}{beside}), and the device has "
+        f"{format_bytes(capacity + request.reserved_bytes)}; "
         + (
             f"smallest that would fit: {' or '.join(works)}"
             if works

@@ -38,6 +38,8 @@ class LayoutRequest:
     optimizer: OptimizerSpec = field(default_factory=adamw)
     train_iters: int = 1
     """Optimizer steps of the run; written into the batch, no part of the search."""
+    reserved_bytes: int = 0
+    """Of every device's memory, for what is not the decoder's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,8 @@ class ModelChoice:
     optimum: FamilyOptimum
     """The best member of the continuous family for the budget, by the law of N and D; its loss is the loss law's."""
     reasons: tuple[str, ...]
+    objective_flops_per_token: float = 0.0
+    """What the objective takes beside the decoder; the budget pays for both."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,8 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
     """Return the metrics of the step just made; of a skipped one only the loss scale and how many there were.
 
     `flops` stands beside `train/loss` at every step, so that either can be the other's axis; `predicted_loss` is a
-    constant, so that a chart shows where the scaling law expects the run to end.
+    constant, so that a chart shows where the scaling law expects the run to end. `train/loss` is what text is measured
+    by; an objective that optimises something else adds `train/objective_loss`, and what it reports as `objective/NAME`.
     """
     step = state.step
     if step is None:
@@ -109,6 +110,9 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
         "tokens_per_s": state.tokens_per_s,
         "memory_bytes": float(read_memory()),
     }
+    if step.objective_loss is not None:
+        metrics["train/objective_loss"] = step.objective_loss
+    metrics |= {f"objective/{name}": value for name, value in step.scalars.items()}
     if state.mfu is not None:
         metrics["mfu"] = state.mfu
     if state.stragglers is not None:

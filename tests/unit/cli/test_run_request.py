@@ -79,6 +79,7 @@ DECIDES: dict[str, Any] = {
     "epsilon": 1e-6,
     "warmup_iters": 0,
     "gradient_clipping": 0.5,
+    "objective": PluginSpec(name="my.module:Loss", arguments={"weight": 0.5}),
     "decay": Decay.WSD,
     "precision": Precision.BF16,
     "document_mask": True,

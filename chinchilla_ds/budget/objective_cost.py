@@ -1,0 +1,82 @@
+"""What an objective costs: its FLOPs are paid from the budget, its bytes stand beside the decoder's on every rank."""
+
+import dataclasses
+
+from chinchilla_ds.budget.shape.choice import ModelChoice
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
+from chinchilla_ds.config import RunConfig
+from chinchilla_ds.objective import Objective
+from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, ModelShape, ParallelLayout, StepTime
+
+
+def pay_for_objective(choice: ModelChoice, *, objective: Objective, config: RunConfig) -> ModelChoice:
+    """Return the choice with the tokens that the budget buys once the objective's FLOPs are paid too.
+
+    The model stays what the law makes of the budget: no law knows of an objective's FLOPs. Where tokens were asked for,
+    or the law's tokens for a model, they stay, and a budget that nobody named grows.
+
+    Args:
+        choice: Model and tokens for the decoder's FLOPs alone.
+        objective: What makes the loss.
+        config: What was asked for.
+    """
+    extra, own = objective.flops_per_token(choice.shape), decoder_flops_per_token(shape=choice.shape)
+    if not extra:
+        return choice
+    share = extra / (own + extra)
+    why = f"The objective {config.objective} takes {extra:.3g} FLOPs per token, {share:.1%} of all"
+    asked_for_budget = config.compute_budget_flops is not None
+    asked_for_model = config.num_params is not None or config.shape is not None
+    tokens, budget = choice.wanted_tokens, choice.compute_budget_flops
+    if config.num_tokens is None and (asked_for_budget or not asked_for_model):
+        tokens *= 1 - share
+        why += f"; the budget buys {tokens:.3g} tokens in place of {choice.wanted_tokens:.3g}."
+    elif asked_for_budget:
+        why += "; they come on top of the budget, for the tokens were asked for."
+    else:
+        budget = (own + extra) * tokens
+        why += "."
+    return dataclasses.replace(
+        choice,
+        wanted_tokens=tokens,
+        compute_budget_flops=budget,
+        objective_flops_per_token=extra,
+        reasons=(*choice.reasons, why),
+    )
+
+
+def objective_bytes(objective: Objective, *, shape: ModelShape, batch: BatchPlan, layout: ParallelLayout) -> int:
+    """Return what the objective keeps on the fullest rank, in bytes.
+
+    Args:
+        objective: What makes the loss.
+        shape: The decoder.
+        batch: Its micro-batches.
+        layout: How ranks share it.
+    """
+    kept = objective.rank_bytes(shape=shape, batch=batch, layout=layout)
+    return kept.states + kept.activations
+
+
+def with_objective_bytes(memory: MemoryBytes, num_bytes: int, /) -> MemoryBytes:
+    """Return the peak with the objective's bytes."""
+    return dataclasses.replace(memory, objective=num_bytes, total=memory.total + num_bytes)
+
+
+def with_objective_time(time: StepTime, *, decoder_flops: float, objective_flops: float) -> StepTime:
+    """Return the time of a step with the objective's FLOPs, at the rate at which the decoder's are computed.
+
+    Args:
+        time: Of the decoder's step.
+        decoder_flops: Per token.
+        objective_flops: Per token.
+    """
+    if not objective_flops:
+        return time
+    more_s = time.compute_s * objective_flops / decoder_flops
+    total_s = time.total_s + more_s
+    factor = (decoder_flops + objective_flops) / decoder_flops * time.total_s / total_s
+    mfu = time.mfu * factor
+    return dataclasses.replace(
+        time, compute_s=time.compute_s + more_s, total_s=total_s, mfu=mfu, hfu=max(mfu, time.hfu * factor)
+    )
