@@ -16,7 +16,7 @@ from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.plan_file import checked_plan
 
 if TYPE_CHECKING:
-    from chinchilla_ds.data.feeding.loader import MicroBatch
+    from chinchilla_ds.data.feeding.loader import TokenBatch
     from chinchilla_ds.engine.result import StepResult
     from chinchilla_ds.engine.zero import TrainingEngine
 
@@ -93,12 +93,12 @@ class Engine:
 
         return groups.owns_loss()
 
-    def train_step(self, batches: "Sequence[MicroBatch]", *, learning_rate: float | None = None) -> "StepResult":
+    def train_step(self, batches: "Sequence[TokenBatch]", *, learning_rate: float | None = None) -> "StepResult":
         """Take one optimizer step; one whose loss or gradients are not finite is skipped on every rank.
 
         Args:
             batches: This data-parallel rank's micro-batches of the step, `plan.batch.gradient_accumulation_steps` many;
-                model-parallel ranks of one data-parallel rank give the same ones. A `data.feeding.loader.MicroBatch`
+                model-parallel ranks of one data-parallel rank give the same ones. A `data.feeding.loader.TokenBatch`
                 each, or a dataclass of yours with `tokens` and `labels`, int64 [micro_batch_size, seq_length].
             learning_rate: Of this step; None is the plan's schedule at `iteration`.
 
@@ -129,7 +129,7 @@ class Engine:
         self.iteration += not result.skipped
         return result
 
-    def evaluate(self, batches: "Sequence[MicroBatch]") -> float:
+    def evaluate(self, batches: "Sequence[TokenBatch]") -> float:
         """Return the mean loss of all data-parallel ranks' micro-batches, nats per token.
 
         Args:
@@ -199,7 +199,7 @@ class Engine:
         groups.wait_for_all()
         groups.shut_down()
 
-    def _on_device(self, batches: "Sequence[MicroBatch]") -> "list[MicroBatch]":
+    def _on_device(self, batches: "Sequence[TokenBatch]") -> "list[TokenBatch]":
         """Return the micro-batches on this rank's device.
 
         Raises:
