@@ -278,7 +278,7 @@ def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
     config = command.config
     if command.plan is not None:
         plan = given_plan(command.plan, world_size=world_size)
-        answered = sorted(command.explicit - BESIDE_A_PLAN)
+        answered = sorted(name for name in command.explicit - BESIDE_A_PLAN if not _agree(config, plan, name))
         if answered and not _makes(config, plan, explicit=command.explicit):
             fields = ", ".join(f"`{field_path(name)}`" for name in answered)
             raise ConfigError(f"{fields} beside `plan`, which fixes that: drop it, or make another plan")
@@ -289,6 +289,11 @@ def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
     if problems := list(config_problems(config, world_size=world_size, device="cpu")):
         raise ConfigError(problems)
     return make_plan(config, world_size=world_size, device=device_type())
+
+
+def _agree(config: RunConfig, plan: RunPlan, name: str) -> bool:
+    """Return whether a field, such as the seed or the objective, is the same in a config and in a plan."""
+    return hasattr(plan, name) and hasattr(config, name) and bool(getattr(config, name) == getattr(plan, name))
 
 
 def _makes(config: RunConfig, plan: RunPlan, *, explicit: frozenset[str]) -> bool:
