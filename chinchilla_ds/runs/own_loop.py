@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
 from chinchilla_ds.distributed.launch import settle
 from chinchilla_ds.errors import ConfigError, LayoutError
+from chinchilla_ds.objective import Objective
 from chinchilla_ds.processes.libraries import quieten_training, use_cores
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.plan_file import checked_plan
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def initialize(plan: RunPlan, *, ds_config: str | Path | Mapping[str, Any], eod_id: int | None = None) -> "Engine":
+def initialize(
+    plan: RunPlan,
+    *,
+    ds_config: str | Path | Mapping[str, Any],
+    objective: Objective | None = None,
+    eod_id: int | None = None,
+) -> "Engine":
     """Build a plan's decoder over a DeepSpeed engine on the ranks that were started, for a loop of your own.
 
     Every rank calls this. The process group is started here, unless the script has started one; it is cut into the
@@ -33,6 +40,7 @@ def initialize(plan: RunPlan, *, ds_config: str | Path | Mapping[str, Any], eod_
     Args:
         plan: What `plan` returned, for as many ranks as there are.
         ds_config: The DeepSpeed JSON: a file, or its content.
+        objective: What makes the loss; None is what the plan names.
         eod_id: The end-of-document token; needed where the plan masks documents.
 
     Raises:
@@ -62,7 +70,8 @@ def initialize(plan: RunPlan, *, ds_config: str | Path | Mapping[str, Any], eod_
 
     groups.initialize(layout=plan.layout)
     check_with_deepspeed(resolved, plan)
-    return Engine(TrainingEngine(plan=plan, ds_config=resolved, eod_id=eod_id), ds_config=resolved)
+    engine = TrainingEngine(plan=plan, ds_config=resolved, eod_id=eod_id, objective=objective)
+    return Engine(engine, ds_config=resolved)
 
 
 class Engine:
@@ -103,7 +112,8 @@ class Engine:
             learning_rate: Of this step; None is the plan's schedule at `iteration`.
 
         Returns:
-            Loss, gradient norm, and whether the step was skipped; the same on every rank.
+            Loss, what was optimised where that is another, gradient norm, and whether the step was skipped; the same on
+            every rank.
 
         Raises:
             ConfigError: another number or shape of micro-batches than the plan has.
