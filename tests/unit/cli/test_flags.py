@@ -15,6 +15,7 @@ from chinchilla_ds.cli.flags import flags_named, with_flags
 from chinchilla_ds.cli.main import COMMANDS, parser_of
 from chinchilla_ds.config import RunConfig, field_path
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.plugins import PluginSpec
 
 PACKAGE = Path(chinchilla_ds.__file__).parent
 WRITES_A_COMMAND_LINE = {PACKAGE / "runs" / "proxy.py"}
@@ -72,7 +73,8 @@ def fields_of_config() -> set[str]:
     names = set()
     for field in dataclasses.fields(config):
         part = getattr(config, field.name)
-        inner = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+        is_part = dataclasses.is_dataclass(part) and not isinstance(part, PluginSpec)
+        inner = dataclasses.fields(part) if is_part else ()
         names |= {f"{field.name}.{one.name}" for one in inner} or {field.name}
     return names
 
