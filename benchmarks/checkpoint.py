@@ -58,7 +58,7 @@ def make_engine(zero_stage: int) -> TrainingEngine:
     plan = tiny_plan(shape=shape, zero_stage=zero_stage)
     engine = TrainingEngine(plan=plan, ds_config=ds_config.emit(plan))
     generator = torch.Generator().manual_seed(0)
-    for owned in owned_states(engine.engine, engine.stage, zero_stage=zero_stage):
+    for owned in owned_states(engine.engine, engine.stage, plan=plan):
         for kind, flat in owned.tensors().items():
             if kind != "weight":  # zeros could be written faster than numbers
                 flat.copy_(torch.randn(flat.shape, generator=generator))
@@ -67,7 +67,7 @@ def make_engine(zero_stage: int) -> TrainingEngine:
 
 def tensors_of(engine: TrainingEngine) -> list[dict[str, torch.Tensor]]:
     """Return the flat FP32 states, by kind."""
-    states = owned_states(engine.engine, engine.stage, zero_stage=engine.plan.layout.zero_stage)
+    states = owned_states(engine.engine, engine.stage, plan=engine.plan)
     return [owned.tensors() for owned in states]
 
 

@@ -11,10 +11,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chinchilla_ds.config import RunConfig
     from chinchilla_ds.library import evaluate, export, fit, generate, load, plan, prepare
+    from chinchilla_ds.runs.own_loop import initialize
     from chinchilla_ds.runs.train import train
     from chinchilla_ds.training.callback import Callback
 
-__all__ = ["RunConfig", "plan", "fit", "prepare", "train", "load", "generate", "evaluate", "export", "Callback"]
+__all__ = [
+    "RunConfig",
+    "plan",
+    "fit",
+    "prepare",
+    "train",
+    "initialize",
+    "load",
+    "generate",
+    "evaluate",
+    "export",
+    "Callback",
+]
 
 _PLACES = {
     "RunConfig": "chinchilla_ds.config",
@@ -22,6 +35,7 @@ _PLACES = {
     "fit": "chinchilla_ds.library",
     "prepare": "chinchilla_ds.library",
     "train": "chinchilla_ds.runs.train",
+    "initialize": "chinchilla_ds.runs.own_loop",
     "load": "chinchilla_ds.library",
     "generate": "chinchilla_ds.library",
     "evaluate": "chinchilla_ds.library",

@@ -4,11 +4,12 @@ import re
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.ranges import Ge, Gt, Le, Lt
 from chinchilla_ds.run_plan import (
+    ADAMW,
     DEFAULT_OBJECTIVE,
     MAX_GRADIENT_CLIPPING,
     MAX_SEED,
@@ -21,6 +22,7 @@ from chinchilla_ds.run_plan import (
     Rate,
     Recompute,
     Sequences,
+    Steps,
     Width,
 )
 
@@ -38,6 +40,16 @@ def source_name(path: Path) -> str:
     return _HUB_PATH.sub("hf://", str(path))
 
 
+HeldOutFraction: TypeAlias = Annotated[float, Gt(0), Lt(1)]
+
+
+def held_out_problem(fraction: object, /, *, name: str) -> str | None:
+    """Return why text cannot be held out by this fraction, which the field `name` gives; None where it can."""
+    if isinstance(fraction, int | float) and 0 < fraction < 1:
+        return None
+    return f"`{name}` ({fraction!r} of the documents) must be between 0 and 1; nearest: 0.02"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the text comes from and how it is cut."""
@@ -46,7 +58,7 @@ class DataConfig:
     """Text, JSONL or Parquet files and folders of them; empty means the running Python's standard library source."""
     text_field: str = "text"
     """Column of JSONL and Parquet files that holds the text."""
-    held_out_fraction: Annotated[float, Gt(0), Lt(1)] = 0.02
+    held_out_fraction: HeldOutFraction = 0.02
     """Share of documents kept out of training, chosen by content hash."""
     max_epochs: Positive = 1.0
     """How often the corpus, or each source of a blend, may be read; a plan that needs more is refused."""
@@ -153,6 +165,18 @@ class RunConfig(DecoderSwitches):
     """Sequences in one forward pass of one data-parallel rank."""
     learning_rate: Rate | None = None
     """Peak learning rate."""
+    optimizer: PluginSpec = ADAMW
+    """A name, or `module:function` of an OptimizerSpec, with its arguments."""
+    weight_decay: Annotated[float, Ge(0), Le(1)] | None = None
+    """Decoupled decay of matrices, in units of the learning rate; norms are not decayed."""
+    beta1: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Decay of AdamW's first moment."""
+    beta2: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Decay of AdamW's second moment."""
+    epsilon: Annotated[float, Gt(0), Le(0.1)] | None = None
+    """What AdamW adds to the root of the second moment."""
+    warmup_iters: Steps | None = None
+    """Optimizer steps over which the learning rate rises to its peak; 0 begins with the peak."""
     gradient_clipping: Annotated[float, Ge(0), Le(MAX_GRADIENT_CLIPPING)] = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     objective: PluginSpec = field(default_factory=lambda: PluginSpec(name=DEFAULT_OBJECTIVE))
@@ -172,6 +196,8 @@ class RunConfig(DecoderSwitches):
     """Trained tokens between evaluations; None means ten evaluations over the run."""
     sample_interval_tokens: Amount | None = None
     """Trained tokens between samples of what the model writes; None samples at the end alone."""
+    callbacks: tuple[PluginSpec, ...] = ()
+    """Callbacks from outside this package, called in this order; part of what the run is."""
     run_name: str | None = None
     """Name of the run's folder in `output`, and of the run in MLflow; None means the budget and the time."""
     output: Path = Path("runs")

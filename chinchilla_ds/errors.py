@@ -117,7 +117,7 @@ class OutOfMemoryError(ChinchillaError):
 
 
 class WorkerError(ChinchillaError):
-    """A worker process was killed, by the system for want of memory perhaps; what is done is kept."""
+    """A worker process was killed, perhaps by the system because memory ran out; what is done is kept."""
 
 
 _MIN_PART = 3

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.config import RunConfig
 
@@ -42,6 +42,7 @@ def plan(
     gpus_per_node: int | None = None,
     gpu_hours: float | None = None,
     device: str = "cuda",
+    ds_config: "StrPath | Mapping[str, Any] | None" = None,
 ) -> "RunPlan":
     """Return the compute-optimal run of a budget: model, tokens, batch, learning rate and parallel layout.
 
@@ -54,19 +55,25 @@ def plan(
         gpus_per_node: Devices joined by the fast link; None by device.
         gpu_hours: The budget as time on `gpu`, in place of the config's FLOPs.
         device: `cuda` or `cpu`, where no `gpu` is named: decides the default precision and the micro-batch.
+        ds_config: DeepSpeed JSON, a file or its content, whose ZeRO stage, layout and precision are planned with.
 
     Raises:
+        DsConfigError: `ds_config` cannot be read, or contradicts the config.
         ConfigError: values that mean nothing, or contradict each other.
         LayoutError: no layout fits, or the one that is asked for cannot be built.
         PlanError: no model for the budget.
     """
     from chinchilla_ds.budget.cluster_plan import plan_on_devices
+    from chinchilla_ds.budget.deepspeed_json import resolve
     from chinchilla_ds.budget.planner import plan as plan_layout_given
     from chinchilla_ds.errors import ConfigError
-    from chinchilla_ds.runs.command import set_fields
+    from chinchilla_ds.runs.command import checked_config, set_fields
     from chinchilla_ds.runs.corpus import with_prepared_corpus
 
-    config = with_prepared_corpus(config or RunConfig())
+    config = with_prepared_corpus(checked_config(config))
+    if ds_config is not None:
+        ds = resolve.load_ds_config(ds_config) if isinstance(ds_config, str | Path) else ds_config
+        config = resolve.apply_to_config(config, ds, explicit=set_fields(config))
     if gpu is None and (gpus_per_node is not None or gpu_hours is not None):
         raise ConfigError("gpus_per_node and gpu_hours have no effect without gpu: name the device too, or drop them")
     if gpu is None:

@@ -22,7 +22,7 @@ from chinchilla_ds.structured import parse_json
 Argument = str | int | float | bool | None
 
 _KEY = re.compile(r"[a-z_][a-z0-9_]*")
-_NAME = re.compile(r"[A-Za-z0-9_.\-]+(:[A-Za-z_][A-Za-z0-9_.]*)?")
+_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*(:[A-Za-z_][A-Za-z0-9_.]*)?")
 
 
 class Kind(StrEnum):
@@ -62,6 +62,10 @@ class PluginSpec:
                 raise ValueError(f"{key!r} is no name of an argument: small letters, digits and underscores")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key} is {value}, which is not finite")
+
+    def __hash__(self) -> int:
+        """Hash what identifies it: plans, which hold one, are keys of caches."""
+        return hash(str(self))
 
     def __str__(self) -> str:
         """Return it as the command line takes it."""
@@ -136,6 +140,31 @@ def load(kind: Kind, name: str, /, *, ours: Mapping[str, str] | None = None) -> 
             raise ConfigError(f"{what} {name!r}: {module_name} has no {path}{did_you_mean(part, dir(loaded))}")
         loaded = getattr(loaded, part)
     return loaded
+
+
+def find_object(kind: Kind, text: str, /, *, kind_of: type) -> Any:
+    """Return the object that a text names: itself an instance of `kind_of`, or a function or class that makes one.
+
+    Args:
+        kind: What is asked for; messages name it.
+        text: A name of an entry point, or `module:object`; the arguments of a function follow, `,key=value`.
+        kind_of: What it must be.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is something else.
+    """
+    what = kind.value.removesuffix("s")
+    try:
+        spec = parse_spec(text)
+    except ValueError as error:
+        raise ConfigError(f"{what} {text!r}: {error}") from None
+    loaded = load(kind, spec.name)
+    if isinstance(loaded, kind_of) and spec.arguments:
+        raise ConfigError(f"{what} {text}: {spec.name} is no function, so it takes no arguments")
+    made = loaded if isinstance(loaded, kind_of) else make(kind, spec)
+    if not isinstance(made, kind_of):
+        raise ConfigError(f"{what} {text} is a {type(made).__name__}; it must be a {kind_of.__name__}, or return one")
+    return made
 
 
 def make(kind: Kind, spec: PluginSpec, /, *, ours: Mapping[str, str] | None = None) -> Any:

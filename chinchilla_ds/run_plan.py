@@ -6,6 +6,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -43,6 +44,10 @@ Loss = Annotated[float, Gt(0), Le(1e9)]
 """Nats per token."""
 Seconds = Annotated[float, Ge(0), Le(1e18)]
 Rate = Annotated[float, Gt(0), Le(1)]
+_STATE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+ADAMW = PluginSpec(name="adamw")
+ADAM_STATES = ("exp_avg", "exp_avg_sq")
+"""First and second moment of the gradient, by torch's names."""
 Range = tuple[Positive, Positive]
 """Least and most."""
 
@@ -181,8 +186,12 @@ class ParallelLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerPlan:
-    """AdamW with decoupled decay; norms are not decayed (the decoder has no biases)."""
+    """The optimizer and its settings; norms are not decayed (the decoder has no biases)."""
 
+    plugin: PluginSpec = ADAMW
+    """Which one, and its arguments: `optimizers.optimizer_of` finds it."""
+    states: tuple[str, ...] = ADAM_STATES
+    """What it keeps for a weight, each of the weight's shape, in FP32; checkpoints hold them under these names."""
     learning_rate: Rate
     """Peak learning rate."""
     weight_decay: Annotated[float, Ge(0), Le(1)] = 0.1
@@ -191,6 +200,17 @@ class OptimizerPlan:
     epsilon: Annotated[float, Gt(0), Le(0.1)] = 1e-8
     gradient_clipping: Annotated[float, Ge(0), Le(MAX_GRADIENT_CLIPPING)] = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what no checkpoint could hold the states under."""
+        for name in self.states:
+            if not _STATE_NAME.fullmatch(name) or name == "weight":
+                yield (
+                    f"optimizer.states has {name!r:.80}; a state is named by small letters, digits and underscores, "
+                    "and not weight"
+                )
+        if len(set(self.states)) < len(self.states):
+            yield "optimizer.states has a name twice"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,6 +395,8 @@ class RunPlan:
     """Expected peak of the fullest rank; None: not estimated."""
     step_time: StepTime | None = None
     """Expected time of a step; None: the device's rates are not known."""
+    callbacks: tuple[PluginSpec, ...] = ()
+    """Callbacks from outside this package, by name and arguments."""
     reasons: tuple[str, ...] = ()
     """One sentence per choice, with its source."""
 
@@ -475,6 +497,7 @@ def _contradictions(plan: RunPlan) -> Iterator[str]:
     if plan.device not in DEVICE_KINDS:
         yield f"device is {plan.device!r}; it must be one of {', '.join(DEVICE_KINDS)}"
     yield from plan.shape.contradictions()
+    yield from plan.optimizer.contradictions()
     yield from (f"schedule: {problem}" for problem in plan.schedule.contradictions(train_iters=plan.batch.train_iters))
     lowest, peak = plan.schedule.min_learning_rate, plan.optimizer.learning_rate
     if lowest > peak:

@@ -1,15 +1,25 @@
 """Values of a RunConfig that mean nothing on their own, each with its rule and what would do."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from chinchilla_ds.budget.laws.lookup import get_law
 from chinchilla_ds.budget.shape.published import named_shape
-from chinchilla_ds.config import LayoutConfig, RunConfig
+from chinchilla_ds.config import LayoutConfig, RunConfig, held_out_problem
 from chinchilla_ds.errors import ConfigError
-from chinchilla_ds.run_plan import DEVICE_KINDS, MAX_AMOUNT, MAX_GRADIENT_CLIPPING, MAX_SEED, MAX_SEQUENCES, MAX_WIDTH
+from chinchilla_ds.optimizers import find_optimizer
+from chinchilla_ds.run_plan import (
+    DEVICE_KINDS,
+    MAX_AMOUNT,
+    MAX_GRADIENT_CLIPPING,
+    MAX_SEED,
+    MAX_SEQUENCES,
+    MAX_WIDTH,
+    OptimizerPlan,
+)
 
 MAX_LEARNING_RATE = 1.0
+MAX_EPSILON = 0.1
 LARGEST_BUDGET = 1e35
 LARGEST_NUM_PARAMS = 1e15
 LARGEST_NUM_TOKENS = 1e18
@@ -87,6 +97,7 @@ def _count_problems(config: RunConfig, *, world_size: int) -> Iterator[str]:
 
 def _optimizer_problems(config: RunConfig) -> Iterator[str]:
     rate, clipping = config.learning_rate, config.gradient_clipping
+    yield from _setting_problems(config)
     if rate is not None and (not _is_number(rate) or not 0 < rate <= MAX_LEARNING_RATE):
         rule = f"above 0 and at most {MAX_LEARNING_RATE:g}"
         yield _broken("learning_rate", rate, "", rule, "leave it out, and Step Law chooses")
@@ -95,6 +106,33 @@ def _optimizer_problems(config: RunConfig) -> Iterator[str]:
     elif clipping > MAX_GRADIENT_CLIPPING:
         rule = f"at most {MAX_GRADIENT_CLIPPING:g}"
         yield _broken("gradient_clipping", clipping, "global norm", rule, "0, which switches it off")
+
+
+def _setting_problems(config: RunConfig) -> Iterator[str]:
+    """Yield what is wrong with the optimizer, and with settings of it that were given."""
+    rules: dict[str, tuple[str, Callable[[float], bool]]] = {
+        "weight_decay": ("from 0 to 1", lambda value: 0 <= value <= 1),
+        "beta1": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+        "beta2": ("at least 0 and below 1", lambda value: 0 <= value < 1),
+        "epsilon": ("above 0 and at most 0.1", lambda value: 0 < value <= MAX_EPSILON),
+    }
+    given = {name: value for name in rules if (value := getattr(config, name)) is not None}
+    for name, value in given.items():
+        rule, holds = rules[name]
+        if not _is_number(value) or not holds(value):
+            yield _broken(name, value, "", rule, f"leave it out, and {getattr(OptimizerPlan, name):g} is taken")
+    warmup = config.warmup_iters
+    if warmup not in (None, 0) and not (_is_count(warmup) and warmup <= MAX_AMOUNT):
+        yield _broken("warmup_iters", warmup, "steps", f"a whole number from 0 to {MAX_AMOUNT}", "0")
+    try:
+        spec = find_optimizer(config.optimizer)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    for name in given:
+        if name not in spec.settings:
+            reads = " and ".join(f"`{field}`" for field in ("learning_rate", *spec.settings))
+            yield f"`{name}` ({given[name]:g}) has no effect: the optimizer {spec.title} reads {reads}; leave it out"
 
 
 def _layout_value_problems(layout: LayoutConfig) -> Iterator[str]:
@@ -113,9 +151,9 @@ def _layout_value_problems(layout: LayoutConfig) -> Iterator[str]:
 
 
 def _data_problems(config: RunConfig) -> Iterator[str]:
-    share, epochs = config.data.held_out_fraction, config.data.max_epochs
-    if not _is_number(share) or not 0 < share < 1:
-        yield _broken("data.held_out_fraction", share, "of the documents", "between 0 and 1", "0.02")
+    if problem := held_out_problem(config.data.held_out_fraction, name="data.held_out_fraction"):
+        yield problem
+    epochs = config.data.max_epochs
     if not _is_number(epochs) or epochs <= 0:
         yield _broken("data.max_epochs", epochs, "epochs", "a positive finite number", "1")
 

@@ -22,6 +22,7 @@ from chinchilla_ds.budget.speed.devices import Device, get_device
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.objective import Objective, make_objective
+from chinchilla_ds.optimizers import find_optimizer
 from chinchilla_ds.run_plan import Cluster, RunPlan
 
 HOURS_TOLERANCE = 0.005
@@ -73,6 +74,7 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
             world_size=request.world_size,
             devices_per_node=request.devices_per_node,
             fixed=request.fixed,
+            optimizer=find_optimizer(config.optimizer),
             train_iters=max(1, round(choice.wanted_tokens / (batch_size * seq_length))),
         ),
         objective=objective,

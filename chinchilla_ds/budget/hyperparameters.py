@@ -22,6 +22,10 @@ WSD_DECAY_FRACTION = 0.2
 """Share of the run that WSD's last, linear phase takes. Source: Haegele et al. 2024 (arXiv:2405.18392), section 4."""
 WEIGHT_DECAY = 0.1
 """Decay of Step Law's and DeepSeek's runs; see `choose_weight_decay`."""
+BETA1, BETA2 = 0.9, 0.95
+"""Of Step Law's runs, which the learning rate was fitted on (arXiv:2503.04715)."""
+EPSILON = 1e-8
+"""Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1."""
 CHINCHILLA_LEARNING_RATE = 1e-4
 """Hoffmann et al. 2022 (arXiv:2203.15556), Table 4: Chinchilla 70B."""
 CHINCHILLA_BATCH_TOKENS = 3e6

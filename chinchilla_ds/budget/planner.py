@@ -9,6 +9,7 @@ from chinchilla_ds.budget.checks import config_problems
 from chinchilla_ds.budget.layout.rules import batch_problems, layout_problems, shape_problems, world_size_problems
 from chinchilla_ds.budget.memory.peak import estimate_memory
 from chinchilla_ds.budget.objective_cost import objective_bytes, pay_for_objective, with_objective_bytes
+from chinchilla_ds.budget.optimizer import choose_optimizer
 from chinchilla_ds.budget.prediction import predict
 from chinchilla_ds.budget.report import plan_reasons
 from chinchilla_ds.budget.shape.choice import ModelChoice, choose_model, nominal_budget
@@ -17,11 +18,11 @@ from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ChinchillaError, ConfigError, LayoutError, PlanError
 from chinchilla_ds.objective import make_objective
+from chinchilla_ds.optimizers import find_optimizer
 from chinchilla_ds.run_plan import (
     BatchPlan,
     Decay,
     ModelShape,
-    OptimizerPlan,
     ParallelLayout,
     Precision,
     RunPlan,
@@ -65,9 +66,16 @@ def assemble(
     num_params = count_parameters(shape=shape).total
     flops_per_token = decoder_flops_per_token(shape=shape) + choice.objective_flops_per_token
     num_tokens = batch.train_iters * batch.global_batch_size * shape.seq_length
-    optimizer, rate_reason = _optimizer(config, shape=shape, num_tokens=num_tokens)
+    optimizer, rate_reason = choose_optimizer(config, shape=shape, num_tokens=num_tokens)
     precision = precision_of(config, device=device)
-    memory = estimate_memory(shape=shape, layout=layout, batch=batch, precision=precision, device=device)
+    memory = estimate_memory(
+        shape=shape,
+        layout=layout,
+        batch=batch,
+        precision=precision,
+        device=device,
+        optimizer_states=len(optimizer.states),
+    )
     kept = objective_bytes(make_objective(config.objective), shape=shape, batch=batch, layout=layout)
     unique_tokens = choice.laws.losses.unique_tokens
     made = RunPlan(
@@ -89,6 +97,7 @@ def assemble(
         document_mask=config.document_mask,
         objective=config.objective,
         objective_flops_per_token=choice.objective_flops_per_token,
+        callbacks=config.callbacks,
         unique_tokens=None if unique_tokens is None else int(unique_tokens),
         memory_bytes=with_objective_bytes(memory, kept),
     )
@@ -145,7 +154,9 @@ def check_and_lay_out(config: RunConfig, *, world_size: int, device: str) -> Par
     data = max(1, world_size // (tensor * pipeline))
     layout = ParallelLayout(data_parallel_size=data, **vars(wanted))
     broken = [*world_size_problems(world_size=world_size, tensor=tensor, pipeline=pipeline)]
-    broken += layout_problems(layout=layout, precision=precision_of(config, device=device))
+    broken += layout_problems(
+        layout=layout, precision=precision_of(config, device=device), optimizer=find_optimizer(config.optimizer)
+    )
     if broken:
         raise LayoutError(broken)
     if sizes := list(_given_batch_problems(config, layout)):
@@ -205,27 +216,27 @@ def _choose_batch(config: RunConfig, *, choice: ModelChoice, layout: ParallelLay
     raise PlanError(problem)
 
 
-def _optimizer(config: RunConfig, *, shape: ModelShape, num_tokens: int) -> tuple[OptimizerPlan, str]:
-    non_embedding = count_parameters(shape=shape).non_embedding
-    chosen = hyperparameters.choose_learning_rate(non_embedding_params=non_embedding, num_tokens=num_tokens)
-    if config.learning_rate is not None:
-        reason = f"Learning rate {config.learning_rate:g}: asked for (chosen would have been {chosen.value:.3g})."
-        chosen = hyperparameters.Choice(value=float(config.learning_rate), reason=reason)
-    optimizer = OptimizerPlan(learning_rate=chosen.value, gradient_clipping=float(config.gradient_clipping))
-    return optimizer, chosen.reason
-
-
 def _schedule(config: RunConfig, *, batch: BatchPlan, shape: ModelShape, peak: float) -> Schedule:
     """Return the schedule, exactly as long as the run: a cosine cycle that is too long costs loss.
 
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), figure A1.
+
+    Raises:
+        ConfigError: the warm-up that was asked for is as long as the run.
     """
-    warmup_iters = hyperparameters.choose_warmup_iters(
-        num_params=count_parameters(shape=shape).total,
-        tokens_per_iter=batch.global_batch_size * shape.seq_length,
-        train_iters=batch.train_iters,
-    )
+    warmup_iters = config.warmup_iters
+    if warmup_iters is None:
+        warmup_iters = hyperparameters.choose_warmup_iters(
+            num_params=count_parameters(shape=shape).total,
+            tokens_per_iter=batch.global_batch_size * shape.seq_length,
+            train_iters=batch.train_iters,
+        )
     after_warmup = batch.train_iters - warmup_iters
+    if after_warmup < 1:
+        raise ConfigError(
+            f"`warmup_iters` ({warmup_iters} steps) must be below the run's {batch.train_iters} optimizer steps; "
+            f"nearest: {batch.train_iters - 1}"
+        )
     wsd_iters = max(1, round(hyperparameters.WSD_DECAY_FRACTION * batch.train_iters))
     return Schedule(
         decay=config.decay,

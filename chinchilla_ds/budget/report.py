@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from chinchilla_ds.budget import hyperparameters
 from chinchilla_ds.budget.layout.search import Candidate, LayoutSearch
+from chinchilla_ds.budget.optimizer import optimizer_reasons
 from chinchilla_ds.budget.shape.choice import ModelChoice
 from chinchilla_ds.config import RunConfig
-from chinchilla_ds.run_plan import MemoryBytes, Offload, ParallelLayout, Recompute, RunPlan
+from chinchilla_ds.optimizers import optimizer_of
+from chinchilla_ds.run_plan import MemoryBytes, Offload, OptimizerPlan, ParallelLayout, Recompute, RunPlan
 from chinchilla_ds.units import format_bytes, format_count, format_duration, format_flops
 
 _LABEL_WIDTH = 14
@@ -131,17 +133,26 @@ def _training_rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
     )
     yield "steps", f"{batch.train_iters}, evaluation every {plan.eval_interval_iters}"
     clipping = f"clipping at {optimizer.gradient_clipping:g}" if optimizer.gradient_clipping else "no clipping"
-    yield (
-        "optimizer",
-        f"AdamW, learning rate {optimizer.learning_rate:.3g}, weight decay {optimizer.weight_decay:g}, "
-        f"betas {optimizer.beta1:g} and {optimizer.beta2:g}, {clipping}",
-    )
+    yield "optimizer", f"{', '.join(_optimizer_settings(optimizer))}, {clipping}"
     yield (
         "schedule",
         f"warm-up {schedule.warmup_iters} steps, {schedule.decay} over {schedule.decay_iters} "
         f"to {schedule.min_learning_rate:.3g}",
     )
     yield "precision", str(plan.precision)
+
+
+def _optimizer_settings(plan: OptimizerPlan) -> Iterator[str]:
+    """Yield the optimizer's name, and the settings that it reads."""
+    spec = optimizer_of(plan)
+    yield spec.title
+    yield f"learning rate {plan.learning_rate:.3g}"
+    if "weight_decay" in spec.settings:
+        yield f"weight decay {plan.weight_decay:g}"
+    if {"beta1", "beta2"} <= set(spec.settings):
+        yield f"betas {plan.beta1:g} and {plan.beta2:g}"
+    if "epsilon" in spec.settings and plan.epsilon != OptimizerPlan.epsilon:
+        yield f"epsilon {plan.epsilon:g}"
 
 
 def _layout_rows(plan: RunPlan, search: LayoutSearch | None) -> Iterator[tuple[str, str]]:
@@ -225,18 +236,7 @@ def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_
         )
     if made.batch.gradient_accumulation_steps < made.layout.pipeline_model_parallel_size:
         yield "Fewer micro-batches than pipeline stages: some stages are always idle."
-    rates = hyperparameters.learning_rates(shape=made.shape, num_tokens=made.num_tokens)
-    yield f"{rate_reason} Others: {hyperparameters.spread(rates[1:])}."
-    yield hyperparameters.choose_weight_decay(
-        num_params=made.num_params,
-        num_tokens=made.num_tokens,
-        batch_tokens=made.tokens_per_iter,
-        learning_rate=made.optimizer.learning_rate,
-    ).reason
-    yield (
-        f"Warm-up {made.schedule.warmup_iters} steps: as many tokens as parameters (arXiv:2406.19146), at most a tenth "
-        f"of the run and {hyperparameters.MAX_WARMUP_ITERS} steps."
-    )
+    yield from optimizer_reasons(config, made=made, rate_reason=rate_reason)
 
 
 def _law_reasons(choice: ModelChoice, made: RunPlan) -> Iterator[str]:

@@ -36,10 +36,10 @@ def read_contents(checkpoint: Path, /) -> Contents:
     folders.file_inside(checkpoint, folders.PLAN_NAME)
     plan = plan_of_checkpoint(checkpoint)
     find_tokenizer(checkpoint)
-    return Contents(state=state, plan=plan, index=_index(checkpoint, manifest))
+    return Contents(state=state, plan=plan, index=_index(checkpoint, manifest, plan=plan))
 
 
-def _index(checkpoint: Path, manifest: folders.Manifest) -> TensorIndex:
+def _index(checkpoint: Path, manifest: folders.CheckpointManifest, *, plan: RunPlan) -> TensorIndex:
     """Return the index of the tensors, whose blocks lie in files that the manifest names."""
     is_pickle, place = manifest.format_version == _DCP_VERSION, f"{folders.TENSORS_NAME}/"
     name = f"{place}{METADATA_NAME if is_pickle else INDEX_NAME}"
@@ -50,6 +50,7 @@ def _index(checkpoint: Path, manifest: folders.Manifest) -> TensorIndex:
     named = [file for file in index.files if place + file in manifest.files]
     sizes = {file: folders.file_inside(checkpoint, place + file).stat().st_size for file in named}
     try:
+        index.check_kinds(plan.optimizer.states)
         index.check_files(sizes)
     except ValueError as problem:
         raise CheckpointError(f"{path}: {problem}") from None

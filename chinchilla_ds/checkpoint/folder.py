@@ -168,7 +168,7 @@ def prune(checkpoints: Path, *, keep: int, milestone_iters: int | None) -> list[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class CheckpointManifest:
     """What a checkpoint consists of."""
 
     format_version: int
@@ -187,7 +187,7 @@ class Manifest:
                 raise ValueError(f"the file {name!r:.80} lies outside of the checkpoint")
 
 
-def read_manifest(checkpoint: Path) -> Manifest:
+def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """Return the manifest of a checkpoint.
 
     Raises:
@@ -201,7 +201,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
     if version not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
         raise CheckpointError(f"{path} has format version {version!r:.80}; this version reads {readable}")
-    manifest: Manifest = build(Manifest, data, where=f"{path}: {what}", error=CheckpointError)
+    manifest: CheckpointManifest = build(CheckpointManifest, data, where=f"{path}: {what}", error=CheckpointError)
     return manifest
 
 

@@ -1,7 +1,8 @@
 """Where the values of every tensor lie in a checkpoint's files: `tensors/index.json`. Nothing here imports torch.
 
 A tensor is stored as blocks: boxes of it, each raw in one place of one file. Its columns have an entry for every block,
-offsets and sizes one for every dimension of every block. A key is `KIND/NAME`: the FP32 weight, and the two moments.
+offsets and sizes one for every dimension of every block. A key is `KIND/NAME`: the FP32 weight, and the
+optimizer's states by their names.
 
 An index may come from elsewhere. What is read here has blocks within their tensors, as many values as the tensors have,
 and names of tensors and files that lead nowhere else; `check_files` adds that every block has bytes of its own in a
@@ -26,13 +27,11 @@ from chinchilla_ds.structured import build, parse_json, read_bytes
 
 INDEX_NAME = "index.json"
 WEIGHT = "weight"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-KINDS = (WEIGHT, *MOMENTS)
 FLOAT_BYTES = 4
 MAX_INDEX_BYTES = 4 << 30
 """About 30 bytes a block: 70B parameters under ZeRO-3 over 1,024 ranks take 0.1 GiB."""
 _LARGEST = 2**48
-_KEY = re.compile(rf"(?:{'|'.join(KINDS)})/\w+(?:\.\w+)*", re.ASCII)
+_KEY = re.compile(r"\w+/\w+(?:\.\w+)*", re.ASCII)
 _FILE = re.compile(r"(?:\w+/)?\w+\.distcp", re.ASCII)
 
 Place = Annotated[int, Ge(0), Le(_LARGEST)]
@@ -110,6 +109,22 @@ class TensorIndex:
         for key, tensor in self.tensors.items():
             if max(tensor.file_numbers) >= len(self.files):
                 raise ValueError(f"{key} lies in file {max(tensor.file_numbers)} of {len(self.files)}")
+
+    def check_kinds(self, states: Sequence[str], /) -> None:
+        """Check that there are weights and the optimizer's states alone.
+
+        Args:
+            states: Of the optimizer.
+
+        Raises:
+            ValueError: a tensor is neither.
+        """
+        kinds = {WEIGHT, *states}
+        if unknown := [key for key in self.tensors if key.partition("/")[0] not in kinds]:
+            raise ValueError(
+                f"{_shown(unknown[0])} is not the name of a tensor: its plan's optimizer keeps "
+                f"{', '.join(states) or 'nothing'} beside the weight"
+            )
 
     def check_files(self, sizes: Mapping[str, int], /) -> None:
         """Check that every block has bytes of its own within its file.

@@ -9,7 +9,7 @@ from torch import Tensor
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint import tensors
 from chinchilla_ds.checkpoint.contents import find_tokenizer, problems_of, read_contents
-from chinchilla_ds.checkpoint.index import MOMENTS, WEIGHT, StoredTensor
+from chinchilla_ds.checkpoint.index import WEIGHT, StoredTensor
 from chinchilla_ds.errors import CheckpointError, did_you_mean
 from chinchilla_ds.structured import parse_json
 
@@ -63,9 +63,10 @@ class CheckpointReader:
         return values
 
     @property
-    def has_moments(self) -> bool:
-        """Whether the optimizer's state is there, so that training can go on as if it had never stopped."""
-        return any(key.startswith(f"{MOMENTS[0]}/") for key in self.index.tensors)
+    def has_optimizer(self) -> bool:
+        """Whether the optimizer's states are there, so that training can go on as if it had never stopped."""
+        states = self.plan.optimizer.states
+        return not states or any(key.startswith(f"{states[0]}/") for key in self.index.tensors)
 
     def names(self) -> tuple[str, ...]:
         """Return the global names of all weights."""
@@ -76,31 +77,30 @@ class CheckpointReader:
         """Return the shape of a whole weight."""
         return self._stored(name, None).shape
 
-    def read(self, name: str, /, *, moment: str | None = None) -> Tensor:
-        """Return a whole weight in FP32 on the CPU, or one of AdamW's moments of it: `exp_avg` or `exp_avg_sq`."""
-        return self.read_rows(name, rows=slice(None), moment=moment)
+    def read(self, name: str, /, *, state: str | None = None) -> Tensor:
+        """Return a whole weight in FP32 on the CPU, or one of the optimizer's states of it, such as `exp_avg`."""
+        return self.read_rows(name, rows=slice(None), state=state)
 
-    def read_rows(self, name: str, /, *, rows: slice, moment: str | None = None) -> Tensor:
+    def read_rows(self, name: str, /, *, rows: slice, state: str | None = None) -> Tensor:
         """Return some rows of a weight."""
-        size = self._stored(name, moment).shape
+        size = self._stored(name, state).shape
         start, stop, step = rows.indices(size[0])
         assert step == 1, "rows must be consecutive"
         values = torch.zeros((max(0, stop - start), *size[1:]))
         block = tensors.Block(
-            key=_key(name, moment), full_shape=size, offsets=(start, *[0] * (len(size) - 1)), values=values
+            key=_key(name, state), full_shape=size, offsets=(start, *[0] * (len(size) - 1)), values=values
         )
         if values.numel():
             with folders.reported_as(self.folder):
                 tensors.load_blocks([block], index=self.index, folder=self.folder / folders.TENSORS_NAME)
         return values
 
-    def _stored(self, name: str, moment: str | None) -> StoredTensor:
-        key = _key(name, moment)
+    def _stored(self, name: str, state: str | None) -> StoredTensor:
+        key = _key(name, state)
         if key not in self.index.tensors:
             raise CheckpointError(f"{self.folder} has no tensor {key}{did_you_mean(key, self.index.tensors)}")
         return self.index.tensors[key]
 
 
-def _key(name: str, moment: str | None) -> str:
-    assert moment is None or moment in MOMENTS, f"{moment} is none of {MOMENTS}"
-    return f"{moment or WEIGHT}/{name}"
+def _key(name: str, state: str | None) -> str:
+    return f"{state or WEIGHT}/{name}"

@@ -33,7 +33,7 @@ class CheckpointState:
     rewinds: Count = 0
     """How often the run went back because of a loss spike."""
     optimizer_step: Count = 0
-    """AdamW's own count, for its bias correction; the engine fills it in."""
+    """The optimizer's own count, such as for AdamW's bias correction; the engine fills it in."""
     elapsed_s: Annotated[float, Ge(0), Le(1e18)]
     """Training time so far."""
     loss_scaler: dict[str, int | float] = field(default_factory=dict)
@@ -55,6 +55,8 @@ class CheckpointState:
     held_out_loss: float | None = None
     """Of the last evaluation, nats per token; None where it was not finite."""
     held_out_bits_per_byte: float | None = None
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """State of the callbacks from outside, by name and arguments; those that keep none have an empty one."""
 
     def __post_init__(self) -> None:
         """Check the counts against one another.
@@ -121,7 +123,8 @@ def objective_problems(saved: RunPlan, wanted: RunPlan, *, checkpoint: Path) -> 
         return []
     return [
         f"the checkpoint {checkpoint} was trained with the objective {saved.objective}, and the plan's is "
-        f"{wanted.objective}: resume with the same, or begin a new run with its weights (checkpoint.init_from)"
+        f"{wanted.objective}: resume with `objective={saved.objective}`, or begin a new run from its weights with "
+        f"`checkpoint.init_from={checkpoint}`"
     ]
 
 

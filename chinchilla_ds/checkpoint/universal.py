@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chinchilla_ds.checkpoint.index import MOMENTS
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.files import sync
 from chinchilla_ds.objective import is_own
+from chinchilla_ds.run_plan import ADAM_STATES
 from chinchilla_ds.weights import kind_of
 
 _MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
@@ -53,8 +53,8 @@ def write_universal(reader: CheckpointReader, *, out: Path) -> int:
     for name in reader.names():
         folder = zero / name
         folder.mkdir()
-        for key, moment in (("fp32", None), *((moment, moment) for moment in MOMENTS)):
-            _save(_parameter(name, reader.read(name, moment=moment)), folder / f"{key}.pt")
+        for key, state in (("fp32", None), *((state, state) for state in ADAM_STATES)):
+            _save(_parameter(name, reader.read(name, state=state)), folder / f"{key}.pt")
         _save(_step(reader), folder / "step.pt")
     _save(_optimizer_state(reader), zero / "optimizer_state.pt")
     for name in _MODEL_STATES:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint import tensors
-from chinchilla_ds.checkpoint.index import KINDS, WEIGHT
+from chinchilla_ds.checkpoint.index import WEIGHT
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.files import sync, write_durably
@@ -54,7 +54,7 @@ def write_checkpoint(
         checkpoint: The folder to make; its name must be that of a checkpoint.
         plan: What the weights belong to.
         ds_config: The DeepSpeed JSON to go on with.
-        weights: Global names and weights; a name `exp_avg/NAME` or `exp_avg_sq/NAME` is a moment of NAME.
+        weights: Global names and weights; a name `exp_avg/NAME` is that state of NAME, of the plan's optimizer.
         tokenizer: A SentencePiece model, or a Hugging Face folder; copied.
         state: Where the run stands; None for weights alone, before the first step.
 
@@ -89,7 +89,7 @@ def write_checkpoint(
 
 
 def _key(name: str) -> str:
-    return name if name.startswith(tuple(f"{kind}/" for kind in KINDS)) else f"{WEIGHT}/{name}"
+    return name if "/" in name else f"{WEIGHT}/{name}"
 
 
 def _block(key: str, weight: Tensor | WeightRows) -> tensors.Block:

@@ -127,6 +127,8 @@ def parse(argv: Sequence[str] | None) -> TrainCommand:
     ds_config, plan, dry_run = values.pop("ds_config"), values.pop("plan", None), values.pop("dry_run", False)
     data = {name: values.pop(name) for name in list(values) if name in _DATA_FIELDS}
     data |= {"paths": tuple(data["paths"])} if "paths" in data else {}
+    if "callbacks" in values:
+        values["callbacks"] = tuple(values["callbacks"])
     guards = {name: values.pop(name) for name in list(values) if name in _GUARD_FIELDS}
     saving = {name: values.pop(name) for name in list(values) if name in _CHECKPOINT_FIELDS}
     config, explicit = run_config(values, data=DataConfig(**data))
@@ -184,12 +186,20 @@ def save_interval(text: str) -> SaveInterval:
     return SaveInterval(tokens=amount) if matched["unit"] == "tokens" else SaveInterval(iters=amount)
 
 
-def _limit(text: str) -> float:
+def _zero_or_more(text: str) -> float:
     return 0.0 if text.strip() in ("0", "0.0") else _quantity(text)
 
 
-def _seed(text: str) -> int:
+def _whole_or_0(text: str) -> int:
     return 0 if text.strip() == "0" else whole(text)
+
+
+def plugin(text: str) -> PluginSpec:
+    """Return what `NAME` or `module:object`, with `,key=value` any number of times, names."""
+    try:
+        return parse_spec(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def path(text: str) -> Path:
@@ -204,14 +214,6 @@ def path(text: str) -> Path:
             f"{text[:80]!r}... is too long: names have at most {_LONGEST_NAME_BYTES} bytes, paths {_LONGEST_PATH_BYTES}"
         )
     return Path(text)
-
-
-def plugin(text: str) -> PluginSpec:
-    """Return what `NAME` or `module:object`, with `,key=value` any number of times, names."""
-    try:
-        return parse_spec(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
@@ -276,6 +278,7 @@ def training_flags(parser: argparse.ArgumentParser) -> None:
     _data_flags(parser.add_argument_group("data and output"))
     _checkpoint_flags(parser.add_argument_group("checkpoints"))
     _guard_flags(parser.add_argument_group("guards"))
+    _plugin_flags(parser.add_argument_group("code of your own (docs/add-a-callback.md)"))
     layout_flags(parser.add_argument_group("parallel layout (the ds_config's `chinchilla_ds` section says the same)"))
 
 
@@ -294,7 +297,7 @@ def config_flag(group: Group) -> None:
     group.add_argument(CONFIG_FLAG, type=path, metavar="FILE", help=text)
 
 
-_METAVARS = {whole: "N", _seed: "N", str: "NAME", run_name: "NAME"}
+_METAVARS = {whole: "N", _whole_or_0: "N", str: "NAME", run_name: "NAME"}
 
 
 def flag(group: Group, name: str, kind: Callable[[str], Any], text: str, **more: Any) -> None:
@@ -313,7 +316,9 @@ def budget_flags(group: Group) -> None:
     flag(group, "params", quantity("parameters"), "wanted model size, embeddings included", dest="num_params")
     flag(group, "tokens", quantity("tokens"), "wanted training tokens", dest="num_tokens")
     flag(group, "shape", str, "a published decoder, such as llama-3-8b or chinchilla-70b")
-    flag(group, "law", str, f"scaling law, or a file that `chinchilla-ds fit --out` wrote (default {DEFAULT_LAW})")
+    flag(
+        group, "law", str, f"scaling law, a file of `chinchilla-ds fit --out`, or module:object (default {DEFAULT_LAW})"
+    )
     flag(group, "unique-tokens", quantity("tokens"), "distinct tokens there are: more are repetitions")
     flag(group, "inference-tokens", quantity("tokens"), "tokens to be served: favours a smaller model, trained longer")
 
@@ -329,11 +334,18 @@ def model_flags(group: Group) -> None:
     flag(group, "learning-rate", _quantity, "peak learning rate (default: by size and tokens)")
     text = f"what makes the loss, or module:Class of yours (default {DEFAULT_OBJECTIVE}; docs/add-a-loss.md)"
     flag(group, "objective", plugin, text, metavar="NAME[,key=value]")
-    flag(group, "gradient-clipping", _limit, "largest gradient norm, 0 for none (default 1.0)")
+    text = "adamw, or module:function of yours that returns an OptimizerSpec (default adamw)"
+    flag(group, "optimizer", plugin, text, metavar="NAME[,key=value]")
+    flag(group, "weight-decay", _zero_or_more, "decoupled decay of matrices (default 0.1)")
+    flag(group, "beta1", _zero_or_more, "decay of AdamW's first moment (default 0.9)")
+    flag(group, "beta2", _zero_or_more, "decay of AdamW's second moment (default 0.95)")
+    flag(group, "epsilon", _quantity, "what AdamW adds to the root of its second moment (default 1e-8)")
+    flag(group, "warmup-iters", _whole_or_0, "steps of warm-up (default: by size, batch and length of the run)")
+    flag(group, "gradient-clipping", _zero_or_more, "largest gradient norm, 0 for none (default 1.0)")
     flag(group, "decay", choice(Decay), "learning-rate decay after warm-up (default cosine)", metavar=_names(Decay))
     flag(group, "precision", choice(Precision), "default bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))
     group.add_argument("--document-mask", action=argparse.BooleanOptionalAction, help="attend within documents alone")
-    flag(group, "seed", _seed, f"weights, data order, tokenizer sample (default {RunConfig().seed})")
+    flag(group, "seed", _whole_or_0, f"weights, data order, tokenizer sample (default {RunConfig().seed})")
 
 
 def _data_flags(group: Group) -> None:
@@ -380,6 +392,13 @@ def _guard_flags(group: Group) -> None:
     flag(group, "on-spike", choice(OnSpike), text, metavar=_names(OnSpike))
     text = f"a step that takes longer is taken for hung (default {defaults.hang_timeout_s:g})"
     flag(group, "hang-timeout", _quantity, text, metavar="SECONDS", dest="hang_timeout_s")
+
+
+def _plugin_flags(group: Group) -> None:
+    text = "a callback of your own, or the name that an installed package gives it; repeatable"
+    group.add_argument(
+        "--callback", action="append", type=plugin, metavar="MODULE:CLASS[,KEY=VALUE]", help=text, dest="callbacks"
+    )
 
 
 def layout_flags(group: Group) -> None:

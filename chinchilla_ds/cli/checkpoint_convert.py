@@ -9,6 +9,7 @@ from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.cli.arguments import choice, flag, path
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.files import check_free, new_folder
+from chinchilla_ds.run_plan import ADAM_STATES
 from chinchilla_ds.units import format_bytes
 
 if TYPE_CHECKING:
@@ -45,7 +46,12 @@ def run(arguments: argparse.Namespace) -> str:
     from chinchilla_ds.checkpoint.reader import CheckpointReader
 
     reader = CheckpointReader.open(arguments.run)
-    if arguments.to is Target.UNIVERSAL and not reader.has_moments:
+    if arguments.to is Target.UNIVERSAL and reader.plan.optimizer.states != ADAM_STATES:
+        raise CheckpointError(
+            f"{reader.folder} was trained by the optimizer {reader.plan.optimizer.plugin}, and DeepSpeed's universal "
+            "format asks for AdamW's moments; --to weights converts it without its optimizer"
+        )
+    if arguments.to is Target.UNIVERSAL and not reader.has_optimizer:
         raise CheckpointError(
             f"{reader.folder} holds weights alone, and the universal format asks for AdamW's moments; convert a "
             "checkpoint that a run has saved"

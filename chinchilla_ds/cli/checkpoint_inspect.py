@@ -12,6 +12,7 @@ from chinchilla_ds.budget.report import describe_layout
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.cli.arguments import path
 from chinchilla_ds.errors import CheckpointError
+from chinchilla_ds.run_plan import ADAMW
 from chinchilla_ds.structured import parse_json
 from chinchilla_ds.units import format_bytes, format_count, format_duration
 
@@ -85,8 +86,7 @@ def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
     if state.held_out_loss is not None and state.held_out_bits_per_byte is not None:
         yield "held-out loss", f"{state.held_out_loss:.4f} nats per token, {state.held_out_bits_per_byte:.4f} bits/byte"
     yield "model", f"{format_count(plan.num_params)} parameters in {len(reader.names())} weights, FP32"
-    moments = f"AdamW's moments, after {state.optimizer_step:,} steps"
-    yield "optimizer", moments if reader.has_moments else "none: weights alone"
+    yield "optimizer", _optimizer(reader) if reader.has_optimizer else "none: weights alone"
     if state.loss_scaler:
         yield "loss scale", f"{state.loss_scaler.get('cur_scale', '?')}"
     yield "saved under", f"{describe_layout(plan.layout)}, {plan.precision}; loads under any other"
@@ -95,13 +95,20 @@ def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
     yield "software", ", ".join(f"{name} {number}" for name, number in state.versions.items())
 
 
+def _optimizer(reader: "CheckpointReader") -> str:
+    chosen = reader.plan.optimizer
+    if chosen.plugin == ADAMW:
+        return f"AdamW's moments, after {reader.state.optimizer_step:,} steps"
+    return f"{chosen.plugin}: {', '.join(chosen.states) or 'no states'}"
+
+
 def _facts(reader: "CheckpointReader") -> dict[str, Any]:
     tensors = {name: list(reader.shape(name)) for name in reader.names()}
     return {
         "checkpoint": str(reader.folder),
         "state": dataclasses.asdict(reader.state),
         "plan": parse_json(reader.plan.to_json(), where="the plan"),
-        "has_moments": reader.has_moments,
+        "has_moments": reader.has_optimizer,
         "num_params": sum(math.prod(shape) for shape in tensors.values()),
         "tensors": tensors,
     }

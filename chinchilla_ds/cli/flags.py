@@ -9,6 +9,7 @@ import re
 from contextlib import AbstractContextManager
 from functools import partial
 
+from chinchilla_ds.cli.config_file import flags_of
 from chinchilla_ds.errors import reworded
 
 _REFERENCE = re.compile(r"`(?P<path>[a-z]\w*(?:\.[a-z]\w*)*)(?:=(?P<value>[^`]*))?`")
@@ -50,7 +51,7 @@ def _flag(reference: re.Match[str], parser: argparse.ArgumentParser) -> str | No
 
 
 def _option(name: str, value: str | None, parser: argparse.ArgumentParser) -> str | None:
-    action = next((one for one in parser._actions if one.dest == name and one.option_strings), None)
+    action = next((flag for flag in flags_of(parser) if flag.dest == name), None)
     if action is None:
         return None
     if isinstance(action, argparse.BooleanOptionalAction) and value in ("true", "false"):

@@ -20,7 +20,12 @@ def run(arguments: argparse.Namespace) -> str:
     """Return the table, or its data."""
     plan = read_plan(arguments.plan)
     stages = estimate_stages(
-        shape=plan.shape, layout=plan.layout, batch=plan.batch, precision=plan.precision, device=plan.device
+        shape=plan.shape,
+        layout=plan.layout,
+        batch=plan.batch,
+        precision=plan.precision,
+        device=plan.device,
+        optimizer_states=len(plan.optimizer.states),
     )
     if arguments.json:
         fullest = max(stages, key=lambda stage: stage.total)

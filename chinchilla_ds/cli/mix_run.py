@@ -22,6 +22,7 @@ from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import read_place
 from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
 from chinchilla_ds.files import write_text
+from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.corpus import corpus_data, with_prepared_corpus
 from chinchilla_ds.runs.disk import check_output
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> str:
     plan = make_plan(config, world_size=1, device=device_type())
     ds_json.resolve(ds, plan)
     _check_tokens(runs, corpus=corpus, data=data, plan=plan, table=table)
-    check_output(output, num_params=plan.num_params)
+    check_output(output, num_bytes=checkpoint_bytes(plan))
     _keep_settings(output, plan=plan, corpus=corpus, table=table, runs=runs)
     proxies = [
         Proxy(

@@ -42,7 +42,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag(budget, "mfu", quantity(None), "share of the peak that --gpu-hours are counted at (default: as planned)")
     cluster = parser.add_argument_group("cluster")
     flag(cluster, "gpus", whole, "devices (default 1)")
-    flag(cluster, "gpu", str, "device: a100, h100, h200, b200, gb200, l40s, mi300x, ... or a name in --hardware")
+    flag(
+        cluster,
+        "gpu",
+        str,
+        "device: a100, h100, h200, b200, gb200, l40s, mi300x, ..., one in --hardware, or module:object",
+    )
     flag(cluster, "gpus-per-node", whole, "devices joined by the fast link (default: by device)")
     flag(cluster, "hardware", path, "JSON file of devices to add", metavar="FILE")
     model_flags(parser.add_argument_group("model and optimizer"))

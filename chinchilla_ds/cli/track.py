@@ -13,6 +13,7 @@ from chinchilla_ds.cli.arguments import flag, path
 from chinchilla_ds.errors import CheckpointError, ConfigError, TrackingError
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.request import LOCK_NAME
+from chinchilla_ds.runs.status import STATUS_NAME, State
 from chinchilla_ds.structured import read_bytes, read_json
 from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.tracking.metrics_file import METRICS_FILE, describe_skipped, read_metrics
@@ -22,8 +23,11 @@ from chinchilla_ds.tracking.tracker import RunStatus
 if TYPE_CHECKING:
     from chinchilla_ds.tracking.mlflow import MlflowMirror
 
-STATUS_NAME = "status.json"
-_ENDED = {"finished": RunStatus.FINISHED, "stopped": RunStatus.KILLED, "failed": RunStatus.FAILED}
+_ENDED: dict[str, RunStatus] = {
+    State.FINISHED: RunStatus.FINISHED,
+    State.STOPPED: RunStatus.KILLED,
+    State.FAILED: RunStatus.FAILED,
+}
 _FILES = ("plan.json", "ds_config.json", "environment.json", "sample.txt")
 """What runs from before tracking.json have in their folder and in MLflow."""
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from chinchilla_ds.config import DataConfig, source_name
+from chinchilla_ds.config import DataConfig, held_out_problem, source_name
 from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.feeding.blend_file import epoch_problems, read_blend, with_blend
 from chinchilla_ds.data.prepared import INPUTS_NAME, PreparedData, is_prepared
@@ -153,10 +153,8 @@ def describe_text(data: DataConfig, *, vocab_size: int, seq_length: int, num_tok
 def _check(data: DataConfig, *, vocab_size: int) -> PreparedData | None:
     """Check the settings, and return the prepared folder where one is named."""
     problems: list[str] = []
-    if not 0 < data.held_out_fraction < 1:
-        problems.append(
-            f"`data.held_out_fraction` is {data.held_out_fraction:g}; it must lie between 0 and 1, 0.02 for example"
-        )
+    if problem := held_out_problem(data.held_out_fraction, name="data.held_out_fraction"):
+        problems.append(problem)
     if not data.max_epochs > 0:
         problems.append(f"`data.max_epochs` is {data.max_epochs:g}; it must be above 0")
     if vocab_size < MIN_VOCAB_SIZE:

@@ -22,7 +22,8 @@ _TIMEOUT = timedelta(days=1)
 def initialize(*, layout: ParallelLayout, store: Store | None = None) -> None:
     """Start the process group and cut it into the layout's tensor-, pipeline- and data-parallel groups.
 
-    Reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE, MASTER_ADDR and MASTER_PORT, as `launch.settle` sets them.
+    One that a script of the user's has started already is taken as it is, on the GPU that the script has chosen.
+    Otherwise reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE, MASTER_ADDR and MASTER_PORT, as `launch.settle` sets them.
 
     Args:
         layout: What to cut the ranks into.
@@ -31,24 +32,12 @@ def initialize(*, layout: ParallelLayout, store: Store | None = None) -> None:
     Raises:
         LayoutError: the ranks cannot meet at that address, which another run may hold, or two would share a GPU.
     """
-    place = read_place()
-    store = store or open_store(place)
-    cuda = cpu_backend.has_cuda()
-    if cuda:
-        _take_gpu(place, store=store)
+    if not dist.is_initialized():
+        _start(store)
     cpu_backend.install()
     deepspeed_patches.install()
     zero_step.install()
     build_lock.install()
-    # Before DeepSpeed, which would open a store on all interfaces; it takes this group instead.
-    dist.init_process_group(
-        "nccl" if cuda else "gloo",
-        store=store,
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=_TIMEOUT,
-        device_id=cpu_backend.device() if cuda and place.world_size > 1 else None,
-    )
     deepspeed.init_distributed(dist_backend=dist.get_backend(), timeout=_TIMEOUT, verbose=False)
     virtual = layout.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(
@@ -59,6 +48,23 @@ def initialize(*, layout: ParallelLayout, store: Store | None = None) -> None:
     # The decoder has no dropout and its weights are drawn by model.initialization, so megatron's random regions, which
     # need CUDA and a seed, do nothing: this is megatron-core's own tracker for that.
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+
+
+def _start(store: Store | None) -> None:
+    """Start the process group, before DeepSpeed, which would open a store on all interfaces; it takes this one."""
+    place = read_place()
+    store = store or open_store(place)
+    cuda = cpu_backend.has_cuda()
+    if cuda:
+        _take_gpu(place, store=store)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=_TIMEOUT,
+        device_id=cpu_backend.device() if cuda and place.world_size > 1 else None,
+    )
 
 
 def _take_gpu(place: Place, *, store: Store) -> None:

@@ -1,4 +1,7 @@
-"""Activation checkpointing through deepspeed.checkpointing, so that the ds_config's own section governs it."""
+"""Recomputation through deepspeed.checkpointing, so that the ds_config's own section governs it.
+
+What DeepSpeed calls a checkpoint here is called recomputation everywhere else: a checkpoint is a saved state.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +34,7 @@ def configure(*, ds_config: dict[str, Any], num_layers: int) -> None:
     )
 
 
-def checkpoint(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+def recomputed(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
     """Return `function(*tensors)`, keeping only `tensors` for the backward pass, which computes the rest again."""
     output: torch.Tensor = deepspeed.checkpointing.checkpoint(function, *tensors)
     return output

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.contents import read_contents
-from chinchilla_ds.checkpoint.index import MOMENTS, WEIGHT
+from chinchilla_ds.checkpoint.index import WEIGHT
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.state import LOSS_SCALER_FIELDS, CheckpointState, objective_problems, shape_problems
 from chinchilla_ds.checkpoint.tensors import Block, load_blocks, save_blocks
@@ -31,10 +31,9 @@ from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.errors import CheckpointError, ChinchillaError, OutputError, reason
 from chinchilla_ds.model.initialization import global_named_parameters
 from chinchilla_ds.objective import is_own
+from chinchilla_ds.optimizers import checkpoint_bytes
+from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.units import format_bytes
-
-BYTES_PER_PARAM = 12
-"""FP32 weight and AdamW's two moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +143,11 @@ class Checkpointer:
             raise kind(found)
 
     def _begin(self, checkpoint: Path) -> None:
-        num_bytes = BYTES_PER_PARAM * self.engine.plan.num_params
+        num_bytes = checkpoint_bytes(self.engine.plan)
         run_on_rank_zero(lambda: _begin(checkpoint, num_bytes=num_bytes))
 
     def _states(self) -> list[OwnedState]:
-        return owned_states(self.engine.engine, self.engine.stage, zero_stage=self.engine.plan.layout.zero_stage)
+        return owned_states(self.engine.engine, self.engine.stage, plan=self.engine.plan)
 
     def _completed(self, state: CheckpointState, states: list[OwnedState]) -> CheckpointState:
         """Return where the run stands with what the engine knows of it."""
@@ -293,7 +292,7 @@ class _OnNvme:
     def blocks(self, owned: OwnedState) -> list[Block]:
         """Return blocks that are read when they are written, one after another."""
         numel = max((piece.flat_start + piece.numel for piece in owned.pieces), default=0)
-        places = {kind: torch.empty(numel, device="meta") for kind in (WEIGHT, *MOMENTS)}
+        places = {kind: torch.empty(numel, device="meta") for kind in (WEIGHT, *owned.spec.states)}
         return [
             dataclasses.replace(block, read=lambda part: self._read(owned, part))
             for block in blocks_of(owned, tensors=places, copies=False)
@@ -377,17 +376,19 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
         Where the run stood.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: it is of another model, or of another optimizer.
     """
-    reader, zero_stage = CheckpointReader(checkpoint), engine.plan.layout.zero_stage
+    reader = CheckpointReader(checkpoint)
     problems = shape_problems(reader.plan.shape, engine.plan.shape, checkpoint=checkpoint)
     if not weights_only:
         problems += objective_problems(reader.plan, engine.plan, checkpoint=checkpoint)
+        problems += _optimizer_problems(reader.plan, engine.plan, checkpoint=checkpoint)
     if problems:
         raise CheckpointError(problems)
     absent = _absent_weights(engine, reader, weights_only=weights_only)
-    states = owned_states(engine.engine, engine.stage, zero_stage=zero_stage)
-    kinds = (WEIGHT,) if weights_only or not reader.has_moments else (WEIGHT, *MOMENTS)
+    states = owned_states(engine.engine, engine.stage, plan=engine.plan)
+    resumes = reader.has_optimizer and not weights_only
+    kinds = (WEIGHT, *engine.plan.optimizer.states) if resumes else (WEIGHT,)
     found: tuple[str, ...] = ()
     try:
         for owned in states:
@@ -395,14 +396,24 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
     except CheckpointError as error:
         found = error.problems
     _raise_together(found)
-    if states and len(kinds) > 1:
+    if states and resumes:
         catch_up(states[0].optimizer, step=reader.state.optimizer_step)
-    publish(engine.engine, zero_stage=zero_stage)
+    publish(engine.engine, zero_stage=engine.plan.layout.zero_stage)
     if not weights_only:
         _restore_counters(engine.engine, reader.state)
         engine.objective.load_state_dict(reader.state.objective_state)
     dist.barrier()
     return reader.state
+
+
+def _optimizer_problems(saved: RunPlan, here: RunPlan, *, checkpoint: Path) -> list[str]:
+    if saved.optimizer.plugin == here.optimizer.plugin:
+        return []
+    before, now = saved.optimizer.plugin, here.optimizer.plugin
+    return [
+        f"the checkpoint {checkpoint} was trained by the optimizer {before}, and the plan says {now}: go on with "
+        f"`optimizer={before}`, or begin a new run from its weights with `checkpoint.init_from={checkpoint}`"
+    ]
 
 
 def _absent_weights(engine: TrainingEngine, reader: CheckpointReader, *, weights_only: bool) -> frozenset[str]:
@@ -426,7 +437,7 @@ def _absent_weights(engine: TrainingEngine, reader: CheckpointReader, *, weights
 
 
 def _load_state(owned: OwnedState, *, reader: CheckpointReader, kinds: tuple[str, ...], absent: frozenset[str]) -> None:
-    """Read the weights that a rank owns but for those that are `absent`, and the moments if among `kinds`."""
+    """Read what a rank owns of the weights but for those that are `absent`, and of states if they are among `kinds`."""
     owned = dataclasses.replace(owned, pieces=tuple(piece for piece in owned.pieces if piece.name not in absent))
     with owned.resident(), folders.reported_as(reader.folder):
         tensors = {kind: flat for kind, flat in owned.tensors().items() if kind in kinds}

@@ -10,7 +10,7 @@ from chinchilla_ds.budget.deepspeed_json.resolve import emit
 from chinchilla_ds.budget.deepspeed_json.table import DEEPSPEED_VERSION
 from chinchilla_ds.budget.deepspeed_json.values import show
 from chinchilla_ds.errors import DsConfigError
-from chinchilla_ds.run_plan import Offload, Precision, RunPlan
+from chinchilla_ds.run_plan import ADAMW, Offload, Precision, RunPlan
 
 
 def for_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
@@ -19,11 +19,14 @@ def for_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
     * The optimizer is built here, with a group that is not decayed, so its section is left out.
     * Under a pipeline Megatron averages over micro-batches, so DeepSpeed accumulates 1 step as far as it knows; the
       plan carries the global batch, and `train_batch_size` is left for DeepSpeed to derive.
+    * Whether an optimizer that DeepSpeed has not tested may run, and step offloaded states, its OptimizerSpec has said.
     * ZeRO-0 in fp32 has no optimizer wrapper that reports the norm; `TrainingEngine` clips there itself.
     """
     told = {key: value for key, value in ds_config.items() if key not in ("optimizer", "train_batch_size")}
     if plan.layout.pipeline_model_parallel_size > 1:
         told["gradient_accumulation_steps"] = 1
+    if plan.optimizer.plugin != ADAMW:
+        told |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     if clips_itself(plan):
         told["gradient_clipping"] = 0.0
     return told

@@ -19,7 +19,7 @@ from chinchilla_ds.model.decoder import PipelineStage
 _NOWHERE = -1
 
 
-class Place(NamedTuple):
+class NonFinitePlace(NamedTuple):
     """Where a rank saw numbers that are none."""
 
     chunk: int
@@ -32,9 +32,9 @@ class Place(NamedTuple):
 class FirstBad:
     """What one rank saw of a step; None where all were numbers."""
 
-    forward: Place | None
+    forward: NonFinitePlace | None
     """The first chunk whose output, or loss, is no number."""
-    backward: Place | None
+    backward: NonFinitePlace | None
     """The first chunk, on the way back from the loss, whose gradient is none."""
 
 
@@ -71,13 +71,13 @@ class NonFiniteWatch:
         self._gradients[chunk].append(gradient.detach().sum(dtype=torch.float32))
 
 
-def _first(sums: Mapping[int, list[Tensor]], *, order: Iterable[int]) -> Place:
+def _first(sums: Mapping[int, list[Tensor]], *, order: Iterable[int]) -> NonFinitePlace:
     for chunk in order:
         for micro_batch, value in enumerate(sums[chunk]):
             if not torch.isfinite(value):
-                return Place(chunk, micro_batch)
-    return Place(_NOWHERE, _NOWHERE)
+                return NonFinitePlace(chunk, micro_batch)
+    return NonFinitePlace(_NOWHERE, _NOWHERE)
 
 
-def _place(chunk: int, micro_batch: int) -> Place | None:
-    return None if chunk == _NOWHERE else Place(chunk, micro_batch)
+def _place(chunk: int, micro_batch: int) -> NonFinitePlace | None:
+    return None if chunk == _NOWHERE else NonFinitePlace(chunk, micro_batch)

@@ -1,4 +1,4 @@
-"""What this rank owns of the FP32 weights and AdamW's moments, for every ZeRO stage of DeepSpeed 0.19.8.
+"""What this rank owns of the FP32 weights and the optimizer's states, for every ZeRO stage of DeepSpeed 0.19.8.
 
 | engine | FP32 weights | cut |
 |---|---|---|
@@ -21,10 +21,13 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from chinchilla_ds.checkpoint.boxes import Cut, boxes_of, cut_of
-from chinchilla_ds.checkpoint.index import MOMENTS, WEIGHT
+from chinchilla_ds.checkpoint.index import WEIGHT
 from chinchilla_ds.checkpoint.tensors import Block
+from chinchilla_ds.engine.optimizer import fresh_state
 from chinchilla_ds.model.decoder import PipelineStage
 from chinchilla_ds.model.initialization import full_shape, global_named_parameters, split_of
+from chinchilla_ds.optimizers import OptimizerSpec, optimizer_of
+from chinchilla_ds.run_plan import RunPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,34 +48,37 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnedState:
-    """A flat FP32 weight tensor with its moments, and the pieces of parameters in it."""
+    """A flat FP32 weight tensor with the optimizer's states of it, and the pieces of parameters in it."""
 
     weight: Tensor
     """[n]; on NVMe it is empty outside of `resident`."""
     optimizer: torch.optim.Optimizer
+    spec: OptimizerSpec
+    """Of the optimizer."""
     key: Tensor
-    """The tensor under which the optimizer keeps the moments."""
+    """The tensor under which the optimizer keeps its states."""
     pieces: tuple[Piece, ...]
     resident: Callable[[], AbstractContextManager[Any]] = nullcontext
     swapped: bool = False
     """Whether it lies on NVMe."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return weight and moments, flat; moments that the optimizer has not made yet are made, as zeros."""
+        """Return weight and states, flat; states that the optimizer has not made yet are made, as zeros."""
         state = self.optimizer.state[self.key]
         if not state:
-            state.update(_fresh_state(self.optimizer, self.key))
-        return {WEIGHT: self.weight.detach().view(-1), **{kind: state[kind].view(-1) for kind in MOMENTS}}
+            state.update(fresh_state(self.optimizer, self.key, spec=self.spec))
+        return {WEIGHT: self.weight.detach().view(-1), **{kind: state[kind].view(-1) for kind in self.spec.states}}
 
     @property
     def step(self) -> int:
-        """AdamW's count of steps."""
+        """The optimizer's count of steps; 0 where it does not count."""
         return int(self.optimizer.state[self.key].get("step", 0)) if self.key in self.optimizer.state else 0
 
     def set_step(self, step: int) -> None:
-        """Set AdamW's count of steps."""
+        """Set the optimizer's count of steps, where it counts."""
         state = self.optimizer.state[self.key]
-        state["step"] = torch.full_like(state["step"], step) if isinstance(state["step"], Tensor) else step
+        if "step" in state:
+            state["step"] = torch.full_like(state["step"], step) if isinstance(state["step"], Tensor) else step
 
 
 def catch_up(optimizer: torch.optim.Optimizer, *, step: int) -> None:
@@ -94,29 +100,23 @@ def catch_up(optimizer: torch.optim.Optimizer, *, step: int) -> None:
         )
 
 
-def _fresh_state(optimizer: torch.optim.Optimizer, key: Tensor) -> dict[str, Any]:
-    """Return what the optimizer would make before its first step of a tensor."""
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
+def owned_states(engine: Any, stage: PipelineStage, *, plan: RunPlan) -> list[OwnedState]:
+    """Return this rank's states; together all ranks' pieces hold every value of the model.
 
-    step: Any
-    if isinstance(optimizer, DeepSpeedCPUAdam):
-        step = 0
-    else:
-        assert type(optimizer) is torch.optim.AdamW, f"the state of {type(optimizer).__name__} is not known"
-        step = torch.zeros((), dtype=torch.float32, device=key.device)
-    return {"step": step, **{kind: torch.zeros_like(key.detach(), dtype=torch.float32) for kind in MOMENTS}}
-
-
-def owned_states(engine: Any, stage: PipelineStage, *, zero_stage: int) -> list[OwnedState]:
-    """Return this rank's states; together all ranks' pieces hold every value of the model."""
+    Args:
+        engine: DeepSpeed's.
+        stage: The module that it trains.
+        plan: Says the ZeRO stage and the optimizer.
+    """
     names = {id(parameter): name for name, parameter in global_named_parameters(stage)}
-    wrapper = engine.optimizer
-    if zero_stage == 3:
-        return [_zero3_state(wrapper, index, names) for index in range(len(wrapper.fp16_groups))]
-    if zero_stage in (1, 2):
-        return [_flat_state(wrapper, flat, group, names) for flat, group in _flat_groups(wrapper)]
+    wrapper, spec = engine.optimizer, optimizer_of(plan.optimizer)
+    if plan.layout.zero_stage == 3:
+        return [_zero3_state(wrapper, index, names, spec) for index in range(len(wrapper.fp16_groups))]
+    if plan.layout.zero_stage in (1, 2):
+        return [_flat_state(wrapper, flat, group, names, spec) for flat, group in _flat_groups(wrapper)]
     return [
-        _whole_state(wrapper, master, parameter, names[id(parameter)]) for master, parameter in _whole_pairs(wrapper)
+        _whole_state(wrapper, master, parameter, names[id(parameter)], spec)
+        for master, parameter in _whole_pairs(wrapper)
     ]
 
 
@@ -143,10 +143,10 @@ def _whole_pairs(wrapper: Any) -> Iterator[tuple[Tensor, nn.Parameter]]:
             yield parameter, parameter
 
 
-def _whole_state(wrapper: Any, master: Tensor, parameter: nn.Parameter, name: str) -> OwnedState:
+def _whole_state(wrapper: Any, master: Tensor, parameter: nn.Parameter, name: str, spec: OptimizerSpec) -> OwnedState:
     optimizer = getattr(wrapper, "optimizer", wrapper)
     piece = _piece(name, parameter, flat_start=0, start=0, numel=parameter.numel())
-    return OwnedState(weight=master, optimizer=optimizer, key=master, pieces=(piece,))
+    return OwnedState(weight=master, optimizer=optimizer, spec=spec, key=master, pieces=(piece,))
 
 
 def _flat_groups(wrapper: Any) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
@@ -155,7 +155,9 @@ def _flat_groups(wrapper: Any) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
     return zip(wrapper.single_partition_of_fp32_groups, wrapper.bit16_groups, strict=True)
 
 
-def _flat_state(wrapper: Any, flat: Tensor, group: list[nn.Parameter], names: dict[int, str]) -> OwnedState:
+def _flat_state(
+    wrapper: Any, flat: Tensor, group: list[nn.Parameter], names: dict[int, str], spec: OptimizerSpec
+) -> OwnedState:
     pieces = []
     for parameter in group:
         fragment: Any = vars(parameter)["_hp_mapping"]
@@ -169,10 +171,10 @@ def _flat_state(wrapper: Any, flat: Tensor, group: list[nn.Parameter], names: di
                     numel=fragment.lp_fragment_address.numel,
                 )
             )
-    return OwnedState(weight=flat, optimizer=wrapper.optimizer, key=flat, pieces=tuple(pieces))
+    return OwnedState(weight=flat, optimizer=wrapper.optimizer, spec=spec, key=flat, pieces=tuple(pieces))
 
 
-def _zero3_state(wrapper: Any, index: int, names: dict[int, str]) -> OwnedState:
+def _zero3_state(wrapper: Any, index: int, names: dict[int, str], spec: OptimizerSpec) -> OwnedState:
     flat, swapped = wrapper.fp32_partitioned_groups_flat[index], wrapper._swappable_optimizer_subgroup(index)
     rank, pieces, flat_start = parallel_state.get_data_parallel_rank(), [], 0
     for parameter in wrapper.fp16_groups[index]:
@@ -187,6 +189,7 @@ def _zero3_state(wrapper: Any, index: int, names: dict[int, str]) -> OwnedState:
     return OwnedState(
         weight=flat,
         optimizer=wrapper.optimizer,
+        spec=spec,
         key=flat,
         pieces=tuple(pieces),
         resident=(lambda: _swapped_in(wrapper, index)) if swapped else nullcontext,

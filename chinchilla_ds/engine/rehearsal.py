@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from chinchilla_ds.checkpoint import folder as folders
-from chinchilla_ds.checkpoint.index import MOMENTS
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.tensors import Block, load_blocks, whole_block
 from chinchilla_ds.engine.owned_states import OwnedState
@@ -24,7 +23,7 @@ def precision_problems(states: list[OwnedState]) -> list[str]:
     for owned in states:
         held = owned.optimizer.state.get(owned.key, {})
         found |= {"master weights": owned.weight.dtype} | {
-            f"moments ({kind})": held[kind].dtype for kind in MOMENTS if kind in held
+            f"states ({kind})": held[kind].dtype for kind in owned.spec.states if kind in held
         }
     return [
         f"the optimizer keeps its {what} in {str(dtype).removeprefix('torch.')}, and checkpoints hold FP32: leave out "

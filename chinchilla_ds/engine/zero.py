@@ -20,55 +20,14 @@ from chinchilla_ds.engine.deepspeed_check import clips_itself, for_deepspeed
 from chinchilla_ds.engine.frozen_decoder import FrozenDecoder
 from chinchilla_ds.engine.micro_step import MicroStep, reported_names
 from chinchilla_ds.engine.nonfinite import FirstBad, NonFiniteWatch
+from chinchilla_ds.engine.optimizer import make_optimizer
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.engine.schedule import make_schedule, mean_loss, means_and_votes
 from chinchilla_ds.engine.site import AttachmentSite, own_groups
 from chinchilla_ds.model.decoder import PipelineStage, build_stage
-from chinchilla_ds.model.initialization import global_named_parameters, initialize
-from chinchilla_ds.objective import OWN, MicroBatch, Objective, Step, is_own, make_objective, spec_of
-from chinchilla_ds.run_plan import Offload, Precision, RunPlan
-from chinchilla_ds.weights import kind_of
-
-
-def parameter_groups(stage: PipelineStage, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's groups, as `weights.TABLE` says: matrices are decayed, norms are not.
-
-    What an objective has registered is in groups of its own.
-    """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in global_named_parameters(stage):
-        if is_own(name):
-            continue
-        kind = kind_of(name)
-        assert kind is not None, f"{name} is not in the table of weights"
-        groups[kind.is_decayed].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
-
-
-def make_optimizer(
-    stage: PipelineStage, *, plan: RunPlan, more_groups: Sequence[dict[str, Any]] = ()
-) -> torch.optim.Optimizer:
-    """Return AdamW with decoupled decay: DeepSpeed's CPU kernel where states are offloaded, torch's fused one else.
-
-    Its learning rate is 0 until `train_step` sets it, so that the step which DeepSpeed takes to allocate states moves
-    no weight.
-
-    Args:
-        stage: This rank's.
-        plan: The run's plan.
-        more_groups: Parameter groups beside the decoder's; `lr_scale` is a factor of the learning rate.
-    """
-    chosen = plan.optimizer
-    groups = [*parameter_groups(stage, weight_decay=chosen.weight_decay), *more_groups]
-    betas = (chosen.beta1, chosen.beta2)
-    if plan.layout.offload_optimizer is not Offload.NONE:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(
-            groups, lr=0.0, betas=betas, eps=chosen.epsilon, adamw_mode=True
-        )
-        return optimizer
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=chosen.epsilon, fused=True)
+from chinchilla_ds.model.initialization import initialize
+from chinchilla_ds.objective import OWN, MicroBatch, Objective, Step, make_objective, spec_of
+from chinchilla_ds.run_plan import Precision, RunPlan
 
 
 def _gather_for_writing(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
@@ -121,7 +80,7 @@ class TrainingEngine:
         optimizer = make_optimizer(stage, plan=plan, more_groups=own_groups(self.objective, stage))
         self.engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, mpu=Mpu, config=told)
         if plan.layout.zero_stage == 0 and plan.precision is not Precision.FP32:
-            # DeepSpeed's wrapper has taken a step on zero gradients, which AdamW's bias correction would count
+            # DeepSpeed's wrapper has taken a step on zero gradients, which a count of steps would hold
             self.engine.optimizer.optimizer.state.clear()
         if plan.layout.zero_stage == 0 and plan.layout.data_parallel_size == 1:
             self.engine.enable_backward_allreduce = False  # else every gradient is copied, to be summed over one rank

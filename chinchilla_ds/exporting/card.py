@@ -7,7 +7,7 @@ from chinchilla_ds.data.prepared import LEDGER_NAME, PreparedData
 from chinchilla_ds.data.preparing.ledger import Ledger
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.exporting.config_json import family_of
-from chinchilla_ds.run_plan import Precision, RunPlan
+from chinchilla_ds.run_plan import ADAMW, Precision, RunPlan
 from chinchilla_ds.structured import read_bytes
 from chinchilla_ds.units import format_bytes, format_count, format_flops
 
@@ -122,11 +122,13 @@ def _shape_rows(plan: RunPlan, *, num_params: int, dtype: Precision) -> list[tup
 
 
 def _training_rows(plan: RunPlan, facts: TrainingFacts) -> list[tuple[str, str]]:
+    optimizer, peak = plan.optimizer, plan.optimizer.learning_rate
+    name = "AdamW" if optimizer.plugin == ADAMW else str(optimizer.plugin)
     rows = [
         ("Compute budget", format_flops(plan.compute_budget_flops)),
         ("FLOPs spent", format_flops(facts.flops_spent)),
         ("Tokens", f"{facts.consumed_tokens:,} of {plan.num_tokens:,} planned"),
-        ("Optimizer", f"AdamW, peak learning rate {plan.optimizer.learning_rate:.3g}, {plan.schedule.decay.value}"),
+        ("Optimizer", f"{name}, peak learning rate {peak:.3g}, {plan.schedule.decay.value}"),
         ("Batch", f"{plan.batch.global_batch_size} sequences of {plan.shape.seq_length} tokens"),
         ("Precision", plan.precision.value),
         ("Predicted loss", f"{plan.prediction.loss:.4f} nats/token by {plan.prediction.loss_law} (its own tokenizer)"),

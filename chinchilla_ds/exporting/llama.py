@@ -16,7 +16,7 @@ TABLES = (EMBEDDING.name, OUTPUT.name)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class LlamaWeight:
     """A weight of Llama, and the rows of the Megatron weight that it is made of."""
 
     name: str
@@ -37,7 +37,7 @@ class Weight:
     name: str
     """Megatron's."""
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[LlamaWeight, ...]
     """All of it, but for rows of padding."""
 
 
@@ -51,7 +51,7 @@ def weights(shape: ModelShape, /, *, vocab_size: int) -> Iterator[Weight]:
     for name, kind, layer in named_kinds(shape):
         prefix = f"model.layers.{layer}." if kind.in_layers else ""
         pieces = tuple(
-            Piece(name=f"{prefix}{module}.weight", rows=_rows(kind, rows(shape), vocab_size=vocab_size))
+            LlamaWeight(name=f"{prefix}{module}.weight", rows=_rows(kind, rows(shape), vocab_size=vocab_size))
             for module, rows in kind.exported.items()
         )
         yield Weight(name=name, shape=kind.shape(shape), pieces=pieces)

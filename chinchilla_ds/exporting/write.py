@@ -114,7 +114,7 @@ def _write_weight(
         writer.add(piece.name, shape=(piece.num_rows, *weight.shape[1:]), dtype=DTYPES[dtype], parts=parts)
 
 
-def _chunks(weight: llama.Weight, piece: llama.Piece) -> Iterator[slice]:
+def _chunks(weight: llama.Weight, piece: llama.LlamaWeight) -> Iterator[slice]:
     """Yield a piece's rows in parts of bounded size."""
     row_bytes = 4 * (weight.shape[1] if len(weight.shape) > 1 else 1)
     most = max(1, _CHUNK_BYTES // row_bytes)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from chinchilla_ds.distributed.recompute import checkpoint
+from chinchilla_ds.distributed.recompute import recomputed
 
 
 def document_mask(tokens: Tensor, *, eod_id: int, dtype: torch.dtype) -> Tensor:
@@ -61,7 +61,7 @@ class SdpaCoreAttention(nn.Module):
         """
         attend = partial(self._attend, mask=attention_mask)  # no input of the checkpoint: not split over ranks
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(attend, query, key, value)
+            return recomputed(attend, query, key, value)
         return attend(query, key, value)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from chinchilla_ds.distributed import cpu_backend
-from chinchilla_ds.distributed.recompute import checkpoint
+from chinchilla_ds.distributed.recompute import recomputed
 from chinchilla_ds.model.core_attention import SdpaCoreAttention
 from chinchilla_ds.run_plan import ModelShape, Recompute
 
@@ -68,7 +68,7 @@ class RecomputedTransformerLayer(TransformerLayer):  # type: ignore[misc]
     """A transformer layer that keeps its input alone and computes the rest again in the backward pass."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
-        """Run the layer on [s, b, h] under activation checkpointing."""
+        """Run the layer on [s, b, h], keeping nothing else for the backward pass."""
         if not torch.is_grad_enabled():
             return super().forward(hidden_states, **kwargs)  # type: ignore[no-any-return]
 
@@ -76,7 +76,7 @@ class RecomputedTransformerLayer(TransformerLayer):  # type: ignore[misc]
             output: Tensor = super(RecomputedTransformerLayer, self).forward(states, **kwargs)[0]
             return output
 
-        return checkpoint(run, hidden_states), None
+        return recomputed(run, hidden_states), None
 
 
 def _add_residual(_training: bool, _fused: bool) -> Any:

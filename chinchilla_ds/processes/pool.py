@@ -47,8 +47,8 @@ class Workers:
             yield from self._run(function, tasks)
         except BrokenProcessPool:
             raise WorkerError(
-                "a worker process was killed, by the system for want of memory perhaps; run the same again to go on "
-                "from here, with fewer `workers`"
+                "a worker process was killed, perhaps by the system because memory ran out; run the same again to "
+                "resume from here, with fewer `workers`"
             ) from None
 
     def _run(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[T, R]]:

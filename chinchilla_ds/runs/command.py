@@ -1,13 +1,17 @@
 """What is to be trained: what a command line, a search over mixtures or a script asks `runs.train` for."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chinchilla_ds.config import CheckpointConfig, DataConfig, GuardConfig, RunConfig
+from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import RunPlan
+from chinchilla_ds.structured import build, parse_json
 
 _FREE_PARTS = (DataConfig, GuardConfig, CheckpointConfig)
 BESIDE_A_PLAN = {"output", "run_name", "sample_interval_tokens"} | {
@@ -33,12 +37,30 @@ class TrainCommand:
     """Puts a message, which names fields, into the words of whoever asked: a command line's into flags."""
 
 
+def checked_config(config: RunConfig | None, /) -> RunConfig:
+    """Return a config that a script has made, its paths as Path; None is the default one.
+
+    Raises:
+        ConfigError: fields of another type, or outside their range, all of them.
+    """
+    if config is None:
+        return RunConfig()
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"the config is a {type(config).__name__}; it must be a RunConfig")
+    try:
+        text = json.dumps(dataclasses.asdict(config), default=str)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the config holds what is no plain value: {error}") from None
+    checked: RunConfig = build(RunConfig, parse_json(text, where="the config"), where="config")
+    return checked
+
+
 def set_fields(config: RunConfig, /) -> frozenset[str]:
     """Return the names of the fields of a config, and of those of its parts, that are not at their defaults."""
     names: set[str] = set()
     for field in dataclasses.fields(config):
         value, default = getattr(config, field.name), getattr(RunConfig(), field.name)
-        if dataclasses.is_dataclass(default):
+        if dataclasses.is_dataclass(default) and not isinstance(default, PluginSpec):
             names |= {
                 part.name
                 for part in dataclasses.fields(default)

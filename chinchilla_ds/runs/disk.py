@@ -12,17 +12,14 @@ from pathlib import Path
 from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.units import format_bytes
 
-CHECKPOINT_BYTES_PER_PARAM = 12
-"""FP32 weights and AdamW's two moments: the least that a checkpoint holds."""
-
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _PERMISSION = {errno.EACCES, errno.EPERM}
 _TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|iostream")
 """What torch.save says of a disk that is full."""
 
 
-def check_output(output: Path, *, num_params: int) -> None:
-    """Check, without leaving anything behind, that a run can be written below `output`.
+def check_output(output: Path, *, num_bytes: int) -> None:
+    """Check, without leaving anything behind, that checkpoints of `num_bytes` can be written below `output`.
 
     Raises:
         OutputError: it is no folder, cannot be written to, or lies on a disk too full for a checkpoint.
@@ -35,11 +32,10 @@ def check_output(output: Path, *, num_params: int) -> None:
             free = shutil.disk_usage(nearest).free
     except OSError as error:
         raise OutputError(f"`output={output}` cannot be written: {nearest}: {reason(error)}") from None
-    needed = CHECKPOINT_BYTES_PER_PARAM * num_params
-    if free < needed:
+    if free < num_bytes:
         raise OutputError(
-            f"`output={output}` has {format_bytes(free)} free, and the checkpoint of {num_params} parameters takes at "
-            f"least {format_bytes(needed)}; free some, or name another disk by `output`"
+            f"`output={output}` has {format_bytes(free)} free, and a checkpoint takes at least "
+            f"{format_bytes(num_bytes)}; free some, or name another disk by `output`"
         )
 
 

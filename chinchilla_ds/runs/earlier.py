@@ -73,8 +73,8 @@ def find_run(request: RunRequest) -> Continued | None:
     found = next((folder for folder in newest_first if _key_of(folder) == key), None)
     if found is None and name is not None and newest_first:
         raise CheckpointError(
-            f"run_name is {name}, and the run {newest_first[0]} was asked for something else; choose another name, or "
-            f"resume that run with --resume {newest_first[0]}"
+            f"`run_name={name}` is the name of {newest_first[0]}, which was asked for something else; choose another "
+            f"name, or resume that run with `checkpoint.resume={newest_first[0]}`"
         )
     return None if found is None else continued(found)
 
@@ -215,21 +215,25 @@ def _different_flags(config: RunConfig, run: Continued, *, explicit: frozenset[s
 
 def _different_place(config: RunConfig, run: Continued, *, explicit: frozenset[str]) -> Iterator[str]:
     if "run_name" in explicit and config.run_name is not None and not is_named(run.folder, config.run_name):
-        yield f"run_name is {config.run_name} here, and the run {run.folder} keeps its name; {_ADVICE}"
+        yield f"`run_name` is {config.run_name} here, and the run {run.folder} keeps its name; {_ADVICE}"
     if "output" in explicit and config.output.resolve() != run.folder.resolve().parent:
         yield f"`output` is {config.output} here, and the run {run.folder} stays where it is; {_ADVICE}"
 
 
 def _different_plan(plan: Path | RunPlan, run: Continued) -> Iterator[str]:
     """Yield what a plan says of learning that the run's plan does not; its layout may be another."""
-    here, there = learning_part(given_plan(plan)), learning_part(run.plan)
+    given = given_plan(plan)
+    here, there = learning_part(given), learning_part(run.plan)
     if names := [name for name in here if here[name] != there[name]]:
         named = f"`plan={plan}`" if isinstance(plan, Path) else "the plan"
+        if "callbacks" in names:
+            values = [_shown([str(spec) for spec in one.callbacks]) for one in (given, run.plan)]
+            names[names.index("callbacks")] = f"callbacks ({values[0]} here and {values[1]} in the run)"
         yield f"{named} differs from the plan of the run {run.folder} in {', '.join(names)}; {_ADVICE}"
 
 
 def _flat(config: RunConfig) -> Mapping[str, Any]:
-    values = plain_config(config)
+    values = plain_config(config) | {"callbacks": [str(spec) for spec in config.callbacks]}
     flat: dict[str, Any] = values["data"]
     return {name: value for name, value in values.items() if name not in (*FREE_FIELDS, "data")} | flat
 
@@ -237,6 +241,8 @@ def _flat(config: RunConfig) -> Mapping[str, Any]:
 def _shown(value: Any) -> str:
     if value is None:
         return "not given"
+    if isinstance(value, dict):
+        return str(PluginSpec(**value))
     if isinstance(value, list):
         return " ".join(map(str, value)) or "not given"
     if isinstance(value, dict):

@@ -6,6 +6,7 @@ from chinchilla_ds.budget.layout.relayout import is_laid_out
 from chinchilla_ds.budget.layout.rules import validate_layout
 from chinchilla_ds.budget.plan_checks import plan_problems
 from chinchilla_ds.errors import ConfigError, LayoutError
+from chinchilla_ds.optimizers import optimizer_of
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.structured import read_bytes
 
@@ -45,5 +46,11 @@ def checked_plan(plan: RunPlan, *, named: str, world_size: int | None) -> RunPla
             f"{named} is for {plan.layout.world_size} ranks, and {world_size} were started; start it with "
             f"deepspeed --num_gpus {plan.layout.world_size}, or make a plan for {world_size}"
         )
-    validate_layout(shape=plan.shape, layout=plan.layout, precision=plan.precision, batch=plan.batch)
+    validate_layout(
+        shape=plan.shape,
+        layout=plan.layout,
+        precision=plan.precision,
+        batch=plan.batch,
+        optimizer=optimizer_of(plan.optimizer),
+    )
     return plan

@@ -203,7 +203,7 @@ def known_problems(config: RunConfig) -> Iterator[str]:
             f"`checkpoint.resume={chosen.resume}` resumes an old one; give one of them"
         )
     if config.run_name is not None and not RUN_NAME.fullmatch(config.run_name):
-        yield f"run_name is {config.run_name!r}; it must match {RUN_NAME.pattern}"
+        yield f"`run_name` is {config.run_name!r}; it must match {RUN_NAME.pattern}"
     for name in ("guards", "checkpoint"):
         try:
             build(type(getattr(config, name)), plain_config(config)[name], where=name)

@@ -31,7 +31,7 @@ class State(StrEnum):
     """Ended by an error, which `reason` gives."""
 
 
-class RunStatus(Callback):
+class StatusFile(Callback):
     """Writes the file, on rank 0."""
 
     def __init__(self, folder: Path, *, train_iters: int) -> None:

@@ -24,24 +24,26 @@ from chinchilla_ds.data.prepare import check_source, describe_text, prepare
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import Place, read_place, settle
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, ChinchillaError, ConfigError, reworded
+from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.processes.endings import at_ending, end_well, follow, leave_hung, no_library_exits, raise_well
 from chinchilla_ds.processes.libraries import quieten_training, use_cores
 from chinchilla_ds.processes.packages import missing_packages
 from chinchilla_ds.processes.stopping import StopRequest
 from chinchilla_ds.run_plan import RunPlan
-from chinchilla_ds.runs.command import BESIDE_A_PLAN, TrainCommand, set_fields
+from chinchilla_ds.runs.command import BESIDE_A_PLAN, TrainCommand, checked_config, set_fields
 from chinchilla_ds.runs.corpus import with_prepared_corpus
 from chinchilla_ds.runs.disk import check_output, output_errors
 from chinchilla_ds.runs.earlier import Continued, find_run, named_run, take_over
 from chinchilla_ds.runs.initial_weights import check_initial_tokenizer, check_initial_weights
 from chinchilla_ds.runs.plan_file import given_plan
 from chinchilla_ds.runs.request import RunLock, RunRequest, known_problems, learning_part
+from chinchilla_ds.training.callbacks.outside import check_same, make_callbacks, with_state
 
 if TYPE_CHECKING:
     from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.distributed.peers import Peers
     from chinchilla_ds.distributed.rendezvous import Store
-    from chinchilla_ds.runs.status import RunStatus
+    from chinchilla_ds.runs.status import StatusFile
     from chinchilla_ds.training.callback import Callback, TrainingState
 
 
@@ -61,7 +63,7 @@ def train(
         config: What is wanted; None is the default run.
         ds_config: The DeepSpeed JSON: a file, or its content.
         plan: A plan to run as it is, or its file; None makes one of `config`.
-        callbacks: Called on every rank after our own, in this order.
+        callbacks: Called on every rank after our own and after those of the config, in this order.
 
     Returns:
         The state at the end: iterations, losses, `run_folder`, and the paths of what was written, on every rank.
@@ -70,7 +72,7 @@ def train(
         ChinchillaError: what the user can put right, on every rank: a config, plan or ds_config that contradicts
             itself, missing text, a full disk, a loss that diverges.
     """
-    config = config or RunConfig()
+    config = checked_config(config)
     command = TrainCommand(
         config=config,
         ds_config=Path(ds_config) if isinstance(ds_config, str) else ds_config,
@@ -127,11 +129,21 @@ def train_command(
     run, command, ds = _asked(command)
     if run is not None and run.is_finished:
         return _finished(run, place=place, words=command.words)
-    plan, resolved = _planned(command, run=run, ds=ds, place=place)
+    plan, resolved, named = _planned(command, run=run, ds=ds, place=place)
+    saved = named | with_state(callbacks)
+    if run is not None:
+        check_same(saved, run.state.callbacks, where=run.checkpoint)
     quieten_training()
     use_cores(place.local_size)
     launch = _Launch(
-        command=command, run=run, plan=plan, resolved=resolved, callbacks=callbacks, started_s=started_s, stop=stop
+        command=command,
+        run=run,
+        plan=plan,
+        resolved=resolved,
+        callbacks=[*named.values(), *callbacks],
+        saved_callbacks=saved,
+        started_s=started_s,
+        stop=stop,
     )
     return launch.on_ranks(place)
 
@@ -147,7 +159,7 @@ def dry_run(command: TrainCommand, /) -> None:
     if run is not None and run.is_finished:
         _finished(run, place=place, words=command.words)
         return
-    plan, resolved = _planned(command, run=run, ds=ds, place=place)
+    plan, resolved, _ = _planned(command, run=run, ds=ds, place=place)
     if place.rank != 0:
         return
     stages = estimate_stages(
@@ -160,7 +172,7 @@ def dry_run(command: TrainCommand, /) -> None:
         seq_length=plan.shape.seq_length,
         num_tokens=plan.num_tokens,
     )
-    print(f"data          {text}\ndry run       nothing was written; without --dry-run this is trained", flush=True)
+    print(f"data          {text}\ndry run       nothing was written", flush=True)
 
 
 def _ds_config(given: Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -185,8 +197,12 @@ def _asked(command: TrainCommand) -> tuple[Continued | None, TrainCommand, dict[
 
 def _planned(
     command: TrainCommand, *, run: Continued | None, ds: Mapping[str, Any], place: Place
-) -> tuple[RunPlan, dict[str, Any]]:
-    """Return plan and resolved DeepSpeed JSON of what passes every check that needs no other rank; rank 0 prints it."""
+) -> tuple[RunPlan, dict[str, Any], dict[str, "Callback"]]:
+    """Return what passes every check that needs no other rank; rank 0 prints it.
+
+    Returns:
+        Plan, resolved DeepSpeed JSON, and the callbacks that the plan names.
+    """
     config = command.config
     plan = _plan(command, world_size=place.world_size)
     if run is not None:
@@ -194,13 +210,13 @@ def _planned(
         plan = lay_out_again(run.plan, like=plan, micro_batch_is_asked=is_asked)
     elif config.checkpoint.init_from is not None:
         check_initial_weights(config.checkpoint.init_from, plan=plan)
-    resolved = ds_json.resolve(ds, plan)
+    resolved, named = ds_json.resolve(ds, plan), make_callbacks(plan.callbacks)
     if place.rank == 0:
         _check_places(config, plan=plan, place=place)
         print(format_plan(plan), flush=True)
         if run is not None:
             print(f"continuing    {run.folder} from {run.checkpoint.name}", flush=True)
-    return plan, resolved
+    return plan, resolved, named
 
 
 def _run_to_continue(command: TrainCommand, ds: Mapping[str, Any]) -> tuple[Continued | None, TrainCommand]:
@@ -226,7 +242,7 @@ def _finished(run: Continued, *, place: Place, words: Callable[[str], str]) -> "
 
     if place.rank == 0:
         print(words(describe_finished(run)), flush=True)
-    return finished_state(run)
+    return dataclasses.replace(finished_state(run), owns_loss=place.rank == 0)
 
 
 def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
@@ -262,7 +278,7 @@ def _makes(config: RunConfig, plan: RunPlan, *, explicit: frozenset[str]) -> boo
 def _check_places(config: RunConfig, *, plan: RunPlan, place: Place) -> None:
     """Check text and output before the slow imports, where rank 0 alone can: others on its machine go with it."""
     if place.on_one_machine:
-        check_output(config.output, num_params=plan.num_params)
+        check_output(config.output, num_bytes=checkpoint_bytes(plan))
         check_source(config.data, vocab_size=plan.shape.vocab_size)
 
 
@@ -280,9 +296,12 @@ class _Launch:
     resolved: dict[str, Any]
     """The DeepSpeed JSON that DeepSpeed gets."""
     callbacks: Sequence["Callback"]
+    """From outside."""
+    saved_callbacks: Mapping[str, "Callback"]
+    """Those whose state the checkpoints hold, by name."""
     started_s: float
     stop: StopRequest
-    statuses: list["RunStatus"] = dataclasses.field(default_factory=list)
+    statuses: list["StatusFile"] = dataclasses.field(default_factory=list)
     """Of rank 0."""
 
     def on_ranks(self, place: Place) -> "TrainingState":
@@ -322,6 +341,7 @@ class _Launch:
                 run_folder=run_folder,
                 artifacts=artifacts,
                 callbacks=[*standard, *self.callbacks, *self.statuses, StartedCallback(peers.begun)],
+                saved_callbacks=self.saved_callbacks,
                 guards=config.guards,
                 saving=config.checkpoint,
                 resume_from=None if run is None else run.folder if run.all_checkpoints else run.checkpoint,
@@ -387,10 +407,10 @@ class _Launch:
 
     def _take(self, folder: Path) -> None:
         """Hold the run's folder, and say that it goes on, until it is known how it ends."""
-        from chinchilla_ds.runs.status import RunStatus
+        from chinchilla_ds.runs.status import StatusFile
 
         lock = RunLock(folder)
-        self.statuses.append(RunStatus(folder, train_iters=self.plan.batch.train_iters))
+        self.statuses.append(StatusFile(folder, train_iters=self.plan.batch.train_iters))
         at_ending(self.statuses[0].end)
         at_ending(lambda ending: lock.release())
 

@@ -102,6 +102,9 @@ def plan_params(plan: RunPlan) -> dict[str, object]:
     """Return the plan's numbers under dotted names such as `shape.num_layers`; its sentences stay in the JSON."""
     fields = dataclasses.asdict(plan)
     del fields["reasons"]
+    del fields["callbacks"]
+    if plan.callbacks:
+        fields["callbacks"] = " ".join(str(spec) for spec in plan.callbacks)
     return dict(_flatten(fields, prefix=""))
 
 

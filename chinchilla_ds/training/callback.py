@@ -1,10 +1,13 @@
 """What a callback sees and when it is called. The loop owns the steps; callbacks own everything else."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.engine.result import StepResult
+from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.training.spikes import Rewind
 
@@ -62,7 +65,7 @@ class TrainingState:
     """Over the last step."""
     mfu: float | None = None
     step: StepResult | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
     """What the last step gave cause to tell the user: a bad batch, a spike, a slow rank."""
     stragglers: "StragglerReport | None" = None
     """Of the last step, where it was measured."""
@@ -74,7 +77,7 @@ class TrainingState:
     sample: Sample | None = None
     """The last one."""
     artifacts: dict[str, str] = field(default_factory=dict)
-    """Name to path of what the run wrote (plan, checkpoint, tokenizer, ...)."""
+    """Name to path of what the run wrote (plan, checkpoint, tokenizer, ...); callbacks may add to it."""
 
     @property
     def consumed_tokens(self) -> int:
@@ -86,9 +89,50 @@ class TrainingState:
         """Model FLOPs of all steps tried, skipped ones included."""
         return self.plan.flops_spent(attempts=self.attempts)
 
+    @contextmanager
+    def read_by(self, callback: "Callback") -> Iterator[None]:
+        """Refuse writes within this block, in which a callback has the state.
+
+        Raises:
+            ConfigError: the callback would change a field, or a value in one.
+        """
+        self.__dict__["_reader"] = reader = name_of(callback)
+        try:
+            yield
+        except FrozenInstanceError as error:
+            raise ConfigError(f"callback {reader}: {error}; {_READ_ONLY}") from error
+        finally:
+            del self.__dict__["_reader"]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if (reader := self.__dict__.get("_reader")) is not None:
+            raise ConfigError(f"callback {reader} would set state.{name}; {_READ_ONLY}")
+        super().__setattr__(name, value)
+
+
+_READ_ONLY = "callbacks read the training state, which the loop alone writes; keep values of your own in the callback"
+
 
 class Callback:
-    """Base of all callbacks: every hook does nothing until it is overridden. Called on every rank."""
+    """Base of all callbacks: every hook does nothing until it is overridden.
+
+    Hooks are called on every rank, in this order, each for all callbacks one after the other: ours first, then those
+    from outside as they were given.
+
+        on_train_start
+        on_step_end             after every step; then, where they are due,
+            on_evaluation_end
+            on_sample
+            (a checkpoint is saved, with `state_dict`)
+        on_evaluation_end       at the end, over the whole held-out part
+        on_sample
+        on_train_end            or `on_stop` in place of these three, where the run was asked to stop
+        on_close
+
+    A callback may read all of `state`, add to `state.artifacts`, write files of its own and raise to end the run. It
+    may change nothing that training depends on: the state refuses to be written, and the results in it are frozen.
+    Collectives belong in no hook, unless every rank calls them.
+    """
 
     def on_train_start(self, state: TrainingState) -> None:
         """Before the first step."""
@@ -110,3 +154,18 @@ class Callback:
 
     def on_close(self) -> None:
         """Always, also after an exception: release what is held."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to know, as JSON; called on every rank at each save, and rank 0's is saved.
+
+        What hooks see of losses and counts is the same on every rank, so that a state made of it is too.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` returned, on every rank; before `on_train_start`, and when a loss spike is undone."""
+
+
+def name_of(callback: Callback, /) -> str:
+    """Return a callback's class as `module:Class`."""
+    return f"{type(callback).__module__}:{type(callback).__qualname__}"

@@ -43,7 +43,7 @@ class Guards:
 
     def start_step(self, state: TrainingState) -> None:
         """Forget the last step."""
-        state.notes.clear()
+        state.notes = ()
         self._stragglers.start_step(state.attempts)
 
     def end_step(self, state: TrainingState, *, engine: TrainingEngine) -> None:
@@ -56,12 +56,12 @@ class Guards:
         assert step is not None
         state.stragglers = self._stragglers.end_step()
         if state.stragglers is not None and state.stragglers.ratio > WORTH_SAYING:
-            state.notes.append(str(state.stragglers))
+            state.notes += (str(state.stragglers),)
         if not step.skipped:
             self._count(step, state)
         elif not self._bad_batches.comes_again(step):
             bad = self._bad_batches.add(engine.first_bad_micro_batches(), step=step, state=state)
-            state.notes.append(f"{bad}; the batch is passed over")
+            state.notes += (f"{bad}; the batch is passed over",)
             state.bad_batches += 1
             state.data_step += 1
 
@@ -84,8 +84,8 @@ class Guards:
     def _meet_spike(self, state: TrainingState) -> None:
         spike = self._spikes.spike
         assert spike is not None
-        state.notes.append(str(spike))
+        state.notes += (str(spike),)
         if self._config.on_spike is OnSpike.REWIND:
             state.rewind = rewind_of(spike, data_step=state.data_step, rewinds=state.rewinds)
             if state.rewind is None:
-                state.notes.append(f"{state.rewinds} rewinds did not help: going on")
+                state.notes += (f"{state.rewinds} rewinds did not help: going on",)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def pretrain(
     run_folder: Path,
     artifacts: dict[str, str],
     callbacks: Sequence[Callback],
+    saved_callbacks: Mapping[str, Callback] | None = None,
     guards: GuardConfig | None = None,
     saving: CheckpointConfig | None = None,
     resume_from: Path | None = None,
@@ -62,6 +63,7 @@ def pretrain(
         run_folder: Receives the checkpoints.
         artifacts: Name to path of what the run has written so far.
         callbacks: Called on every rank, in this order.
+        saved_callbacks: Those among them whose state the checkpoints hold, by name.
         guards: What to do about bad batches and the like; None for the defaults.
         saving: When to save and what to begin with; None for the defaults.
         resume_from: A run's folder or one checkpoint, to go on from the newest of it that is whole.
@@ -77,6 +79,7 @@ def pretrain(
         DivergedError: losses or gradients are no numbers, batch after batch.
         CheckpointError: no checkpoint in `resume_from` is whole, it is of other text, or the optimizer keeps what
             cannot be saved.
+        ConfigError: a callback changes the training state, or its own state is no JSON.
         OutputError: a checkpoint cannot be written.
     """
     guards, saving, stop = guards or GuardConfig(), saving or CheckpointConfig(), stop or StopRequest()
@@ -86,7 +89,7 @@ def pretrain(
     try:
         with watched() as start, start.phase("the start", scale=START_SCALE):
             run = _Run(
-                plan, ds_config, prepared, run_folder, artifacts, callbacks, guards, saving, stop,
+                plan, ds_config, prepared, run_folder, artifacts, callbacks, saved_callbacks, guards, saving, stop,
                 sample_interval_tokens, watched(), objective,
             )  # fmt: skip
             run.begin(resume_from, init_from=saving.init_from)
@@ -107,6 +110,7 @@ class _Run:
         run_folder: Path,
         artifacts: dict[str, str],
         callbacks: Sequence[Callback],
+        saved_callbacks: Mapping[str, Callback] | None,
         guards: GuardConfig,
         saving: CheckpointConfig,
         stop: StopRequest,
@@ -126,7 +130,14 @@ class _Run:
             artifacts=artifacts,
         )
         self.stop = stop
-        self.saver = Saver(self.engine, state=self.state, saving=saving, ds_config=ds_config, prepared=prepared)
+        self.saver = Saver(
+            self.engine,
+            state=self.state,
+            saving=saving,
+            ds_config=ds_config,
+            prepared=prepared,
+            callbacks=saved_callbacks,
+        )
         self.sample_interval_tokens = sample_interval_tokens
         self.guards = Guards(
             guards, plan=plan, stage=self.engine.stage, run_folder=run_folder, writes=self.state.owns_loss
@@ -194,7 +205,8 @@ class _Run:
 
     def _call(self, hook: str) -> None:
         for callback in self.callbacks:
-            getattr(callback, hook)(self.state)
+            with self.state.read_by(callback):
+                getattr(callback, hook)(self.state)
 
     def _step(self) -> None:
         """Take one optimizer step.

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.engine.zero import TrainingEngine
 from chinchilla_ds.errors import CheckpointError
-from chinchilla_ds.training.callback import TrainingState
+from chinchilla_ds.training.callback import Callback, TrainingState
+from chinchilla_ds.training.callbacks import outside
 from chinchilla_ds.training.spikes import Rewind
 
 _log = logging.getLogger(__name__)
@@ -32,10 +34,11 @@ class Saver:
         saving: CheckpointConfig,
         ds_config: dict[str, Any],
         prepared: PreparedData,
+        callbacks: Mapping[str, Callback] | None = None,
     ) -> None:
-        """Take the engine and the state, which `resume` writes."""
+        """Take the engine, the state, which `resume` writes, and the callbacks whose state is saved, by name."""
         self.engine, self.state = engine, state
-        self._saving, self._prepared = saving, prepared
+        self._saving, self._prepared, self._callbacks = saving, prepared, callbacks or {}
         self._checkpointer = checkpoint.Checkpointer(
             engine,
             folder=state.run_folder / CHECKPOINTS_NAME,
@@ -107,6 +110,7 @@ class Saver:
             loss=None if state.step is None else _finite(state.step.loss),
             held_out_loss=None if evaluation is None else _finite(evaluation.loss),
             held_out_bits_per_byte=None if evaluation is None else _finite(evaluation.bits_per_byte),
+            callbacks=outside.states_of(self._callbacks),
         )
 
     def rehearse(self) -> None:
@@ -130,11 +134,13 @@ class Saver:
         """Go on from the newest whole checkpoint of a run, or from a given one.
 
         Raises:
-            CheckpointError: there is none, or it was trained on other text or with another tokenizer.
+            CheckpointError: there is none, or it was trained on other text, with another tokenizer or with other
+                callbacks.
         """
         newest = checkpoint.newest_whole(path, warn=_log.warning)
         saved = checkpoint.load(self.engine, checkpoint=newest)
         check_text(saved, where=newest, prepared=self._prepared)
+        outside.load_states(self._callbacks, saved.callbacks, where=newest)
         state = self.state
         state.iteration, state.data_step, state.attempts = saved.iteration, saved.data_step, saved.attempts
         state.bad_batches, state.rewinds, state.elapsed_s = saved.bad_batches, saved.rewinds, saved.elapsed_s
@@ -155,7 +161,7 @@ class Saver:
         self.finish()
         state = self.state
         if not run_on_rank_zero(lambda: _keep_before(rewind.before, folder=state.run_folder / CHECKPOINTS_NAME)):
-            state.notes.append(f"no checkpoint of at most {rewind.before} steps to go back to: going on")
+            state.notes += (f"no checkpoint of at most {rewind.before} steps to go back to: going on",)
             return False
         kept = (state.attempts, state.elapsed_s, state.bad_batches)
         rewinds = state.rewinds + 1

@@ -219,7 +219,7 @@ def test_a_checkpoint_tells_whole_weights_whatever_wrote_it(tmp_path):
     for name, value in wanted.items():
         assert torch.equal(reader.read(name), value)
         assert reader.shape(name) == tuple(value.shape)
-        assert not reader.read(name, moment="exp_avg").any()
+        assert not reader.read(name, state="exp_avg").any()
         assert torch.equal(reader.read_rows(name, rows=slice(1, 3)), value[1:3])
 
 

@@ -39,9 +39,9 @@ def hash_of(tensor):
 
 def hashes_of(reader):
     return {
-        f"{moment or 'weight'}/{name}": hash_of(reader.read(name, moment=moment))
+        f"{moment or 'weight'}/{name}": hash_of(reader.read(name, state=moment))
         for name in reader.names()
-        for moment in ((None, "exp_avg", "exp_avg_sq") if reader.has_moments else (None,))
+        for moment in ((None, "exp_avg", "exp_avg_sq") if reader.has_optimizer else (None,))
     }
 
 

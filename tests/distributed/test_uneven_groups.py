@@ -7,7 +7,7 @@ those sums then differ from stage to stage, and the first step would hang: the c
 import pytest
 import torch
 
-from chinchilla_ds.engine import zero
+from chinchilla_ds.engine import optimizer as engine_optimizer
 from tests.parity import harness
 from tests.parity.layouts import Case
 
@@ -72,16 +72,16 @@ def with_a_group_more_on_the_first_stage():
     """Cut the first stage's matrices into two parameter groups; for `on_engine`'s `prepare`."""
     from megatron.core import parallel_state
 
-    usual = zero.parameter_groups
+    usual = engine_optimizer.parameter_groups
 
-    def parameter_groups(stage, *, weight_decay):
-        matrices, norms = usual(stage, weight_decay=weight_decay)
+    def parameter_groups(stage, **settings):
+        matrices, norms = usual(stage, **settings)
         if not parallel_state.is_pipeline_first_stage():
             return [matrices, norms]
         first, *rest = matrices["params"]
         return [{**matrices, "params": [first]}, {**matrices, "params": rest}, norms]
 
-    zero.parameter_groups = parameter_groups
+    engine_optimizer.parameter_groups = parameter_groups
 
 
 def check(case, *, prepare=None, per_stage, monkeypatch=None):

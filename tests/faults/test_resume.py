@@ -73,7 +73,7 @@ def has_the_same_weights(run: Path, other: Path) -> bool:
     assert ours.state.complete
     assert (ours.state.iteration, ours.names()) == (theirs.state.iteration, theirs.names())
     return all(
-        torch.equal(ours.read(name, moment=moment), theirs.read(name, moment=moment))
+        torch.equal(ours.read(name, state=moment), theirs.read(name, state=moment))
         for name in ours.names()
         for moment in (None, "exp_avg", "exp_avg_sq")
     )

@@ -89,10 +89,9 @@ def test_fitting_needs_three_packages(python: Path, far: Path, tmp_path: Path) -
     places = tmp_path / "packages"
     places.mkdir()
     for name in _with_requirements("numpy", "scipy", "matplotlib"):
-        for top in {file.parts[0] for file in metadata.files(name) or () if file.parts[0] != ".."}:
-            target = Path(sysconfig.get_path("purelib")) / top
-            if target.exists():
-                (places / top).symlink_to(target)
+        tops = {file.parts[0] for file in metadata.files(name) or ()} - {"..", "__pycache__"}
+        for top in tops:
+            (places / top).symlink_to(Path(sysconfig.get_path("purelib"), top))
     (far / "runs.csv").write_text(RUNS)
     command = python.with_name("chinchilla-ds")
     words = ("fit", "runs.csv", "--out", "law.json", "--picture", "fit.png", "--bootstrap", "20")
@@ -142,8 +141,8 @@ def test_the_whole_product(python: Path, far: Path) -> None:
     assert read_json(far / "model/config.json", what="config")["architectures"] == ["LlamaForCausalLM"]
 
 
-def test_shipped_files_are_in_the_wheel(python: Path) -> None:
-    folder = _run(python, "-c", "import chinchilla_ds; print(chinchilla_ds.__path__[0])").strip()
+def test_shipped_files_are_in_the_wheel(python: Path, far: Path) -> None:
+    folder = _run(python, "-c", "import chinchilla_ds; print(chinchilla_ds.__path__[0])", cwd=far).strip()
     shipped = {path.stem: path.read_text() for path in Path(folder, "ds_configs").glob("*.json")}
     assert shipped == {name: to_json(ds) for name, ds in shipped_configs().items()}
     assert not Path(folder, "ds_configs").is_symlink()

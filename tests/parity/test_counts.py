@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from chinchilla_ds.budget.shape.flops import AttentionCount, decoder_flops_per_token, hardware_flops_per_token
+from chinchilla_ds.budget.shape.flops import decoder_flops_per_token, hardware_flops_per_token
 from chinchilla_ds.budget.shape.parameters import ParameterCount, count_parameters
 from chinchilla_ds.budget.shape.search import ShapeRequest, pad_vocab, search_shape
 from chinchilla_ds.run_plan import ModelShape, ParallelLayout, Recompute
@@ -195,7 +195,9 @@ def heads_not_grouped(shape: ModelShape) -> float:
 
 
 def causal_attention(shape: ModelShape) -> float:
-    return decoder_flops_per_token(shape=shape, attention=AttentionCount.CAUSAL)
+    masked = (shape.seq_length - 1) / 2  # keys per query that the mask leaves out
+    per_layer = 2 * 2 * masked * shape.num_attention_heads * shape.kv_channels
+    return decoder_flops_per_token(shape=shape) - 3 * shape.num_layers * per_layer
 
 
 def embedding_as_matmul(shape: ModelShape) -> float:

@@ -44,7 +44,9 @@ def test_what_is_printed_is_read_back(text: str) -> None:
     assert parse_spec(str(parse_spec(text))) == parse_spec(text)
 
 
-@pytest.mark.parametrize("text", ["", "a b", "n,x", "n,x=1,x=2", "n,X=1", "n,=1", "a:b:c", "../x:y"])
+@pytest.mark.parametrize(
+    "text", ["", "a b", "n,x", "n,x=1,x=2", "n,X=1", "n,=1", "a:b:c", "../x:y", ".a:b", "a..b:c", ":b"]
+)
 def test_other_forms_are_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  (the messages differ)
         parse_spec(text)

@@ -16,8 +16,8 @@ from chinchilla_ds.run_plan import Offload, Precision, RunPlan
 
 ZERO = "zero_optimization"
 CHECKPOINTING = "activation_checkpointing"
-_ADAM_STATES = 4
-"""Parameter, gradient and two moments: buffers that a swap of AdamW's states takes."""
+_SWAPPED_BESIDE_STATES = 2
+"""Master weight and gradient: what a swap of the optimizer's states takes buffers for, beside those."""
 _COMET_LEAST = (3, 41, 0)
 _SHOWING = ("debug", "info")
 
@@ -170,10 +170,11 @@ def _nvme_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
         if getattr(plan.layout, name) is Offload.NVME and is_auto(find(ds, (ZERO, name, "nvme_path"))):
             yield f"{ZERO}.{name}.nvme_path is missing; name a folder on the NVMe drive, such as /local_nvme"
     count = find(ds, (ZERO, "offload_optimizer", "buffer_count"))
-    if plan.layout.offload_optimizer is Offload.NVME and is_number(count) and count < _ADAM_STATES:
+    least = _SWAPPED_BESIDE_STATES + len(plan.optimizer.states)
+    if plan.layout.offload_optimizer is Offload.NVME and is_number(count) and count < least:
         yield (
-            f"{ZERO}.offload_optimizer.buffer_count is {show(count)}; AdamW's states take {_ADAM_STATES} buffers at "
-            f"least; nearest: {_ADAM_STATES}"
+            f"{ZERO}.offload_optimizer.buffer_count is {show(count)}; the optimizer's states take {least} buffers at "
+            f"least; nearest: {least}"
         )
     if find(ds, ("aio", "use_gds")) is True and plan.device != "cuda":
         yield "aio.use_gds is true, and GPUDirect Storage needs a CUDA device; set it to false, or leave it out"

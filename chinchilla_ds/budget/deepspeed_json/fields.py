@@ -1,14 +1,16 @@
 """Which values of the DeepSpeed JSON say the same as a field of the config, and which ones the plan decides."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from chinchilla_ds.budget.deepspeed_json.keys import OPTIMIZER_TYPE, builds_another_optimizer, find
+from chinchilla_ds.budget.deepspeed_json.keys import builds_another_optimizer, find
 from chinchilla_ds.budget.deepspeed_json.table import OWN_SECTION
 from chinchilla_ds.budget.deepspeed_json.values import is_auto, is_number, show
 from chinchilla_ds.config import RunConfig, field_path
+from chinchilla_ds.optimizers import optimizer_of
 from chinchilla_ds.run_plan import Offload, Precision, Recompute, RunPlan
 
 MIN_BUCKET_ELEMENTS = 2**19
@@ -23,7 +25,7 @@ class Named:
     """A field of the config that the JSON names."""
 
     field: str
-    """Of RunConfig (`precision`) or of its layout."""
+    """Of RunConfig (`precision`, `weight_decay`) or of its layout."""
     where: str
     value: Any
 
@@ -44,7 +46,12 @@ def _field_fix(field: str) -> str:
 
 def current_value(config: RunConfig, *, field: str) -> Any:
     """Return a field's value, wherever in the config it is."""
-    return config.precision if field == "precision" else getattr(config.layout, field)
+    return getattr(config if is_of_run(field) else config.layout, field)
+
+
+def is_of_run(field: str, /) -> bool:
+    """Return whether a field is one of RunConfig itself, and not of its layout."""
+    return field in {one.name for one in dataclasses.fields(RunConfig)}
 
 
 def named_fields(ds: Mapping[str, Any], /) -> Iterator[Named | str]:
@@ -57,6 +64,7 @@ def named_fields(ds: Mapping[str, Any], /) -> Iterator[Named | str]:
         yield from _size(ds, (OWN_SECTION, name))
     yield from _sequence_parallel(ds)
     yield from _recompute(ds)
+    yield from _optimizer_settings(ds)
 
 
 def owned_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
@@ -75,8 +83,8 @@ def owned_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
         device = getattr(layout, name)
         if device is not Offload.NONE or find(ds, (ZERO, name)) is not None:
             yield Owned(path=(ZERO, name, "device"), value=device.value, fix=_OTHER_JSON)
-    if "optimizer" in ds and not builds_another_optimizer(ds):
-        yield from _optimizer_values(plan)
+    if "optimizer" in ds and not builds_another_optimizer(ds, optimizer_of(optimizer)):
+        yield from _optimizer_values(plan, ds=ds)
 
 
 def _accumulation_fix(plan: RunPlan, *, ds: Mapping[str, Any]) -> str:
@@ -99,15 +107,39 @@ def _accumulation_fix(plan: RunPlan, *, ds: Mapping[str, Any]) -> str:
     return f'set it to "auto", or pass {fitting}: {sizes}'
 
 
-def _optimizer_values(plan: RunPlan) -> Iterator[Owned]:
-    optimizer = plan.optimizer
-    ours = 'set it to "auto": the engine builds AdamW, of which `learning_rate` alone can be chosen'
-    yield Owned(path=("optimizer", "type"), value=OPTIMIZER_TYPE, fix=ours)
+def _optimizer_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
+    """Yield the optimizer's name, where DeepSpeed has one, and the settings that it reads."""
+    optimizer, spec = plan.optimizer, optimizer_of(plan.optimizer)
+    if spec.deepspeed_type is not None:
+        yield Owned(
+            path=("optimizer", "type"), value=spec.deepspeed_type, fix='set it to "auto", or name another `optimizer`'
+        )
     params = ("optimizer", "params")
     yield Owned(path=(*params, "lr"), value=optimizer.learning_rate, fix=_field_fix("learning_rate"))
-    yield Owned(path=(*params, "betas"), value=[optimizer.beta1, optimizer.beta2], fix=ours)
-    yield Owned(path=(*params, "eps"), value=optimizer.epsilon, fix=ours)
-    yield Owned(path=(*params, "weight_decay"), value=optimizer.weight_decay, fix=ours)
+    if {"beta1", "beta2"} <= set(spec.settings):
+        given = find(ds, (*params, "betas"))
+        values = given if isinstance(given, list) and len(given) == 2 else (optimizer.beta1, optimizer.beta2)
+        fix = f'set it to "auto", or pass `beta1={show(values[0])}` and `beta2={show(values[1])}`'
+        yield Owned(path=(*params, "betas"), value=[optimizer.beta1, optimizer.beta2], fix=fix)
+    if "epsilon" in spec.settings:
+        yield Owned(path=(*params, "eps"), value=optimizer.epsilon, fix=_field_fix("epsilon"))
+    if "weight_decay" in spec.settings:
+        yield Owned(path=(*params, "weight_decay"), value=optimizer.weight_decay, fix=_field_fix("weight_decay"))
+
+
+def _optimizer_settings(ds: Mapping[str, Any]) -> Iterator[Named]:
+    """Yield the settings of the optimizer that the JSON gives; what is no number `keys.checked` has found."""
+    params = find(ds, ("optimizer", "params"))
+    if not isinstance(params, Mapping):
+        return
+    where = "optimizer.params"
+    for field, key in (("learning_rate", "lr"), ("weight_decay", "weight_decay"), ("epsilon", "eps")):
+        if key in params and is_number(params[key]):
+            yield Named(field=field, where=f"{where}.{key}", value=float(params[key]))
+    betas = params.get("betas")
+    if isinstance(betas, list) and len(betas) == 2 and all(map(is_number, betas)):
+        for field, beta in zip(("beta1", "beta2"), betas, strict=True):
+            yield Named(field=field, where=f"{where}.betas", value=float(beta))
 
 
 def compared_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:

@@ -20,23 +20,32 @@ from chinchilla_ds.budget.deepspeed_json.table import (
 )
 from chinchilla_ds.budget.deepspeed_json.values import AUTO, OBJECT, same, show
 from chinchilla_ds.errors import did_you_mean
+from chinchilla_ds.optimizers import OptimizerSpec, adamw
 
-OPTIMIZER_TYPE = "AdamW"
+ADAMW_TYPE = "AdamW"
 _SAME_OPTIMIZERS = ("adamw", "adam")
 """DeepSpeed's Adam is AdamW, unless adam_w_mode is false."""
 
 
-def checked(ds: Mapping[str, Any], /) -> tuple[dict[str, Any], list[str]]:
+def checked(ds: Mapping[str, Any], /, *, optimizer: OptimizerSpec | None = None) -> tuple[dict[str, Any], list[str]]:
     """Return the JSON under the table's names, without what says nothing, and every problem of a key on its own.
 
     What says nothing: null where that is DeepSpeed's word for leaving a key out, and sections that are switched off.
+
+    Args:
+        ds: The JSON.
+        optimizer: Of the plan; None: AdamW.
     """
     plain, problems = _under_one_name(ds)
-    problems += _section_problems(plain, ())
+    if problem := optimizer_problem(plain, optimizer or adamw()):
+        problems.append(problem)
+        problems += _section_problems({name: value for name, value in plain.items() if name != "optimizer"}, ())
+    else:
+        problems += _section_problems(plain, ())
     _drop_what_says_nothing(plain, ())
-    optimizer = plain.get("optimizer")
-    if isinstance(optimizer, dict) and same(optimizer.get("type"), "Adam"):
-        optimizer["type"] = OPTIMIZER_TYPE
+    section = plain.get("optimizer")
+    if isinstance(section, dict) and same(section.get("type"), "Adam"):
+        section["type"] = ADAMW_TYPE
     return plain, problems
 
 
@@ -53,10 +62,25 @@ def table_key(path: Path, /) -> Key | None:
     return SECTIONS.get(path[:-1], {}).get(path[-1])
 
 
-def builds_another_optimizer(ds: Mapping[str, Any], /) -> bool:
-    """Return whether the JSON asks for an optimizer other than AdamW."""
-    name = find(ds, ("optimizer", "type"))
-    return isinstance(name, str) and name != AUTO and name.lower() not in _SAME_OPTIMIZERS
+def builds_another_optimizer(ds: Mapping[str, Any], optimizer: OptimizerSpec, /) -> bool:
+    """Return whether the JSON asks for another optimizer than the plan."""
+    name, planned = find(ds, ("optimizer", "type")), optimizer.deepspeed_type
+    if not isinstance(name, str) or name == AUTO:
+        return False
+    if planned == ADAMW_TYPE:
+        return name.lower() not in _SAME_OPTIMIZERS
+    return planned is None or not same(name, planned)
+
+
+def optimizer_problem(ds: Mapping[str, Any], optimizer: OptimizerSpec, /) -> str | None:
+    """Return what is wrong where the JSON asks for another optimizer; of its keys nothing is said then."""
+    if not builds_another_optimizer(ds, optimizer):
+        return None
+    planned = optimizer.deepspeed_type or optimizer.title
+    return (
+        f'optimizer.type is {show(find(ds, ("optimizer", "type")))}, but the plan says "{planned}", which the engine '
+        'builds by itself; remove the section, or set type to "auto" and leave params out'
+    )
 
 
 def _under_one_name(ds: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -89,12 +113,6 @@ def _drop_what_says_nothing(section: dict[str, Any], path: Path) -> None:
 
 
 def _section_problems(section: Mapping[str, Any], path: Path) -> Iterator[str]:
-    if path == ("optimizer",) and builds_another_optimizer({"optimizer": section}):
-        yield (
-            f'optimizer.type is {show(section["type"])}, but the plan says "{OPTIMIZER_TYPE}", the one optimizer that '
-            f'the engine builds; remove the section, or set type to "{OPTIMIZER_TYPE}" and leave params out'
-        )
-        return
     for name, value in section.items():
         here = (*path, name)
         key = table_key(here)

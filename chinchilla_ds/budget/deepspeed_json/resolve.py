@@ -19,15 +19,17 @@ from chinchilla_ds.budget.deepspeed_json.fields import (
     ZERO,
     compared_values,
     current_value,
+    is_of_run,
     named_fields,
     owned_values,
     suggested_values,
 )
-from chinchilla_ds.budget.deepspeed_json.keys import OPTIMIZER_TYPE, checked, find, table_key
+from chinchilla_ds.budget.deepspeed_json.keys import checked, find, optimizer_problem, table_key
 from chinchilla_ds.budget.deepspeed_json.table import OWN_SECTION, SECTIONS
 from chinchilla_ds.budget.deepspeed_json.values import AUTO, is_auto, is_number, same, show
 from chinchilla_ds.config import LayoutConfig, RunConfig, field_path
-from chinchilla_ds.errors import DsConfigError, did_you_mean
+from chinchilla_ds.errors import ConfigError, DsConfigError, did_you_mean
+from chinchilla_ds.optimizers import OptimizerSpec, adamw, find_optimizer, optimizer_of
 from chinchilla_ds.run_plan import Offload, Recompute, RunPlan
 from chinchilla_ds.structured import read_json
 
@@ -43,7 +45,7 @@ _AIO = {
 }
 """DeepSpeed's own defaults, written out because they are what one tunes for a drive (`ds_nvme_tune`)."""
 
-_OPTIMIZER = {"type": OPTIMIZER_TYPE, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "weight_decay": AUTO}}
+_OPTIMIZER = {"type": AUTO, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "weight_decay": AUTO}}
 
 
 SHIPPED_FOLDER = Path(__file__).parents[2] / "ds_configs"
@@ -78,7 +80,7 @@ def _named_file(path: Path) -> Path:
 
 
 def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: frozenset[str] = frozenset()) -> RunConfig:
-    """Return `config` with the layout and precision that the JSON names.
+    """Return `config` with the layout, precision and settings of the optimizer that the JSON names.
 
     Args:
         config: defaults and flags.
@@ -88,10 +90,14 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
     Raises:
         DsConfigError: unknown keys, values of the wrong kind, and values at odds with a flag, all of them.
     """
-    ds, problems = checked(ds)
+    optimizer = _optimizer_or_none(config)
+    another = optimizer_problem(ds, optimizer or adamw())
+    if another:  # no problem by itself: a plan or a run that is taken may say so too, which `resolve` knows
+        ds = {name: value for name, value in ds.items() if name != "optimizer"}
+    ds, problems = checked(ds, optimizer=optimizer)
     problems += own_conflicts(ds)
     layout: dict[str, Any] = {}
-    precision = config.precision
+    named: dict[str, Any] = {}
     for item in named_fields(ds):
         if isinstance(item, str):
             problems += [] if _told(problems, item) else [item]
@@ -102,13 +108,19 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
                 f"`{field_path(item.field)}` is {show(current)}, but the ds_config's {item.where} means "
                 f'{show(item.value)}; drop that, or set {item.where} to "auto" or leave it out'
             )
-        elif item.field == "precision":
-            precision = item.value
         else:
-            layout[item.field] = item.value
+            (named if is_of_run(item.field) else layout)[item.field] = item.value
     if problems:
-        raise DsConfigError(problems)
-    return dataclasses.replace(config, layout=dataclasses.replace(config.layout, **layout), precision=precision)
+        raise DsConfigError([*problems, another] if another else problems)
+    return dataclasses.replace(config, layout=dataclasses.replace(config.layout, **layout), **named)
+
+
+def _optimizer_or_none(config: RunConfig) -> OptimizerSpec | None:
+    """Return the optimizer that is asked for; None where it cannot be found, which `config_problems` says."""
+    try:
+        return find_optimizer(config.optimizer)
+    except ConfigError:
+        return None
 
 
 def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
@@ -117,7 +129,8 @@ def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
     Raises:
         DsConfigError: unknown keys, sections that the plan owns, and every concrete value that contradicts the plan.
     """
-    ds, problems = checked(ds)
+    optimizer = optimizer_of(plan.optimizer)
+    ds, problems = checked(ds, optimizer=optimizer)
     problems += [item for item in named_fields(ds) if isinstance(item, str) and not _told(problems, item)]
     problems += [*own_conflicts(ds), *plan_conflicts(ds, plan)]
     problems += [text for text in _contradictions(ds, plan) if not _told(problems, text)]
@@ -126,6 +139,8 @@ def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
     ds.pop(OWN_SECTION, None)
     for owned in owned_values(plan, ds=ds):
         _put(ds, owned.path, owned.value)
+    if optimizer.deepspeed_type is None:
+        ds.pop("optimizer", None)  # DeepSpeed has no name for it
     for suggested in suggested_values(plan):
         if find(ds, suggested.path) == AUTO:
             _put(ds, suggested.path, suggested.value)

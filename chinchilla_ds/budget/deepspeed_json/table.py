@@ -24,7 +24,7 @@ from chinchilla_ds.budget.deepspeed_json.values import (
     POSITIVE,
     TEXT,
     TEXTS,
-    Kind,
+    ValueKind,
     number,
     one_of,
     whole,
@@ -53,7 +53,7 @@ class Key:
     """A key of the DeepSpeed JSON."""
 
     use: Use
-    kind: Kind
+    kind: ValueKind
     why: str = ""
     """Of a refused one: the reason, and what to do. Of an idle one: why it has no effect."""
     same: tuple[Any, ...] = ()
@@ -64,19 +64,21 @@ class Key:
     """Whether null is DeepSpeed's own word for leaving it out."""
 
 
-def _plan(kind: Kind = ANYTHING) -> Key:
+def _plan(kind: ValueKind = ANYTHING) -> Key:
     return Key(use=Use.PLAN, kind=kind)
 
 
-def _passed(kind: Kind, *, nullable: bool = False) -> Key:
+def _passed(kind: ValueKind, *, nullable: bool = False) -> Key:
     return Key(use=Use.PASSED, kind=kind, nullable=nullable)
 
 
-def _idle(kind: Kind, why: str) -> Key:
+def _idle(kind: ValueKind, why: str) -> Key:
     return Key(use=Use.IDLE, kind=kind, why=why)
 
 
-def _refused(why: str, *same: Any, kind: Kind = ANYTHING, switch: str | None = None, nullable: bool = False) -> Key:
+def _refused(
+    why: str, *same: Any, kind: ValueKind = ANYTHING, switch: str | None = None, nullable: bool = False
+) -> Key:
     return Key(use=Use.REFUSED, kind=kind, why=why, same=same, switch=switch, nullable=nullable)
 
 
@@ -153,7 +155,8 @@ _TOP: dict[str, Key] = {
     ),
     "prescale_gradients": _passed(BOOL),
     "scheduler": _refused(
-        "the plan owns the learning-rate schedule; remove the section and pass `decay` and `learning_rate`"
+        "the plan owns the learning-rate schedule; remove the section and pass `decay`, `learning_rate` and "
+        "`warmup_iters`"
     ),
     "seq_parallel_communication_data_type": _refused(
         f"it is for DeepSpeed's Ulysses, which is not used here; see {OWN_SECTION}.sequence_parallel", "fp32"
@@ -178,8 +181,8 @@ _TOP: dict[str, Key] = {
     "weight_quantization": _refused(
         "it is for DeepSpeed's inference; remove it, and see `export.quantize`", switch="enabled"
     ),
-    "zero_allow_untested_optimizer": _idle(BOOL, "DeepSpeed has tested AdamW"),
-    "zero_force_ds_cpu_optimizer": _idle(BOOL, "offloaded states are always stepped by DeepSpeed's own CPU AdamW"),
+    "zero_allow_untested_optimizer": _idle(BOOL, "it is set where an optimizer needs it"),
+    "zero_force_ds_cpu_optimizer": _idle(BOOL, "it is set where an optimizer needs it"),
     "zero_optimization": _SECTION,
     OWN_SECTION: _SECTION,
 }

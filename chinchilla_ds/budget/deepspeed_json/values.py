@@ -14,7 +14,7 @@ _SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class ValueKind:
     """What a value may be."""
 
     text: str
@@ -29,45 +29,45 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def whole(least: int, most: int | None = None) -> Kind:
+def whole(least: int, most: int | None = None) -> ValueKind:
     """Return the whole numbers from `least` on, `most` included where there is one."""
     text = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
 
     def accepts(value: Any) -> bool:
         return is_number(value) and value == int(value) and least <= value and (most is None or value <= most)
 
-    return Kind(text=text, accepts=accepts, is_whole=True)
+    return ValueKind(text=text, accepts=accepts, is_whole=True)
 
 
-def number(least: float, most: float | None = None) -> Kind:
+def number(least: float, most: float | None = None) -> ValueKind:
     """Return the numbers from `least` on, `most` included where there is one."""
     text = f"a number of at least {least:g}" if most is None else f"a number from {least:g} to {most:g}"
-    return Kind(
+    return ValueKind(
         text=text, accepts=lambda value: is_number(value) and least <= value and (most is None or value <= most)
     )
 
 
-def one_of(*choices: str) -> Kind:
+def one_of(*choices: str) -> ValueKind:
     """Return these texts, in capitals or not."""
-    return Kind(
+    return ValueKind(
         text=f"one of {', '.join(choices)}",
         accepts=lambda value: isinstance(value, str) and value.lower() in {choice.lower() for choice in choices},
     )
 
 
-BOOL = Kind(text="true or false", accepts=lambda value: isinstance(value, bool))
-TEXT = Kind(text="text", accepts=lambda value: isinstance(value, str) and "\0" not in value)
-POSITIVE = Kind(text="a number above 0", accepts=lambda value: is_number(value) and value > 0)
-TEXTS = Kind(
+BOOL = ValueKind(text="true or false", accepts=lambda value: isinstance(value, bool))
+TEXT = ValueKind(text="text", accepts=lambda value: isinstance(value, str) and "\0" not in value)
+POSITIVE = ValueKind(text="a number above 0", accepts=lambda value: is_number(value) and value > 0)
+TEXTS = ValueKind(
     text="a list of texts",
     accepts=lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
 )
-BETAS = Kind(
+BETAS = ValueKind(
     text="a list of two numbers",
     accepts=lambda value: isinstance(value, list) and len(value) == 2 and all(map(is_number, value)),
 )
-OBJECT = Kind(text="a JSON object", accepts=lambda value: isinstance(value, Mapping))
-ANYTHING = Kind(text="anything", accepts=lambda value: True)
+OBJECT = ValueKind(text="a JSON object", accepts=lambda value: isinstance(value, Mapping))
+ANYTHING = ValueKind(text="anything", accepts=lambda value: True)
 """Judged elsewhere, or whatever it is."""
 
 

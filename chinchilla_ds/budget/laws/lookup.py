@@ -3,6 +3,7 @@
 The forms are in `law_forms`, the constants in `law_registry`.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from chinchilla_ds.budget.laws.forms import (
 )
 from chinchilla_ds.budget.laws.registry import PUBLISHED
 from chinchilla_ds.errors import ConfigError, did_you_mean
+from chinchilla_ds.plugins import Kind, find_object, names
 from chinchilla_ds.ranges import Ge, Gt, Le, Len
 from chinchilla_ds.structured import build, read_json
 
@@ -60,7 +62,9 @@ class LawRow:
 
 
 def get_law(name_or_path: str, /) -> Law:
-    """Return the registered law of that name, or the one in the file that `chinchilla-ds fit` wrote.
+    """Return the law of a name, of `module:object`, or in the file that `chinchilla-ds fit` wrote.
+
+    A name is one of LAWS, or what an installed package announces as an entry point of `chinchilla_ds.laws`.
 
     Raises:
         ConfigError: no such law or file, a broken file, or a law that must not be planned with.
@@ -73,9 +77,32 @@ def get_law(name_or_path: str, /) -> Law:
     path = Path(name)
     if path.suffix == ".json" or len(path.parts) > 1 or os.path.isfile(path):
         return load_law(path)
+    announced = names(Kind.LAW)
+    if ":" in name or name.partition(",")[0] in announced:
+        return _law_from_outside(name)
+    known = (*LAWS, *announced)
     raise ConfigError(
-        f"`law` ({name!r}) must be one of {', '.join(LAWS)}, or the path of a fitted law{did_you_mean(name, LAWS)}"
+        f"`law` ({name!r}) must be one of {', '.join(known)}, the path of a fitted law, or module:object"
+        f"{did_you_mean(name, known)}"
     )
+
+
+def _law_from_outside(name: str) -> Law:
+    """Return a law that is named as a plugin is.
+
+    Raises:
+        ConfigError: it cannot be loaded, is no law, or breaks what every law promises.
+    """
+    law = find_object(Kind.LAW, name, kind_of=Law)
+    assert isinstance(law, Law)
+    middle = math.sqrt(law.min_flops * law.max_flops)
+    best = law.optimal(compute_budget_flops=middle)
+    if not (best.num_params > 0 and math.isclose(6 * best.num_params * best.num_tokens, middle, rel_tol=1e-6)):
+        raise ConfigError(
+            f"law {name}: for {middle:.3g} FLOPs it says N {best.num_params:.3g} and D {best.num_tokens:.3g}, and laws "
+            f"say the best of 6 N D = C, which these make {6 * best.num_params * best.num_tokens:.3g}"
+        )
+    return law
 
 
 def load_law(path: Path, /) -> SurfaceLaw:
@@ -164,9 +191,9 @@ class _LawFile:
 
 
 def compare_laws(*, compute_budget_flops: float) -> tuple[LawRow, ...]:
-    """Return what every registered law says of a budget, in the registry's order."""
+    """Return what every law says of a budget: the published ones, then those that installed packages announce."""
     rows = []
-    for law in LAWS.values():
+    for law in (*LAWS.values(), *map(_law_from_outside, names(Kind.LAW))):
         best = law.optimal(compute_budget_flops=compute_budget_flops)
         rows.append(
             LawRow(

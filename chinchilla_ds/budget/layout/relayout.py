@@ -11,6 +11,7 @@ from chinchilla_ds.budget.planner import check_and_lay_out, precision_of
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import LayoutError
 from chinchilla_ds.objective import make_objective
+from chinchilla_ds.optimizers import optimizer_of
 from chinchilla_ds.run_plan import BatchPlan, ParallelLayout, RunPlan
 
 
@@ -43,8 +44,17 @@ def lay_out(plan: RunPlan, *, config: RunConfig, world_size: int, device: str) -
     largest = choose_batch(request=request, layout=layout).micro_batch_size
     batch = _dealt(plan.batch, layout=layout, largest_micro_batch=largest)
     precision = precision_of(config, device=device)
-    validate_layout(shape=plan.shape, layout=layout, precision=precision, batch=batch)
-    memory = estimate_memory(shape=plan.shape, layout=layout, batch=batch, precision=precision, device=device)
+    validate_layout(
+        shape=plan.shape, layout=layout, precision=precision, batch=batch, optimizer=optimizer_of(plan.optimizer)
+    )
+    memory = estimate_memory(
+        shape=plan.shape,
+        layout=layout,
+        batch=batch,
+        precision=precision,
+        device=device,
+        optimizer_states=len(plan.optimizer.states),
+    )
     kept = objective_bytes(make_objective(plan.objective), shape=plan.shape, batch=batch, layout=layout)
     return dataclasses.replace(
         plan,
@@ -73,7 +83,9 @@ def lay_out_again(old: RunPlan, *, like: RunPlan, micro_batch_is_asked: bool = T
     if layout == old.layout and is_same:
         return old
     batch = _dealt(old.batch, layout=layout, largest_micro_batch=like.batch.micro_batch_size)
-    validate_layout(shape=old.shape, layout=layout, precision=old.precision, batch=batch)
+    validate_layout(
+        shape=old.shape, layout=layout, precision=old.precision, batch=batch, optimizer=optimizer_of(old.optimizer)
+    )
     why = (
         f"Continued on {layout.world_size} ranks after {old.layout.world_size}: the global batch of "
         f"{batch.global_batch_size} sequences stays, in micro-batches of {batch.micro_batch_size}."

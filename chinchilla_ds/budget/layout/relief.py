@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from chinchilla_ds.budget.layout.rules import validate_layout
 from chinchilla_ds.budget.memory.peak import estimate_memory
 from chinchilla_ds.errors import LayoutError
+from chinchilla_ds.optimizers import optimizer_of
 from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, Offload, ParallelLayout, Recompute, RunPlan
 from chinchilla_ds.units import format_bytes
 
@@ -41,9 +42,7 @@ def reliefs(plan: RunPlan, /, *, capacity_bytes: int | None) -> tuple[Relief, ..
         plan: What ran out of memory.
         capacity_bytes: Memory of one rank's device; None where that is not known.
     """
-    now = estimate_memory(
-        shape=plan.shape, layout=plan.layout, batch=plan.batch, precision=plan.precision, device=plan.device
-    )
+    now = _memory(plan, layout=plan.layout, batch=plan.batch)
     limit = NOTICEABLE * now.total if capacity_bytes is None else min(NOTICEABLE * now.total, capacity_bytes)
     nearest: dict[tuple[str, ...], Relief] = {}
     for relief in _changes(plan):
@@ -106,8 +105,24 @@ def _relief(plan: RunPlan, changes: list[str], values: list[dict[str, object]]) 
     )
     layout = dataclasses.replace(plan.layout, **changed)  # type: ignore[arg-type]
     try:
-        validate_layout(shape=plan.shape, layout=layout, precision=plan.precision, batch=batch)
+        validate_layout(
+            shape=plan.shape,
+            layout=layout,
+            precision=plan.precision,
+            batch=batch,
+            optimizer=optimizer_of(plan.optimizer),
+        )
     except LayoutError:
         return None
-    memory = estimate_memory(shape=plan.shape, layout=layout, batch=batch, precision=plan.precision, device=plan.device)
-    return Relief(changes=tuple(changes), memory=memory)
+    return Relief(changes=tuple(changes), memory=_memory(plan, layout=layout, batch=batch))
+
+
+def _memory(plan: RunPlan, *, layout: ParallelLayout, batch: BatchPlan) -> MemoryBytes:
+    return estimate_memory(
+        shape=plan.shape,
+        layout=layout,
+        batch=batch,
+        precision=plan.precision,
+        device=plan.device,
+        optimizer_states=len(plan.optimizer.states),
+    )

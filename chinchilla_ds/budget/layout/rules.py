@@ -4,18 +4,32 @@ import math
 from collections.abc import Iterator
 
 from chinchilla_ds.errors import LayoutError
+from chinchilla_ds.optimizers import OptimizerSpec
 from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision
 
 
 def validate_layout(
-    *, shape: ModelShape, layout: ParallelLayout, precision: Precision, batch: BatchPlan | None = None
+    *,
+    shape: ModelShape,
+    layout: ParallelLayout,
+    precision: Precision,
+    batch: BatchPlan | None = None,
+    optimizer: OptimizerSpec | None = None,
 ) -> None:
-    """Check a layout against shape and precision, and the batch where there is one.
+    """Check a layout against shape, precision and optimizer, and the batch where there is one.
+
+    Args:
+        shape: The decoder.
+        layout: How it is to be spread.
+        precision: Of the computation.
+        batch: How the ranks are to share it.
+        optimizer: None: AdamW.
 
     Raises:
         LayoutError: every rule that is broken, each with the nearest values that work.
     """
-    problems = [*layout_problems(layout=layout, precision=precision), *shape_problems(shape=shape, layout=layout)]
+    problems = [*layout_problems(layout=layout, precision=precision, optimizer=optimizer)]
+    problems += [*shape_problems(shape=shape, layout=layout)]
     if batch is not None:
         problems += batch_problems(batch=batch, layout=layout)
     if problems:
@@ -34,8 +48,16 @@ def world_size_problems(*, world_size: int, tensor: int, pipeline: int) -> Itera
         )
 
 
-def layout_problems(*, layout: ParallelLayout, precision: Precision) -> Iterator[str]:
-    """Yield what is wrong with the layout whatever the model."""
+def layout_problems(
+    *, layout: ParallelLayout, precision: Precision, optimizer: OptimizerSpec | None = None
+) -> Iterator[str]:
+    """Yield what is wrong with the layout whatever the model.
+
+    Args:
+        layout: How a model is to be spread.
+        precision: Of the computation.
+        optimizer: None: AdamW.
+    """
     stage, pipeline = layout.zero_stage, layout.pipeline_model_parallel_size
     if stage == 0 and pipeline > 1:
         yield (
@@ -55,6 +77,8 @@ def layout_problems(*, layout: ParallelLayout, precision: Precision) -> Iterator
         )
     yield from _half_precision_problems(layout, precision)
     yield from _offload_problems(layout)
+    if optimizer is not None:
+        yield from _optimizer_problems(layout, optimizer)
 
 
 def _half_precision_problems(layout: ParallelLayout, precision: Precision) -> Iterator[str]:
@@ -98,6 +122,16 @@ def _offload_problems(layout: ParallelLayout) -> Iterator[str]:
         yield (
             f"layout.offload_optimizer (nvme) needs layout.zero_stage 3, which is {stage}: DeepSpeed swaps optimizer "
             "states to NVMe only there; set zero_stage to 3 or offload_optimizer to cpu"
+        )
+
+
+def _optimizer_problems(layout: ParallelLayout, optimizer: OptimizerSpec) -> Iterator[str]:
+    place = layout.offload_optimizer
+    if place is not Offload.NONE and place not in optimizer.offload:
+        near = " and ".join(("none", *optimizer.offload))
+        yield (
+            f"layout.offload_optimizer ({place}) cannot be combined with the optimizer {optimizer.title}: its step "
+            f"cannot run with its states there; it runs with offload_optimizer {near}"
         )
 
 

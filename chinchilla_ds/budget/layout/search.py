@@ -170,7 +170,12 @@ def _candidate(fit: _Fit, request: LayoutRequest, machine: Machine | None) -> Ca
             machine=machine,
         )
     memory = estimate_memory(
-        shape=request.shape, layout=layout, batch=batch, precision=request.precision, device=request.device.kind
+        shape=request.shape,
+        layout=layout,
+        batch=batch,
+        precision=request.precision,
+        device=request.device.kind,
+        optimizer_states=len(request.optimizer.states),
     )
     return Candidate(layout=layout, batch=batch, memory=memory, step_time=time)
 
@@ -304,6 +309,7 @@ class _Walk:
                     data=group.data,
                     precision=self.request.precision,
                     stage=stage,
+                    optimizer_states=len(self.request.optimizer.states),
                     **states._asdict(),
                 )
                 for stage in _ends(group)
@@ -372,6 +378,7 @@ class _Walk:
                 data=group.data,
                 precision=self.request.precision,
                 machine=machine,
+                optimizer_states=len(self.request.optimizer.states),
                 **states._asdict(),
             )
         return self._optimizers[key]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from chinchilla_ds.budget.layout.rules import batch_problems, layout_problems, shape_problems, world_size_problems
 from chinchilla_ds.budget.speed.devices import Device
+from chinchilla_ds.optimizers import OptimizerSpec, adamw
 from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -34,6 +35,7 @@ class LayoutRequest:
     """Fields of ParallelLayout, or micro_batch_size, that are given."""
     allow_offload: tuple[Offload, ...] = (Offload.NONE, Offload.CPU)
     """Where states may go; NVMe only where it is asked for."""
+    optimizer: OptimizerSpec = field(default_factory=adamw)
     train_iters: int = 1
     """Optimizer steps of the run; written into the batch, no part of the search."""
     reserved_bytes: int = 0
@@ -191,7 +193,8 @@ def _legal(group: LayoutGroup, request: LayoutRequest, tally: Tally) -> LayoutGr
     legal_states = []
     for state in states if legal_sizes else ():
         layout = group.layout(state, Recompute.NONE)
-        if problem := next(layout_problems(layout=layout, precision=request.precision), None):
+        problems = layout_problems(layout=layout, precision=request.precision, optimizer=request.optimizer)
+        if problem := next(problems, None):
             tally.refuse(problem=problem, count=len(recomputes) * len(legal_sizes), label=label(layout))
         else:
             legal_states.append(state)

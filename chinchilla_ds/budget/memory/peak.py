@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from chinchilla_ds.budget.memory.activations import ActivationBytes, activation_bytes, chunks_in_flight, compute_bytes
 from chinchilla_ds.budget.memory.states import StateBytes, stage_params, state_bytes
-from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, ModelShape, ParallelLayout, Precision
+from chinchilla_ds.run_plan import ADAM_STATES, BatchPlan, MemoryBytes, ModelShape, ParallelLayout, Precision
 
 __all__ = [
     "CPU",
@@ -105,7 +105,13 @@ def margin_bytes(tensors: int, *, device: str) -> int:
 
 
 def estimate_stages(
-    *, shape: ModelShape, layout: ParallelLayout, batch: BatchPlan, precision: Precision, device: str
+    *,
+    shape: ModelShape,
+    layout: ParallelLayout,
+    batch: BatchPlan,
+    precision: Precision,
+    device: str,
+    optimizer_states: int = len(ADAM_STATES),
 ) -> tuple[MemoryBytes, ...]:
     """Return the expected peak of a rank of every pipeline stage, first to last, in bytes.
 
@@ -117,15 +123,30 @@ def estimate_stages(
         batch: Micro-batch size and gradient accumulation steps.
         precision: Of weights, gradients and activations.
         device: "cpu" for torch's CPU kernels and no margin; any other name for CUDA's.
+        optimizer_states: Values that the optimizer keeps for a parameter, in FP32, beside the master weight.
     """
     return tuple(
-        _stage_memory(stage, shape=shape, layout=layout, batch=batch, precision=precision, device=device)
+        _stage_memory(
+            stage,
+            shape=shape,
+            layout=layout,
+            batch=batch,
+            precision=precision,
+            device=device,
+            optimizer_states=optimizer_states,
+        )
         for stage in range(layout.pipeline_model_parallel_size)
     )
 
 
 def estimate_memory(
-    *, shape: ModelShape, layout: ParallelLayout, batch: BatchPlan, precision: Precision, device: str
+    *,
+    shape: ModelShape,
+    layout: ParallelLayout,
+    batch: BatchPlan,
+    precision: Precision,
+    device: str,
+    optimizer_states: int = len(ADAM_STATES),
 ) -> MemoryBytes:
     """Return the expected peak of the fullest rank, in bytes; arguments as `estimate_stages`.
 
@@ -133,14 +154,29 @@ def estimate_memory(
     flight than the first.
     """
     ends = (
-        _stage_memory(stage, shape=shape, layout=layout, batch=batch, precision=precision, device=device)
+        _stage_memory(
+            stage,
+            shape=shape,
+            layout=layout,
+            batch=batch,
+            precision=precision,
+            device=device,
+            optimizer_states=optimizer_states,
+        )
         for stage in sorted({0, layout.pipeline_model_parallel_size - 1})
     )
     return max(ends, key=lambda memory: memory.total)
 
 
 def _stage_memory(
-    stage: int, *, shape: ModelShape, layout: ParallelLayout, batch: BatchPlan, precision: Precision, device: str
+    stage: int,
+    *,
+    shape: ModelShape,
+    layout: ParallelLayout,
+    batch: BatchPlan,
+    precision: Precision,
+    device: str,
+    optimizer_states: int,
 ) -> MemoryBytes:
     tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
     virtual, micro_batches = layout.virtual_pipeline_model_parallel_size, batch.gradient_accumulation_steps
@@ -154,6 +190,7 @@ def _stage_memory(
         offload_param=layout.offload_param,
         precision=precision,
         stage=stage,
+        optimizer_states=optimizer_states,
     )
     activations = activation_bytes(
         shape=shape,

@@ -15,11 +15,9 @@ from typing import NamedTuple
 
 from chinchilla_ds.budget.deepspeed_json.fields import MIN_BUCKET_ELEMENTS
 from chinchilla_ds.budget.memory.activations import FP32_BYTES, compute_bytes
-from chinchilla_ds.run_plan import ModelShape, Offload, Precision
+from chinchilla_ds.run_plan import ADAM_STATES, ModelShape, Offload, Precision
 from chinchilla_ds.weights import DOWN_PROJECTION, WeightKind, held_kinds
 
-OPTIMIZER_BYTES = 3 * FP32_BYTES
-"""Per parameter: fp32 master weight and Adam's two moments."""
 PERSISTENT_ELEMENTS = 100_000
 """DeepSpeed's default of stage3_param_persistence_threshold: weights up to this size stay whole."""
 PREFETCHED_ELEMENTS = 50_000_000
@@ -104,6 +102,7 @@ def state_bytes(
     offload_param: Offload,
     precision: Precision,
     stage: int,
+    optimizer_states: int = len(ADAM_STATES),
 ) -> StateBytes:
     """Return what a rank of pipeline stage `stage` holds beside activations, whatever the micro-batch.
 
@@ -117,40 +116,45 @@ def state_bytes(
         offload_param: Where ZeRO-3's partitions live.
         precision: Of weights and gradients.
         stage: Index of the pipeline stage.
+        optimizer_states: Values that the optimizer keeps for a parameter, in FP32, beside the master weight.
     """
     weights = stage_weights(shape=shape, tensor=tensor, pipeline=pipeline, stage=stage)
     width = compute_bytes(precision)
     params = _params(weights)
     if zero_stage == 0:
-        return _without_zero(params, width)
+        return _without_zero(params, width, optimizer_states)
+    per_param = FP32_BYTES * (1 + optimizer_states)
     bucket = width * max(shape.hidden_size**2, MIN_BUCKET_ELEMENTS)
     if zero_stage == 3:
         gathers = data > 1 or offload_param is not Offload.NONE
         traced = stage == pipeline - 1
-        state, partition = _zero3(weights, data=data, width=width, bucket=bucket, gathers=gathers, traced=traced)
+        state, partition = _zero3(
+            weights, data=data, width=width, per_param=per_param, bucket=bucket, gathers=gathers, traced=traced
+        )
     else:
-        state, partition = _zero12(params, zero_stage=zero_stage, data=data, width=width, bucket=bucket), 0
+        partition = 0
+        state = _zero12(params, zero_stage=zero_stage, data=data, width=width, per_param=per_param, bucket=bucket)
     if offload_optimizer is not Offload.NONE:
-        largest = width * max(held.size for held in weights) if zero_stage < 3 else 0
-        state = _offload_optimizer(state, zero_stage, width, bucket, largest, to=offload_optimizer)
+        largest = width * max(weight.size for weight in weights) if zero_stage < 3 else 0
+        state = _offload_optimizer(state, zero_stage, width, per_param, bucket, largest, to=offload_optimizer)
     return state if offload_param is Offload.NONE else _offload_param(state, partition, width, to=offload_param)
 
 
-def _without_zero(params: int, width: int) -> StateBytes:
+def _without_zero(params: int, width: int, optimizer_states: int) -> StateBytes:
     """Return ZeRO-0's share: in half precision there are fp32 masters, and in the step fp32 gradients."""
     masters = FP32_BYTES * params if width < FP32_BYTES else 0
     return StateBytes(
         weights=width * params,
         gradients=width * params,
-        optimizer=masters + 2 * FP32_BYTES * params,
+        optimizer=masters + optimizer_states * FP32_BYTES * params,
         loss_buffers=0,
         backward_buffers=0,
         step_buffers=width * params + masters,
     )
 
 
-def _zero12(params: int, *, zero_stage: int, data: int, width: int, bucket: int) -> StateBytes:
-    """Return the share of ZeRO-1 and 2: masters and moments partitioned; fp32 weights have fp32 masters beside them.
+def _zero12(params: int, *, zero_stage: int, data: int, width: int, per_param: int, bucket: int) -> StateBytes:
+    """Return the share of ZeRO-1 and 2: masters and states partitioned; fp32 weights have fp32 masters beside them.
 
     Gradients accumulate in compute precision: whole in ZeRO-1, this rank's partition in ZeRO-2. The first gradient of a
     step brings ZeRO-1's bucket, that of every micro-batch ZeRO-2's. The step holds the partition, and a copy in fp32.
@@ -159,7 +163,7 @@ def _zero12(params: int, *, zero_stage: int, data: int, width: int, bucket: int)
     return StateBytes(
         weights=width * params,
         gradients=width * (params if zero_stage == 1 else shard),
-        optimizer=OPTIMIZER_BYTES * shard,
+        optimizer=per_param * shard,
         loss_buffers=bucket if zero_stage == 1 else 0,
         backward_buffers=bucket,
         step_buffers=(width + FP32_BYTES) * shard,
@@ -167,7 +171,7 @@ def _zero12(params: int, *, zero_stage: int, data: int, width: int, bucket: int)
 
 
 def _zero3(
-    weights: Weights, *, data: int, width: int, bucket: int, gathers: bool, traced: bool
+    weights: Weights, *, data: int, width: int, per_param: int, bucket: int, gathers: bool, traced: bool
 ) -> tuple[StateBytes, int]:
     """Return ZeRO-3's share, and its partition of the weights alone.
 
@@ -188,7 +192,7 @@ def _zero3(
     state = StateBytes(
         weights=width * shard + small,
         gradients=width * shard,
-        optimizer=OPTIMIZER_BYTES * shard,
+        optimizer=per_param * shard,
         loss_buffers=buffers,
         backward_buffers=buffers,
         step_buffers=max(step - small, 0),  # small weights are given back before the step
@@ -198,16 +202,16 @@ def _zero3(
 
 
 def _offload_optimizer(
-    state: StateBytes, zero_stage: int, width: int, bucket: int, largest: int, *, to: Offload
+    state: StateBytes, zero_stage: int, width: int, per_param: int, bucket: int, largest: int, *, to: Offload
 ) -> StateBytes:
-    """Move masters, moments and the step's fp32 gradients off the device; ZeRO-2 and 3 take the gradients along.
+    """Move masters, states and the step's fp32 gradients off the device; ZeRO-2 and 3 take the gradients along.
 
     ZeRO-1 and 2 add a copy of the partition in compute precision, and one buffer as large as the largest weight on
-    either side. NVMe keeps masters and moments; the host then has the buffers that they pass through.
+    either side. NVMe keeps masters and states; the host then has the buffers that they pass through.
     """
-    shard = state.optimizer // OPTIMIZER_BYTES
+    shard = state.optimizer // per_param
     swaps = to is Offload.NVME
-    held = OPTIMIZER_SWAP_BUFFERS * FP32_BYTES * min(shard, SUB_GROUP_ELEMENTS) if swaps else state.optimizer
+    on_host = OPTIMIZER_SWAP_BUFFERS * FP32_BYTES * min(shard, SUB_GROUP_ELEMENTS) if swaps else state.optimizer
     gradients = state.gradients if zero_stage == 1 else 0
     return state._replace(
         gradients=gradients,
@@ -215,7 +219,7 @@ def _offload_optimizer(
         loss_buffers=state.loss_buffers + largest,
         backward_buffers=state.backward_buffers + largest,
         step_buffers=largest if zero_stage < 3 else bucket,
-        host=held
+        host=on_host
         + FP32_BYTES * shard
         + (state.gradients - gradients)
         + (width * shard + largest if zero_stage < 3 else 0),

@@ -4,8 +4,6 @@ A multiply-add is two. All but `hardware_flops_per_token` are model FLOPs: what 
 backward pass computes again. docs/flops.md compares them.
 """
 
-from enum import StrEnum
-
 from chinchilla_ds.budget.shape.parameters import layer_params, table_params
 from chinchilla_ds.run_plan import ModelShape, Recompute
 
@@ -13,32 +11,22 @@ BACKWARD_OVER_FORWARD = 2
 """The backward pass multiplies twice per forward matmul: for the gradient of the input and of the weight."""
 
 
-class AttentionCount(StrEnum):
-    """How many of the S x S attention scores count."""
-
-    FULL = "full"
-    """All of them, masked ones too: Appendix F, and torch.utils.flop_counter."""
-    CAUSAL = "causal"
-    """(S + 1) / 2 per token: what a kernel that skips the masked half has to compute."""
-
-
-def decoder_flops_per_token(*, shape: ModelShape, attention: AttentionCount = AttentionCount.FULL) -> float:
+def decoder_flops_per_token(*, shape: ModelShape) -> float:
     """Return the model FLOPs per token of our decoder, forward and backward.
 
     Counts every matmul: QKV with grouped-query attention, scores and values, attention output, SwiGLU's three
-    projections, and the output logits over the padded vocabulary. The input embedding is a lookup and free.
+    projections, and the output logits over the padded vocabulary. All S x S scores count, masked ones too. The input
+    embedding is a lookup and free.
 
     Leaves out norms, softmax, rotary positions, the activation and the loss, which are no matmuls; and recomputation,
     which `hardware_flops_per_token` adds.
 
     Source: matmul of [m, k] and [k, n] is 2 m k n FLOPs; the backward pass is twice the forward pass.
     """
-    return (1 + BACKWARD_OVER_FORWARD) * forward_flops_per_token(shape=shape, attention=attention)
+    return (1 + BACKWARD_OVER_FORWARD) * forward_flops_per_token(shape=shape)
 
 
-def hardware_flops_per_token(
-    *, shape: ModelShape, recompute: Recompute, attention: AttentionCount = AttentionCount.FULL
-) -> float:
+def hardware_flops_per_token(*, shape: ModelShape, recompute: Recompute) -> float:
     """Return the FLOPs per token that the devices execute: the model FLOPs, and the forward pass that is run again.
 
     SELECTIVE runs scores and values of every layer again, FULL every layer from its input to its output. The output
@@ -50,25 +38,24 @@ def hardware_flops_per_token(
     Source: FULL is Narayanan et al. 2021 (arXiv:2104.04473), appendix; that model and hardware FLOPs are told apart,
     Korthikanti et al. 2022 (arXiv:2205.05198), appendix A.
     """
-    model = decoder_flops_per_token(shape=shape, attention=attention)
+    model = decoder_flops_per_token(shape=shape)
     if recompute is Recompute.NONE:
         return model
     if recompute is Recompute.SELECTIVE:
-        return model + shape.num_layers * _core_attention(shape, attention)
-    return model + shape.num_layers * _layer(shape, attention)
+        return model + shape.num_layers * _core_attention(shape)
+    return model + shape.num_layers * _layer(shape)
 
 
-def forward_flops_per_token(*, shape: ModelShape, attention: AttentionCount = AttentionCount.FULL) -> float:
+def forward_flops_per_token(*, shape: ModelShape) -> float:
     """Return the forward FLOPs per token of our decoder; conventions as in `decoder_flops_per_token`."""
-    return float(shape.num_layers * _layer(shape, attention) + 2 * table_params(shape))
+    return float(shape.num_layers * _layer(shape) + 2 * table_params(shape))
 
 
-def _layer(shape: ModelShape, attention: AttentionCount) -> float:
+def _layer(shape: ModelShape) -> float:
     """Return the forward FLOPs per token of one layer."""
-    return 2 * layer_params(shape, matrices_only=True) + _core_attention(shape, attention)
+    return 2 * layer_params(shape, matrices_only=True) + _core_attention(shape)
 
 
-def _core_attention(shape: ModelShape, attention: AttentionCount) -> float:
+def _core_attention(shape: ModelShape) -> float:
     """Return the forward FLOPs per token of one layer's scores and weighted values."""
-    keys = shape.seq_length if attention is AttentionCount.FULL else (shape.seq_length + 1) / 2
-    return 2 * 2 * keys * shape.num_attention_heads * shape.kv_channels
+    return 2 * 2 * shape.seq_length * shape.num_attention_heads * shape.kv_channels

@@ -8,13 +8,16 @@ back. The network is that of the usual cluster, one card per device: an assumpti
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chinchilla_ds import plugins
 from chinchilla_ds.errors import ConfigError, did_you_mean
+from chinchilla_ds.plugins import Kind
 from chinchilla_ds.run_plan import Precision
 from chinchilla_ds.structured import read_json
 
@@ -236,8 +239,12 @@ _SAID_OF_MANY = {"nvidia", "amd", "instinct", "sxm", "sxm4", "sxm5", "hbm2", "hb
 
 
 def find_device(device_name: str, /) -> Device | None:
-    """Return the entry whose name occurs in `device_name`, as torch.cuda.get_device_name() gives it, or None."""
-    return next((device for device in DEVICES if all(word.search(device_name) for word in _words(device))), None)
+    """Return the entry whose name occurs in `device_name`, as torch.cuda.get_device_name() gives it, or None.
+
+    Entries are ours first, then what installed packages announce.
+    """
+    devices = itertools.chain(DEVICES, map(_device_from_outside, plugins.names(Kind.HARDWARE)))
+    return next((device for device in devices if all(word.search(device_name) for word in _words(device))), None)
 
 
 def _words(device: Device) -> Iterator[re.Pattern[str]]:
@@ -259,10 +266,11 @@ def peak_flops_per_s(*, device_name: str, precision: Precision, allow_tf32: bool
 
 
 def get_device(name: str, /, *, hardware: Path | str | None = None) -> Device:
-    """Return the device that a person names: h100, H100-SXM, a100-40gb, "NVIDIA H100 80GB HBM3".
+    """Return the device that a person names: h100, H100-SXM, a100-40gb, "NVIDIA H100 80GB HBM3", my_module:CHIP.
 
     Args:
-        name: the device.
+        name: the device, one that an installed package announces as an entry point of `chinchilla_ds.hardware`, or
+            `module:object`.
         hardware: JSON file of further devices, as `load_hardware` reads it.
 
     Raises:
@@ -272,10 +280,29 @@ def get_device(name: str, /, *, hardware: Path | str | None = None) -> Device:
     known = {_spelling(text): device for device in devices for text in (device.name, *device.aliases)}
     if device := known.get(_spelling(name)):
         return device
-    names = [device.name for device in known.values()]
-    every = ", ".join(dict.fromkeys(names))
-    near = did_you_mean(name.upper(), names)
-    raise ConfigError(f"`gpu` ({name!r}) must be one of {every}, or be described in a `hardware` file{near}")
+    announced = plugins.names(Kind.HARDWARE)
+    if ":" in name or name.partition(",")[0] in announced:
+        return _device_from_outside(name)
+    listed = [*dict.fromkeys(device.name for device in known.values()), *announced]
+    near = did_you_mean(name.upper(), listed) or did_you_mean(name, announced)
+    every = ", ".join(listed)
+    raise ConfigError(
+        f"`gpu` ({name!r}) must be one of {every}, be described in a `hardware` file, or be module:object{near}"
+    )
+
+
+def _device_from_outside(name: str) -> Device:
+    """Return a device that is named as a plugin is.
+
+    Raises:
+        ConfigError: it cannot be loaded, is no Device, or has a value out of range.
+    """
+    device = plugins.find_object(Kind.HARDWARE, name, kind_of=Device)
+    assert isinstance(device, Device)
+    values = {field.name: getattr(device, field.name) for field in dataclasses.fields(device)}
+    if problems := list(_entry_problems({**values, "aliases": list(device.aliases)}, 0)):
+        raise ConfigError([f"hardware {name}: {problem}" for problem in problems])
+    return device
 
 
 def _spelling(name: str) -> tuple[str, ...]:

@@ -13,12 +13,21 @@ import math
 from typing import NamedTuple
 
 from chinchilla_ds.budget.deepspeed_json.fields import MIN_BUCKET_ELEMENTS
-from chinchilla_ds.budget.memory.activations import compute_bytes
+from chinchilla_ds.budget.memory.activations import FP32_BYTES, compute_bytes
 from chinchilla_ds.budget.memory.states import stage_params
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token, hardware_flops_per_token
 from chinchilla_ds.budget.speed.devices import Device
 from chinchilla_ds.budget.speed.rates import Machine, make_machine
-from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute, StepTime
+from chinchilla_ds.run_plan import (
+    ADAM_STATES,
+    BatchPlan,
+    ModelShape,
+    Offload,
+    ParallelLayout,
+    Precision,
+    Recompute,
+    StepTime,
+)
 
 ZERO3_HIDDEN_SHARE = 0.7
 """Of the computation, how much ZeRO-3's traffic can hide behind. DeepSpeed overlaps by default at stage 3 alone. Ours:
@@ -46,8 +55,9 @@ NVME_BYTES_PER_S = 3e9
 
 _LOSS_BYTES_PER_LOGIT = 28
 """Casts to FP32 and back, log-softmax, and their backward passes, from and to memory."""
-_BYTES_PER_PARAM_ADAM = 40
-"""Weight, two moments, gradient, its FP32 copy and the weight in compute precision, read and written."""
+_BYTES_PER_PARAM, _BYTES_PER_STATE = 24, 8
+"""Read and written by a step, for a parameter: weight, gradient, its FP32 copy and the weight in compute precision; and
+each of the optimizer's states."""
 
 
 class MicroBatchTime(NamedTuple):
@@ -73,7 +83,7 @@ class DataParallelTime(NamedTuple):
 
 
 class OptimizerTime(NamedTuple):
-    """AdamW's step and transfers of offloaded states, in seconds."""
+    """The optimizer's step and transfers of offloaded states, in seconds."""
 
     per_step_s: float
     per_micro_batch_s: float
@@ -98,6 +108,7 @@ def estimate_step_time(
     precision: Precision,
     device: Device,
     devices_per_node: int | None = None,
+    optimizer_states: int = len(ADAM_STATES),
 ) -> StepTime:
     """Return the expected time of one optimizer step.
 
@@ -112,6 +123,7 @@ def estimate_step_time(
         precision: Of matmuls, activations and gradient traffic.
         device: One accelerator.
         devices_per_node: Devices that the fast link joins; None takes the device's own.
+        optimizer_states: Values that the optimizer keeps for a parameter.
 
     Raises:
         ConfigError: a rate of the device is not known.
@@ -153,6 +165,7 @@ def estimate_step_time(
             offload_param=layout.offload_param,
             precision=precision,
             machine=machine,
+            optimizer_states=optimizer_states,
         ),
         virtual=layout.virtual_pipeline_model_parallel_size,
         pipeline=pipeline,
@@ -329,8 +342,9 @@ def optimizer_time(
     offload_param: Offload,
     precision: Precision,
     machine: Machine,
+    optimizer_states: int = len(ADAM_STATES),
 ) -> OptimizerTime:
-    """Return AdamW's step, bound by memory, and the transfers of offloaded states; nothing hides them.
+    """Return the optimizer's step, bound by memory, and the transfers of offloaded states; nothing hides them.
 
     Offloaded optimizer states: gradients go to the CPU (on every backward pass under ZeRO-2), whose Adam the devices of
     a machine share, new parameters come back; on NVMe the states are read and written each step as well. Offloaded
@@ -344,12 +358,12 @@ def optimizer_time(
     transfer = width * shard / machine.host_bytes_per_s
     per_step = per_micro_batch = 0.0
     if offload_optimizer is Offload.NONE:
-        per_step = _BYTES_PER_PARAM_ADAM * shard / machine.memory_bytes_per_s
+        per_step = (_BYTES_PER_PARAM + _BYTES_PER_STATE * optimizer_states) * shard / machine.memory_bytes_per_s
     else:
         sharing = min(machine.devices_per_node, DEVICES_PER_MACHINE)
         per_step = transfer + shard * sharing / CPU_ADAM_PARAMS_PER_S
         if offload_optimizer is Offload.NVME:
-            per_step += 2 * 12 * shard / NVME_BYTES_PER_S
+            per_step += 2 * FP32_BYTES * (1 + optimizer_states) * shard / NVME_BYTES_PER_S
         if zero_stage == 2:
             per_micro_batch = transfer
         else:

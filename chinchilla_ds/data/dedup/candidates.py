@@ -31,7 +31,7 @@ KEYED = np.dtype([("key", "<u8"), ("hash", "<u8"), ("ordinal", "<u8")])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class DedupJob:
     """What every task knows."""
 
     shards: tuple[Path, ...]
@@ -72,7 +72,7 @@ class Job:
         return hashes if hashes.ndim == 2 else np.stack([hashes, np.zeros_like(hashes)], axis=1)
 
 
-def sort_keys(shard: int, /, *, job: Job) -> None:
+def sort_keys(shard: int, /, *, job: DedupJob) -> None:
     """Write a shard's run: its documents sorted by each band's key."""
     hashes = job.content_hashes(shard)
     if job.config is None:
@@ -88,7 +88,7 @@ def sort_keys(shard: int, /, *, job: Job) -> None:
     write_array(job.runs[shard], run)
 
 
-def match_keys(part: int, /, *, job: Job) -> None:
+def match_keys(part: int, /, *, job: DedupJob) -> None:
     """Write the edges of one range of one band's keys.
 
     All documents of a key are held against the one of the smallest content hash, so that the edges are the same
@@ -107,7 +107,7 @@ def match_keys(part: int, /, *, job: Job) -> None:
     write_array(job.edges[part], pairs)
 
 
-def _similar(pairs: NDArray[np.int64], *, job: Job, config: MinHashConfig) -> NDArray[np.bool_]:
+def _similar(pairs: NDArray[np.int64], *, job: DedupJob, config: MinHashConfig) -> NDArray[np.bool_]:
     similar = np.zeros(len(pairs), dtype=bool)
     for start in range(0, len(pairs), TASK_RECORDS):
         block = pairs[start : start + TASK_RECORDS]
@@ -118,7 +118,7 @@ def _similar(pairs: NDArray[np.int64], *, job: Job, config: MinHashConfig) -> ND
     return similar
 
 
-def _rows(ordinals: NDArray[np.int64], *, job: Job, columns: int) -> NDArray[np.uint64]:
+def _rows(ordinals: NDArray[np.int64], *, job: DedupJob, columns: int) -> NDArray[np.uint64]:
     """Return the rows of band keys of these documents, whose ordinals ascend: [ordinals, columns]."""
     rows = np.empty((len(ordinals), columns), dtype=np.uint64)
     bounds = np.searchsorted(ordinals, job.offsets)

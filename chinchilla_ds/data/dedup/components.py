@@ -17,7 +17,7 @@ from chinchilla_ds.data.dedup.candidates import (
     CONTENT_HASH_NAME,
     SOURCE_NAME,
     TASK_RECORDS,
-    Job,
+    DedupJob,
     match_keys,
     sort_keys,
 )
@@ -73,7 +73,7 @@ def find_duplicates(
         OutputError: the work folder cannot be written.
         WorkerError: a worker process was killed.
     """
-    job = Job(shards=tuple(shards), num_documents=_check(shards, config=config), config=config, folder=work_folder)
+    job = DedupJob(shards=tuple(shards), num_documents=_check(shards, config=config), config=config, folder=work_folder)
     _claim(job)
     if not all((folder / KEEP_NAME).exists() for folder in verdict_folders(job)):
         stages = Stages(workers=workers, progress=progress or (lambda stage, share: None))
@@ -131,7 +131,7 @@ def _input_names(config: MinHashConfig | None) -> tuple[str, ...]:
     return (CONTENT_HASH_NAME, SOURCE_NAME) + (() if config is None else (BAND_KEYS_NAME,))
 
 
-def _claim(job: Job) -> None:
+def _claim(job: DedupJob) -> None:
     """Make the work folder that of these inputs: what was made from others is removed.
 
     Raises:
@@ -157,7 +157,7 @@ def _remove(folder: Path, *, names: Sequence[str]) -> None:
     remove_asides(folder)
 
 
-def _manifest(job: Job) -> str:
+def _manifest(job: DedupJob) -> str:
     inputs = [
         {
             "shard": shard.name,

@@ -35,7 +35,7 @@ def written(path: Path, /) -> Iterator[Path]:
             yield aside
     except OSError as error:
         raise OutputError(
-            f"cannot write {path}: {reason(error)}; deduplication goes on from here when run again"
+            f"cannot write {path}: {reason(error)}; deduplication resumes from here when run again"
         ) from error
 
 

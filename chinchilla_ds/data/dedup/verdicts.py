@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from chinchilla_ds.data.dedup.candidates import CONTENT_HASH_NAME, SOURCE_NAME, TASK_RECORDS, Job
+from chinchilla_ds.data.dedup.candidates import CONTENT_HASH_NAME, SOURCE_NAME, TASK_RECORDS, DedupJob
 from chinchilla_ds.data.dedup.exchange import Stages, key_range, read_range, write_array
 from chinchilla_ds.data.dedup.shingles import mix
 from chinchilla_ds.data.dedup.union import read_labels
@@ -29,12 +29,12 @@ _ORDER = ("ordinal", "source", "hash_low", "hash", "root", "key")
 """For lexsort, which takes the last one first; ordinals decide between copies of one text from one source only."""
 
 
-def verdict_folders(job: Job, /) -> tuple[Path, ...]:
+def verdict_folders(job: DedupJob, /) -> tuple[Path, ...]:
     """Return where each shard's verdicts go."""
     return tuple(job.folder / "verdicts" / f"{index:06d}" for index in range(len(job.shards)))
 
 
-def write_verdicts(job: Job, /, *, labels: Path, stages: Stages) -> None:
+def write_verdicts(job: DedupJob, /, *, labels: Path, stages: Stages) -> None:
     """Write KEEP_NAME and DUPLICATE_OF_NAME of every shard."""
     runs = [job.folder / "candidates" / path.name for path in job.runs]
     stages.run("candidates", partial(_propose, job=job, labels=labels, runs=runs), runs)
@@ -45,7 +45,7 @@ def write_verdicts(job: Job, /, *, labels: Path, stages: Stages) -> None:
     stages.run("verdicts", partial(_decide, job=job, labels=labels, answers=answers), outputs)
 
 
-def _members(shard: int, *, job: Job, labels: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _members(shard: int, *, job: DedupJob, labels: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return which documents of a shard have duplicates, by place, and their components: [members], [members]."""
     first, last = int(job.offsets[shard]), int(job.offsets[shard + 1])
     found = read_labels(labels, first=first, last=last, num_documents=int(job.offsets[-1]))
@@ -53,7 +53,7 @@ def _members(shard: int, *, job: Job, labels: Path) -> tuple[NDArray[np.int64], 
     return places, found[places] - 1
 
 
-def _propose(shard: int, *, job: Job, labels: Path, runs: list[Path]) -> None:
+def _propose(shard: int, *, job: DedupJob, labels: Path, runs: list[Path]) -> None:
     places, roots = _members(shard, job=job, labels=labels)
     records = np.empty(len(places), dtype=CANDIDATE)
     records["root"] = roots
@@ -81,7 +81,7 @@ def _choose(index: int, *, runs: list[Path], answers: list[Path]) -> None:
     write_array(answers[index], found[np.argsort(found["key"])])
 
 
-def _decide(shard: int, *, job: Job, labels: Path, answers: list[Path]) -> None:
+def _decide(shard: int, *, job: DedupJob, labels: Path, answers: list[Path]) -> None:
     places, roots = _members(shard, job=job, labels=labels)
     found = read_range(answers, low=int(job.offsets[shard]), high=int(job.offsets[shard + 1]))
     found = found[np.argsort(found["root"])]

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from chinchilla_ds.config import DataConfig, RunConfig
+from chinchilla_ds.config import DataConfig, HeldOutFraction, RunConfig, held_out_problem
 from chinchilla_ds.data.blend import share_problems
 from chinchilla_ds.data.cleaning.rules import CleaningConfig, Rule
 from chinchilla_ds.data.dedup.bands import PRESETS, MinHashConfig
 from chinchilla_ds.data.reading.sources import DEFAULT_NAME, Corpus, find_source, name_problem
 from chinchilla_ds.data.tokenizing.tokenizer import MIN_VOCAB_SIZE
 from chinchilla_ds.errors import ConfigError, DataError, did_you_mean
-from chinchilla_ds.ranges import Ge, Gt, Lt, MinLen
+from chinchilla_ds.ranges import Ge, Gt, MinLen
 from chinchilla_ds.structured import build, read_yaml
 
 EXACT = "exact"
@@ -102,8 +102,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for problem in shares:
         file, colon, _ = recipe.sources[0].where.rpartition(":")
         yield f"{file}{colon} {problem}".strip()
-    if not 0 < recipe.held_out_fraction < 1:
-        yield (f"held_out_fraction is {recipe.held_out_fraction:g}; it must lie between 0 and 1, 0.02 for example")
+    if problem := held_out_problem(recipe.held_out_fraction, name="held_out_fraction"):
+        yield problem
     if recipe.vocab_size is not None and recipe.tokenizer is not None:
         yield f"vocab_size ({recipe.vocab_size}) beside tokenizer ({recipe.tokenizer}), which fixes it: drop one"
     if recipe.vocab_size is not None and recipe.vocab_size < MIN_VOCAB_SIZE:
@@ -171,7 +171,7 @@ class _RecipeEntry:
     sources: tuple[_SourceEntry, ...]
     out: Path | None = None
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
-    held_out_fraction: Annotated[float, Gt(0), Lt(1)] = Recipe.held_out_fraction
+    held_out_fraction: HeldOutFraction = Recipe.held_out_fraction
     vocab_size: Annotated[int, Ge(MIN_VOCAB_SIZE)] | None = None
     tokenizer: Path | None = None
     decontaminate: tuple[Path, ...] = ()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from chinchilla_ds.data.reading.hub import hub_texts, saved_texts
-from chinchilla_ds.data.reading.kinds import Kind
+from chinchilla_ds.data.reading.kinds import FileKind
 from chinchilla_ds.data.reading.parts import BROKEN_ARCHIVE, NOT_UTF8, Documents, Part, Problem, no_text_field, text_of
 from chinchilla_ds.data.reading.sources import SourceFile
 from chinchilla_ds.errors import DataError, reason
@@ -66,6 +66,6 @@ def _cell(value: Callable[[], object], part: Part, *, row: int) -> bytes | Probl
 
 def read_rows(part: Part) -> Documents:
     """Yield the rows of an Arrow folder or a hub shard."""
-    read = saved_texts if part.file.kind is Kind.ARROW else hub_texts
+    read = saved_texts if part.file.kind is FileKind.ARROW else hub_texts
     for row, value in read(part.file, text_field=part.text_field, start=part.start, stop=part.stop):
         yield _cell(lambda value=value: value, part, row=row)  # type: ignore[misc]

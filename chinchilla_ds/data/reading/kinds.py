@@ -7,7 +7,7 @@ from pathlib import Path
 from chinchilla_ds.data.reading.streams import PACKED_SUFFIXES, ArchiveError, open_bytes
 
 
-class Kind(StrEnum):
+class FileKind(StrEnum):
     """How a file is read."""
 
     TEXT = "text"
@@ -25,18 +25,18 @@ class Kind(StrEnum):
 
 
 _BY_SUFFIX = {
-    ".jsonl": Kind.JSONL,
-    ".ndjson": Kind.JSONL,
-    ".json": Kind.JSON,
-    ".csv": Kind.CSV,
-    ".parquet": Kind.PARQUET,
+    ".jsonl": FileKind.JSONL,
+    ".ndjson": FileKind.JSONL,
+    ".json": FileKind.JSON,
+    ".csv": FileKind.CSV,
+    ".parquet": FileKind.PARQUET,
 } | dict.fromkeys(
     (
         *(".txt", ".text", ".md", ".rst", ".tex", ".org", ".html", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp"),
         *(".cu", ".cuh", ".rs", ".go", ".java", ".kt", ".scala", ".js", ".ts", ".rb", ".php", ".pl", ".lua", ".jl"),
         *(".r", ".hs", ".ml", ".swift", ".sh", ".sql"),
     ),
-    Kind.TEXT,
+    FileKind.TEXT,
 )
 SUFFIXES = tuple(sorted(_BY_SUFFIX))
 """What names of files end in, before that of a packed file."""
@@ -59,7 +59,7 @@ def suffix_of(path: Path, /) -> str:
     return Path(_NUMBER.sub("", name)).suffix
 
 
-def kind_of(path: Path, /) -> Kind | None:
+def kind_of(path: Path, /) -> FileKind | None:
     """Return how a regular file is read, or None where it is of an unknown kind.
 
     Raises:
@@ -69,14 +69,14 @@ def kind_of(path: Path, /) -> Kind | None:
     return _BY_SUFFIX.get(suffix) if suffix else _kind_of_content(path)
 
 
-def _kind_of_content(path: Path) -> Kind | None:
+def _kind_of_content(path: Path) -> FileKind | None:
     try:
         with open_bytes(path) as stream:
             head = stream.peek()
     except ArchiveError:
-        return Kind.TEXT  # its reader says what is wrong with it
+        return FileKind.TEXT  # its reader says what is wrong with it
     if head.startswith(b"PAR1"):
-        return Kind.PARQUET
+        return FileKind.PARQUET
     if _JSON_HEAD.match(head):
-        return Kind.JSON
-    return Kind.TEXT if head.startswith(_UTF16_BOMS) or not _NOT_IN_TEXT.search(head) else None
+        return FileKind.JSON
+    return FileKind.TEXT if head.startswith(_UTF16_BOMS) or not _NOT_IN_TEXT.search(head) else None

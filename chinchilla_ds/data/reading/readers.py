@@ -18,7 +18,7 @@ from chinchilla_ds.data.reading.csv_rows import read_csv
 from chinchilla_ds.data.reading.encodings import NotTextError, open_text, utf8_problem
 from chinchilla_ds.data.reading.hub import num_hub_shards, saved_rows
 from chinchilla_ds.data.reading.json_records import holds_lines, read_json_file, read_jsonl
-from chinchilla_ds.data.reading.kinds import Kind
+from chinchilla_ds.data.reading.kinds import FileKind
 from chinchilla_ds.data.reading.parts import UNREADABLE, Documents, Part, Problem, broken
 from chinchilla_ds.data.reading.sources import SourceFile
 from chinchilla_ds.data.reading.streams import ArchiveError, is_packed
@@ -58,13 +58,13 @@ def _bounds(file: SourceFile, *, part_bytes: int) -> range | None:
     """Return where the parts of a file begin; None for one that is read as a whole."""
     if _is_empty(file):
         return None
-    if file.kind in (Kind.JSONL, Kind.JSON):
+    if file.kind in (FileKind.JSONL, FileKind.JSON):
         return range(0, file.num_bytes, part_bytes) if _has_ranges(file, part_bytes=part_bytes) else None
-    if file.kind is Kind.PARQUET:
+    if file.kind is FileKind.PARQUET:
         return _steps(open_parquet(file).num_row_groups, num_bytes=file.num_bytes, part_bytes=part_bytes)
-    if file.kind is Kind.ARROW:
+    if file.kind is FileKind.ARROW:
         return _steps(saved_rows(file), num_bytes=file.num_bytes, part_bytes=part_bytes)
-    return range(num_hub_shards(file)) if file.kind is Kind.HUB else None
+    return range(num_hub_shards(file)) if file.kind is FileKind.HUB else None
 
 
 def _has_ranges(file: SourceFile, *, part_bytes: int) -> bool:
@@ -73,13 +73,13 @@ def _has_ranges(file: SourceFile, *, part_bytes: int) -> bool:
         return False
     try:
         open_text(file.path).close()
-        return file.kind is Kind.JSONL or holds_lines(file.path)
+        return file.kind is FileKind.JSONL or holds_lines(file.path)
     except NotTextError:
         return False
 
 
 def _is_empty(file: SourceFile) -> bool:
-    return file.num_bytes == 0 and file.kind is not Kind.HUB
+    return file.num_bytes == 0 and file.kind is not FileKind.HUB
 
 
 def _steps(number: int, *, num_bytes: int, part_bytes: int) -> range:
@@ -94,7 +94,7 @@ def read_part(part: Part, /) -> Documents:
         return
     try:
         yield from _READERS[file.kind](part)
-        if file.modified_ns and file.kind is not Kind.ARROW:
+        if file.modified_ns and file.kind is not FileKind.ARROW:
             status = file.path.stat()
             if (status.st_size, status.st_mtime_ns) != (file.num_bytes, file.modified_ns):
                 yield Problem(kind=UNREADABLE, message=f"{place} changed while it was being read")
@@ -155,13 +155,13 @@ def _cut(chunk: bytes) -> int:
     return start
 
 
-_READERS: dict[Kind, Callable[[Part], Documents]] = {
-    Kind.TEXT: _read_text,
-    Kind.WHOLE_TEXT: _read_whole_text,
-    Kind.JSONL: read_jsonl,
-    Kind.JSON: read_json_file,
-    Kind.CSV: read_csv,
-    Kind.PARQUET: read_parquet,
-    Kind.ARROW: read_rows,
-    Kind.HUB: read_rows,
+_READERS: dict[FileKind, Callable[[Part], Documents]] = {
+    FileKind.TEXT: _read_text,
+    FileKind.WHOLE_TEXT: _read_whole_text,
+    FileKind.JSONL: read_jsonl,
+    FileKind.JSON: read_json_file,
+    FileKind.CSV: read_csv,
+    FileKind.PARQUET: read_parquet,
+    FileKind.ARROW: read_rows,
+    FileKind.HUB: read_rows,
 }

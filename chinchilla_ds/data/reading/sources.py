@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chinchilla_ds.data.reading.kinds import SUFFIXES, Kind, kind_of, suffix_of
+from chinchilla_ds.data.reading.kinds import SUFFIXES, FileKind, kind_of, suffix_of
 from chinchilla_ds.data.reading.streams import PACKED_SUFFIXES
 from chinchilla_ds.errors import DataError, did_you_mean, reason
 
@@ -41,13 +41,13 @@ class SourceFile:
     """One file of the corpus, or what is read like one."""
 
     path: Path
-    kind: Kind
+    kind: FileKind
     num_bytes: int
     """Size on disk; 0 where it is not known."""
     modified_ns: int
     """Time of the last change, nanoseconds since the epoch; 0 where it is not known."""
     hub_name: str | None = None
-    """What the user wrote, of Kind.HUB."""
+    """What the user wrote, of FileKind.HUB."""
 
     @property
     def place(self) -> str:
@@ -151,7 +151,7 @@ def _find(name: str, *, keep_empty: bool, left_out: Counter[str]) -> list[Source
     """Return the files that a path, a pattern or a data set's name means; count what is left out."""
     if name.startswith(_HUB_AS_PATH):
         name = HUB + name.removeprefix(_HUB_AS_PATH).lstrip("/") if not name.startswith(HUB) else name
-        return [SourceFile(path=Path(name), kind=Kind.HUB, num_bytes=0, modified_ns=0, hub_name=name)]
+        return [SourceFile(path=Path(name), kind=FileKind.HUB, num_bytes=0, modified_ns=0, hub_name=name)]
     if not name.strip() or "\0" in name:
         raise DataError(f"a path is {name!r}, which names nothing")
     if not Path(name).exists() and glob.has_magic(name):
@@ -271,7 +271,7 @@ def arrow_folder(path: Path, /) -> SourceFile:
         raise DataError(f"{path} is a folder of Arrow files; {', '.join(odd)} in it is {_NOT_REGULAR}")
     return SourceFile(
         path=path,
-        kind=Kind.ARROW,
+        kind=FileKind.ARROW,
         num_bytes=sum(one.st_size for one in status.values()),
         modified_ns=max(one.st_mtime_ns for one in status.values()),
     )
@@ -285,7 +285,7 @@ def _source_file(path: Path) -> SourceFile | str:
         return "link to nothing"
     if not stat.S_ISREG(status.st_mode):
         return _NOT_REGULAR
-    kind = kind_of(path) if status.st_size or suffix_of(path) else Kind.TEXT
+    kind = kind_of(path) if status.st_size or suffix_of(path) else FileKind.TEXT
     if kind is None:
         return suffix_of(path) or "not text"
     return SourceFile(path=path, kind=kind, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
@@ -293,7 +293,7 @@ def _source_file(path: Path) -> SourceFile | str:
 
 def _whole_text(path: Path) -> SourceFile:
     status = path.stat()
-    return SourceFile(path=path, kind=Kind.WHOLE_TEXT, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+    return SourceFile(path=path, kind=FileKind.WHOLE_TEXT, num_bytes=status.st_size, modified_ns=status.st_mtime_ns)
 
 
 def inputs_of(corpora: Sequence[Corpus], /) -> list[dict[str, str | int]]:

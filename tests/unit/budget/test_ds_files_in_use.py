@@ -132,13 +132,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
             "zero_optimization": {"stage": 0},
             "wall_clock_breakdown": False,
         },
-        [
-            "train_batch_size",
-            "train_micro_batch_size_per_gpu",
-            "optimizer.params.lr",
-            "optimizer.params.betas",
-            "optimizer.params.weight_decay",
-        ],
+        ["train_batch_size", "train_micro_batch_size_per_gpu"],  # the optimizer's settings are taken
     ),
     "curriculum": (
         {

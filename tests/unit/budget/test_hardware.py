@@ -69,7 +69,7 @@ def test_names_that_people_type(name: str, found: str) -> None:
 @pytest.mark.parametrize("name", ["h10", "h100-120gb", "v100", "", "a1000"])
 def test_unknown_names_list_what_there_is(name: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"must be one of GB200, B200, .*MI300X, CPU, or be described in a `hardware`"
+        ConfigError, match=r"must be one of GB200, B200, .*MI300X, CPU, be described in a `hardware` file, or be module"
     ):
         get_device(name)
 

@@ -30,7 +30,7 @@ def test_what_was_written_is_read_back(tmp_path):
     assert torch.equal(reader.read_rows("output_layer.weight", rows=slice(1, 3)), WEIGHTS["output_layer.weight"][1:3])
     assert reader.read_rows("output_layer.weight", rows=slice(4, 9)).shape == (0, 3)
     assert reader.plan == tiny_plan()
-    assert (reader.state.iteration, reader.has_moments) == (0, False)
+    assert (reader.state.iteration, reader.has_optimizer) == (0, False)
     assert reader.state.versions["torch"] == torch.__version__
     assert reader.tokenizer_path is not None
     assert reader.tokenizer_path.read_bytes() == b"pieces"
@@ -39,9 +39,9 @@ def test_what_was_written_is_read_back(tmp_path):
 def test_moments_are_read_by_their_names(tmp_path):
     weights = {"a": torch.ones(2), "exp_avg/a": torch.full((2,), 2.0), "exp_avg_sq/a": torch.full((2,), 3.0)}
     reader = CheckpointReader.open(write(tmp_path, weights))
-    assert reader.has_moments
+    assert reader.has_optimizer
     assert reader.names() == ("a",)
-    assert [float(reader.read("a", moment=kind)[0]) for kind in (None, "exp_avg", "exp_avg_sq")] == [1, 2, 3]
+    assert [float(reader.read("a", state=kind)[0]) for kind in (None, "exp_avg", "exp_avg_sq")] == [1, 2, 3]
 
 
 def test_an_unknown_tensor_is_named_with_the_nearest(tmp_path):
@@ -114,7 +114,7 @@ def test_rows_are_read_without_the_rest(tmp_path, monkeypatch):
     cut = CheckpointReader.open(write(tmp_path / "cut", weights))
     for name in WEIGHTS:
         assert torch.equal(cut.read(name), uncut.read(name))
-    assert torch.equal(cut.read("output_layer.weight", moment="exp_avg"), large_weight() + 1)
+    assert torch.equal(cut.read("output_layer.weight", state="exp_avg"), large_weight() + 1)
     for reader in (uncut, cut):
         assert 8_000 < bytes_read_for(reader, slice(59, 61)) < 8_000 + 100_000, "two rows, and the metadata"
         assert bytes_read_for(reader, slice(0, 1000)) > 4_000_000, "control"

@@ -62,6 +62,38 @@ def test_a_run_that_has_ended_is_found_as_such(request_: RunRequest) -> None:
     assert not found.is_finished, "another was begun since"
 
 
+def test_a_name_finds_its_run_alone(request_: RunRequest) -> None:
+    named = dataclasses.replace(request_, config=dataclasses.replace(request_.config, run_name="first"))
+    begin(request_, "unnamed", at_s=500)
+    assert find_run(named) is None, "the same command without the name is another run"
+    first = begin(named, "first", at_s=100)
+    begin(named, "first-or-not", at_s=300)
+    assert (found := find_run(named)) is not None
+    assert found.folder == first
+    again = begin(named, "first-2", at_s=200)
+    assert (found := find_run(named)) is not None
+    assert found.folder == again
+    assert (found := find_run(request_)) is not None
+    assert found.folder.name == "unnamed"
+
+
+def test_the_name_of_another_run_is_refused(request_: RunRequest) -> None:
+    named = dataclasses.replace(request_, config=dataclasses.replace(request_.config, run_name="first"))
+    other = dataclasses.replace(named, config=dataclasses.replace(named.config, seed=2))
+    folder = begin(other, "first", at_s=100)
+    with pytest.raises(CheckpointError, match=f"`run_name=first` is the name of {folder}, which was asked for some"):
+        find_run(named)
+
+
+def test_a_named_run_keeps_its_name(request_: RunRequest) -> None:
+    found = continued(begin(request_, "first", at_s=100))
+    command = parse(["--ds_config", "zero3", "--run-name", "second"])
+    with pytest.raises(CheckpointError, match="`run_name` is second here, and the run .*first keeps its name"):
+        take_over(command, found, config=command.config)
+    command = parse(["--ds_config", "zero3", "--run-name", "first"])
+    assert take_over(command, found, config=command.config).config.run_name == request_.config.run_name
+
+
 @pytest.mark.parametrize("name", ["state.json", "plan.json", "manifest.json"])
 def test_a_run_whose_newest_checkpoint_is_damaged_is_found_all_the_same(name: str, request_: RunRequest) -> None:
     folder = begin(request_, "run", at_s=100, saved=(4, 8))

@@ -111,7 +111,7 @@ def test_every_field_that_a_message_names_has_a_flag() -> None:
 
 
 def test_every_flag_of_training_sets_a_field_by_its_name() -> None:
-    own = {"help", "ds_config", "plan", "local_rank", "deepspeed_config"}
+    own = {"help", "config", "ds_config", "plan", "dry_run", "local_rank", "deepspeed_config"}
     destinations = {action.dest for action in training_parser()._actions} - own
     assert {field_path(name) for name in destinations} <= fields_of_config()
 

@@ -21,7 +21,7 @@ from chinchilla_ds.config import (
     SaveInterval,
     source_name,
 )
-from chinchilla_ds.data.reading.sources import Kind, find_source
+from chinchilla_ds.data.reading.sources import FileKind, find_source
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.run_plan import Decay, Precision
@@ -72,6 +72,12 @@ DECIDES: dict[str, Any] = {
     "qk_norm": True,
     "global_batch_size": 12,
     "learning_rate": 1e-4,
+    "optimizer": PluginSpec(name="my_module:sgd", arguments={"momentum": 0.9}),
+    "weight_decay": 0.2,
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "epsilon": 1e-6,
+    "warmup_iters": 0,
     "gradient_clipping": 0.5,
     "objective": PluginSpec(name="my.module:Loss", arguments={"weight": 0.5}),
     "decay": Decay.WSD,
@@ -79,6 +85,7 @@ DECIDES: dict[str, Any] = {
     "document_mask": True,
     "seed": 5,
     "eval_interval_tokens": 1000,
+    "callbacks": (PluginSpec(name="a.b:C", arguments={"x": 1}),),
 }
 DECIDES_DATA: dict[str, Any] = {
     "paths": (Path("text.txt"),),
@@ -109,6 +116,12 @@ def test_whatever_decides_what_is_learned_changes_the_key(tmp_path: Path) -> Non
     configs += [RunConfig(data=DataConfig(**{name: value})) for name, value in data.items()]
     keys = {RunRequest(config=config).key for config in (RunConfig(), *configs)}
     assert len(keys) == 1 + len(configs)
+
+
+def test_the_key_of_an_earlier_version_is_found_again() -> None:
+    """As version eee8a9d wrote them, before the optimizer and its settings were among the fields."""
+    assert RunRequest(config=RunConfig(compute_budget_flops=1e11)).key == "4a2c0e05719fdd4a18d9"
+    assert RunRequest(config=RunConfig(learning_rate=1e-3, law="kaplan2020")).key == "371faa912b618b9dc8c3"
 
 
 def test_the_place_of_text_counts_from_the_root_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,4 +315,4 @@ def test_a_data_set_of_the_hub_keeps_its_name(tmp_path: Path) -> None:
     assert saved["config"]["data"]["paths"] == ["hf://org/name:en@train"]
     again = dataclasses.replace(config.data, paths=tuple(map(Path, saved["config"]["data"]["paths"])))
     (file,) = find_source([source_name(path) for path in again.paths], text_field=again.text_field).files
-    assert (file.kind, file.place) == (Kind.HUB, "hf://org/name:en@train")
+    assert (file.kind, file.place) == (FileKind.HUB, "hf://org/name:en@train")

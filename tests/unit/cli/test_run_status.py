@@ -7,7 +7,7 @@ import pytest
 from chinchilla_ds.errors import OutputError
 from chinchilla_ds.processes.endings import Ending
 from chinchilla_ds.runs import status as run_status
-from chinchilla_ds.runs.status import STATUS_NAME, RunStatus
+from chinchilla_ds.runs.status import STATUS_NAME, StatusFile
 from tests.unit.training.states import make_state
 
 
@@ -18,7 +18,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def test_a_run_says_that_it_goes_on(tmp_path: Path) -> None:
-    RunStatus(tmp_path, train_iters=127)
+    StatusFile(tmp_path, train_iters=127)
     assert _read(tmp_path) == {"state": "running", "step": 0, "train_iters": 127, "reason": None, "exit_code": None}
     assert [path.name for path in tmp_path.iterdir()] == [STATUS_NAME]
 
@@ -37,7 +37,7 @@ def test_a_run_says_that_it_goes_on(tmp_path: Path) -> None:
 )
 def test_each_ending_is_written_with_its_step(tmp_path: Path, ending: Ending, state: str, reason: str | None) -> None:
     training = make_state(tmp_path, train_iters=127)
-    status = RunStatus(tmp_path, train_iters=127)
+    status = StatusFile(tmp_path, train_iters=127)
     status.on_train_start(training)
     training.iteration = 6
     training.stopped_by = "SIGTERM" if ending.exit_code == 85 else None
@@ -50,7 +50,7 @@ def test_each_ending_is_written_with_its_step(tmp_path: Path, ending: Ending, st
 def test_a_disk_that_takes_no_more_hides_no_ending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = RunStatus(tmp_path, train_iters=127)
+    status = StatusFile(tmp_path, train_iters=127)
 
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
@@ -60,4 +60,4 @@ def test_a_disk_that_takes_no_more_hides_no_ending(
     assert "the run has failed" in capsys.readouterr().out
     assert _read(tmp_path)["state"] == "running", "the file is whole"
     with pytest.raises(OutputError, match="No space left"):
-        RunStatus(tmp_path, train_iters=127)
+        StatusFile(tmp_path, train_iters=127)

@@ -108,17 +108,17 @@ def test_the_index_is_written_once(
 ) -> None:
     TokenLoader(prepared=prepared, plan=make_plan())
     assert not [path for path in (prepared.folder / "index").iterdir() if path.name.startswith(".")]
-    monkeypatch.setattr(loader_module.tempfile, "TemporaryDirectory", None)
+    monkeypatch.setattr(loader_module, "whole_folder", None)
     TokenLoader(prepared=prepared, plan=make_plan())
 
 
 def test_an_index_that_cannot_be_written(
     prepared: PreparedData, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(**kwargs: object) -> None:
+    def fail(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loader_module.tempfile, "TemporaryDirectory", fail)
+    monkeypatch.setattr(loader_module, "whole_folder", fail)
     with pytest.raises(OutputError, match=r"cannot write the sequence index to .*/index: No space left on device"):
         TokenLoader(prepared=prepared, plan=make_plan(seed=99))
 

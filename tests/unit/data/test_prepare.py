@@ -160,9 +160,9 @@ def test_settings_out_of_range_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(DataConfig(held_out_fraction=1.0, max_epochs=0.0), tmp_path, vocab_size=256)
     assert [problem.split()[0] for problem in caught.value.problems] == [
-        "held_out_fraction",
-        "max_epochs",
-        "vocab_size",
+        "`data.held_out_fraction`",
+        "`data.max_epochs`",
+        "`vocab_size`",
     ]
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from chinchilla_ds.config import DataConfig, source_name
-from chinchilla_ds.data.reading.kinds import Kind
+from chinchilla_ds.data.reading.kinds import FileKind
 from chinchilla_ds.data.reading.readers import TEXT_DOCUMENT_BYTES, Problem, parts_of, read_part
 from chinchilla_ds.data.reading.sources import MAX_PROBLEMS, Corpus, find_source, raise_problems
 from chinchilla_ds.errors import DataError
@@ -101,7 +101,7 @@ def test_the_default_corpus_is_the_standard_library(monkeypatch: pytest.MonkeyPa
     corpus = find_corpus(DataConfig())
     names = [file.path.name for file in corpus.files]
     assert {"argparse.py", "typing.py"} <= set(names)
-    assert all(file.kind is Kind.WHOLE_TEXT and "site-packages" not in file.path.parts for file in corpus.files)
+    assert all(file.kind is FileKind.WHOLE_TEXT and "site-packages" not in file.path.parts for file in corpus.files)
 
     (tmp_path / "good.py").write_text("x = 1\n")
     (tmp_path / "bad.py").write_bytes(b"x = '\xe9'\n")

@@ -16,7 +16,7 @@ from chinchilla_ds.data.prepare import prepare
 from chinchilla_ds.data.prepared import INPUTS_NAME, PreparedData
 from chinchilla_ds.data.preparing.pipeline import content_key
 from chinchilla_ds.data.preparing.recipe import find_sources
-from chinchilla_ds.data.reading.kinds import Kind
+from chinchilla_ds.data.reading.kinds import FileKind
 from chinchilla_ds.data.reading.sources import SourceFile, identities
 from chinchilla_ds.run_plan import RunPlan
 from tests.unit.data.conftest import SEQ_LENGTH, VOCAB_SIZE
@@ -66,7 +66,7 @@ def test_files_are_told_apart_as_resolved_paths_are(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path / "real")
     paths = [Path(name) for name in ("a.txt", "c.txt", "loose.txt", "deep/b.txt", "deep/../a.txt", "../linked/a.txt")]
     paths += [path.absolute() for path in paths] + [tmp_path / "linked" / "deep" / "b.txt"]
-    files = [SourceFile(path=path, kind=Kind.TEXT, num_bytes=1, modified_ns=1) for path in paths]
+    files = [SourceFile(path=path, kind=FileKind.TEXT, num_bytes=1, modified_ns=1) for path in paths]
     assert identities(files) == [str(path.resolve()) for path in paths]
-    hub = dataclasses.replace(files[0], path=Path("hf://a/b"), kind=Kind.HUB, hub_name="hf://a/b")
+    hub = dataclasses.replace(files[0], path=Path("hf://a/b"), kind=FileKind.HUB, hub_name="hf://a/b")
     assert identities([hub]) == ["hf://a/b"]

@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 
 import chinchilla_ds
-from chinchilla_ds.config import RunConfig
+from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.runs.command import checked_config, set_fields
 from tests.unit.library import without_cli
 
-NAMES = ("RunConfig", "plan", "fit", "prepare", "train", "load", "generate", "evaluate", "export", "Callback")
+NAMES = (
+    *("RunConfig", "plan", "fit", "prepare", "train", "initialize", "load", "generate", "evaluate", "export"),
+    "Callback",
+)
 
 
 def test_the_import_is_light() -> None:
@@ -58,12 +62,13 @@ def test_a_plan_of_a_device_is_searched_and_one_without_is_taken() -> None:
         chinchilla_ds.plan(config, gpu="h100", gpu_hours=5)
 
 
+@pytest.mark.slow
 def test_training_needs_no_command_line(tmp_path: Path) -> None:
     """Everything but `cli` is imported, and `train` trains; the second call finds the finished run."""
     root = Path(chinchilla_ds.__file__).parents[1]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": str(root)}
     command = [sys.executable, without_cli.__file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["modules"] > 250
@@ -74,3 +79,26 @@ def test_training_needs_no_command_line(tmp_path: Path) -> None:
     assert facts["losses"][0] == pytest.approx(facts["losses"][1], rel=1e-12)
     status = json.loads((Path(first) / "status.json").read_text())
     assert (status["state"], status["step"]) == ("finished", 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (RunConfig(compute_budget_flops="1e10"), "config.compute_budget_flops is '1e10'; it must be a number"),  # type: ignore[arg-type]
+        (RunConfig(seed=-1), "config.seed is -1; it must be at least 0"),
+        (RunConfig(compute_budget_flops=float("nan")), "not a finite number"),
+        ({"seed": 1}, "the config is a dict; it must be a RunConfig"),
+    ],
+)
+def test_a_config_that_code_has_made_is_checked_like_one_of_a_file(config: RunConfig, message: str) -> None:
+    for call in (lambda: chinchilla_ds.plan(config), lambda: chinchilla_ds.train(config, ds_config={})):
+        with pytest.raises(ConfigError, match=message):
+            call()
+
+
+def test_paths_may_be_text() -> None:
+    config = RunConfig(data=DataConfig(paths=("hf://org/name", "a")), output="out")  # type: ignore[arg-type]
+    checked = checked_config(config)
+    assert (checked.data.paths, checked.output) == ((Path("hf://org/name"), Path("a")), Path("out"))
+    assert set_fields(checked) == {"paths", "output"}
+    assert checked_config(None) == RunConfig()

@@ -55,7 +55,7 @@ def test_the_same_processes_work_for_every_stage() -> None:
 
 
 def test_a_killed_worker_is_said() -> None:
-    with Workers(2) as workers, pytest.raises(WorkerError, match="a worker process was killed, by the system for want"):
+    with Workers(2) as workers, pytest.raises(WorkerError, match="a worker process was killed, perhaps by the system"):
         list(workers.run(die_at_three, range(9)))
 
 

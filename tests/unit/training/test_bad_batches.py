@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from megatron.core.parallel_state import RankGenerator
 
-from chinchilla_ds.engine.nonfinite import FirstBad, Place
+from chinchilla_ds.engine.nonfinite import FirstBad, NonFinitePlace
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.run_plan import Precision
 from chinchilla_ds.testing import tiny_plan
@@ -18,7 +18,9 @@ PLAN = tiny_plan(**LAYOUT, gradient_accumulation_steps=4, micro_batch_size=3)
 
 def at(forward: int | None, backward: int | None, *, chunk: int = 0) -> FirstBad:
     """What a rank saw, by micro-batch."""
-    places = [None if micro_batch is None else Place(chunk, micro_batch) for micro_batch in (forward, backward)]
+    places = [
+        None if micro_batch is None else NonFinitePlace(chunk, micro_batch) for micro_batch in (forward, backward)
+    ]
     return FirstBad(forward=places[0], backward=places[1])
 
 

@@ -234,7 +234,7 @@ def test_without_an_older_checkpoint_nothing_is_gone_back_to(tmp_path: Path, loa
     saver.save()
     assert not saver.rewind(Rewind(before=3, data_step=4))
     assert (state.iteration, state.rewinds, loads) == (4, 0, [])
-    assert state.notes == ["no checkpoint of at most 3 steps to go back to: going on"]
+    assert state.notes == ("no checkpoint of at most 3 steps to go back to: going on",)
     assert steps_saved(saver) == [4]
 
 

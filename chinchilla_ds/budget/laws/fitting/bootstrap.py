@@ -24,7 +24,7 @@ DEFAULT_LEVEL = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimumInterval:
+class FittedOptimum:
     """Where the optimum of a budget lies with probability `level`, (low, high) each."""
 
     compute_budget_flops: float
@@ -73,7 +73,7 @@ class SurfaceBootstrap:
         estimates = _constants(self.estimate[None])
         return {name: self._interval(values, estimates[name], level=level) for name, values in self.constants.items()}
 
-    def optimal_interval(self, *, compute_budget_flops: float, level: float = DEFAULT_LEVEL) -> OptimumInterval:
+    def optimal_interval(self, *, compute_budget_flops: float, level: float = DEFAULT_LEVEL) -> FittedOptimum:
         """Return the intervals of the optimum N, D, D / N and loss on 6 N D = C.
 
         Source: Hoffmann et al. 2022 (arXiv:2203.15556), equation 4, at every draw.
@@ -81,7 +81,7 @@ class SurfaceBootstrap:
         draws = _optima(self.draws, compute_budget_flops=compute_budget_flops)
         estimates = _optima(self.estimate[None], compute_budget_flops=compute_budget_flops)
         intervals = {name: self._interval(draws[name], estimates[name], level=level) for name in draws}
-        return OptimumInterval(compute_budget_flops=compute_budget_flops, level=level, **intervals)
+        return FittedOptimum(compute_budget_flops=compute_budget_flops, level=level, **intervals)
 
     def _interval(self, values: Floats, estimate: Floats, *, level: float) -> tuple[float, float]:
         if self.num_points >= FEWEST_RUNS_FOR_PERCENTILES:

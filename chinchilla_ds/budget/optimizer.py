@@ -1,0 +1,104 @@
+"""The optimizer's settings: what was asked for, or what is taken in its place, and why."""
+
+from collections.abc import Iterator
+
+from chinchilla_ds.budget import hyperparameters
+from chinchilla_ds.budget.shape.parameters import count_parameters
+from chinchilla_ds.config import RunConfig
+from chinchilla_ds.optimizers import find_optimizer
+from chinchilla_ds.run_plan import ADAMW, ModelShape, OptimizerPlan, RunPlan
+
+_DEFAULTS = {
+    "weight_decay": hyperparameters.WEIGHT_DECAY,
+    "beta1": hyperparameters.BETA1,
+    "beta2": hyperparameters.BETA2,
+    "epsilon": hyperparameters.EPSILON,
+}
+
+
+def choose_optimizer(config: RunConfig, *, shape: ModelShape, num_tokens: int) -> tuple[OptimizerPlan, str]:
+    """Return the optimizer with its settings, and the reason of its learning rate.
+
+    Args:
+        config: Names the optimizer, and any setting.
+        shape: The decoder.
+        num_tokens: It trains on so many.
+
+    Raises:
+        ConfigError: the optimizer cannot be found.
+    """
+    non_embedding = count_parameters(shape=shape).non_embedding
+    chosen = hyperparameters.choose_learning_rate(non_embedding_params=non_embedding, num_tokens=num_tokens)
+    if config.learning_rate is not None:
+        reason = f"Learning rate {config.learning_rate:g}: asked for (chosen would have been {chosen.value:.3g})."
+        chosen = hyperparameters.Choice(value=float(config.learning_rate), reason=reason)
+    asked = {name: getattr(config, name) for name in _DEFAULTS}
+    plan = OptimizerPlan(
+        plugin=config.optimizer,
+        states=find_optimizer(config.optimizer).states,
+        learning_rate=chosen.value,
+        gradient_clipping=float(config.gradient_clipping),
+        **{name: float(default if asked[name] is None else asked[name]) for name, default in _DEFAULTS.items()},
+    )
+    return plan, chosen.reason
+
+
+def optimizer_reasons(config: RunConfig, *, made: RunPlan, rate_reason: str) -> Iterator[str]:
+    """Yield one sentence per setting of the optimizer, and one for the warm-up.
+
+    Args:
+        config: What was asked for.
+        made: The plan, but for its reasons.
+        rate_reason: Of the learning rate.
+    """
+    spec = find_optimizer(config.optimizer)
+    rates = hyperparameters.learning_rates(shape=made.shape, num_tokens=made.num_tokens)
+    yield f"{rate_reason} Others: {hyperparameters.spread(rates[1:])}."
+    if config.optimizer != ADAMW:
+        yield (
+            f"Optimizer {spec.title}: asked for. The laws of learning rate, batch and weight decay were fitted with "
+            "AdamW and may be no guide to it."
+        )
+    decay = hyperparameters.choose_weight_decay(
+        num_params=made.num_params,
+        num_tokens=made.num_tokens,
+        batch_tokens=made.tokens_per_iter,
+        learning_rate=made.optimizer.learning_rate,
+    )
+    if "weight_decay" in spec.settings:
+        yield decay.reason if config.weight_decay is None else _asked("Weight decay", config.weight_decay, decay.value)
+    yield from _beta_reasons(config, spec.settings)
+    yield _warmup_reason(config, made)
+
+
+def _asked(what: str, value: float, otherwise: float) -> str:
+    return f"{what} {value:g}: asked for (chosen would have been {otherwise:g})."
+
+
+def _beta_reasons(config: RunConfig, settings: tuple[str, ...]) -> Iterator[str]:
+    read = [name for name in ("beta1", "beta2") if name in settings]
+    chosen = [name for name in read if getattr(config, name) is None]
+    if chosen:
+        names, values = (" and ".join(words) for words in (chosen, [f"{_DEFAULTS[name]:g}" for name in chosen]))
+        yield f"{names.capitalize()} {values}: as in the runs that the learning rate was fitted on (arXiv:2503.04715)."
+    for name in read:
+        if (value := getattr(config, name)) is not None:
+            yield _asked(name.capitalize(), value, _DEFAULTS[name])
+    if "epsilon" not in settings:
+        return
+    if config.epsilon is None:
+        yield f"Epsilon {hyperparameters.EPSILON:g}: Adam's own (arXiv:1412.6980, algorithm 1)."
+    else:
+        yield _asked("Epsilon", config.epsilon, hyperparameters.EPSILON)
+
+
+def _warmup_reason(config: RunConfig, made: RunPlan) -> str:
+    chosen = hyperparameters.choose_warmup_iters(
+        num_params=made.num_params, tokens_per_iter=made.tokens_per_iter, train_iters=made.batch.train_iters
+    )
+    if config.warmup_iters is not None:
+        return f"Warm-up {config.warmup_iters} steps: asked for (chosen would have been {chosen})."
+    return (
+        f"Warm-up {made.schedule.warmup_iters} steps: as many tokens as parameters (arXiv:2406.19146), at most a tenth "
+        f"of the run and {hyperparameters.MAX_WARMUP_ITERS} steps."
+    )
