@@ -88,7 +88,7 @@ def test_the_name_of_another_run_is_refused(request_: RunRequest) -> None:
 def test_a_named_run_keeps_its_name(request_: RunRequest) -> None:
     found = continued(begin(request_, "first", at_s=100))
     command = parse(["--ds_config", "zero3", "--run-name", "second"])
-    with pytest.raises(CheckpointError, match="`run_name` is second here, and the run .*first keeps its name"):
+    with pytest.raises(CheckpointError, match=r"`run_name` is second here, and the run .*first keeps its name"):
         take_over(command, found, config=command.config)
     command = parse(["--ds_config", "zero3", "--run-name", "first"])
     assert take_over(command, found, config=command.config).config.run_name == request_.config.run_name
