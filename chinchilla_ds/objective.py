@@ -446,7 +446,9 @@ def spec_of(objective: Objective, /) -> PluginSpec:
     kind = type(objective)
     if kind is Objective:
         return PluginSpec(name=DEFAULT_OBJECTIVE)
-    fields = dataclasses.fields(objective) if dataclasses.is_dataclass(objective) else ()
+    fields: tuple[dataclasses.Field[Any], ...] = (
+        dataclasses.fields(objective) if dataclasses.is_dataclass(objective) else ()
+    )
     values = {field.name: getattr(objective, field.name) for field in fields if field.init}
     plain = {name: value for name, value in values.items() if isinstance(value, Argument)}
     return PluginSpec(name=f"{kind.__module__}:{kind.__qualname__.replace('<locals>.', '')}", arguments=plain)

@@ -95,9 +95,9 @@ def assemble(
         seed=config.seed,
         eval_interval_iters=_eval_interval_iters(config, batch=batch, seq_length=shape.seq_length),
         document_mask=config.document_mask,
+        callbacks=config.callbacks,
         objective=config.objective,
         objective_flops_per_token=choice.objective_flops_per_token,
-        callbacks=config.callbacks,
         unique_tokens=None if unique_tokens is None else int(unique_tokens),
         memory_bytes=with_objective_bytes(memory, kept),
     )

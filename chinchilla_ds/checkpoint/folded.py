@@ -39,10 +39,10 @@ class FoldedReader(CheckpointReader):
         """Return the global names of the decoder's weights."""
         return tuple(name for name in super().names() if not is_own(name))
 
-    def read_rows(self, name: str, /, *, rows: slice, moment: str | None = None) -> Tensor:
-        """Return some rows of a weight, the objective's own weights folded in; moments are those of training."""
-        if self._objective is None or moment is not None:
-            return super().read_rows(name, rows=rows, moment=moment)
+    def read_rows(self, name: str, /, *, rows: slice, state: str | None = None) -> Tensor:
+        """Return some rows of a weight, the objective's own weights folded in; `state` as training left it."""
+        if self._objective is None or state is not None:
+            return super().read_rows(name, rows=rows, state=state)
         whole = super().read_rows(name, rows=slice(None))
         return self._objective.fold(name, whole, _OwnWeights(self))[rows]
 

@@ -1,7 +1,7 @@
 """CheckpointReader: a checkpoint's plan, state and tensors, one tensor in memory at a time, without any engine."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class CheckpointReader:
         self.state, self.plan, self.index = contents.state, contents.plan, contents.index
 
     @classmethod
-    def open(cls, path: Path) -> "CheckpointReader":
+    def open(cls, path: Path) -> Self:
         """Open the newest whole checkpoint that `path` means: a checkpoint, a folder of them, or a run's folder.
 
         Files are read in full and held against the manifest first.

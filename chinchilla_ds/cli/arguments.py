@@ -332,8 +332,6 @@ def model_flags(group: Group) -> None:
     flag(group, "global-batch-size", whole, "sequences per optimizer step (default: by budget)")
     flag(group, "micro-batch-size", whole, "sequences per forward pass and rank (default: by device)")
     flag(group, "learning-rate", _quantity, "peak learning rate (default: by size and tokens)")
-    text = f"what makes the loss, or module:Class of yours (default {DEFAULT_OBJECTIVE}; docs/add-a-loss.md)"
-    flag(group, "objective", plugin, text, metavar="NAME[,key=value]")
     text = "adamw, or module:function of yours that returns an OptimizerSpec (default adamw)"
     flag(group, "optimizer", plugin, text, metavar="NAME[,key=value]")
     flag(group, "weight-decay", _zero_or_more, "decoupled decay of matrices (default 0.1)")
@@ -341,6 +339,8 @@ def model_flags(group: Group) -> None:
     flag(group, "beta2", _zero_or_more, "decay of AdamW's second moment (default 0.95)")
     flag(group, "epsilon", _quantity, "what AdamW adds to the root of its second moment (default 1e-8)")
     flag(group, "warmup-iters", _whole_or_0, "steps of warm-up (default: by size, batch and length of the run)")
+    text = f"what makes the loss, or module:Class of yours (default {DEFAULT_OBJECTIVE}; docs/add-a-loss.md)"
+    flag(group, "objective", plugin, text, metavar="NAME[,key=value]")
     flag(group, "gradient-clipping", _zero_or_more, "largest gradient norm, 0 for none (default 1.0)")
     flag(group, "decay", choice(Decay), "learning-rate decay after warm-up (default cosine)", metavar=_names(Decay))
     flag(group, "precision", choice(Precision), "default bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))

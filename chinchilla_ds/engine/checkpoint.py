@@ -32,7 +32,6 @@ from chinchilla_ds.errors import CheckpointError, ChinchillaError, OutputError, 
 from chinchilla_ds.model.initialization import global_named_parameters
 from chinchilla_ds.objective import is_own
 from chinchilla_ds.optimizers import checkpoint_bytes
-from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.units import format_bytes
 
 
@@ -382,7 +381,12 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
     problems = shape_problems(reader.plan.shape, engine.plan.shape, checkpoint=checkpoint)
     if not weights_only:
         problems += objective_problems(reader.plan, engine.plan, checkpoint=checkpoint)
-        problems += _optimizer_problems(reader.plan, engine.plan, checkpoint=checkpoint)
+    saved, here = reader.plan.optimizer.plugin, engine.plan.optimizer.plugin
+    if saved != here and not weights_only:
+        problems.append(
+            f"the checkpoint {checkpoint} was trained by the optimizer {saved}, and the plan says {here}: resume with "
+            f"`optimizer={saved}`, or begin a new run from its weights with `checkpoint.init_from={checkpoint}`"
+        )
     if problems:
         raise CheckpointError(problems)
     absent = _absent_weights(engine, reader, weights_only=weights_only)
@@ -406,16 +410,6 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
     return reader.state
 
 
-def _optimizer_problems(saved: RunPlan, here: RunPlan, *, checkpoint: Path) -> list[str]:
-    if saved.optimizer.plugin == here.optimizer.plugin:
-        return []
-    before, now = saved.optimizer.plugin, here.optimizer.plugin
-    return [
-        f"the checkpoint {checkpoint} was trained by the optimizer {before}, and the plan says {now}: go on with "
-        f"`optimizer={before}`, or begin a new run from its weights with `checkpoint.init_from={checkpoint}`"
-    ]
-
-
 def _absent_weights(engine: TrainingEngine, reader: CheckpointReader, *, weights_only: bool) -> frozenset[str]:
     """Return the objective's weights that the checkpoint lacks, and that may keep their initial values.
 
@@ -437,7 +431,7 @@ def _absent_weights(engine: TrainingEngine, reader: CheckpointReader, *, weights
 
 
 def _load_state(owned: OwnedState, *, reader: CheckpointReader, kinds: tuple[str, ...], absent: frozenset[str]) -> None:
-    """Read what a rank owns of the weights but for those that are `absent`, and of states if they are among `kinds`."""
+    """Read a rank's weights but for those that are `absent`, and the optimizer's states if among `kinds`."""
     owned = dataclasses.replace(owned, pieces=tuple(piece for piece in owned.pieces if piece.name not in absent))
     with owned.resident(), folders.reported_as(reader.folder):
         tensors = {kind: flat for kind, flat in owned.tensors().items() if kind in kinds}

@@ -28,7 +28,8 @@ def make_optimizer(
     Args:
         stage: This rank's.
         plan: The run's plan.
-        more_groups: Parameter groups of an objective's own; `lr_scale` is a factor of the learning rate.
+        more_groups: Parameter groups of an objective, which the optimizer's last group takes; `lr_scale` is a factor
+            of the learning rate.
 
     Raises:
         ConfigError: it cannot be built, or is not what its spec says.
@@ -38,7 +39,7 @@ def make_optimizer(
         raise ConfigError([f"optimizer {plan.optimizer.plugin}: {problem}" for problem in problems])
     weight_decay = plan.optimizer.weight_decay if "weight_decay" in spec.settings else 0.0
     groups = parameter_groups(stage, spec=spec, weight_decay=weight_decay)
-    return _build(spec, [*groups, *more_groups], plan)
+    return _build(spec, [*groups, *({**spec.groups[-1].settings, **group} for group in more_groups)], plan)
 
 
 def _build(spec: OptimizerSpec, groups: list[dict[str, Any]], plan: RunPlan) -> torch.optim.Optimizer:
@@ -88,8 +89,6 @@ def _broken_promises(spec: OptimizerSpec, plan: RunPlan) -> Iterator[str]:
 def parameter_groups(stage: PipelineStage, *, spec: OptimizerSpec, weight_decay: float) -> list[dict[str, Any]]:
     """Return torch's groups: of each of the optimizer's groups what `weights.TABLE` says is decayed, then the rest.
 
-    What an objective has registered is in groups of its own.
-
     Args:
         stage: Holds the weights.
         spec: Says which weights go together.
@@ -102,7 +101,7 @@ def parameter_groups(stage: PipelineStage, *, spec: OptimizerSpec, weight_decay:
         (place, is_decayed): [] for place in range(len(spec.groups)) for is_decayed in (True, False)
     }
     for name, parameter in global_named_parameters(stage):
-        if is_own(name):
+        if is_own(name):  # an objective's, in groups of its own
             continue
         shape, kind = tuple(full_shape(parameter)), kind_of(name)
         assert kind is not None, f"{name} is not in the table of weights"

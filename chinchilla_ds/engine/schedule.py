@@ -139,7 +139,7 @@ class PipelineSchedule:
     def _beside(self, steps: Sequence[MicroStep]) -> Iterator[None]:
         """Let the companion run in the passes of a step; before them all under an interleaved schedule."""
         if self.companion is not None and len(self.chunks) > 1:
-            for step, logits in zip(steps, self.companion.logits(steps), strict=True):
+            for step, logits in zip(steps, self.companion.logits([step.batch for step in steps]), strict=True):
                 step.companion_logits = logits
             yield
             return

@@ -8,7 +8,8 @@ from torch import nn
 
 from chinchilla_ds.engine.frozen_decoder import FrozenDecoder, companion_plan
 from chinchilla_ds.errors import ConfigError
-from chinchilla_ds.model.decoder import DTYPES, PipelineStage
+from chinchilla_ds.model.decoder import PipelineStage
+from chinchilla_ds.model.dtypes import DTYPES
 from chinchilla_ds.model.initialization import full_shape, global_named_parameters
 from chinchilla_ds.objective import OWN, Objective, is_own, spec_of
 from chinchilla_ds.run_plan import RunPlan
