@@ -13,7 +13,7 @@ from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.engine.checkpoint import Checkpointer, load
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.objective import LossValue, Objective, Sum
-from chinchilla_ds.run_plan import Recompute
+from chinchilla_ds.run_plan import Precision, Recompute
 from tests.parity import harness, objective_reference
 from tests.parity.layouts import Case
 from tests.parity.objectives import Distillation, Gates, GatesInASum, Tempered, ZLoss
@@ -250,6 +250,28 @@ def test_control_a_replica_whose_gradients_nobody_sums_differs():
     plan = plan_of(case(1, 2))
     with pytest.raises(AssertionError, match=r"replicas of .*gate\.scale differ"):
         check(plan, Gates(reduces_scale=False), objective_reference.GatesTruth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+@pytest.mark.parametrize("layout", [case(1, 1, 2), case(3, 2, 2), case(1, 2)], ids=str)
+@pytest.mark.parametrize("kind", ["gates", "distillation"])
+def test_low_precision_follows_fp32(kind, layout, precision):
+    """A gradient that is given past the loss carries FP16's loss scale."""
+    plan = plan_of(layout, precision=precision, learning_rate=1e-3)
+    alone = single(dataclasses.replace(plan, precision=Precision.FP32))
+    if kind == "gates":
+        objective, truth = Gates(), objective_reference.GatesTruth(alone)
+    else:
+        teacher = teacher_of(plan)
+        objective, truth = Distillation(teacher_plan=teacher), objective_reference.DistillationTruth(alone, teacher)
+    ours, wanted = trained(plan, objective), objective_reference.train(alone, truth)
+    pairs = [(getattr(ours, name), getattr(wanted, name)) for name in ("losses", "objective_losses", "grad_norms")]
+    assert max(harness.largest_relative(a, b) for a, b in pairs) < 1e-2
+    if kind == "gates":
+        shares = [[step["open"] for step in told.scalars] for told in (ours, wanted)]
+        assert harness.largest_relative(*shares) < 1e-3
+        assert shares[1][-1] != shares[1][0], "control: the gates never moved"
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
