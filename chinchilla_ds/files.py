@@ -205,7 +205,7 @@ def write_json(path: Path, values: object, /) -> None:
 
 
 def save_array(path: Path, values: "npt.NDArray[Any]", /) -> None:
-    """Write what `numpy.save` writes; on a full disk the error says so, where numpy's only counts items.
+    """Write what `numpy.save` writes; on a full disk the error says so, whereas numpy's only counts items.
 
     Raises:
         OSError: the disk is full, or the file cannot be written.

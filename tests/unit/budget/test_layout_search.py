@@ -312,7 +312,7 @@ def test_a_cpu_that_a_file_describes():
 
 def test_nothing_would_do():
     request = seventy(world_size=1, global_batch_size=1, fixed={"zero_stage": 0, "pipeline_model_parallel_size": 1})
-    with pytest.raises(LayoutError, match="no doubling of it and no listed device would do"):
+    with pytest.raises(LayoutError, match="no doubling of it and no listed device would fit"):
         search_layouts(request)
 
 

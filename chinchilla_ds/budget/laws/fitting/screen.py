@@ -1,4 +1,4 @@
-"""The screen that `chinchilla-ds fit` prints."""
+"""The report that `chinchilla-ds fit` prints."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -18,7 +18,7 @@ _Row = tuple[str, ...]
 
 
 def fit_text(report: FitReport) -> str:
-    """Return one screen: what was read, what was fitted, how sure it is, and what it says of a budget."""
+    """Return one screen of text: the runs, the fits, their uncertainty, and the optimum of a budget."""
     sections = (_read(report), _surface(report), _frontiers(report), _optimum(report), _warnings(report))
     return "\n\n".join(text for lines in sections if (text := "\n".join(lines)))
 
@@ -187,4 +187,4 @@ def _four(value: float) -> str:
 
 
 _COUNTS = (format_count, format_count, _three)
-"""How N, D and D / N are written."""
+"""Formats of N, D and D / N."""
