@@ -181,8 +181,10 @@ def check_free(out: Path, /, *, named: str | None = "out") -> None:
     """Check that `out` is not there, or is an empty folder.
 
     Raises:
-        OutputError: it is there.
+        OutputError: it is there, or has no name of its own.
     """
+    if not out.name:
+        raise OutputError(f"{_shown(out, named)} cannot be made anew; name a new folder")
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():

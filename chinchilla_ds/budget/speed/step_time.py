@@ -5,6 +5,10 @@ of parts, so that a search over layouts pays for each once: `micro_batch_time` (
 recomputation, micro-batch), `data_parallel_time` (TP, PP, DP, ZeRO) and `optimizer_time` (the same with offload), which
 `combine` joins.
 
+MFU and HFU count attention over the full S x S scores, as the plan's FLOPs do; the time counts the causal half, as the
+fused kernels compute it. Left out are kernel launches (a host that cannot keep up), data loading, stragglers,
+congestion, evaluations and checkpoints.
+
 T tokens of a micro-batch (s x b); h hidden, a heads, g query groups, d kv_channels, f ffn, p stages, m micro-batches,
 v chunks per stage.
 """
@@ -16,14 +20,12 @@ from chinchilla_ds.budget.deepspeed_json.fields import MIN_BUCKET_ELEMENTS
 from chinchilla_ds.budget.memory.activations import FP32_BYTES, compute_bytes
 from chinchilla_ds.budget.memory.states import stage_params
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token, hardware_flops_per_token
-from chinchilla_ds.budget.speed.devices import Device
-from chinchilla_ds.budget.speed.rates import Machine, make_machine
+from chinchilla_ds.budget.speed.rates import Machine
 from chinchilla_ds.run_plan import (
     ADAM_STATES,
     BatchPlan,
     ModelShape,
     Offload,
-    ParallelLayout,
     Precision,
     Recompute,
     StepTime,
@@ -99,82 +101,6 @@ class Parts(NamedTuple):
     pipeline_s: float
     data_parallel_s: float
     optimizer_s: float
-
-
-def estimate_step_time(
-    *,
-    shape: ModelShape,
-    layout: ParallelLayout,
-    batch: BatchPlan,
-    precision: Precision,
-    device: Device,
-    devices_per_node: int | None = None,
-    optimizer_states: int = len(ADAM_STATES),
-) -> StepTime:
-    """Return the expected time of one optimizer step.
-
-    MFU and HFU count attention over the full S x S scores, as the plan's FLOPs do; the time counts the causal half, as
-    the fused kernels compute it. Leaves out kernel launches (a host that cannot keep up), data loading, stragglers,
-    congestion, evaluations and checkpoints.
-
-    Args:
-        shape: The decoder.
-        layout: A layout that `budget.layout.rules.validate_layout` accepts for it.
-        batch: Micro-batch size and gradient accumulation steps.
-        precision: Precision of matmuls, activations and gradient traffic.
-        device: One accelerator.
-        devices_per_node: Devices that the fast link joins; None takes the device's own.
-        optimizer_states: Values that the optimizer keeps for a parameter.
-
-    Raises:
-        ConfigError: a rate of the device is unknown.
-    """
-    machine = make_machine(
-        device=device, precision=precision, world_size=layout.world_size, devices_per_node=devices_per_node
-    )
-    tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
-    data, zero_stage = layout.data_parallel_size, layout.zero_stage
-    micro = micro_batch_time(
-        shape=shape,
-        tensor=tensor,
-        pipeline=pipeline,
-        data=data,
-        sequence_parallel=layout.sequence_parallel,
-        recompute=layout.recompute,
-        micro_batch_size=batch.micro_batch_size,
-        precision=precision,
-        machine=machine,
-    )
-    parts = combine(
-        micro=micro,
-        collectives=data_parallel_time(
-            shape=shape,
-            tensor=tensor,
-            pipeline=pipeline,
-            data=data,
-            zero_stage=zero_stage,
-            precision=precision,
-            machine=machine,
-        ),
-        optimizer=optimizer_time(
-            shape=shape,
-            tensor=tensor,
-            pipeline=pipeline,
-            data=data,
-            zero_stage=zero_stage,
-            offload_optimizer=layout.offload_optimizer,
-            offload_param=layout.offload_param,
-            precision=precision,
-            machine=machine,
-            optimizer_states=optimizer_states,
-        ),
-        virtual=layout.virtual_pipeline_model_parallel_size,
-        pipeline=pipeline,
-        micro_batches=batch.gradient_accumulation_steps,
-    )
-    return to_step_time(
-        parts, shape=shape, recompute=layout.recompute, batch=batch, world_size=layout.world_size, machine=machine
-    )
 
 
 def combine(

@@ -35,7 +35,7 @@ _READ_ONLY = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 @dataclass(frozen=True, kw_only=True)
-class MicroBatch:
+class TokenBatch:
     """Sequences of one forward pass, on the CPU."""
 
     tokens: "torch.Tensor"
@@ -64,7 +64,7 @@ class TokenLoader:
         """Each source's share of the run."""
         return self._shares
 
-    def micro_batches(self, iteration: int, data_parallel_rank: int) -> Iterator[MicroBatch]:
+    def micro_batches(self, iteration: int, data_parallel_rank: int) -> Iterator[TokenBatch]:
         """Yield the micro-batches of optimizer step `iteration` (from 0) for one data-parallel rank.
 
         There are gradient_accumulation_steps of them. Micro-batch a of rank r holds the samples from
@@ -77,7 +77,7 @@ class TokenLoader:
         samples = range(first, first + batch.global_batch_size)
         return self._cut(self._train, samples, data_parallel_rank)
 
-    def held_out_batches(self, *, data_parallel_rank: int, max_tokens: int | None = None) -> Iterator[MicroBatch]:
+    def held_out_batches(self, *, data_parallel_rank: int, max_tokens: int | None = None) -> Iterator[TokenBatch]:
         """Yield one data-parallel rank's micro-batches of the held-out part, the same sequences on every call.
 
         All ranks together see `num_held_out_sequences` sequences: as many as fit into `max_tokens`, cut to a multiple
@@ -96,7 +96,7 @@ class TokenLoader:
             wanted = min(wanted, max_tokens // self._plan.shape.seq_length)
         return max(1, wanted // global_batch_size) * global_batch_size
 
-    def _cut(self, sequences: Sequences, samples: "range | list[int]", data_parallel_rank: int) -> Iterator[MicroBatch]:
+    def _cut(self, sequences: Sequences, samples: "range | list[int]", data_parallel_rank: int) -> Iterator[TokenBatch]:
         """Distribute `samples` over the data-parallel ranks, one micro-batch after the other."""
         size, ranks = self._plan.batch.micro_batch_size, self._plan.layout.data_parallel_size
         if not 0 <= data_parallel_rank < ranks:
@@ -105,7 +105,7 @@ class TokenLoader:
         return (_micro_batch(sequences, samples[start : start + size], prepared=self._prepared) for start in starts)
 
 
-def _micro_batch(sequences: Sequences, samples: "range | list[int]", *, prepared: PreparedData) -> MicroBatch:
+def _micro_batch(sequences: Sequences, samples: "range | list[int]", *, prepared: PreparedData) -> TokenBatch:
     import torch
 
     items = [sequences[index] for index in samples]
@@ -118,7 +118,7 @@ def _micro_batch(sequences: Sequences, samples: "range | list[int]", *, prepared
                 f"{prepared.folder} holds token {low if low < 0 else high}, and its tokenizer has "
                 f"{prepared.vocab_size} pieces: its files are damaged; restore them, or prepare the text again"
             )
-    return MicroBatch(tokens=tokens, labels=labels)
+    return TokenBatch(tokens=tokens, labels=labels)
 
 
 def _open_train(prepared: PreparedData, *, plan: RunPlan, shares: tuple[BlendShare, ...]) -> Sequences:

@@ -12,10 +12,10 @@ from chinchilla_ds.budget.layout.search import LayoutRequest, search_layouts
 from chinchilla_ds.budget.layout.space import divisors
 from chinchilla_ds.budget.memory.peak import estimate_memory
 from chinchilla_ds.budget.speed.devices import Device, get_device
-from chinchilla_ds.budget.speed.step_time import estimate_step_time
 from chinchilla_ds.errors import ConfigError, LayoutError
 from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute
 from chinchilla_ds.testing.configs import tiny_shape
+from tests.unit.budget.step_times import estimate_step_time
 
 GIB = 2**30
 

@@ -15,7 +15,7 @@ from chinchilla_ds.budget.laws.fitting.isoflop import ParabolaBias, fit_isoflop,
 from chinchilla_ds.budget.laws.fitting.outliers import drop_outliers
 from chinchilla_ds.budget.laws.fitting.result import FitReport
 from chinchilla_ds.budget.laws.fitting.runs import RunTable
-from chinchilla_ds.budget.laws.fitting.surface import DEFAULT_DELTA, Form, Objective, SurfaceFit, fit_surface
+from chinchilla_ds.budget.laws.fitting.surface import DEFAULT_DELTA, FitLoss, Form, SurfaceFit, fit_surface
 from chinchilla_ds.budget.laws.lookup import MAX_EXTRAPOLATION
 from chinchilla_ds.errors import DataError
 
@@ -35,7 +35,7 @@ class FitRequest:
 
     approaches: tuple[int, ...] = (3,)
     form: Form = Form.ADDITIVE
-    objective: Objective = Objective.HUBER
+    objective: FitLoss = FitLoss.HUBER
     delta: float = DEFAULT_DELTA
     """Huber's delta, in log loss."""
     leave_out_outliers: bool = False

@@ -15,7 +15,7 @@ from chinchilla_ds.budget.laws.fitting.newton import minimise
 from chinchilla_ds.budget.laws.fitting.objective import ALPHA, BETA, LOG_A, LOG_B, LOG_E, LOG_K, Points, center
 from chinchilla_ds.budget.laws.fitting.runs import Floats, RunTable
 from chinchilla_ds.budget.laws.fitting.solve import VERTEX_DELTA, solve
-from chinchilla_ds.budget.laws.fitting.surface import Objective, SurfaceFit, theta_of
+from chinchilla_ds.budget.laws.fitting.surface import FitLoss, SurfaceFit, theta_of
 from chinchilla_ds.errors import DataError
 
 CHUNK_DRAWS = 128
@@ -117,7 +117,7 @@ def bootstrap_surface(runs: RunTable, /, *, fit: SurfaceFit, num_draws: int, see
     points = center(runs)
     weights = resampling_weights(num_runs=len(runs), num_draws=num_draws, seed=seed)
     start = points.from_units(theta_of(fit.surface, form=fit.form)[None])
-    delta = {Objective.HUBER: fit.delta, Objective.LAD: VERTEX_DELTA, Objective.SQUARED: math.inf}[fit.objective]
+    delta = {FitLoss.HUBER: fit.delta, FitLoss.LAD: VERTEX_DELTA, FitLoss.SQUARED: math.inf}[fit.objective]
     draws, failed = [], 0
     for first in range(0, num_draws, CHUNK_DRAWS):
         theta, num_failed = _fit_draws(points, start=start, weights=weights[first : first + CHUNK_DRAWS], delta=delta)

@@ -14,7 +14,7 @@ from chinchilla_ds.budget.laws.fitting.intervals import (
 )
 from chinchilla_ds.budget.laws.fitting.isoflop import ParabolaBias
 from chinchilla_ds.budget.laws.fitting.runs import RunTable
-from chinchilla_ds.budget.laws.fitting.surface import Objective, Surface, SurfaceFit
+from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Surface, SurfaceFit
 from chinchilla_ds.budget.laws.lookup import LAW_FORMAT, LAW_FORMAT_VERSION, ParamsConvention
 
 INTERVAL_LEVEL = 0.8
@@ -113,7 +113,7 @@ def fit_data(report: FitReport) -> dict[str, Any]:
         "b": None if report.law is None else report.law.alpha / (report.law.alpha + report.law.beta),
         "objective": None if fit is None else fit.objective_value,
         "objective_name": None if fit is None else fit.objective.value,
-        "delta": None if fit is None or fit.objective is not Objective.HUBER else fit.delta,
+        "delta": None if fit is None or fit.objective is not FitLoss.HUBER else fit.delta,
         "gradient_norm": None if fit is None else fit.gradient_norm,
         "num_points": len(report.runs),
         "dropped": list(report.dropped or ()),

@@ -7,7 +7,7 @@ from textwrap import wrap
 from chinchilla_ds.budget.laws.fitting.frontier import FrontierFit
 from chinchilla_ds.budget.laws.fitting.hold_out import HoldOut
 from chinchilla_ds.budget.laws.fitting.result import INTERVAL_LEVEL, FitReport, constants, exponent_spread
-from chinchilla_ds.budget.laws.fitting.surface import Form, Objective, SurfaceFit
+from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Form, SurfaceFit
 from chinchilla_ds.units import format_count
 
 WIDTH = 120
@@ -73,9 +73,9 @@ def _hold_out(held: HoldOut, form: Form) -> str:
 
 def _objective(fit: SurfaceFit) -> str:
     words = {
-        Objective.HUBER: f"Huber loss (delta {fit.delta:g}) of the log residual, summed",
-        Objective.LAD: "absolute log residual, summed",
-        Objective.SQUARED: "half the squared log residual, summed",
+        FitLoss.HUBER: f"Huber loss (delta {fit.delta:g}) of the log residual, summed",
+        FitLoss.LAD: "absolute log residual, summed",
+        FitLoss.SQUARED: "half the squared log residual, summed",
     }
     return words[fit.objective]
 

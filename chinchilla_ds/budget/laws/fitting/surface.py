@@ -15,7 +15,7 @@ from chinchilla_ds.budget.laws.lookup import Optimum
 from chinchilla_ds.errors import DataError
 
 
-class Objective(StrEnum):
+class FitLoss(StrEnum):
     """The function of r = log L_predicted - log L_observed that is summed over the runs."""
 
     HUBER = "huber"
@@ -84,7 +84,7 @@ class SurfaceFit:
     """The optimum. If `identifiable` is False, its constants are only one of many sets that fit equally well."""
     form: Form
     """The form that was fitted, never `AUTO`."""
-    objective: Objective
+    objective: FitLoss
     delta: float
     """Huber's delta, in log loss; not used by the other objectives."""
     objective_value: float
@@ -110,7 +110,7 @@ def fit_surface(
     runs: RunTable,
     /,
     *,
-    objective: Objective = Objective.HUBER,
+    objective: FitLoss = FitLoss.HUBER,
     delta: float = DEFAULT_DELTA,
     form: Form = Form.ADDITIVE,
 ) -> SurfaceFit:
@@ -143,12 +143,12 @@ def fit_surface(
     return _describe(points, solution, objective=objective, delta=delta, form=form, trial=trial)
 
 
-HUBER_DELTA = {Objective.LAD: 0.0, Objective.SQUARED: math.inf}
+HUBER_DELTA = {FitLoss.LAD: 0.0, FitLoss.SQUARED: math.inf}
 """The objectives that are limits of Huber's: delta to 0 (divided by delta) and to infinity."""
 
 
 def _describe(
-    points: Points, solution: Solution, *, objective: Objective, delta: float, form: Form, trial: HoldOut | None
+    points: Points, solution: Solution, *, objective: FitLoss, delta: float, form: Form, trial: HoldOut | None
 ) -> SurfaceFit:
     reasons = problems(points, solution.theta)
     warnings = [*reasons, *edge_warnings(solution.theta)]
@@ -168,7 +168,7 @@ def _describe(
     )
 
 
-def objective_value(residual: Floats, /, *, objective: Objective, delta: float) -> float:
+def objective_value(residual: Floats, /, *, objective: FitLoss, delta: float) -> float:
     """Return the objective summed over log residuals, [run].
 
     Args:
@@ -177,9 +177,9 @@ def objective_value(residual: Floats, /, *, objective: Objective, delta: float) 
         delta: Huber's delta, in log loss.
     """
     size = np.abs(residual)
-    if objective is Objective.LAD:
+    if objective is FitLoss.LAD:
         return float(np.sum(size))
-    inner = np.minimum(size, delta) if objective is Objective.HUBER else size
+    inner = np.minimum(size, delta) if objective is FitLoss.HUBER else size
     return float(np.sum(inner * (size - 0.5 * inner)))
 
 
