@@ -39,6 +39,14 @@ class RMSNorm(nn.Module):
         return bool(config.sequence_parallel)
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        """Create the weight, as ones.
+
+        Args:
+            config: megatron-core's configuration.
+            hidden_size: values that are normalised together.
+            eps: added to the mean square.
+            **_: other arguments of megatron-core's norms; unused.
+        """
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=cpu_backend.device()))
         self.eps = eps

@@ -229,7 +229,7 @@ def test_another_callback_is_another_run_and_no_resume(tmp_path: Path) -> None:
         take_over(command, continued(folder), config=command.config)
     assert error.value.problems == (
         f"`callbacks` is outside_counter:Counter,start=4 here and outside_counter:Counter,start=3 in the run {folder}; "
-        "leave it out to go on with that run, or begin another with `checkpoint.resume=none`",
+        "leave it out to resume that run, or start another with `checkpoint.resume=none`",
     )
     without = parse(["--ds_config", "x.json"])
     assert take_over(without, continued(folder), config=without.config).config.callbacks == (COUNTER,)
