@@ -25,7 +25,7 @@ class Named:
     """A field of the config that the JSON names."""
 
     field: str
-    """Of RunConfig (`precision`, `weight_decay`) or of its layout."""
+    """A field of RunConfig (`precision`, `weight_decay`) or of its layout."""
     where: str
     value: Any
 
@@ -128,7 +128,7 @@ def _optimizer_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned
 
 
 def _optimizer_settings(ds: Mapping[str, Any]) -> Iterator[Named]:
-    """Yield the settings of the optimizer that the JSON gives; what is no number `keys.checked` has found."""
+    """Yield the settings of the optimizer in the JSON; `keys.checked` reports those that are not numbers."""
     params = find(ds, ("optimizer", "params"))
     if not isinstance(params, Mapping):
         return
