@@ -26,7 +26,7 @@ from chinchilla_ds.engine.schedule import make_schedule, mean_loss, means_and_vo
 from chinchilla_ds.engine.site import AttachmentSite, own_groups
 from chinchilla_ds.model.decoder import PipelineStage, build_stage
 from chinchilla_ds.model.initialization import initialize
-from chinchilla_ds.objective import OWN, MicroBatch, Objective, Step, make_objective, spec_of
+from chinchilla_ds.objective import OWN, LabelledTokens, Objective, Step, make_objective, spec_of
 from chinchilla_ds.run_plan import Precision, RunPlan
 
 
@@ -122,7 +122,7 @@ class TrainingEngine:
         return stage
 
     def train_step(
-        self, batches: Sequence[MicroBatch], *, learning_rate: float, stop: bool = False, save: bool = False
+        self, batches: Sequence[LabelledTokens], *, learning_rate: float, stop: bool = False, save: bool = False
     ) -> StepResult:
         """Take one optimizer step; one whose loss or gradients are no numbers is skipped on every rank.
 
@@ -166,7 +166,7 @@ class TrainingEngine:
             save=saves > 0,
         )
 
-    def _prepared(self, batches: Sequence[MicroBatch]) -> list[MicroStep]:
+    def _prepared(self, batches: Sequence[LabelledTokens]) -> list[MicroStep]:
         """Return the micro-batches with what the objective has prepared for them."""
         scale = precision.loss_scale(self.engine, self.plan.precision) / len(batches)
         prepared = self.objective.prepare(batches, step=Step(number=self.attempts, gradient_scale=scale))
@@ -197,7 +197,7 @@ class TrainingEngine:
         return self.watch.of_all_ranks()
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[MicroBatch]) -> float:
+    def evaluate(self, batches: Sequence[LabelledTokens]) -> float:
         """Return what the objective measures text by, the mean over all data-parallel ranks' batches, on every rank.
 
         Nats per token, but for an objective that measures by something else.
