@@ -40,7 +40,7 @@ from scipy.optimize import minimize
 
 from chinchilla_ds.budget.laws.fitting.bootstrap import bootstrap_surface
 from chinchilla_ds.budget.laws.fitting.runs import RunTable, run_table
-from chinchilla_ds.budget.laws.fitting.surface import Objective, Surface, fit_surface
+from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Surface, fit_surface
 
 POINTS = Path(os.environ.get("CHINCHILLA_DATA", "")) / "data/scaling/epoch_chinchilla_245.csv"
 NUM_DRAWS = 1000
@@ -138,18 +138,18 @@ def measure(runs: RunTable, *, rounds: int, grid_starts: int) -> list[Row]:
     objective = huber_objective(runs)
     grid = paper_grid()
     chosen = grid[np.random.default_rng(0).permutation(len(grid))[:grid_starts]]
-    fits = {kind: fit_surface(runs, objective=kind) for kind in Objective}  # also the warm-up
-    seconds: dict[str, list[float]] = {kind: [] for kind in (*Objective, "bootstrap", "grid")}
+    fits = {kind: fit_surface(runs, objective=kind) for kind in FitLoss}  # also the warm-up
+    seconds: dict[str, list[float]] = {kind: [] for kind in (*FitLoss, "bootstrap", "grid")}
     results = []
     for part in np.array_split(chosen, rounds):
-        for kind in Objective:
+        for kind in FitLoss:
             seconds[kind].append(cpu_seconds(lambda kind=kind: fit_surface(runs, objective=kind)))
         seconds["grid"].append(
             cpu_seconds(
                 lambda part=part: results.extend(minimize(objective, x, jac=True, method="L-BFGS-B") for x in part)
             )
         )
-    draws = lambda: bootstrap_surface(runs, fit=fits[Objective.HUBER], num_draws=NUM_DRAWS, seed=42)  # noqa: E731
+    draws = lambda: bootstrap_surface(runs, fit=fits[FitLoss.HUBER], num_draws=NUM_DRAWS, seed=42)  # noqa: E731
     seconds["bootstrap"] = [cpu_seconds(draws) for _ in range(3)]
     return [*_our_rows(runs, fits, seconds), _grid_row(results, seconds["grid"], num_starts=len(grid), fits=fits)]
 
@@ -183,7 +183,7 @@ def _theta(surface: Surface) -> NDArray[np.float64]:
 
 def _grid_row(results: list, seconds: list[float], *, num_starts: int, fits: dict) -> Row:
     best = min(results, key=lambda result: result.fun)
-    target = fits[Objective.HUBER].objective_value
+    target = fits[FitLoss.HUBER].objective_value
     reached = sum(result.fun <= target * (1 + SAME_OPTIMUM) for result in results)
     took = sum(seconds) * num_starts / len(results)
     a, b, e, alpha, beta = best.x

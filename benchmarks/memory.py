@@ -101,14 +101,14 @@ def measure_cuda(name: str) -> dict[str, Any]:
     os.environ.update({key: os.environ.get(key, value) for key, value in address.items()})
     import torch
 
-    from chinchilla_ds.data.feeding.loader import MicroBatch
+    from chinchilla_ds.data.feeding.loader import TokenBatch
     from chinchilla_ds.distributed import groups
     from chinchilla_ds.engine.zero import TrainingEngine
 
     groups.initialize(layout=plan.layout)
     engine = TrainingEngine(plan=plan, ds_config=ds_config.emit(plan))
     text = torch.randint(plan.shape.vocab_size, (plan.batch.micro_batch_size, plan.shape.seq_length + 1), device="cuda")
-    part = MicroBatch(tokens=text[:, :-1].contiguous(), labels=text[:, 1:].contiguous())
+    part = TokenBatch(tokens=text[:, :-1].contiguous(), labels=text[:, 1:].contiguous())
     for _ in range(3):
         torch.cuda.reset_peak_memory_stats()
         engine.train_step([part] * plan.batch.gradient_accumulation_steps, learning_rate=1e-4)

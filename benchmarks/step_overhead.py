@@ -125,14 +125,14 @@ def make_plain_step(plan: RunPlan, *, bf16_weights: bool = False) -> Callable[[]
 def make_our_step(plan: RunPlan) -> Callable[[], None]:
     """Return a step of our engine at the plan's ZeRO stage, on one rank."""
     from chinchilla_ds.budget.deepspeed_json.resolve import emit
-    from chinchilla_ds.data.feeding.loader import MicroBatch
+    from chinchilla_ds.data.feeding.loader import TokenBatch
     from chinchilla_ds.distributed import groups
     from chinchilla_ds.engine.zero import TrainingEngine
 
     groups.initialize(layout=plan.layout)
     engine = TrainingEngine(plan=plan, ds_config=emit(plan))
     text = random_text(plan)
-    batch = MicroBatch(tokens=text[:, :-1].contiguous(), labels=text[:, 1:].contiguous())
+    batch = TokenBatch(tokens=text[:, :-1].contiguous(), labels=text[:, 1:].contiguous())
 
     def step() -> None:
         engine.train_step([batch], learning_rate=LEARNING_RATE)

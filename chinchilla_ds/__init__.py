@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chinchilla_ds.config import RunConfig
     from chinchilla_ds.library import evaluate, export, fit, generate, load, plan, prepare
+    from chinchilla_ds.objective import Objective
     from chinchilla_ds.runs.own_loop import initialize
     from chinchilla_ds.runs.train import train
     from chinchilla_ds.training.callback import Callback
@@ -27,6 +28,7 @@ __all__ = [
     "evaluate",
     "export",
     "Callback",
+    "Objective",
 ]
 
 _PLACES = {
@@ -41,6 +43,7 @@ _PLACES = {
     "evaluate": "chinchilla_ds.library",
     "export": "chinchilla_ds.library",
     "Callback": "chinchilla_ds.training.callback",
+    "Objective": "chinchilla_ds.objective",
 }
 """Module of each public name; no submodule of this package bears one of them, which would hide it."""
 

@@ -1,4 +1,4 @@
-"""RunConfig: what the user wants. `None` means "the planner chooses"."""
+"""RunConfig: the user's configuration. `None` means "the planner chooses"."""
 
 import re
 from dataclasses import dataclass, field, fields
@@ -27,7 +27,7 @@ from chinchilla_ds.run_plan import (
 )
 
 DEFAULT_BUDGET_FLOPS = 5e12
-"""What a run spends when nothing is asked for: a few minutes on two CPU cores."""
+"""The default budget: a few minutes on two CPU cores."""
 
 
 RUN_NAME = re.compile(r"(?!data$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -36,7 +36,7 @@ _HUB_PATH = re.compile(r"^hf:/(?!/)")
 
 
 def source_name(path: Path) -> str:
-    """Return a path as it was written: pathlib takes the two slashes of hf://org/name for one."""
+    """Return a path as it was written: pathlib collapses the two slashes of hf://org/name."""
     return _HUB_PATH.sub("hf://", str(path))
 
 
@@ -52,7 +52,7 @@ def held_out_problem(fraction: object, /, *, name: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the text comes from and how it is cut."""
+    """Where the text comes from and how it is split."""
 
     paths: tuple[Path, ...] = ()
     """Text, JSONL or Parquet files and folders of them; empty means the running Python's standard library source."""
@@ -63,12 +63,12 @@ class DataConfig:
     max_epochs: Positive = 1.0
     """How often the corpus, or each source of a blend, may be read; a plan that needs more is refused."""
     blend: Path | None = None
-    """YAML file of weights for the named sources of a prepared corpus, in place of the corpus's own."""
+    """YAML file of weights for the named sources of a prepared corpus, instead of the corpus's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutConfig:
-    """The parallel layout that was asked for; flags and the ds_config both feed it."""
+    """The requested parallel layout; set by flags and by the ds_config."""
 
     tensor_model_parallel_size: Width = 1
     pipeline_model_parallel_size: Width = 1
@@ -81,35 +81,35 @@ class LayoutConfig:
 
 
 class OnSpike(StrEnum):
-    """What to do when the loss has jumped and stays up."""
+    """What to do when the loss has jumped and stays high."""
 
     WARN = "warn"
-    """Say so and go on."""
+    """Warn and continue."""
     REWIND = "rewind"
     """Go back to the last checkpoint before the spike and pass over the batches in between."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What to do when a run goes wrong; no part of the plan, so that a run may be continued with other values."""
+    """What to do when a run goes wrong; not part of the plan, so that a run may resume with other values."""
 
     max_bad_batches: Amount = 5
-    """So many batches in a row whose loss or gradients are not finite end the run."""
+    """Batches in a row with a non-finite loss or gradients after which the run ends."""
     on_spike: OnSpike = OnSpike.WARN
     hang_timeout_s: Positive = 600.0
-    """A step that takes longer, and much longer than those before it, is taken for hung."""
+    """A step that takes longer than this, and much longer than those before it, counts as hung."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveInterval:
-    """How often a run is saved: by time, by tokens, or by optimizer steps; one of them is set."""
+    """How often a run is saved: by time, tokens, or optimizer steps; exactly one is set."""
 
     seconds: Positive | None = None
     tokens: Amount | None = None
     iters: Amount | None = None
 
     def __post_init__(self) -> None:
-        """Check that one of them is set.
+        """Check that exactly one is set.
 
         Raises:
             ValueError: none is, or several are.
@@ -120,39 +120,39 @@ class SaveInterval:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a run is saved, what stays, and what it begins from; no part of the plan."""
+    """When a run is saved, which checkpoints are kept, and where it starts; not part of the plan."""
 
     save_every: SaveInterval = field(default_factory=lambda: SaveInterval(seconds=1800.0))
     keep: Amount = 3
-    """Checkpoints that stay, the newest."""
+    """Number of newest checkpoints that are kept."""
     milestone_every: Amount | None = None
     """Checkpoints at multiples of this many steps are never removed."""
     save_in_background: bool = True
-    """Whether training goes on while a copy on the host is written."""
+    """Whether training continues while a copy on the host is written."""
     resume: str = "latest"
-    """`latest` goes on with the newest unfinished run of the same command; `none` begins a new one; or a folder."""
+    """`latest` resumes the newest unfinished run of the same command; `none` starts a new one; or a folder."""
     init_from: Path | None = None
-    """A checkpoint whose weights a new run begins with."""
+    """A checkpoint that provides the initial weights of a new run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(DecoderSwitches):
-    """What the user wants of one run."""
+    """The user's configuration of one run."""
 
     compute_budget_flops: Positive | None = None
-    """Model FLOPs to spend, forward and backward. None: what num_params, shape or num_tokens ask for, or else
+    """Model FLOPs to spend, forward and backward. None: follows from num_params, shape or num_tokens, otherwise
     DEFAULT_BUDGET_FLOPS."""
     num_params: Positive | None = None
-    """Wanted parameters, embeddings included. None lets the law choose."""
+    """Target parameters, embeddings included. None lets the law choose."""
     num_tokens: Positive | None = None
-    """Wanted training tokens. None lets the law or the budget choose."""
+    """Target training tokens. None lets the law or the budget choose."""
     shape: str | None = None
-    """Decoder by its name in budget.shape.published.NAMED_SHAPES, in place of a search."""
+    """Name of a decoder in budget.shape.published.NAMED_SHAPES, instead of a search."""
     law: str | None = None
     """Scaling law: a name in budget.laws.lookup.LAWS, or a file that `chinchilla-ds fit` wrote; None is
     lookup.DEFAULT_LAW."""
     unique_tokens: Positive | None = None
-    """Distinct training tokens there are; beyond them the plan repeats text, and its law says what that is worth."""
+    """Available distinct training tokens; beyond them the plan repeats text, by a law of the value of repetition."""
     inference_tokens: Positive | None = None
     """Tokens that the model will serve over its life; a smaller model is then trained longer."""
     seq_length: Width | None = None
@@ -195,7 +195,7 @@ class RunConfig(DecoderSwitches):
     eval_interval_tokens: Amount | None = None
     """Trained tokens between evaluations; None means ten evaluations over the run."""
     sample_interval_tokens: Amount | None = None
-    """Trained tokens between samples of what the model writes; None samples at the end alone."""
+    """Trained tokens between text samples; None samples only at the end."""
     callbacks: tuple[PluginSpec, ...] = ()
     """Callbacks from outside this package, called in this order; part of what the run is."""
     run_name: str | None = None

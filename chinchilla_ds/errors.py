@@ -1,15 +1,15 @@
 """The exceptions of chinchilla-ds.
 
-    ChinchillaError            something the user can put right: one message, exit code 2, no traceback
+    ChinchillaError            something the user can fix: one message, exit code 2, no traceback
     |-- ConfigError            the run's configuration, every problem of it collected
-    |   `-- DsConfigError      the DeepSpeed JSON: unreadable, misspelt, or at odds with the plan
+    |   `-- DsConfigError      the DeepSpeed JSON: unreadable, misspelt, or contradicting the plan
     |-- PlanError              no plan exists for this budget
     |-- LayoutError            the parallel layout cannot be built
     |-- DataError              the training text: missing, unreadable, or too small
     |-- CheckpointError        a checkpoint is missing, damaged, or of another model or text
     |-- OutputError            the output folder cannot be written
-    |-- TrackingError          a run's record or the place that keeps runs, such as MLflow, cannot be read or written
-    |-- DivergedError          loss or gradients are no numbers, batch after batch
+    |-- TrackingError          a run's record or a store of runs, such as MLflow, cannot be read or written
+    |-- DivergedError          loss or gradients are non-finite, batch after batch
     |-- OutOfMemoryError       a rank needs more memory than there is
     `-- WorkerError            a worker process was killed from outside
 
@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 EXIT_CODE_USER_ERROR = 2
-"""What the process returns when a `ChinchillaError` ends it, as argparse does for a bad flag."""
+"""Exit code after a `ChinchillaError`, the same as argparse's for a bad flag."""
 EXIT_CODE_STOPPED = 85
 """The run was asked to stop and has saved: the same command continues. HTCondor's convention for such jobs."""
 EXIT_CODE_HUNG = 86
@@ -36,10 +36,10 @@ EXIT_CODE_HUNG = 86
 
 
 class ChinchillaError(Exception):
-    """Something the user can put right; carries every problem that was found, a line each."""
+    """Something the user can fix; carries every problem that was found, one line each."""
 
     holds_table: ClassVar[bool] = False
-    """Whether a problem is a text of several lines that we made, and is shown as it is."""
+    """Whether a problem is a multi-line text of our own, shown unchanged."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         texts = (problems,) if isinstance(problems, str) else tuple(problems)
@@ -63,13 +63,13 @@ def reworded(words: Callable[[str], str], /) -> Iterator[None]:
 
 
 _LONGEST = 1000
-"""Characters of a problem: a quoted value of a broken file may have millions."""
+"""Most characters of a problem: a quoted value of a broken file may have millions."""
 _CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
-"""Line breaks, and what a terminal would obey."""
+"""Line breaks and terminal control characters."""
 
 
 def _one_line(problem: str) -> str:
-    """Return a problem as one line of bounded length, whatever the values that it quotes hold."""
+    """Return a problem as one line of bounded length, whatever the quoted values contain."""
     text = problem.translate(_CONTROL)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
@@ -95,7 +95,7 @@ class DataError(ChinchillaError):
 
 
 class CheckpointError(ChinchillaError):
-    """A checkpoint is missing or damaged, or does not fit the plan, the tokenizer or the text to go on with."""
+    """A checkpoint is missing or damaged, or does not fit the plan, the tokenizer or the text of the run to resume."""
 
 
 class OutputError(ChinchillaError):
@@ -103,15 +103,15 @@ class OutputError(ChinchillaError):
 
 
 class TrackingError(ChinchillaError):
-    """A run's record cannot be read, or the place that keeps runs cannot be reached, read or written."""
+    """A run's record cannot be read, or a store of runs cannot be reached, read or written."""
 
 
 class DivergedError(ChinchillaError):
-    """Loss or gradients are no numbers, batch after batch."""
+    """Loss or gradients are non-finite, batch after batch."""
 
 
 class OutOfMemoryError(ChinchillaError):
-    """A rank needs more memory than there is."""
+    """A rank needs more memory than is available."""
 
     holds_table = True
 
@@ -121,7 +121,7 @@ class WorkerError(ChinchillaError):
 
 
 _MIN_PART = 3
-"""Fewer characters than this are a part of too many names."""
+"""Shorter texts are part of too many names."""
 _MOST_GUESSES = 2
 
 
@@ -146,14 +146,14 @@ def _plain(name: str) -> str:
 
 
 def _is_part(part: str, whole: str) -> bool:
-    """Return whether the whole begins with the part, or has it between its dashes, dots and spaces."""
+    """Return whether the whole starts with the part, or contains it between dashes, dots and spaces."""
     if len(part) < _MIN_PART or part == whole:
         return False
     return whole.startswith(part) or whole.endswith(tuple(mark + part for mark in "-. "))
 
 
 def _num_typing_errors(one: str, other: str) -> int:
-    """Return how many letters to add, drop, change or swap with their neighbour turn one name into the other."""
+    """Return the number of letters to add, drop, change or swap with a neighbour to turn one name into the other."""
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, a in enumerate(one, 1):
@@ -169,17 +169,17 @@ _NOT_OUR_DOING = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ELOOP,
     errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR,
 }  # fmt: skip
-"""What the operating system answers for the machine's own state. A file that is missing or there already is rather a
-bug of ours, where nobody has said so before."""
+"""Errors of the operating system about the machine's own state. A file that is missing or already exists is more likely
+a bug of ours, unless the caller has handled it."""
 
 
 def machine_problem(error: OSError) -> str | None:
-    """Return one line for an error that the user's machine or paths have caused; None for one that may be a bug."""
+    """Return one line for an error caused by the user's machine or paths; None for one that may be a bug."""
     if error.errno not in _NOT_OUR_DOING:
         return None
     return f"{error.filename}: {reason(error)}" if error.filename is not None else reason(error)
 
 
 def reason(error: OSError) -> str:
-    """Return what the operating system says; numpy's short writes carry a text and no error number."""
+    """Return the operating system's message; numpy's short writes carry a text and no error number."""
     return error.strerror or str(error)

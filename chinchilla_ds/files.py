@@ -181,8 +181,10 @@ def check_free(out: Path, /, *, named: str | None = "out") -> None:
     """Check that `out` is not there, or is an empty folder.
 
     Raises:
-        OutputError: it is there.
+        OutputError: it is there, or has no name of its own.
     """
+    if not out.name:
+        raise OutputError(f"{_shown(out, named)} cannot be made anew; name a new folder")
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
@@ -203,7 +205,7 @@ def write_json(path: Path, values: object, /) -> None:
 
 
 def save_array(path: Path, values: "npt.NDArray[Any]", /) -> None:
-    """Write what `numpy.save` writes; on a full disk the error says so, where numpy's only counts items.
+    """Write what `numpy.save` writes; on a full disk the error says so, whereas numpy's only counts items.
 
     Raises:
         OSError: the disk is full, or the file cannot be written.

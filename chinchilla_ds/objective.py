@@ -310,7 +310,7 @@ class Sum(Objective):
         if len(companions) > 1:
             raise ConfigError(
                 f"objectives {', '.join(companions)} of a sum have a companion each, and one alone can run beside the "
-                "trained decoder: let the others run its passes in `prepare`"
+                "trained decoder: the others can run theirs when a step is prepared"
             )
         return next(iter(companions.values()), None)
 

@@ -1,8 +1,8 @@
-"""What comes from outside this package: callbacks, objectives, optimizers, scaling laws and hardware.
+"""Plugins from outside this package: callbacks, objectives, optimizers, scaling laws and hardware.
 
-A name is either one that an installed package announces as an entry point of the kind's group, or `module:object`,
-which is imported as Python finds it. Arguments follow the name: `my.module:Early,patience=5`. What was given is plain
-data (`PluginSpec`), which plan, request and checkpoint keep; the object is only loaded where it is used.
+A name is either one that an installed package declares as an entry point of the kind's group, or `module:object`,
+which is imported from Python's path. Arguments follow the name: `my.module:Early,patience=5`. The specification is
+plain data (`PluginSpec`), which plan, request and checkpoint store; the object is only loaded where it is used.
 """
 
 import importlib
@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*(:[A-Za-z_][A-Za-z0-9_.]
 
 
 class Kind(StrEnum):
-    """What may come from outside; the value ends the name of the entry points' group."""
+    """Kinds of plugins; the value is the last part of the entry points' group."""
 
     CALLBACK = "callbacks"
     OBJECTIVE = "objectives"
@@ -42,10 +42,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PluginSpec:
-    """A name and its arguments, as a command line, a plan and a checkpoint hold them."""
+    """A name and its arguments, as given on a command line and stored in plans and checkpoints."""
 
     name: str
-    """Of an entry point or of ours, or `module:object`."""
+    """Name of an entry point or of one of ours, or `module:object`."""
     arguments: Mapping[str, Argument] = field(default_factory=dict, hash=False)
     """Keyword arguments of the object."""
 
@@ -53,13 +53,13 @@ class PluginSpec:
         """Check the name and the arguments.
 
         Raises:
-            ValueError: the name is none, or an argument has no valid name or is not finite.
+            ValueError: the name is invalid, or an argument has an invalid name or is non-finite.
         """
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r} is neither a name nor module:object")
         for key, value in self.arguments.items():
             if not _KEY.fullmatch(key):
-                raise ValueError(f"{key!r} is no name of an argument: small letters, digits and underscores")
+                raise ValueError(f"{key!r} is not a valid argument name: lower-case letters, digits and underscores")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key} is {value}, which is not finite")
 
@@ -68,12 +68,12 @@ class PluginSpec:
         return hash(str(self))
 
     def __str__(self) -> str:
-        """Return it as the command line takes it."""
+        """Return it in the command line's syntax."""
         return ",".join([self.name, *(f"{key}={_shown(value)}" for key, value in self.arguments.items())])
 
 
 def parse_spec(text: str, /) -> PluginSpec:
-    """Return what `NAME` or `module:object`, followed by `,key=value` any number of times, stands for.
+    """Parse `NAME` or `module:object`, followed by any number of `,key=value`.
 
     Raises:
         ValueError: the text has another form.
@@ -100,22 +100,22 @@ def _value(text: str) -> Argument:
 
 def _shown(value: Argument) -> str:
     if isinstance(value, str) and _value(value) == value and isinstance(_value(value), str):
-        return value  # plain text: in quotation marks only where it would be read as something else
+        return value  # plain text: quoted only where it would be read as something else
     return json.dumps(value)
 
 
 def names(kind: Kind, /) -> tuple[str, ...]:
-    """Return the names that installed packages announce."""
+    """Return the names that installed packages declare."""
     return tuple(sorted({point.name for point in metadata.entry_points(group=kind.group)}))
 
 
 def load(kind: Kind, name: str, /, *, ours: Mapping[str, str] | None = None) -> Any:
-    """Import what a name stands for.
+    """Import the object that a name refers to.
 
     Args:
-        kind: What is asked for; messages name it.
+        kind: The kind of plugin; named in messages.
         name: A name of `ours` or of an entry point, or `module:object`.
-        ours: This package's own, as `module:object` by name; they come first.
+        ours: This package's own plugins, as `module:object` by name; they take precedence.
 
     Raises:
         ConfigError: there is no such name, module or object, or the module cannot be imported.
@@ -127,13 +127,12 @@ def load(kind: Kind, name: str, /, *, ours: Mapping[str, str] | None = None) -> 
     if not colon:
         listed = f"there are {', '.join(sorted(where))}; " if where else ""
         guess = did_you_mean(name, tuple(where))
-        raise ConfigError(f"{what} {name!r} is unknown{guess}; {listed}one of your own is named module:object")
+        raise ConfigError(f"{what} {name!r} is unknown{guess}; {listed}name one of your own as module:object")
     try:
         loaded: Any = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(
-            f"{what} {name!r}: {module_name} cannot be imported: {error}; it must be installed, or its folder be in "
-            "PYTHONPATH"
+            f"{what} {name!r}: {module_name} cannot be imported: {error}; install it, or add its folder to PYTHONPATH"
         ) from None
     for part in path.split("."):
         if not hasattr(loaded, part):
@@ -146,7 +145,7 @@ def find_object(kind: Kind, text: str, /, *, kind_of: type) -> Any:
     """Return the object that a text names: itself an instance of `kind_of`, or a function or class that makes one.
 
     Args:
-        kind: What is asked for; messages name it.
+        kind: The kind of plugin; named in messages.
         text: A name of an entry point, or `module:object`; the arguments of a function follow, `,key=value`.
         kind_of: What it must be.
 
@@ -168,7 +167,12 @@ def find_object(kind: Kind, text: str, /, *, kind_of: type) -> Any:
 
 
 def make(kind: Kind, spec: PluginSpec, /, *, ours: Mapping[str, str] | None = None) -> Any:
-    """Load what a spec names and call it with the spec's arguments.
+    """Load the object that a spec names and call it with the spec's arguments.
+
+    Args:
+        kind: the kind of plugin; named in messages.
+        spec: name and arguments.
+        ours: this package's own plugins, as `module:object` by name; they take precedence.
 
     Raises:
         ConfigError: it cannot be loaded, or does not take these arguments.

@@ -26,16 +26,16 @@ MAX_SEQUENCES = 10**12
 MAX_GRADIENT_CLIPPING = 1e9
 DEFAULT_OBJECTIVE = "cross_entropy"
 _ROUNDING = 1e-9
-"""How far, as a share, a total of floats may lie from what its parts give."""
+"""Largest relative difference between a total of floats and the sum of its parts."""
 
-# Ranges hold for a plan that is read. Upper bounds are far beyond any machine: they keep out slips of the keyboard, and
-# what would make a loop over layers or ranks endless.
+# Ranges apply to a plan that is read. Upper bounds are far beyond any machine: they catch typing errors, and
+# values that would make a loop over layers or ranks endless.
 Amount = Annotated[int, Ge(1), Le(MAX_AMOUNT)]
-"""Of tokens or steps."""
+"""A number of tokens or steps."""
 Sequences = Annotated[int, Ge(1), Le(MAX_SEQUENCES)]
-"""In one optimizer step, or a part of it."""
+"""A number within one optimizer step, or a part of it."""
 Width = Annotated[int, Ge(1), Le(MAX_WIDTH)]
-"""Of a dimension of the model, or a number of ranks."""
+"""A dimension of the model, or a number of ranks."""
 Steps = Annotated[int, Ge(0), Le(MAX_AMOUNT)]
 Bytes = Annotated[int, Ge(0), Le(10**24)]
 Flops = Annotated[float, Gt(0), Le(1e36)]
@@ -49,7 +49,7 @@ ADAMW = PluginSpec(name="adamw")
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 """First and second moment of the gradient, by torch's names."""
 Range = tuple[Positive, Positive]
-"""Least and most."""
+"""Lower and upper bound."""
 
 
 class Precision(StrEnum):
@@ -76,7 +76,7 @@ class Recompute(StrEnum):
 
 
 class Offload(StrEnum):
-    """Where optimizer states or parameters live when they are not in use."""
+    """Where optimizer states or parameters are kept when they are not in use."""
 
     NONE = "none"
     CPU = "cpu"
@@ -117,9 +117,9 @@ class ModelShape(DecoderSwitches):
     num_query_groups: Annotated[int, Ge(1), Le(2**16)]
     """Key/value heads; equal to num_attention_heads for plain multi-head attention."""
     kv_channels: Annotated[int, Ge(2), Le(2**16), MultipleOf(2)]
-    """Width of one attention head; even, for rotary positions turn pairs of channels."""
+    """Width of one attention head; even, since rotary positions rotate pairs of channels."""
     vocab_size: Width
-    """Pieces asked of the tokenizer."""
+    """Pieces requested from the tokenizer."""
     padded_vocab_size: Width
     """Rows of the embedding table: vocab_size rounded up to a multiple of 128."""
     seq_length: Width
@@ -130,7 +130,7 @@ class ModelShape(DecoderSwitches):
     """Standard deviation of the initial weights; projections into the residual stream divide it by sqrt(2 layers)."""
 
     def contradictions(self) -> Iterator[str]:
-        """Yield what keeps the sizes from being those of one decoder."""
+        """Yield why these sizes are not those of one decoder."""
         heads, groups = self.num_attention_heads, self.num_query_groups
         if heads % groups:
             yield f"shape.num_attention_heads ({heads}) must be a multiple of shape.num_query_groups ({groups})"
@@ -144,13 +144,13 @@ class ModelShape(DecoderSwitches):
 FUNCTION_FIELDS = tuple(
     field.name for field in dataclasses.fields(ModelShape) if field.name not in ("vocab_size", "seq_length", "init_std")
 )
-"""What decides which function given weights compute. Of the others, vocab_size lies within the table's rows, positions
-are rotary whatever the length, and init_std is used up when the weights are made."""
+"""Fields that decide which function given weights compute. Of the others, vocab_size lies within the table's rows,
+positions are rotary whatever the length, and init_std is only used for the initial weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """How the token budget is cut into optimizer steps."""
+    """How the token budget is split into optimizer steps."""
 
     global_batch_size: Sequences
     """Sequences per optimizer step, over all data-parallel ranks."""
@@ -215,7 +215,7 @@ class OptimizerPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Learning rate over optimizer steps that were really taken."""
+    """Learning rate over the optimizer steps actually taken."""
 
     decay: Decay = Decay.COSINE
     warmup_iters: Steps
@@ -224,7 +224,7 @@ class Schedule:
     min_learning_rate: Annotated[float, Ge(0), Le(1)]
 
     def contradictions(self, *, train_iters: int) -> Iterator[str]:
-        """Yield why warm-up and decay do not fill a run of `train_iters` steps as the schedule's shape demands."""
+        """Yield why warm-up and decay do not fill a run of `train_iters` steps as the schedule's shape requires."""
         warmup, decay = self.warmup_iters, self.decay_iters
         if warmup < 0 or decay < 0 or warmup + decay > train_iters:
             yield f"warmup_iters ({warmup}) + decay_iters ({decay}) must fit into train_iters ({train_iters})"
@@ -237,7 +237,7 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Where the optimum of the budget lies with probability `level`, by the uncertainty of the law's own fit.
+    """Interval of the budget's optimum with probability `level`, by the uncertainty of the law's own fit.
 
     Leaves out what another law, another text or another tokenizer would say.
     """
@@ -248,46 +248,46 @@ class Interval:
     num_tokens: Range
     tokens_per_param: Range
     loss: Range
-    """Of the predicted loss of this plan's N and D, nats per token."""
+    """Interval of the predicted loss for this plan's N and D, nats per token."""
 
     def contradictions(self) -> Iterator[str]:
-        """Yield the ranges that begin after their end."""
+        """Yield the ranges whose lower bound is above the upper one."""
         for name in ("num_params", "num_tokens", "tokens_per_param", "loss"):
             least, most = getattr(self, name)
             if least > most:
-                yield f"prediction.interval.{name} must begin at its least value, and {least:g} is above {most:g}"
+                yield f"prediction.interval.{name} must start at its lower bound, and {least:g} is above {most:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the scaling law says this run will reach."""
+    """The scaling law's prediction for this run."""
 
     law: str
-    """What chose N and D: a name in budget.laws.lookup.LAWS, or of a fitted law."""
+    """The law that chose N and D: a name in budget.laws.lookup.LAWS, or of a fitted law."""
     loss_law: str
-    """What predicts the loss: the same law, or the default one where that says only where the optimum lies."""
+    """The law that predicts the loss: the same, or the default one if that law gives only the optimum."""
     loss: Loss
     """Predicted final loss of the discrete shape and token count, nats per token of loss_law's own tokenizer."""
     optimal_num_params: Positive
-    """N of the continuous optimum: the shape varied without steps, FLOPs counted as those of our decoder."""
+    """N of the continuous optimum: over a continuous family of shapes, with our decoder's FLOPs."""
     optimal_num_tokens: Positive
     optimal_loss: Loss
     interval: Interval | None = None
-    """None where the law's authors give no uncertainty that can be used."""
+    """None if the law's authors publish no usable uncertainty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The machines that a plan is laid out for."""
+    """The machines that a plan is made for."""
 
     device: str
     """Name in budget.speed.devices.DEVICES, or in a hardware file."""
     world_size: Width
-    """All devices."""
+    """Number of devices."""
     devices_per_node: Width
     """Devices joined by the fast link (NVLink, Infinity Fabric)."""
     device_memory_bytes: Annotated[int, Ge(1), Le(10**18)]
-    """Of one device."""
+    """Memory of one device, bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,15 +300,15 @@ class MemoryBytes:
     optimizer: Bytes
     """FP32 master weights and Adam's two moments."""
     activations: Bytes
-    """What the backward pass keeps of all micro-batches in flight, without the logits."""
+    """Activations saved for all micro-batches in flight, without the logits."""
     logits: Bytes
     """Output logits, and the copies that the loss makes of them; the last pipeline stage's."""
     buffers: Bytes
     """Communication buckets, gathered parameters, and copies that one step makes."""
     margin: Bytes
-    """Fragmentation of the allocator, and what the device's context and libraries take."""
+    """Fragmentation of the allocator, and memory of the device's context and libraries."""
     total: Bytes
-    """All of the above."""
+    """Sum of the above."""
     objective: Bytes = 0
     """What the objective keeps beside the decoder: states and activations of its own, and of a companion."""
     host: Bytes = 0
@@ -319,7 +319,7 @@ class MemoryBytes:
     """The stage that this rank belongs to."""
 
     def contradictions(self) -> Iterator[str]:
-        """Yield that the total is not what the parts give."""
+        """Yield a problem if the total is not the sum of the parts."""
         parts = self.weights + self.gradients + self.optimizer + self.activations
         parts += self.logits + self.buffers + self.margin + self.objective
         if self.total != parts:
@@ -333,22 +333,22 @@ class StepTime:
     compute_s: Seconds
     """Matmuls and attention, recomputation included, at the rate the device is expected to reach."""
     tensor_parallel_s: Seconds
-    """Collectives of tensor and sequence parallelism, which nothing hides."""
+    """Collectives of tensor and sequence parallelism, which overlap with nothing."""
     pipeline_s: Seconds
     """Idle time of the pipeline (its bubble), and sends between stages."""
     data_parallel_s: Seconds
-    """What ZeRO's and data parallelism's collectives add beyond what the computation hides."""
+    """Collectives of ZeRO and data parallelism that do not overlap with computation."""
     optimizer_s: Seconds
     """AdamW's step, and transfers of offloaded states."""
     total_s: Annotated[float, Gt(0), Le(1e18)]
-    """All of the above."""
+    """Sum of the above."""
     mfu: Rate
     """Model FLOPs of the step / (total_s x world_size x peak)."""
     hfu: Rate
     """The same with recomputation counted."""
 
     def contradictions(self) -> Iterator[str]:
-        """Yield the totals that are not what the parts give."""
+        """Yield the totals that are not the sums of their parts."""
         parts = self.compute_s + self.tensor_parallel_s + self.pipeline_s + self.data_parallel_s + self.optimizer_s
         if not math.isclose(self.total_s, parts, rel_tol=_ROUNDING):
             yield f"step_time.total_s is {self.total_s:g}, and the parts add up to {parts:g} s"
@@ -358,7 +358,7 @@ class StepTime:
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """Everything a run needs to know, resolved."""
+    """Everything that a run needs, resolved."""
 
     compute_budget_flops: Flops
     num_params: Amount
@@ -373,7 +373,7 @@ class RunPlan:
     batch: BatchPlan
     layout: ParallelLayout
     device: str
-    """Kind of device that it was made for, "cpu" or "cuda": decides default precision, micro-batch and memory."""
+    """Kind of device that the plan was made for, "cpu" or "cuda": decides default precision, micro-batch and memory."""
     precision: Precision
     optimizer: OptimizerPlan
     schedule: Schedule
@@ -388,23 +388,23 @@ class RunPlan:
     objective_flops_per_token: Annotated[float, Ge(0), Le(1e36)] = 0.0
     """The objective's share of flops_per_token, beyond the decoder's forward and backward pass."""
     unique_tokens: Amount | None = None
-    """Distinct tokens there are; num_tokens beyond them are repetitions. None: as many as num_tokens."""
+    """Available distinct tokens; num_tokens beyond them are repetitions. None: as many as num_tokens."""
     cluster: Cluster | None = None
     """None: no device was named."""
     memory_bytes: MemoryBytes | None = None
     """Expected peak of the fullest rank; None: not estimated."""
     step_time: StepTime | None = None
-    """Expected time of a step; None: the device's rates are not known."""
+    """Expected time of a step; None: the device's rates are unknown."""
     callbacks: tuple[PluginSpec, ...] = ()
     """Callbacks from outside this package, by name and arguments."""
     reasons: tuple[str, ...] = ()
     """One sentence per choice, with its source."""
 
     def __post_init__(self) -> None:
-        """Check what the parts say of one another; a plan that contradicts itself is a bug, or was edited.
+        """Check the parts against each other; a plan that contradicts itself is a bug, or was edited.
 
         Raises:
-            ValueError: every contradiction, one a line.
+            ValueError: every contradiction, one per line.
         """
         if problems := list(_contradictions(self)):
             raise ValueError("\n".join(problems))
@@ -455,7 +455,7 @@ class RunPlan:
         return None if self.step_time is None else self.step_time.total_s * self.batch.train_iters
 
     def to_json(self) -> str:
-        """Return the plan as indented JSON, with what follows from its fields written out under DERIVED's names."""
+        """Return the plan as indented JSON, including the derived values under DERIVED's names."""
         derived = {name: getattr(self, name) for name in DERIVED}
         data = {"format_version": PLAN_FORMAT_VERSION, **dataclasses.asdict(self), **derived}
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
@@ -479,7 +479,7 @@ class RunPlan:
             raise ConfigError(
                 [
                     f"plan.{name} is {told[name]!r:.80}, but {follows[name]!r:.80} follows from the plan's other "
-                    "fields; it is there to be read: make the plan anew"
+                    "fields; it is for reading only: make a new plan"
                     for name in edited
                 ]
             )
@@ -487,13 +487,13 @@ class RunPlan:
 
 
 DERIVED = ("tokens_per_param", "predicted_loss", "interval", "step_time_s", "wall_clock_s")
-"""Properties of the plan that its JSON spells out for other programs."""
+"""Properties of the plan that its JSON includes for other programs."""
 REPORT = "report"
 """Key under which `chinchilla-ds plan` adds what the plan does not hold: runners-up, rejections, other laws."""
 
 
 def _contradictions(plan: RunPlan) -> Iterator[str]:
-    """Yield what of a plan cannot be true together; counts of the model are checked in budget.plan_checks."""
+    """Yield the contradictions within a plan; counts of the model are checked in budget.plan_checks."""
     if plan.device not in DEVICE_KINDS:
         yield f"device is {plan.device!r}; it must be one of {', '.join(DEVICE_KINDS)}"
     yield from plan.shape.contradictions()

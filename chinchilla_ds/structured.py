@@ -1,12 +1,12 @@
-"""The one reader of JSON and YAML: what comes from a file is either plain, finite data of the right types, or one line.
+"""The one reader of JSON and YAML: a file gives either plain, finite data of the right types, or a one-line error.
 
 Files come from people, from other programs, from power cuts and from strangers. Nothing else in the package calls
 `json.loads` or `yaml.load`, so every file meets the same limits:
 
 - A regular file (a FIFO or a device would hang the reader) of bounded size, in UTF-8.
-- No doubled keys, of which JSON readers silently keep the last; no NaN or Infinity, also none written as 1e400.
+- No duplicate keys, of which JSON readers silently keep the last; no NaN or Infinity, not even written as 1e400.
 - No integer beyond the range of a float, and no nesting that a recursive function could not follow.
-- No half of a surrogate pair, which no encoding can write: it becomes U+FFFD.
+- No lone surrogate, which no encoding can write: it becomes U+FFFD.
 - YAML: mappings with text keys, lists and plain values; no tags, so nothing is constructed.
 
 `build`, of `typed`, then makes a dataclass of it.
@@ -33,12 +33,12 @@ MAX_JSON_BYTES = 64 << 20
 MAX_YAML_BYTES = 256 << 10
 """The largest YAML file: recipes and blends, written by hand."""
 MAX_DEPTH = 100
-"""Lists and objects within one another."""
+"""Nesting depth of lists and objects."""
 MAX_YAML_VALUES = 100_000
-"""Values of a YAML file once its aliases are written out."""
+"""Values of a YAML file after its aliases are expanded."""
 _PIECE_BYTES = 1 << 20
 _MAX_DIGITS = 308
-"""Of an integer, so that it can always be made a float."""
+"""Digits of an integer, so that it can always be converted to a float."""
 
 Error = type[ChinchillaError]
 
@@ -47,7 +47,7 @@ Error = type[ChinchillaError]
 
 
 def open_regular(path: Path, /) -> BinaryIO:
-    """Open a file to read, without waiting for the writer of a FIFO.
+    """Open a file for reading, without waiting for the writer of a FIFO.
 
     Raises:
         OSError: it cannot be opened, or is a folder, a FIFO, a socket or a device.
@@ -65,8 +65,14 @@ def open_regular(path: Path, /) -> BinaryIO:
 def read_bytes(path: Path, *, what: str, error: Error = ConfigError, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Return the content of a small file; `what` names it in messages.
 
+    Args:
+        path: the file.
+        what: its name in messages.
+        error: the class of the exception to raise.
+        max_bytes: the largest size that is read.
+
     Raises:
-        ChinchillaError: as `error`: it is missing, unreadable, no regular file, or larger than `max_bytes`.
+        ChinchillaError: as `error`: it is missing, unreadable, not a regular file, or larger than `max_bytes`.
     """
     try:
         with open_regular(path) as stream:
@@ -81,7 +87,7 @@ def read_bytes(path: Path, *, what: str, error: Error = ConfigError, max_bytes: 
 
 
 def _pieces(stream: BinaryIO, *, max_bytes: int) -> Iterator[bytes]:
-    """Yield a file's content until it is more than `max_bytes`; asked for all at once, as much would be allocated."""
+    """Yield a file's content until it exceeds `max_bytes`; a single read would allocate all of them."""
     left = max_bytes
     while left >= 0 and (piece := stream.read(min(_PIECE_BYTES, left + 1))):
         left -= len(piece)
@@ -110,7 +116,7 @@ def read_json(path: Path, *, what: str, error: Error = ConfigError) -> Any:
     Args:
         path: The file.
         what: What it is, for messages: `plan`, `tokenizer`.
-        error: The class of what is raised.
+        error: The class of the exception to raise.
 
     Raises:
         ChinchillaError: as `error`, in one line: it cannot be read, or is not JSON within the limits above.
@@ -119,7 +125,13 @@ def read_json(path: Path, *, what: str, error: Error = ConfigError) -> Any:
 
 
 def parse_json(text: str | bytes, *, where: str, error: Error = ConfigError) -> Any:
-    """Return the plain data in JSON text, such as one line of a JSONL file; raises as `read_json` does."""
+    """Return the plain data in JSON text, such as one line of a JSONL file; raises as `read_json` does.
+
+    Args:
+        text: the JSON, UTF-8 if bytes.
+        where: its place, for messages.
+        error: the class of the exception to raise.
+    """
     if isinstance(text, bytes):
         text = _text(text, where=where, error=error)
     try:
@@ -144,8 +156,8 @@ def parse_json(text: str | bytes, *, where: str, error: Error = ConfigError) -> 
 def parse_record(text: str, /) -> Any:
     """Return the data in one record of a corpus, at the full speed of the decoder.
 
-    A record belongs to others, and one field of it is read: its other numbers may be NaN, which Python writes. Halves
-    of surrogate pairs stay in the text.
+    A record is foreign data of which one field is read: its other numbers may be NaN, which Python writes. Lone
+    surrogates stay in the text.
 
     Raises:
         ValueError: in one line: it is not JSON, too deeply nested, has a key twice, or an integer of 4,300 digits.
@@ -206,7 +218,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _without_lone_surrogates(value: Any) -> Any:
-    """Return `value` with U+FFFD for every half of a surrogate pair, which no text encoding can hold."""
+    """Return `value` with U+FFFD for every lone surrogate, which no text encoding can represent."""
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
@@ -217,7 +229,7 @@ def _without_lone_surrogates(value: Any) -> Any:
 
 
 def _check_extent(data: Any, *, max_values: float = math.inf) -> None:
-    """Check depth and number of values, level by level: aliases of YAML may make one value stand in many places.
+    """Check depth and number of values, level by level: YAML aliases may repeat one value in many places.
 
     Raises:
         ValueError: too deep, or too many.
@@ -237,14 +249,26 @@ def _check_extent(data: Any, *, max_values: float = math.inf) -> None:
 
 
 def read_yaml(path: Path, *, what: str, error: Error = ConfigError) -> Any:
-    """Return the plain data in a YAML file, None for an empty one; see `read_json` for arguments and errors."""
+    """Return the plain data in a YAML file, None for an empty one; see `read_json` for arguments and errors.
+
+    Args:
+        path: the file.
+        what: its name in messages.
+        error: the class of the exception to raise.
+    """
     where = f"{what} {path}"
     content = read_bytes(path, what=what, error=error, max_bytes=MAX_YAML_BYTES)
     return parse_yaml(_text(content, where=where, error=error), where=where, error=error)
 
 
 def parse_yaml(text: str, *, where: str, error: Error = ConfigError) -> Any:
-    """Return the plain data in YAML text; raises as `read_json` does."""
+    """Return the plain data in YAML text; raises as `read_json` does.
+
+    Args:
+        text: the YAML.
+        where: its place, for messages.
+        error: the class of the exception to raise.
+    """
     import yaml  # type: ignore[import-untyped]
 
     try:
@@ -264,7 +288,7 @@ def parse_yaml(text: str, *, where: str, error: Error = ConfigError) -> Any:
 
 @functools.cache
 def _yaml_loader() -> Any:
-    """Return a loader of plain values: text keys that stand once, finite numbers, no tags, dates as text."""
+    """Return a loader of plain values: unique text keys, finite numbers, no tags, dates as text."""
     import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -305,7 +329,7 @@ def _yaml_loader() -> Any:
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    # YAML 1.2's floats, such as 1e-3, which YAML 1.1 takes for text
+    # YAML 1.2's floats, such as 1e-3, which YAML 1.1 reads as text
     exponent = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
     Loader.add_constructor("tag:yaml.org,2002:int", number(yaml.SafeLoader.construct_yaml_int))

@@ -1,4 +1,4 @@
-"""Formatting and parsing of the quantities that people type: FLOPs, tokens, parameters, bytes, seconds."""
+"""Formatting and parsing of quantities: FLOPs, tokens, parameters, bytes, seconds."""
 
 import math
 import re
@@ -17,7 +17,7 @@ _UNITS = {
     "seconds": ("s", "sec", "second", "seconds"),
 }
 _SMALLEST, _LARGEST = 1e-30, 1e60
-"""Far beyond any quantity of a run, and far from where products of them overflow."""
+"""Far beyond any quantity of a run, and far from overflow of their products."""
 _QUANTITY = re.compile(
     r"([-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|nan|[-+]?inf(?:inity)?)(.*)", re.I
 )
@@ -27,11 +27,11 @@ def parse_quantity(text: str, /, *, unit: str | None = None) -> float:
     """Return the positive finite number in `text`: `1e13`, `7B`, `1.5T tokens`, `1 ZFLOPs`.
 
     Args:
-        text: a number, then a decimal suffix or none, then the unit's name or none.
-        unit: what is asked for, one of _UNITS; another unit's name in `text` is refused.
+        text: a number, then an optional decimal suffix, then an optional unit.
+        unit: the expected unit, one of _UNITS; another unit in `text` is refused.
 
     Raises:
-        ValueError: `text` is no number, not a positive finite one, absurdly small or large, or in another unit.
+        ValueError: `text` is not a number, not positive and finite, absurdly small or large, or in another unit.
     """
     example = "is not a number such as 1e13, 7B or 1.5T"
     matched = _QUANTITY.fullmatch(text.strip())
@@ -47,12 +47,12 @@ def parse_quantity(text: str, /, *, unit: str | None = None) -> float:
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"{text!r} is not a positive finite number")
     if not _SMALLEST <= value <= _LARGEST:
-        raise ValueError(f"{text!r} is beyond what is computed with, {_SMALLEST:g} to {_LARGEST:g}")
+        raise ValueError(f"{text!r} is outside the supported range, {_SMALLEST:g} to {_LARGEST:g}")
     return value
 
 
 def _suffix(rest: str) -> tuple[float | None, str | None]:
-    """Return the factor and the unit that follow a number; a factor of None where they mean nothing."""
+    """Return the factor and the unit that follow a number; a factor of None if they are invalid."""
     if rest in _DECIMAL:
         return _DECIMAL[rest], None
     units = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
@@ -65,7 +65,7 @@ def _suffix(rest: str) -> tuple[float | None, str | None]:
 def format_count(value: float) -> str:
     """Return a count of tokens or parameters with three digits and a decimal suffix: 6.34B, 472K, 12."""
     for suffix, size in _COUNT_SUFFIXES:
-        if abs(value) >= 0.9995 * size:  # 999.6 million are 1B, not 1e+03M
+        if abs(value) >= 0.9995 * size:  # 999.6 million is 1B, not 1e+03M
             return f"{value / size:.3g}{suffix}"
     return f"{value:.3g}"
 
@@ -84,7 +84,7 @@ def format_bytes(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return seconds as a person says them: 4.2 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
+    """Return seconds in readable form: 4.2 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)

@@ -22,10 +22,11 @@ _LAYER = "decoder.layers."
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """How tensor parallelism cuts a weight: each rank gets an equal part of every one of `runs` runs along `dim`."""
+    """How tensor parallelism cuts a weight: each rank gets an equal part of every run along `dim`."""
 
     dim: int
     runs: int = 1
+    """Equal parts of the dimension that are cut one by one."""
 
     def parts(self, length: int, *, rank: int, world_size: int) -> Rows:
         """Return where a rank's part lies along `dim` of the whole weight, in the order in which the rank has it.
@@ -50,9 +51,9 @@ class Initialization(StrEnum):
     """What a weight holds before training."""
 
     NORMAL = "normal"
-    """With the shape's init_std."""
+    """Normal with the shape's init_std."""
     RESIDUAL = "residual"
-    """With init_std / sqrt(2 num_layers): a projection into the residual stream."""
+    """Normal with init_std / sqrt(2 num_layers): a projection into the residual stream."""
     ONE = "one"
 
 
@@ -65,20 +66,21 @@ class WeightKind:
     """A row of the table: one weight, or one weight of every layer."""
 
     name: str
-    """Of an undivided GPTModel of Megatron's; of a layer's weight what stands behind the layer's number."""
+    """Its name in an undivided GPTModel of Megatron-core; for a layer's weight, what follows the layer's number."""
     shape: Callable[[ModelShape], tuple[int, ...]]
-    """Of the whole weight."""
+    """From the decoder's sizes to those of the whole weight."""
     in_layers: bool = False
     """Whether every layer has one."""
     is_held: Holds | None = None
-    """Which stages hold it; of a layer's weight, whether the layers of a stage do. None: all of them."""
+    """Which pipeline stages hold it; for a layer's weight, whether the decoder's layers have it. None: all."""
     split: Split | None = None
-    """None: every tensor-parallel rank has it whole."""
+    """How tensor parallelism cuts it; None: every rank has it whole."""
     initialization: Initialization = Initialization.NORMAL
     is_decayed: bool = True
+    """Whether the optimizer's weight decay applies."""
     exported: Mapping[str, Callable[[ModelShape], Rows]]
     """Weights of an exported Llama or Qwen3, and the rows of this one that each is made of: all of it, but for padding.
-    Names are given without `.weight`; of a layer's weight what stands behind the layer's number."""
+    Names are given without `.weight`; for a layer's weight, what follows the layer's number."""
 
     @property
     def attribute(self) -> str:
@@ -282,7 +284,13 @@ def kind_of(name: str, /) -> WeightKind | None:
 
 
 def held_kinds(shape: ModelShape, *, is_first: bool = True, is_last: bool = True) -> list[WeightKind]:
-    """Return the rows of the weights that a pipeline stage holds; of all, where it is the only one."""
+    """Return the rows of the weights that a pipeline stage holds; of all, where it is the only one.
+
+    Args:
+        shape: The decoder.
+        is_first: Whether the stage embeds the tokens.
+        is_last: Whether it makes the logits.
+    """
     return [kind for kind in TABLE if kind.is_held is None or kind.is_held(shape, is_first, is_last)]
 
 

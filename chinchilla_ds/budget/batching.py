@@ -1,4 +1,4 @@
-"""How a token budget is cut into optimizer steps and micro-batches."""
+"""Splits a token budget into optimizer steps and micro-batches."""
 
 import math
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from chinchilla_ds.budget.hyperparameters import MIN_TRAIN_ITERS, step_law_batch
 from chinchilla_ds.run_plan import BatchPlan, ParallelLayout
 
 BATCH_MULTIPLE = 16
-"""Global batches come in multiples of this, so that data-parallel sizes 1, 2, 4, 8 and 16 train on the same batches."""
+"""Global batches are multiples of this, so that data-parallel sizes 1, 2, 4, 8 and 16 train on the same batches."""
 LEAST_MULTIPLES = 2
-"""Rounding to a multiple then moves the batch by a quarter at most, over which loss is flat."""
+"""Rounding to a multiple then changes the batch by at most a quarter, over which the loss is flat."""
 MATCH = 0.001
-"""How far the tokens of whole steps may lie from the wanted tokens, where a batch within a tenth allows it."""
+"""Largest relative difference between the tokens of whole steps and those wanted, if a batch within a tenth allows."""
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
-"""Most tokens of one micro-batch: enough to keep matmuls busy, few enough to keep activations small."""
+"""Largest micro-batch in tokens: enough to keep matmuls busy, few enough to keep activations small."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRequest:
-    """What the batch has to meet."""
+    """The requirements on the batch."""
 
     wanted_tokens: float
     """Token budget D."""
@@ -26,12 +26,12 @@ class BatchRequest:
     global_batch_size: int | None
     """Sequences; None lets Step Law choose."""
     micro_batch_size: int | None
-    """Sequences; None takes the largest within MICRO_BATCH_TOKENS."""
+    """Sequences; None: the largest within MICRO_BATCH_TOKENS."""
     device: str
 
 
 def choose_batch(*, request: BatchRequest, layout: ParallelLayout) -> BatchPlan:
-    """Return the batch; `layout_problems` and the divisibility of given sizes have been checked before."""
+    """Return the batch; the caller has checked `layout_problems` and the divisibility of given sizes."""
     global_batch_size = request.global_batch_size or _global_batch_size(request, layout)
     per_rank = global_batch_size // layout.data_parallel_size
     micro_batch_size = request.micro_batch_size or _micro_batch_size(request, layout, per_rank)
@@ -45,7 +45,7 @@ def choose_batch(*, request: BatchRequest, layout: ParallelLayout) -> BatchPlan:
 
 
 def batch_unit(*, layout: ParallelLayout, micro_batch_size: int | None) -> int:
-    """Return what global_batch_size must be a multiple of: DP, times the micro-batch, times PP when interleaved."""
+    """Return the divisor of every valid global_batch_size: DP, times the micro-batch, times PP if interleaved."""
     interleaved = layout.virtual_pipeline_model_parallel_size > 1
     chunks = layout.pipeline_model_parallel_size if interleaved else 1
     return layout.data_parallel_size * (micro_batch_size or 1) * chunks
@@ -54,8 +54,13 @@ def batch_unit(*, layout: ParallelLayout, micro_batch_size: int | None) -> int:
 def cluster_batch_size(*, wanted_tokens: float, seq_length: int, world_size: int) -> int:
     """Return the sequences per step for `world_size` ranks whose layout is still to be chosen.
 
-    Step Law's batch to a multiple of the ranks, or of a divisor of theirs, times a power of two, so that many
-    data-parallel sizes and micro-batches can share it: as large a multiple as moves the batch by a quarter at most.
+    Step Law's batch, rounded to a multiple of the ranks, or of a divisor of them, times a power of two, so that many
+    data-parallel sizes and micro-batches can share it: the largest multiple that changes it by at most a quarter.
+
+    Args:
+        wanted_tokens: Step Law's batch, or the one wanted, in tokens.
+        seq_length: tokens per sequence.
+        world_size: number of ranks.
     """
     wanted = step_law_batch_tokens(num_tokens=wanted_tokens) / seq_length
     ranks = math.lcm(BATCH_MULTIPLE, world_size)
@@ -67,7 +72,7 @@ def cluster_batch_size(*, wanted_tokens: float, seq_length: int, world_size: int
 
 
 def _global_batch_size(request: BatchRequest, layout: ParallelLayout) -> int:
-    """Return Step Law's batch to the nearest multiple that a layout can share."""
+    """Return Step Law's batch, rounded to the nearest multiple that a layout can share."""
     unit = batch_unit(layout=layout, micro_batch_size=request.micro_batch_size)
     multiple = math.lcm(BATCH_MULTIPLE, unit)
     all_sequences = request.wanted_tokens / request.seq_length
@@ -79,7 +84,7 @@ def _global_batch_size(request: BatchRequest, layout: ParallelLayout) -> int:
 
 
 def _with_enough_steps(wanted: float, multiple: int, all_sequences: float) -> int:
-    """Return the multiple nearest to `wanted`, or a power of two where that leaves fewer than MIN_TRAIN_ITERS steps."""
+    """Return the multiple nearest to `wanted`, or a power of two if that leaves fewer than MIN_TRAIN_ITERS steps."""
     sequences = max(1, round(wanted / multiple)) * multiple
     most = all_sequences / MIN_TRAIN_ITERS
     if sequences <= most:
@@ -88,7 +93,7 @@ def _with_enough_steps(wanted: float, multiple: int, all_sequences: float) -> in
 
 
 def _matching_tokens(sequences: int, multiple: int, all_sequences: float) -> int:
-    """Return the nearest multiple, within a tenth, whose whole steps match all sequences; else the best match."""
+    """Return the nearest multiple, within a tenth, whose whole steps match all sequences; otherwise the best."""
     nearby = range(-(sequences // multiple // 10), sequences // multiple // 10 + 1)
     sizes = sorted({sequences, *(sequences + k * multiple for k in nearby)}, key=lambda size: abs(size - sequences))
 

@@ -1,4 +1,4 @@
-"""Values of a RunConfig that mean nothing on their own, each with its rule and what would do."""
+"""Invalid values of a RunConfig, each with its rule and the nearest valid value."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -23,11 +23,17 @@ MAX_EPSILON = 0.1
 LARGEST_BUDGET = 1e35
 LARGEST_NUM_PARAMS = 1e15
 LARGEST_NUM_TOKENS = 1e18
-"""Beyond these, a number of FLOPs stands where parameters or tokens should."""
+"""Larger values are probably FLOPs given as parameters or tokens."""
 
 
 def config_problems(config: RunConfig, *, world_size: int, device: str) -> Iterator[str]:
-    """Yield every value of the configuration that breaks a rule of its own."""
+    """Yield every value of the configuration that is invalid on its own.
+
+    Args:
+        config: the user's configuration.
+        world_size: number of ranks.
+        device: kind of device, "cpu" or "cuda".
+    """
     yield from _amount_problems(config)
     for name, look_up in ((config.law, get_law), (config.shape, named_shape)):
         try:
@@ -43,7 +49,7 @@ def config_problems(config: RunConfig, *, world_size: int, device: str) -> Itera
 
 
 def _amount_problems(config: RunConfig) -> Iterator[str]:
-    """Yield what is wrong with budget, size and tokens, each alone and together."""
+    """Yield the problems of budget, size and tokens, alone and combined."""
     amounts = {
         "compute_budget_flops": (config.compute_budget_flops, "FLOPs", LARGEST_BUDGET, "1e21"),
         "num_params": (config.num_params, "parameters", LARGEST_NUM_PARAMS, "7e9"),
@@ -57,7 +63,7 @@ def _amount_problems(config: RunConfig) -> Iterator[str]:
         if not _is_number(value) or value <= 0:
             yield _broken(name, value, unit, "a positive finite number", example)
         elif value > largest:
-            rule = f"at most {largest:g} {unit}; is this a number of something else?"
+            rule = f"at most {largest:g} {unit}; is this another quantity?"
             yield f"`{name}` ({value:g} {unit}) must be {rule} For example: {example}"
     if config.shape is not None and config.num_params is not None:
         sizes = f"`shape` ({config.shape!r}) and `num_params` ({config.num_params:g})"

@@ -31,18 +31,18 @@ _MOST_ROUNDS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterRequest:
-    """The machines, and what the layout must keep to."""
+    """The machines, and the constraints on the layout."""
 
     device: Device
     world_size: int
     devices_per_node: int
     fixed: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    """Fields of ParallelLayout and micro_batch_size that are not to be searched, with their values."""
+    """Fixed values of fields of ParallelLayout and of micro_batch_size, which are not searched."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterPlan:
-    """A plan, and what its layout was chosen from."""
+    """A plan, and the search that chose its layout."""
 
     plan: RunPlan
     search: LayoutSearch
@@ -52,7 +52,7 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
     """Return the plan whose layout is the fastest that fits the cluster.
 
     Raises:
-        ConfigError: values that mean nothing, an unknown law or shape.
+        ConfigError: invalid values, an unknown law or shape.
         LayoutError: no layout fits.
         PlanError: no model for the budget.
     """
@@ -88,7 +88,7 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
             objective_flops=choice.objective_flops_per_token,
         )
     made = assemble(config, choice=choice, layout=best.layout, batch=best.batch, device=kind)
-    assert request.device.memory_bytes is not None, "search_layouts has refused devices without"
+    assert request.device.memory_bytes is not None, "search_layouts refuses devices without memory"
     cluster = Cluster(
         device=request.device.name,
         world_size=request.world_size,
@@ -166,17 +166,22 @@ def plan_on_devices(
 def plan_for_gpu_hours(config: RunConfig, *, request: ClusterRequest, gpu_hours: float) -> ClusterPlan:
     """Return the plan whose expected GPU-hours are `gpu_hours`: its MFU is that of its own layout.
 
-    The budget is gpu_hours x 3600 x peak x MFU, and the MFU depends on the model that the budget buys: both are found
-    in turns. Where the layout changes at just this budget, the nearest plan may miss the hours by some per cent.
+    The budget is gpu_hours x 3600 x peak x MFU, and the MFU depends on the model for that budget: both are found by
+    iteration. If the layout changes at just this budget, the nearest plan may miss the hours by a few per cent.
+
+    Args:
+        config: the user's configuration, without a budget.
+        request: the cluster, and the constraints on the layout.
+        gpu_hours: device-hours of all optimizer steps together.
 
     Raises:
-        ConfigError: the device's rates are not known.
+        ConfigError: the device's rates are unknown.
     """
     low, high, budget = 0.0, math.inf, gpu_hour_flops(request.device, config=config, gpu_hours=gpu_hours, mfu=0.4)
     nearest: tuple[float, ClusterPlan] | None = None
     for _ in range(_MOST_ROUNDS):
         found = plan_on_cluster(dataclasses.replace(config, compute_budget_flops=budget), request=request)
-        assert found.plan.wall_clock_s is not None, "gpu_hour_flops has refused devices without rates"
+        assert found.plan.wall_clock_s is not None, "gpu_hour_flops refuses devices without rates"
         factor = gpu_hours * 3600 / (found.plan.wall_clock_s * request.world_size)
         if nearest is None or abs(math.log(factor)) < nearest[0]:
             nearest = abs(math.log(factor)), found
@@ -184,14 +189,20 @@ def plan_for_gpu_hours(config: RunConfig, *, request: ClusterRequest, gpu_hours:
             break
         low, high = (max(low, budget), high) if factor > 1 else (low, min(high, budget))
         budget *= factor
-        if not low < budget < high:  # another layout with another speed: between the nearest on either side
+        if not low < budget < high:  # another layout with another speed: bisect between the nearest on either side
             budget = math.sqrt(low * high)
     assert nearest is not None
     return nearest[1]
 
 
 def gpu_hour_flops(device: Device, /, *, config: RunConfig, gpu_hours: float, mfu: float) -> float:
-    """Return the model FLOPs of `gpu_hours` at that share of the device's dense peak.
+    """Return the model FLOPs of `gpu_hours` at `mfu` of the device's dense peak.
+
+    Args:
+        device: one accelerator.
+        config: gives the precision whose peak counts.
+        gpu_hours: device-hours.
+        mfu: model FLOPs utilisation, a share of the dense peak from 0 to 1.
 
     Raises:
         ConfigError: the device has no peak.

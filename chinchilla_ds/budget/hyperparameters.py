@@ -1,4 +1,4 @@
-"""Learning rate, batch size, weight decay and warm-up: what published laws say, what is taken, and why."""
+"""Learning rate, batch size, weight decay and warm-up: what published laws suggest, what is used, and why."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ from chinchilla_ds.budget.shape.parameters import count_parameters, params_in_co
 from chinchilla_ds.run_plan import ModelShape
 
 MAX_LEARNING_RATE = 2.0**-7
-"""Largest learning rate of the sweep that Step Law was fitted on, 2^-10.5 to 2^-7; above, its power law is no guide."""
+"""Largest learning rate of the sweep that Step Law was fitted on, 2^-10.5 to 2^-7; above it, its power law is not
+reliable."""
 MIN_TRAIN_ITERS = 200
-"""Optimizer steps that a run should have. Adam's second moment (beta2 0.95) needs about 60 steps to settle and warm-up
-and decay need their own; below this, fewer sequences per step is the better use of the same tokens."""
+"""Optimizer steps that a run should have at least. Adam's second moment (beta2 0.95) needs about 60 steps to settle and
+warm-up and decay need their own; below this, fewer sequences per step are a better use of the same tokens."""
 WARMUP_FRACTION = 0.1
 """Largest share of the run that warm-up may take."""
 MAX_WARMUP_ITERS = 2000
@@ -31,7 +32,7 @@ CHINCHILLA_LEARNING_RATE = 1e-4
 CHINCHILLA_BATCH_TOKENS = 3e6
 """Hoffmann et al. 2022, Table 4: 1.5M tokens, then 3M from the middle of the run."""
 _CHINCHILLA_PARAMS = (35e9, 140e9)
-"""Within a factor of two of the one model."""
+"""A factor of two around that one model."""
 _STEP_LAW_PARAMS = (6e7, 1e9)
 _STEP_LAW_TOKENS = (2e9, 1e11)
 _DEEPSEEK_FLOPS = (1e17, 2e19)
@@ -42,18 +43,18 @@ _OLMO_SEQ_LENGTH = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """What one published law says for a run."""
+    """One published law's value for a run."""
 
     name: str
     value: float
     source: str
     in_range: bool
-    """Whether the run lies within what the law was fitted on."""
+    """Whether the run lies within the range that the law was fitted on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The value that is taken and where it comes from."""
+    """The value that is used, and its source."""
 
     value: float
     reason: str
@@ -63,7 +64,7 @@ def step_law_learning_rate(*, non_embedding_params: float, num_tokens: float) ->
     """Return Step Law's peak learning rate, 1.79 N^-0.713 D^0.307.
 
     N is non-embedding. Fitted on 60M to 1B parameters and 2B to 100B tokens with AdamW (0.9, 0.95), weight decay 0.1,
-    2000 steps of warm-up and a cosine to 1e-5. Leaves out the effect of a batch other than Step Law's own.
+    2000 steps of warm-up and a cosine to 1e-5. Leaves out the effect of a batch other than Step Law's.
 
     Source: Li et al. 2025 (arXiv:2503.04715), equation 1.
     """
@@ -81,8 +82,8 @@ def step_law_batch_tokens(*, num_tokens: float) -> float:
 def choose_learning_rate(*, non_embedding_params: int, num_tokens: float) -> Choice:
     """Return Step Law's learning rate, capped at the largest one it was fitted on.
 
-    Of the laws in `learning_rates` it has the most runs behind it, covers N and D apart, so that over-trained models
-    are within it, and was fitted on decoders like ours with our betas and decay.
+    Of the laws in `learning_rates` it is based on the most runs, treats N and D separately, so that over-trained models
+    are covered, and was fitted on decoders like ours with our betas and decay.
     """
     law = step_law_learning_rate(non_embedding_params=non_embedding_params, num_tokens=num_tokens)
     source = "Step Law (arXiv:2503.04715) for the non-embedding N and D"
@@ -98,6 +99,11 @@ def choose_learning_rate(*, non_embedding_params: int, num_tokens: float) -> Cho
 def choose_warmup_iters(*, num_params: int, tokens_per_iter: int, train_iters: int) -> int:
     """Return warm-up in optimizer steps: N tokens, at most a tenth of the run and 2000 steps, at least one.
 
+    Args:
+        num_params: N, all parameters.
+        tokens_per_iter: tokens of one optimizer step.
+        train_iters: optimizer steps of the run.
+
     Source: Porian et al. 2024 (arXiv:2406.19146), section 3.3: a warm-up of as many tokens as the model has parameters
     removes the bias that a long fixed warm-up puts on small models. 2000 steps is the warm-up of Step Law's runs.
     """
@@ -106,10 +112,17 @@ def choose_warmup_iters(*, num_params: int, tokens_per_iter: int, train_iters: i
 
 
 def choose_weight_decay(*, num_params: float, num_tokens: float, batch_tokens: float, learning_rate: float) -> Choice:
-    """Return 0.1, with what Power Lines says beside it.
+    """Return 0.1, and report Power Lines' value beside it.
 
-    The learning rates were fitted at 0.1, and with Step Law's rate and batch Power Lines comes out near it; a batch or
-    a rate that the user gave does not move it, because the law was fitted under muP, which this decoder does not use.
+    The learning rates were fitted at 0.1, and with Step Law's rate and batch Power Lines gives nearly the same; a batch
+    or a rate that the user sets does not change it, because the law was fitted under muP, which this decoder does not
+    use.
+
+    Args:
+        num_params: N, all parameters.
+        num_tokens: D, training tokens.
+        batch_tokens: tokens of one optimizer step.
+        learning_rate: peak learning rate.
     """
     said = power_lines_weight_decay(
         num_params=num_params, num_tokens=num_tokens, batch_tokens=batch_tokens, learning_rate=learning_rate
@@ -129,6 +142,12 @@ def power_lines_weight_decay(
     B and D are in tokens, N is all parameters. Fitted on 111M to 3.3B parameters under muP. Its optimal batch grows as
     D^0.383 and its critical batch as D^0.462.
 
+    Args:
+        num_params: N, all parameters.
+        num_tokens: D, training tokens.
+        batch_tokens: B, tokens of one optimizer step.
+        learning_rate: lr, the peak learning rate.
+
     Source: Bergsma et al. 2025 (arXiv:2505.13738), section 3.
     """
     timescale = 1.084 * (num_tokens / num_params) ** -0.527
@@ -136,7 +155,7 @@ def power_lines_weight_decay(
 
 
 def learning_rates(*, shape: ModelShape, num_tokens: float) -> tuple[Suggestion, ...]:
-    """Return the peak learning rates that published laws give, Step Law first.
+    """Return the peak learning rates of published laws, Step Law first.
 
     Source: each law's own. DeepSeek: 0.3118 C^-0.1250 with C = M D, M the FLOPs per token outside the embeddings
     (arXiv:2401.02954, section 3.1). Porian et al. (arXiv:2406.19146), as OLMo's model ladder uses it:
@@ -168,7 +187,7 @@ def learning_rates(*, shape: ModelShape, num_tokens: float) -> tuple[Suggestion,
 
 
 def batch_sizes_tokens(*, shape: ModelShape, num_tokens: float) -> tuple[Suggestion, ...]:
-    """Return the batches in tokens that published laws give, Step Law first.
+    """Return the batch sizes of published laws in tokens, Step Law first.
 
     Source: as `learning_rates`. DeepSeek: 0.2920 C^0.3271 tokens. Porian et al.: 160 (N / 108M)^(2/3) sequences of
     2048 tokens.
@@ -205,7 +224,14 @@ def batch_sizes_tokens(*, shape: ModelShape, num_tokens: float) -> tuple[Suggest
 def weight_decays(
     *, num_params: float, num_tokens: float, batch_tokens: float, learning_rate: float
 ) -> tuple[Suggestion, ...]:
-    """Return the weight decays that published runs and laws give, the one that is taken first."""
+    """Return the weight decays of published runs and laws, the one that is used first.
+
+    Args:
+        num_params: N, all parameters.
+        num_tokens: D, training tokens.
+        batch_tokens: tokens of one optimizer step.
+        learning_rate: peak learning rate.
+    """
     power_lines = power_lines_weight_decay(
         num_params=num_params, num_tokens=num_tokens, batch_tokens=batch_tokens, learning_rate=learning_rate
     )

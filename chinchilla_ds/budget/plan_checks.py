@@ -1,4 +1,4 @@
-"""What a plan that was made before must satisfy beyond its own fields: its counts are those of its model."""
+"""Checks of a plan read from a file beyond its own fields: its counts must be those of its model."""
 
 import math
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ from chinchilla_ds.run_plan import RunPlan
 
 _ROUNDING = 1e-9
 _BUDGET_FACTOR = 2.0
-"""Steps are whole and shapes come in steps; no plan of more than a few optimizer steps is as far from its budget."""
+"""Steps are whole and shapes are discrete; no plan of more than a few optimizer steps is as far from its budget."""
 _FEW_ITERS = 20
 
 
 def plan_problems(plan: RunPlan) -> Iterator[str]:
-    """Yield every total that is not what its parts give: the file was edited by hand, or comes from elsewhere."""
+    """Yield every total that contradicts its parts: the file was edited by hand, or comes from elsewhere."""
     params = count_parameters(shape=plan.shape).total
     if plan.num_params != params:
-        yield f"num_params is {plan.num_params}, but its shape has {params} parameters; make the plan anew"
+        yield f"num_params is {plan.num_params}, but its shape has {params} parameters; make a new plan"
     flops = decoder_flops_per_token(shape=plan.shape) + plan.objective_flops_per_token
     if not math.isclose(plan.flops_per_token, flops, rel_tol=_ROUNDING):
         takes = "its shape takes" if not plan.objective_flops_per_token else "its shape and objective take"
-        yield f"flops_per_token is {plan.flops_per_token:g}, but {takes} {flops:g} FLOPs; make the plan anew"
+        yield f"flops_per_token is {plan.flops_per_token:g}, but {takes} {flops:g} FLOPs; make a new plan"
     budget, spent = plan.compute_budget_flops, plan.true_flops
     if plan.batch.train_iters > _FEW_ITERS and not 1 / _BUDGET_FACTOR < spent / budget < _BUDGET_FACTOR:
-        yield f"compute_budget_flops is {budget:g}, but the run spends {spent:g} FLOPs; make the plan anew"
+        yield f"compute_budget_flops is {budget:g}, but the run spends {spent:g} FLOPs; make a new plan"

@@ -1,4 +1,4 @@
-"""From what the user wants to a plan: model, batch, optimizer, layout. Pure and deterministic."""
+"""From the user's configuration to a plan: model, batch, optimizer, layout. Pure and deterministic."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from chinchilla_ds.run_plan import (
 from chinchilla_ds.units import format_count, format_flops
 
 MIN_ITERS_OF_A_PLAN = 50
-"""Fewer optimizer steps than this cannot spend every budget to a hundredth, and train nothing worth the name."""
+"""Fewer optimizer steps than this cannot spend every budget to a hundredth, and hardly train anything."""
 EVALUATIONS_PER_RUN = 10
 SMALLEST_BUDGET_TRIED, LARGEST_BUDGET_TRIED = 1e7, 1e27
 
@@ -39,15 +39,15 @@ SMALLEST_BUDGET_TRIED, LARGEST_BUDGET_TRIED = 1e7, 1e27
 def plan(config: RunConfig, *, world_size: int, device: str) -> RunPlan:
     """Resolve a run on the layout that `config` names.
 
-    The shape, the tokens and, where its sizes divide, the batch do not depend on the layout.
+    The shape, the tokens and, if its sizes divide, the batch do not depend on the layout.
 
     Args:
-        config: what the user wants.
-        world_size: all ranks.
+        config: the user's configuration.
+        world_size: number of ranks.
         device: "cpu" or "cuda"; decides the default precision and the micro-batch.
 
     Raises:
-        ConfigError: values that mean nothing, an unknown law or shape, a batch that the ranks cannot share.
+        ConfigError: invalid values, an unknown law or shape, a batch that the ranks cannot share.
         LayoutError: the layout cannot be built.
         PlanError: the budget is too small, or too large, for any model.
     """
@@ -61,7 +61,15 @@ def plan(config: RunConfig, *, world_size: int, device: str) -> RunPlan:
 def assemble(
     config: RunConfig, *, choice: ModelChoice, layout: ParallelLayout, batch: BatchPlan, device: str
 ) -> RunPlan:
-    """Return the plan for a model, a layout and a batch that have been checked."""
+    """Return the plan for a checked model, layout and batch.
+
+    Args:
+        config: the user's configuration.
+        choice: the model, and the tokens wanted.
+        layout: the parallel layout.
+        batch: the batch.
+        device: kind of device, "cpu" or "cuda".
+    """
     shape = choice.shape
     num_params = count_parameters(shape=shape).total
     flops_per_token = decoder_flops_per_token(shape=shape) + choice.objective_flops_per_token
@@ -106,14 +114,19 @@ def assemble(
 
 
 def precision_of(config: RunConfig, *, device: str) -> Precision:
-    """Return the precision asked for, or BF16 on a GPU and FP32 on a CPU."""
+    """Return the requested precision, otherwise BF16 on a GPU and FP32 on a CPU."""
     return config.precision or (Precision.BF16 if device == "cuda" else Precision.FP32)
 
 
 def smallest_budget(config: RunConfig, *, world_size: int, device: str) -> float | None:
-    """Return about the smallest budget in FLOPs for which `config` has a plan; None if none has.
+    """Return approximately the smallest budget in FLOPs for which `config` has a plan; None if there is none.
 
-    About: shapes come in steps, so that some smaller budgets between those tried may have a plan again.
+    Approximately: shapes are discrete, so that some smaller budgets between those tried may also have a plan.
+
+    Args:
+        config: the user's configuration; its budget is ignored.
+        world_size: number of ranks.
+        device: kind of device, "cpu" or "cuda".
     """
 
     def works_from(budget: float, factor: float) -> float | None:
@@ -146,7 +159,13 @@ def _resolve(config: RunConfig, *, world_size: int, device: str) -> RunPlan:
 
 
 def check_and_lay_out(config: RunConfig, *, world_size: int, device: str) -> ParallelLayout:
-    """Return the layout, having checked all that can be checked before there is a shape."""
+    """Return the layout, after all checks that need no shape.
+
+    Args:
+        config: the user's configuration.
+        world_size: number of ranks.
+        device: kind of device, "cpu" or "cuda".
+    """
     if values := list(config_problems(config, world_size=world_size, device=device)):
         raise ConfigError(values)
     wanted = config.layout
@@ -165,7 +184,7 @@ def check_and_lay_out(config: RunConfig, *, world_size: int, device: str) -> Par
 
 
 def _given_batch_problems(config: RunConfig, layout: ParallelLayout) -> Iterator[str]:
-    """Yield why the ranks cannot share the batch that the user gave."""
+    """Yield why the ranks cannot share the batch that the user set."""
     size = config.global_batch_size
     if size is None:
         return
@@ -186,7 +205,7 @@ def _choose_batch(config: RunConfig, *, choice: ModelChoice, layout: ParallelLay
     """Return the batch whose steps spend the wanted tokens.
 
     Raises:
-        ConfigError: the batch that the user gave leaves too few steps.
+        ConfigError: the batch that the user set leaves too few steps.
         PlanError: even the smallest batch leaves too few steps.
     """
     seq_length = choice.shape.seq_length
@@ -217,7 +236,7 @@ def _choose_batch(config: RunConfig, *, choice: ModelChoice, layout: ParallelLay
 
 
 def _schedule(config: RunConfig, *, batch: BatchPlan, shape: ModelShape, peak: float) -> Schedule:
-    """Return the schedule, exactly as long as the run: a cosine cycle that is too long costs loss.
+    """Return the schedule, exactly as long as the run: a cosine cycle that is too long increases the loss.
 
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), figure A1.
 
@@ -253,7 +272,7 @@ def _eval_interval_iters(config: RunConfig, *, batch: BatchPlan, seq_length: int
 
 
 def _what_works(config: RunConfig, *, world_size: int, device: str) -> str:
-    """Return what to add to an error about the budget; nothing where it was not a budget that was asked for."""
+    """Return a hint for an error about the budget; empty if no budget was requested."""
     if config.compute_budget_flops is None and (config.num_params or config.shape or config.num_tokens):
         return ""
     asked = nominal_budget(config)

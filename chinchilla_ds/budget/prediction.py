@@ -1,4 +1,4 @@
-"""What the law expects of the chosen model, and how sure its own fit is of where the optimum lies."""
+"""The law's prediction for the chosen model, and the uncertainty of the optimum by the law's own fit."""
 
 from chinchilla_ds.budget.laws.forms import SurfaceLaw
 from chinchilla_ds.budget.shape.choice import ModelChoice

@@ -23,8 +23,8 @@ def format_plan(plan: RunPlan, /, *, search: LayoutSearch | None = None) -> str:
     """Return the plan as text for a terminal, ending without a newline.
 
     Args:
-        plan: what is shown.
-        search: what its layout was chosen from; None where the layout was given.
+        plan: the plan to show.
+        search: the search that chose its layout; None if the layout was given.
     """
     rows = [*_model_rows(plan), *_training_rows(plan), *_layout_rows(plan, search), ("seed", str(plan.seed))]
     lines = [_row(label, text) for label, text in rows]
@@ -35,7 +35,7 @@ def format_plan(plan: RunPlan, /, *, search: LayoutSearch | None = None) -> str:
 
 
 def format_memory(plan: RunPlan, /, *, stages: Sequence[MemoryBytes]) -> str:
-    """Return the memory of one rank of each pipeline stage as a table; stages that need the same share a row."""
+    """Return the memory of one rank of each pipeline stage as a table; stages with equal needs share a row."""
     head = f"{'stage':<12}" + "".join(f"{part:>13}" for part in (*_MEMORY_PARTS, "total", "host", "NVMe"))
     lines = [describe_layout(plan.layout), "", head]
     for first, last, stage in _same_stages(stages):
@@ -112,7 +112,7 @@ def _counts(bounds: tuple[float, float]) -> str:
 
 
 def _predicted(plan: RunPlan) -> str:
-    """Return the predicted loss, with a warning where the law says less than guessing would."""
+    """Return the predicted loss, with a warning if it is no better than guessing."""
     prediction, guess = plan.prediction, math.log(plan.shape.vocab_size)
     text = f"{prediction.loss:.3f} nats per token by {prediction.loss_law}"
     if prediction.loss >= guess:
@@ -218,7 +218,14 @@ def _same_stages(stages: Sequence[MemoryBytes]) -> Iterator[tuple[int, int, Memo
 
 
 def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_reason: str) -> Iterator[str]:
-    """Yield one sentence per choice, with its source."""
+    """Yield one sentence per choice, with its source.
+
+    Args:
+        config: the user's configuration.
+        choice: the model, and the laws that chose it.
+        made: the plan.
+        rate_reason: the sentence about the learning rate.
+    """
     yield from _law_reasons(choice, made)
     yield from choice.reasons
     spent = made.true_flops / made.compute_budget_flops
@@ -243,15 +250,15 @@ def _law_reasons(choice: ModelChoice, made: RunPlan) -> Iterator[str]:
     law, prediction = choice.laws.law, made.prediction
     yield (
         f"The optimum for {made.compute_budget_flops:.3g} FLOPs is N {format_count(prediction.optimal_num_params)} and "
-        f"D {format_count(prediction.optimal_num_tokens)}, by {law.source}, with the FLOPs that this decoder takes."
+        f"D {format_count(prediction.optimal_num_tokens)}, by {law.source}, with this decoder's FLOPs."
     )
     if not choice.laws.is_one:
-        yield f"{law.name} says where the optimum lies, not how good it is: the loss is {prediction.loss_law}'s."
+        yield f"{law.name} gives the optimum but no loss: the predicted loss is {prediction.loss_law}'s."
     if (warning := law.extrapolation_warning(compute_budget_flops=made.compute_budget_flops)) is not None:
         yield warning
     guess = math.log(made.shape.vocab_size)
     if prediction.loss >= guess:
         yield (
-            f"The predicted loss of {prediction.loss:.2f} nats per token is no prediction: guessing among "
+            f"The predicted loss of {prediction.loss:.2f} nats per token is not a prediction: guessing among "
             f"{made.shape.vocab_size} pieces gives {guess:.2f}."
         )

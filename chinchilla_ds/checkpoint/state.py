@@ -123,7 +123,8 @@ def objective_problems(saved: RunPlan, wanted: RunPlan, *, checkpoint: Path) -> 
         return []
     return [
         f"the checkpoint {checkpoint} was trained with the objective {saved.objective}, and the plan's is "
-        f"{wanted.objective}: resume with the same, or begin a new run with its weights (checkpoint.init_from)"
+        f"{wanted.objective}: resume with `objective={saved.objective}`, or begin a new run from its weights with "
+        f"`checkpoint.init_from={checkpoint}`"
     ]
 
 

@@ -51,7 +51,7 @@ TRAINING_EXAMPLES = (
     "chinchilla-ds pretrain --ds_config zero3 --dry-run                      # plan and check, then stop",
     "chinchilla-ds pretrain --ds_config zero3 --data corpus/ --flops 1e11 --run-name first",
     "chinchilla-ds pretrain --config run.yaml --seed 2                       # flags in a file; flags win",
-    "deepspeed --num_gpus 2 --module chinchilla_ds pretrain --ds_config zero1 --data corpus/ --flops 1e10",
+    "deepspeed --num_gpus 2 --module chinchilla_ds pretrain --ds_config zero1 --data corpus/ --flops 2e10",
 )
 """End the help of training."""
 

@@ -121,7 +121,7 @@ COMMANDS = {
     "mix run": Command(
         "chinchilla_ds.cli.mix_run",
         "train a small run on each mixture",
-        ("chinchilla-ds mix run mixtures.csv --corpus corpus/ --ds_config zero1 --flops 1e10",),
+        ("chinchilla-ds mix run mixtures.csv --corpus corpus/ --ds_config zero1 --flops 2e10",),
     ),
     "mix fit": Command(
         "chinchilla_ds.cli.mix_fit",

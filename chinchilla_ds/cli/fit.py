@@ -106,13 +106,13 @@ def run(arguments: argparse.Namespace) -> str:
 def _report(values: Mapping[str, Any]) -> "FitReport":
     """Read the runs and fit them."""
     from chinchilla_ds.budget.laws.fitting.analysis import ALL_APPROACHES, FitRequest, analyse
-    from chinchilla_ds.budget.laws.fitting.surface import DEFAULT_DELTA, Form, Objective
+    from chinchilla_ds.budget.laws.fitting.surface import DEFAULT_DELTA, FitLoss, Form
 
     approach = values.get("approach", "3")
     request = FitRequest(
         approaches=ALL_APPROACHES if approach == "all" else (int(approach),),
         form=Form(values.get("form", "additive")),
-        objective=Objective(values.get("objective", "huber")),
+        objective=FitLoss(values.get("objective", "huber")),
         delta=values.get("delta", DEFAULT_DELTA),
         leave_out_outliers=values.get("outliers") == "drop",
         num_draws=values.get("bootstrap", DEFAULT_DRAWS),

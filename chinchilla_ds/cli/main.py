@@ -21,7 +21,11 @@ _SIGINT_EXIT_CODE = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return the exit code: 0, 2 for a user's error, 130 for Ctrl-C; a bug keeps its traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].startswith("--local_rank"):  # which `deepspeed --module` puts first
+        words = [*words[1:], words[0]]
     try:
+        if words[:1] == ["pretrain"]:
+            return _train(words[1:], ends_process=argv is None)
         if text := run_command(words):
             print(text, flush=True)
     except ChinchillaError as error:
@@ -53,24 +57,27 @@ def _refuse(*problems: str) -> int:
 
 
 def run_command(words: Sequence[str], /) -> str:
-    """Run a command and return the text that it prints; raises what it raises. `pretrain` ends the process."""
-    if words and words[0].startswith("--local_rank"):  # which `deepspeed --module` puts first
-        words = [*words[1:], words[0]]
+    """Run a command that is not `pretrain` and return the text that it prints; raises what it raises."""
     if not words or words[0] in ("-h", "--help"):
         return overview()
     if words[0] == "--version":
         return f"chinchilla-ds {_version()}"
     name, rest = find(words)
     with missing_packages(name, needed=COMMANDS[name].packages):
-        if name == "pretrain":
-            from chinchilla_ds.cli.pretrain import run
-
-            run(rest)
         parser = parser_of(name)
         arguments: argparse.Namespace = parser.parse_args(rest)
         with no_library_exits(), flags_named(parser):
             text: str = importlib.import_module(COMMANDS[name].module).run(arguments)
     return text.rstrip("\n")
+
+
+def _train(words: Sequence[str], *, ends_process: bool) -> int:
+    """Train; a process of its own ends without taking torch down, as that of launchers/pretrain.py does."""
+    with missing_packages("pretrain"):
+        from chinchilla_ds.cli import pretrain
+    if ends_process:
+        pretrain.run(words)
+    return pretrain.main(words)
 
 
 def _version() -> str:

@@ -1,7 +1,7 @@
-"""Blends: which share of the training samples each named source gives.
+"""Blends: the share of the training samples that each named source provides.
 
-Weights are given, or follow from the sources' sizes, or from UniMax: all sources the same share, except that none is
-read more often than its cap.
+Weights are given, or follow from the sources' sizes, or from UniMax: all sources get the same share, except that none
+is read more often than its cap allows.
 """
 
 import math
@@ -15,7 +15,7 @@ from chinchilla_ds.errors import DataError
 from chinchilla_ds.units import format_count
 
 WEIGHT_TOLERANCE = 1e-6
-"""How far from 1 the sum of the weights may be."""
+"""Tolerance of the sum of the weights around 1."""
 
 Share: TypeAlias = tuple[str, float | None]
 """A source's name, and its weight or cap."""
@@ -23,17 +23,17 @@ Share: TypeAlias = tuple[str, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class BlendSource:
-    """One named source, as it is asked for."""
+    """One named source, as requested."""
 
     name: str
     prefix: Path
     """Megatron-core dataset of its training documents, without `.bin` and `.idx`."""
     num_tokens: int
-    """Distinct tokens that it holds."""
+    """Distinct tokens in it."""
     weight: float | None = None
     """Share of the training samples; None: chosen by `blend`."""
     max_epochs: float | None = None
-    """How often it may be read at most; None: as often as its weight asks for."""
+    """Largest number of passes over it; None: as many as its weight requires."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def blend_of(prepared: PreparedData, *, num_tokens: int) -> tuple[BlendShare, ..
     """Return each source's share of a run of `num_tokens` tokens.
 
     Raises:
-        DataError: the manifest's weights or caps cannot be, or the run needs more than the caps give.
+        DataError: the manifest's weights or caps are invalid, or the run needs more than the caps allow.
     """
     sources = [
         BlendSource(
@@ -70,16 +70,16 @@ def blend_of(prepared: PreparedData, *, num_tokens: int) -> tuple[BlendShare, ..
 def blend(sources: Sequence[BlendSource], *, num_tokens: int) -> tuple[BlendShare, ...]:
     """Return each source's share of a run, in the order of `sources`.
 
-    * Every source has a weight: these.
-    * None has a weight and every one a cap: UniMax.
+    * Every source has a weight: these weights.
+    * None has a weight and every one has a cap: UniMax.
     * Neither: by size, so that every document is read equally often.
 
     Args:
-        sources: At least one; names differ.
+        sources: At least one, with distinct names.
         num_tokens: Tokens that the run trains on.
 
     Raises:
-        DataError: weights or caps that cannot be, listed together; or a cap that a weight breaks.
+        DataError: invalid weights or caps, listed together; or a cap that a weight exceeds.
     """
     if problems := list(_problems(sources)):
         raise DataError(problems)
@@ -99,12 +99,12 @@ def blend(sources: Sequence[BlendSource], *, num_tokens: int) -> tuple[BlendShar
 
 
 def unimax(capacities: Sequence[float], *, total: float) -> list[float]:
-    """Return amounts that sum to `total`, all equal except where that is more than a capacity, which is then full.
+    """Return amounts that sum to `total`, all equal except where that exceeds a capacity, which is then used in full.
 
-    Source: Chung et al. 2023 (arXiv:2304.09151), algorithm 1: "UniMax", capacities being epochs x size.
+    Source: Chung et al. 2023 (arXiv:2304.09151), algorithm 1: "UniMax", with epochs x size as capacities.
 
     Args:
-        capacities: What each can give at most.
+        capacities: The most that each can give.
         total: At most the sum of the capacities.
     """
     amounts, left = [0.0] * len(capacities), total
@@ -132,7 +132,7 @@ def _weights(sources: Sequence[BlendSource], *, num_tokens: int) -> list[float]:
 
 
 def _problems(sources: Sequence[BlendSource]) -> Iterator[str]:
-    """Yield what is wrong with names, weights, caps and sizes."""
+    """Yield the problems of names, weights, caps and sizes."""
     if not sources:
         yield "a blend needs at least one source"
         return
@@ -149,7 +149,7 @@ def _problems(sources: Sequence[BlendSource]) -> Iterator[str]:
 
 
 def share_problems(*, weights: Sequence[Share], max_epochs: Sequence[Share]) -> Iterator[str]:
-    """Yield what is wrong with weights and caps, each given with the name of its source."""
+    """Yield the problems of weights and caps, each given with the name of its source."""
     for field, values in (("weight", weights), ("max_epochs", max_epochs)):
         for name, value in values:
             if value is not None and not (math.isfinite(value) and value > 0):

@@ -1,10 +1,10 @@
-"""Digests of prepared files: what was written is what is trained on, or it is said which block has changed.
+"""Digests of prepared files: what was written is what is trained on; otherwise the changed block is named.
 
 A file is hashed in blocks by XXH3, as fast as it can be read; its digest is BLAKE2b over the hashes of its blocks. So a
-corpus of terabytes can be checked in parts: the hashes of the blocks stand in a file of their own, which the digests in
-the manifest vouch for.
+corpus of terabytes can be checked in parts: the hashes of the blocks are in a separate file, which the digests in
+the manifest authenticate.
 
-The digests find what changed by accident, and by exchange of files. They do not stand against who can write a manifest.
+The digests find accidental changes and exchanged files. They do not protect against someone who can write a manifest.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ BLOCKS_NAME = "blocks.xxh3"
 BLOCK_BYTES = 4 * 2**20
 
 START_BYTES = 4 * 2**30
-"""What a training run reads at its start: a corpus of this size is checked whole, of a larger one a sample as large."""
+"""Bytes that a training run reads at its start: all of a corpus up to this size, otherwise a sample of this size."""
 
 _HASH_BYTES = 8
 _WHOLE_BYTES = 64 * 2**20
-"""Files up to this size are always checked whole."""
+"""Files up to this size are always checked completely."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedFile:
-    """A file as it was written."""
+    """Size and digest of a file when it was written."""
 
     num_bytes: Annotated[int, Ge(0)]
     digest: str
@@ -51,7 +51,7 @@ def digest_files(folder: Path, names: Sequence[str], /) -> dict[str, PreparedFil
 
 
 def changed_files(folder: Path, files: Mapping[str, PreparedFile], /) -> list[str]:
-    """Return which of some small files are not what `digest_files` saw, by their digests alone.
+    """Return which small files differ from what `digest_files` saw, by their digests alone.
 
     Raises:
         DataError: one cannot be read.
@@ -78,10 +78,10 @@ def _digest(hashes: bytes) -> str:
 
 
 def check_sizes(folder: Path, sizes: Mapping[str, int], /) -> None:
-    """Check that the named files are there, regular, and of their size in bytes.
+    """Check that the named files exist, are regular, and have their size in bytes.
 
     Raises:
-        DataError: listing those that are not.
+        DataError: lists those that do not.
     """
     problems = []
     for name, wanted in sizes.items():
@@ -113,17 +113,17 @@ def check_content(
     max_bytes: int | None = START_BYTES,
     progress: Callable[[float], None] = lambda share: None,
 ) -> int:
-    """Check the content of files whose sizes are right, and return how many bytes have been read.
+    """Check the content of files whose sizes match, and return how many bytes have been read.
 
     Args:
         folder: Where they are.
-        files: As `digest_files` returned them.
-        max_bytes: Of a larger corpus, small files are checked whole, and of the others as many blocks, chosen by
-            chance anew each time; None checks everything.
-        progress: Told the share that is done.
+        files: As returned by `digest_files`.
+        max_bytes: In a larger corpus, small files are checked completely, and as many random blocks of the others,
+            drawn afresh each time; None checks everything.
+        progress: Receives the share that is done.
 
     Raises:
-        DataError: naming every file that has changed, with the first changed block.
+        DataError: names every file that has changed, with the first changed block.
     """
     blocks = _blocks(folder, files)
     if max_bytes is not None and sum(file.num_bytes for file in files.values()) > max_bytes:
@@ -158,7 +158,7 @@ def _read(path: Path, number: int) -> bytes:
 
 
 def _blocks(folder: Path, files: Mapping[str, PreparedFile]) -> list[_HashedBlock]:
-    """Return the blocks of all files with their hashes, for which the digests of the files vouch."""
+    """Return the blocks of all files with their hashes, checked against the digests of the files."""
     path = folder / BLOCKS_NAME
     counts = {name: -(-file.num_bytes // BLOCK_BYTES) for name, file in sorted(files.items())}
     wanted = _HASH_BYTES * sum(counts.values())
@@ -180,7 +180,7 @@ def _blocks(folder: Path, files: Mapping[str, PreparedFile]) -> list[_HashedBloc
 
 
 def names_of(path: Path, /) -> Iterator[str]:
-    """Yield the names that a file, or the files of a folder, have in the folder above."""
+    """Yield the names of a file, or of the files of a folder, relative to the parent folder."""
     if path.is_dir():
         files = (file for file in sorted(path.rglob("*")) if file.is_file())
         yield from (file.relative_to(path.parent).as_posix() for file in files)
@@ -189,10 +189,10 @@ def names_of(path: Path, /) -> Iterator[str]:
 
 
 def tokenizer_sha256(path: Path, /) -> str:
-    """Return what `Tokenizer.sha256` is of a tokenizer that a version without digests has saved, without loading it.
+    """Return `Tokenizer.sha256` of a tokenizer saved by a version without digests, without loading it.
 
     Raises:
-        DataError: it is not there, or not as it was saved.
+        DataError: it is missing, or not as it was saved.
     """
     if not path.is_dir():
         return hashlib.sha256(read_bytes(path, what="the tokenizer", error=DataError)).hexdigest()

@@ -1,7 +1,7 @@
-"""Files of a folder that came from elsewhere: those that are named here, regular ones, and none outside it.
+"""Files of a foreign folder: only those named here, only regular ones, and none outside it.
 
-A link may point within the folder, or into the `blobs` of the same repository, as the snapshots of the Hugging Face
-cache do. Any other would let a folder have us read, and copy, whatever it likes.
+A link may point within the folder, or into the `blobs` of the same repository, as in the snapshots of the Hugging Face
+cache. Any other link would let a foreign folder have us read, and copy, arbitrary files.
 """
 
 import os
@@ -16,17 +16,17 @@ _SNAPSHOTS, _BLOBS = "snapshots", "blobs"
 def find_named(
     folder: Path, name: str, /, *, home: Path | None = None, error: type[ChinchillaError] = DataError
 ) -> Path | None:
-    """Return the real place of a file, which lies in the folder or is linked within it; None where there is none.
+    """Return the real path of a file that lies in the folder or is linked within it; None if there is none.
 
     Args:
         folder: Where to look.
         name: A file name, without folders.
-        home: What links must not leave; None: the folder.
-        error: The class of what is raised.
+        home: The folder that links must not leave; None: the folder itself.
+        error: The class of the exception to raise.
 
     Raises:
-        ChinchillaError: as `error`: the name is not one of a file, it is a link to somewhere else, or not a regular
-            file.
+        ChinchillaError: as `error`: the name is not a plain file name, or the file is a link to somewhere else or
+            not a regular file.
     """
     if Path(name).name != name or "\0" in name or name in ("", ".."):
         raise error(f"{folder} names the file {name!r}, which is not a plain name of a file in it")
@@ -46,7 +46,12 @@ def find_named(
 
 
 def read_named(folder: Path, name: str, /, *, home: Path | None = None) -> bytes | None:
-    """Return the content of a small file, found as `find_named` does; None where there is none.
+    """Return the content of a small file, located by `find_named`; None if there is none.
+
+    Args:
+        folder: where to look.
+        name: a file name, without folders.
+        home: the folder that links must not leave; None: `folder`.
 
     Raises:
         DataError: as `find_named` says, or it cannot be read, or is too large.
@@ -56,5 +61,5 @@ def read_named(folder: Path, name: str, /, *, home: Path | None = None) -> bytes
 
 
 def _blobs_of(folder: Path) -> Path | None:
-    """Return where the files of a snapshot in the Hugging Face cache lie, REPOSITORY/snapshots/REVISION."""
+    """Return the folder of a Hugging Face cache snapshot's files, from REPOSITORY/snapshots/REVISION."""
     return folder.parent.parent / _BLOBS if folder.parent.name == _SNAPSHOTS else None

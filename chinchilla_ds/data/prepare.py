@@ -1,4 +1,4 @@
-"""A training run's text: prepared already, or prepared now from files; checked before anything slow begins."""
+"""A training run's text: prepared already, or prepared now from files; checked before anything slow starts."""
 
 import dataclasses
 import logging
@@ -32,26 +32,26 @@ def prepare(
     kept: Path | None = None,
     progress: Progress | None = None,
 ) -> PreparedData:
-    """Return the tokenised corpus that `data` describes, from `folder` if it is there already.
+    """Return the tokenised corpus that `data` describes, from `folder` if it already exists there.
 
-    A prepared folder in `data.paths` is taken as it is, with the weights of `data.blend` where that is given. What was
-    prepared before is checked against its digests. Where it may only be read, the order of the sequences is kept in
+    A prepared folder in `data.paths` is used unchanged, with the weights of `data.blend` if that is given. Existing
+    prepared text is checked against its digests. If it is read-only, the order of the sequences is kept in
     `folder`.
 
     Args:
         data: The text and how it is split.
-        vocab_size: Pieces asked of the tokenizer, which is trained on the training documents alone.
+        vocab_size: Pieces requested from the tokenizer, which is trained only on the training documents.
         seq_length: Tokens per sequence; the held-out part must give at least one.
         num_tokens: Tokens the run trains on.
         seed: Chooses the tokenizer's sample.
         folder: Receives one sub-folder per corpus and settings.
-        kept: The prepared text of a run that is continued. Where an earlier version made it from the same files, it is
-            taken as it is: this version would clean and cut them otherwise.
-        progress: Told how far each stage is.
+        kept: The prepared text of a run that is resumed. If an earlier version made it from the same files, it is used
+            unchanged: this version would clean and split them differently.
+        progress: Receives the progress of each stage.
 
     Raises:
-        DataError: the text is missing, unreadable, or too small, or has changed since it was prepared; every problem
-            found is listed.
+        DataError: the text is missing, unreadable, or too small, or has changed since it was prepared; lists every
+            problem.
         OutputError: `folder` cannot be written.
     """
     from chinchilla_ds.data.preparing.pipeline import content_key, prepare_recipe
@@ -76,7 +76,7 @@ def prepare(
 
 
 def _of_an_earlier_version(kept: Path | None, *, corpora: Sequence[Corpus]) -> PreparedData | None:
-    """Return what an earlier version prepared from the same files, by name and size; None for anything else."""
+    """Return an earlier version's preparation of the same files, by name and size; None for anything else."""
     if kept is None or not (kept / INPUTS_NAME).is_file():
         return None
     prepared = PreparedData.load(kept)
@@ -91,10 +91,10 @@ def _recipe(data: DataConfig, *, vocab_size: int, seed: int) -> Recipe:
 
 
 def prepared_folder(data: DataConfig) -> PreparedData | None:
-    """Return the prepared folder that `data.paths` names, blended as asked, or None where it names text.
+    """Return the prepared folder that `data.paths` names, blended as requested, or None if it names text.
 
     Raises:
-        DataError: a prepared folder beside other paths, or a broken one; a blend that is none of it, or of text.
+        DataError: a prepared folder beside other paths, or a broken one; a blend that does not match it, or of text.
     """
     found = [path for path in data.paths if is_prepared(path)]
     if not found:
@@ -116,10 +116,10 @@ def prepared_folder(data: DataConfig) -> PreparedData | None:
 
 
 def check_source(data: DataConfig, *, vocab_size: int) -> None:
-    """Check what can be checked before any text is read, or any heavy module imported.
+    """Run the checks that need no text and no heavy module.
 
     Raises:
-        DataError: settings that cannot be, or files that are missing, empty or of an unknown type.
+        DataError: invalid settings, or files that are missing, empty or of an unknown type.
     """
     if _check(data, vocab_size=vocab_size) is None:
         find_sources(_recipe(data, vocab_size=vocab_size, seed=0))
@@ -151,7 +151,7 @@ def describe_text(data: DataConfig, *, vocab_size: int, seq_length: int, num_tok
 
 
 def _check(data: DataConfig, *, vocab_size: int) -> PreparedData | None:
-    """Check the settings, and return the prepared folder where one is named."""
+    """Check the settings, and return the prepared folder if one is named."""
     problems: list[str] = []
     if problem := held_out_problem(data.held_out_fraction, name="data.held_out_fraction"):
         problems.append(problem)
@@ -173,7 +173,7 @@ def _check(data: DataConfig, *, vocab_size: int) -> PreparedData | None:
 
 
 def _check_tokenizer(prepared: PreparedData) -> None:
-    """Check that the tokenizer can be read, and say where no export will hold it: earlier versions took such ones.
+    """Check that the tokenizer can be read, and warn if no export can hold it: earlier versions accepted such ones.
 
     Raises:
         DataError: it cannot be read.
@@ -182,16 +182,22 @@ def _check_tokenizer(prepared: PreparedData) -> None:
     try:
         check_exportable(tokenizer)
     except DataError as error:
-        _log.warning("%s; training goes on, and `chinchilla-ds export` will refuse", error)
+        _log.warning("%s; training continues, but `chinchilla-ds export` will refuse the model", error)
 
 
 def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens: int, seq_length: int) -> None:
     """Check that the corpus, or each source of `data.blend`, feeds the plan within `data.max_epochs` passes.
 
-    Where every source has a cap of its own, the caps take the place of `data.max_epochs`.
+    If every source has its own cap, the caps replace `data.max_epochs`.
+
+    Args:
+        prepared: the corpus.
+        data: gives the limit on passes.
+        num_tokens: tokens that the run trains on.
+        seq_length: tokens per sequence.
 
     Raises:
-        DataError: it does not; names what is needed, what is there, and the ways out.
+        DataError: it does not; names what is needed, what is available, and the remedies.
     """
     problems = _share_problems(prepared, num_tokens=num_tokens)
     has_caps = all(source.max_epochs is not None for source in prepared.sources)
@@ -220,7 +226,7 @@ def check_enough_tokens(prepared: PreparedData, *, data: DataConfig, num_tokens:
 
 
 def _share_problems(prepared: PreparedData, *, num_tokens: int) -> list[str]:
-    """Return why the sources' weights and caps cannot feed a run of so many tokens."""
+    """Return why the sources' weights and caps cannot feed a run of `num_tokens` tokens."""
     try:
         blend_of(prepared, num_tokens=num_tokens)
     except DataError as error:

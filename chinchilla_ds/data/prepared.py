@@ -1,4 +1,4 @@
-"""PreparedData: a tokenised corpus on disk and its numbers."""
+"""PreparedData: a tokenised corpus on disk, and its counts."""
 
 import dataclasses
 import hashlib
@@ -23,18 +23,18 @@ from chinchilla_ds.structured import build, read_json
 
 PREPARED_FORMAT_VERSION = 3
 _WITHOUT_DIGESTS = 2
-"""The version before, whose manifests say nothing of the files."""
+"""The previous version, whose manifests do not list the files."""
 MANIFEST_NAME = "manifest.json"
 LEDGER_NAME = "ledger.json"
 INPUTS_NAME = "inputs.json"
 HELD_OUT_ORIGINS_NAME = "held_out_origins.npy"
-"""Source and bytes of every held-out document; older corpora do not say."""
+"""Source and bytes of every held-out document; absent in older corpora."""
 
 UINT16_VOCAB_SIZE = 65500
-"""Below this vocabulary Megatron-core stores tokens as uint16, else as int32 (`DType.optimal_dtype`)."""
+"""Below this vocabulary Megatron-core stores tokens as uint16, otherwise as int32 (`DType.optimal_dtype`)."""
 _INDEX_HEADER_BYTES = 34
 _INDEX_DOCUMENT_BYTES = 4 + 8 + 8
-"""Of a document in an index: its length, its offset, its number; one number more ends the list."""
+"""Bytes per document in an index: its length, its offset, its number; one extra number ends the list."""
 
 Count = Annotated[int, Ge(0)]
 
@@ -45,14 +45,14 @@ class PreparedSource:
 
     name: str
     weight: Annotated[float, Gt(0)] | None
-    """Share of the training samples; None: by tokens, so that each document is read equally often."""
+    """Share of the training samples; None: by tokens, so that every document is read equally often."""
     num_documents: Annotated[int, Ge(1)]
     num_bytes: Count
     """UTF-8 bytes of the documents."""
     num_tokens: Annotated[int, Ge(1)]
-    """End-of-document tokens included."""
+    """Tokens, end-of-document tokens included."""
     max_epochs: Annotated[float, Gt(0)] | None = None
-    """How often a run may read it; None: as often as its share asks for."""
+    """How often a run may read it; None: as often as its share requires."""
 
     def __post_init__(self) -> None:
         if (problem := name_problem(self.name)) is not None:
@@ -61,32 +61,32 @@ class PreparedSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the manifest of a tokenised corpus says. One end-of-document token stands after every document."""
+    """The manifest of a tokenised corpus. Every document is followed by one end-of-document token."""
 
     source: str
-    """One line that says where the text comes from."""
+    """The origin of the text, in one line."""
     sources: tuple[PreparedSource, ...]
-    """In the order of their names; all have a weight, and these sum to 1, or none has."""
+    """The sources by name; either all have a weight, and the weights sum to 1, or none has."""
     tokenizer_sha256: str
     vocab_size: Annotated[int, Ge(1)]
-    """Pieces of the tokenizer, at most what was asked for."""
+    """Pieces of the tokenizer, at most the requested number."""
     eod_id: Count
     """The end-of-document token."""
     train_tokens: Annotated[int, Ge(1)]
-    """Of all sources."""
+    """Training tokens of all sources."""
     held_out_tokens: Annotated[int, Ge(1)]
     train_bytes: Count
     """UTF-8 bytes of the training documents."""
     held_out_bytes: Count
     num_documents: Annotated[int, Ge(1)]
-    """Documents in train."""
+    """Training documents."""
     held_out_documents: Annotated[int, Ge(1)]
     skipped_files: Count
     """Standard-library files left out because they are not UTF-8."""
     unigram_loss: Annotated[float, Ge(0)]
     """Held-out loss of a unigram model counted on train with add-one smoothing, nats per token."""
     files: dict[str, PreparedFile] | None = None
-    """Size and digest of the files, by name; None of a corpus that was prepared before they were kept."""
+    """Size and digest of the files, by name; None for a corpus prepared before they were recorded."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -105,15 +105,15 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedData(Manifest):
-    """A tokenised corpus on disk, train and held-out apart."""
+    """A tokenised corpus on disk, with train and held-out separate."""
 
     folder: Path
     index_folder: Path | None = None
-    """Where the order of the sequences is kept; None is `index` in `folder`."""
+    """Where the order of the sequences is kept; None: `index` in `folder`."""
 
     @property
     def content_key(self) -> str:
-        """A hash of what there is to train on, wherever it lies: counts, weights, tokenizer, digests of the tokens."""
+        """A hash of the training data, wherever it is stored: counts, weights, tokenizer, digests of the tokens."""
         values = {**self._manifest(), "folder": "", "source": ""}
         files = values.pop("files")
         if files is not None:
@@ -121,7 +121,7 @@ class PreparedData(Manifest):
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=10).hexdigest()
 
     def key_of(self, prefix: Path, /) -> str:
-        """Return a hash of the tokens of one dataset; empty where the manifest holds no digests."""
+        """Return a hash of the tokens of one dataset; empty if the manifest has no digests."""
         if self.files is None:
             return ""
         digests = [self.files[f"{prefix.name}{suffix}"].digest for suffix in (".bin", ".idx")]
@@ -140,7 +140,7 @@ class PreparedData(Manifest):
 
     @property
     def train_prefix(self) -> Path:
-        """The only one of `train_prefixes`.
+        """The only element of `train_prefixes`.
 
         Raises:
             DataError: there are several sources, to be blended.
@@ -174,20 +174,18 @@ class PreparedData(Manifest):
 
     @classmethod
     def load(cls, folder: Path, /) -> "PreparedData":
-        """Read the manifest in `folder`, wherever that folder stood when it was written, and check that it fits.
+        """Read the manifest in `folder`, even if that folder has moved since, and check that it fits.
 
-        Every file must have the size that was written, and the tokenizer the hash; see `check_content` for the rest.
+        Every file must have its recorded size, and the tokenizer its hash; see `check_content` for the rest.
 
         Raises:
-            DataError: there is no manifest, not one of ours, or other files than it says.
+            DataError: there is no manifest, it is not one of ours, or the files differ from it.
         """
         path = folder / MANIFEST_NAME
         try:
             prepared = _of_tree(read_json(path, what="the manifest", error=DataError), folder=folder)
         except DataError as error:
-            *others, last = (
-                f"{folder} holds no prepared data that can be used: {problem}" for problem in error.problems
-            )
+            *others, last = (f"{folder} holds no usable prepared data: {problem}" for problem in error.problems)
             raise DataError([*others, f"{last}; restore the folder, or remove it to prepare the text again"]) from None
         prepared.check_files()
         return prepared
@@ -196,7 +194,7 @@ class PreparedData(Manifest):
         """Check that every file has its size, and the tokenizer its hash.
 
         Raises:
-            DataError: listing those that have not.
+            DataError: lists those that do not.
         """
         sizes = {} if self.files is None else {name: file.num_bytes for name, file in self.files.items()}
         check_sizes(self.folder, {**sizes, **self.dataset_sizes()})
@@ -220,7 +218,7 @@ class PreparedData(Manifest):
         Without digests in the manifest nothing is read.
 
         Raises:
-            DataError: naming what has changed.
+            DataError: names what has changed.
         """
         return 0 if self.files is None else check_content(self.folder, self.files, max_bytes=max_bytes)
 
@@ -262,7 +260,7 @@ def _of_tree(tree: Any, *, folder: Path) -> PreparedData:
 
 
 def _is_inside(name: str) -> bool:
-    """Return whether a name is that of a file of a prepared folder."""
+    """Return whether a name belongs to a file of a prepared folder."""
     first, *others = name.split("/")
     return (not others or first == "tokenizer") and "\0" not in name and not {"", ".", ".."} & {first, *others}
 

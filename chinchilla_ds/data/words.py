@@ -1,11 +1,11 @@
-"""Words, where scripts have spaces and where they have none: what two texts are compared by, and how long one is.
+"""Words in scripts with and without spaces: the units by which texts are compared and measured.
 
-A unit is what white space and punctuation leave between them. Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan and
+A unit is delimited by white space and punctuation. Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan and
 others put no space between words; there a unit is one character with the marks that belong to it. Decontamination,
 shingles of words and the shortest length all count these units.
 
-Texts are compared in a form that no document is ever given: Unicode's NFKC (full width is half width, composed is
-decomposed), lower case, and without characters that are not seen.
+Texts are compared in a normalised form that is never written to a document: Unicode's NFKC (full width equals half
+width, composed equals decomposed), lower case, and without invisible characters.
 """
 
 import re
@@ -17,9 +17,10 @@ from functools import cache
 from typing import NamedTuple
 
 UNIT_CHARACTERS = 4
-"""Characters that a unit of a script without spaces counts for in a length.
+"""Characters that a unit of a script without spaces counts as in a length.
 
-The first article of the Universal Declaration of Human Rights has 4.4 times as many in English as in Chinese.
+The first article of the Universal Declaration of Human Rights has 4.4 times as many characters in English as in
+Chinese.
 """
 
 _IDEOGRAPHS = (
@@ -29,7 +30,7 @@ _IDEOGRAPHS = (
     (0x1AFF0, 0x1B2FF),  # kana extensions, Nushu
     (0x20000, 0x3FFFD),  # planes of ideographs
 )
-"""Blocks of scripts without spaces that hold letters alone."""
+"""Blocks of scripts without spaces that contain only letters."""
 
 _MIXED_BLOCKS = (
     (0x0E00, 0x0FFF),  # Thai, Lao, Tibetan
@@ -50,16 +51,16 @@ _MIXED_BLOCKS = (
     (0x11700, 0x1174F),  # Ahom
     (0x16FE0, 0x16FFF),  # marks of Tangut, Nushu and Khitan
 )
-"""Blocks of scripts without spaces that hold letters beside marks, digits and punctuation. Korean has spaces."""
+"""Blocks of scripts without spaces that contain letters, marks, digits and punctuation. Korean has spaces."""
 
 _SELECTORS = "\u0300-\u036f\ufe00-\ufe0f\U000e0100-\U000e01ef"
-"""Marks of no script of their own, and selectors of variants."""
+"""Marks without a script of their own, and variation selectors."""
 
 _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class _Kind(StrEnum):
-    """What a character is to a comparison."""
+    """The role of a character in a comparison."""
 
     PUNCTUATION = "ASCII's 32 marks, and Unicode's categories P"
     CONTROL = "a control character"
@@ -72,21 +73,21 @@ def comparable(text: str, /) -> str:
     """Return a text in NFKC and lower case."""
     if text.isascii():
         return text.lower()
-    for character in set(text):  # a few replacements, after which `normalize` sees that there is nothing to do
+    for character in set(text):  # a few replacements, after which `normalize` has nothing left to do
         if (plain := _nfkc(character)) != character:
             text = text.replace(character, plain)
     return unicodedata.normalize("NFKC", text).lower()
 
 
 def characters(text: str, /) -> str:
-    """Return a text as characters are compared: no punctuation, single spaces, none beside a script without spaces."""
+    """Return a text for comparison by characters: no punctuation, single spaces, none beside unspaced scripts."""
     kept, has_unspaced = _sorted_out(comparable(text), {_Kind.PUNCTUATION: "", _Kind.INVISIBLE: ""})
     kept = " ".join(kept.split())
     return _patterns().gap.sub("", kept) if has_unspaced else kept
 
 
 def words(comparable_text: str, /) -> list[str]:
-    """Return the units of what `comparable` returned; punctuation and control characters part them."""
+    """Return the units of a text from `comparable`; punctuation and control characters separate them."""
     by = {_Kind.PUNCTUATION: " ", _Kind.CONTROL: " ", _Kind.INVISIBLE: ""}
     kept, has_unspaced = _sorted_out(comparable_text, by)
     return _patterns().word.findall(kept) if has_unspaced else kept.split()
@@ -95,8 +96,8 @@ def words(comparable_text: str, /) -> list[str]:
 def length(text: str, /) -> int:
     """Return the length of a text in characters, punctuation and repeated white space left out.
 
-    A unit of a script without spaces counts for UNIT_CHARACTERS, and the space beside it for nothing. A text is
-    measured in NFC, so that it is as long in each Unicode form, and without invisible characters.
+    A unit of a script without spaces counts as UNIT_CHARACTERS, and the space beside it as nothing. A text is
+    measured in NFC, so that its length does not depend on the Unicode form, and without invisible characters.
     """
     lowered = text.lower() if text.isascii() else unicodedata.normalize("NFC", text).lower()
     kept, has_unspaced = _sorted_out(lowered, {_Kind.PUNCTUATION: "", _Kind.INVISIBLE: ""})
@@ -143,7 +144,7 @@ class _Patterns(NamedTuple):
     word: re.Pattern[str]
     """A unit of any script."""
     gap: re.Pattern[str]
-    """A space beside a unit of a script without spaces; it begins with the space, which is looked for fast."""
+    """A space beside a unit of a script without spaces; it starts with the space, which is fast to search for."""
 
 
 @cache

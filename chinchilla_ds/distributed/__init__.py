@@ -1,1 +1,1 @@
-"""Process groups, the CPU backend, and what DeepSpeed and Megatron-core need to know of each other."""
+"""Process groups, the CPU backend, and the glue between DeepSpeed and Megatron-core."""

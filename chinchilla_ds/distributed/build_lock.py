@@ -1,7 +1,7 @@
-"""A lock for C++ extensions that ends with the process that holds it.
+"""A lock for C++ extensions that is released when its holder exits.
 
-Corrects torch 2.13: `torch.utils.file_baton.FileBaton` takes the mere existence of a file for a lock, so a process that
-is killed while it loads an extension (which every rank does at its start) makes every later process wait for ever.
+Corrects torch 2.13: `torch.utils.file_baton.FileBaton` uses the mere existence of a file as a lock, so a process that
+is killed while it loads an extension (which every rank does at its start) makes every later process wait permanently.
 """
 
 import fcntl
@@ -15,24 +15,30 @@ from chinchilla_ds.distributed.dependency_check import require_source
 
 
 class KernelBaton:
-    """FileBaton with the kernel's file lock; the file of a process that was killed means nothing."""
+    """FileBaton with the kernel's file lock; the file left by a killed process has no effect."""
 
     def __init__(self, lock_file_path: str, wait_seconds: float = 0.1, warn_after_seconds: float | None = None) -> None:
-        """Take the path of the lock's file; the other arguments are FileBaton's, whose loop is not needed here."""
+        """Store the path of the lock's file.
+
+        Args:
+            lock_file_path: the lock's file.
+            wait_seconds: FileBaton's; unused, since waiting does not poll.
+            warn_after_seconds: FileBaton's; unused.
+        """
         self.lock_file_path = lock_file_path
         self._descriptor: int | None = None
 
     def try_acquire(self) -> bool:
-        """Take the lock if it is free; return whether it was."""
+        """Acquire the lock if it is free; return whether it was."""
         return self._acquire(fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def wait(self) -> None:
-        """Wait until whoever holds the lock has released it, or is gone."""
+        """Wait until the holder has released the lock, or has exited."""
         if self._acquire(fcntl.LOCK_EX):
             self.release()
 
     def release(self) -> None:
-        """Release the lock and remove its file, which torch's own baton would take for a lock."""
+        """Release the lock and remove its file, which torch's own baton would treat as a lock."""
         assert self._descriptor is not None, "the lock is not held"
         with suppress(FileNotFoundError):
             os.remove(self.lock_file_path)
@@ -49,7 +55,7 @@ class KernelBaton:
                     return True
             except BlockingIOError:
                 return False
-            except FileNotFoundError:  # whoever held it has removed it: look again
+            except FileNotFoundError:  # the holder has removed it: try again
                 pass
             finally:
                 if descriptor >= 0:
@@ -60,7 +66,7 @@ def install() -> None:
     """Have torch load extensions under this lock.
 
     Raises:
-        DependencyChangedError: torch's lock is no longer a file's existence, or is used otherwise.
+        DependencyChangedError: torch's lock is no longer a file's existence, or is used differently.
     """
     if vars(cpp_extension)["FileBaton"] is KernelBaton:
         return

@@ -4,9 +4,9 @@ Corrects megatron-core 0.16: it asks `torch.cuda.current_device()` where it mean
 `torch.cuda.synchronize()` around point-to-point transfers, and its schedules create one counter with the literal
 `device="cuda"`.
 
-Corrects deepspeed 0.19.8: it refuses FP16 on CPUs without AVX512-FP16, where torch computes it all the same, slowly;
+Corrects deepspeed 0.19.8: it refuses FP16 on CPUs without AVX512-FP16, although torch computes it, slowly;
 that is enough to test loss scaling. And it never unlinks the 66 MiB of shared memory that every rank maps for its
-all-reduce of inference, so a run on one host leaves that much behind, for each rank and master port, until the next
+inference all-reduce, so a run on one host leaks that much, for each rank and master port, until the next
 boot; training never calls that all-reduce, so it is not built.
 """
 
@@ -34,19 +34,19 @@ def device() -> torch.device:
 
 
 class _TorchOnCpu(types.ModuleType):
-    """Face of torch for megatron's schedules: `zeros(..., device="cuda")` lands on the CPU."""
+    """Wrapper of torch for megatron's schedules: `zeros(..., device="cuda")` allocates on the CPU."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
 
     @staticmethod
     def zeros(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
-        """Return torch.zeros on the CPU, whatever `device` says."""
+        """Return torch.zeros on the CPU, ignoring `device`."""
         return torch.zeros(*args, **kwargs)
 
 
 def install() -> None:
-    """Make Megatron-core run on the CPU; does nothing where there is CUDA, and nothing the second time.
+    """Make Megatron-core run on the CPU; does nothing with CUDA, or when called again.
 
     Raises:
         DependencyChangedError: megatron-core's schedules or DeepSpeed's backend no longer need this.
@@ -55,7 +55,7 @@ def install() -> None:
     if has_cuda() or _installed:
         return
     get_accelerator().is_fp16_supported = lambda: True
-    backend: Any = importlib.import_module("deepspeed.comm.torch")  # by `from`, the name is torch itself
+    backend: Any = importlib.import_module("deepspeed.comm.torch")  # with `from`, the name would be torch itself
     require_source(inspect.getsource(backend), "self.shm_comm_op = build_shm_op()", what="deepspeed.comm.torch")
     backend.build_shm_op = lambda: None
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]

@@ -2,11 +2,11 @@
 
 `assert_ints_same_as_other_ranks` compares a list of integers with that of *global* rank 0, over all ranks. ZeRO-3 calls
 it with parameter ids when it first traces a forward pass. Pipeline stages hold different modules, so under a pipeline
-the lists differ rightly and the broadcasts of different lengths dead-lock. The check belongs to the ranks that hold the
+the lists legitimately differ and the broadcasts of different lengths deadlock. The check belongs to the ranks with the
 same partitioned parameters: the data-parallel group.
 
-`require_skips` corrects nothing: it holds DeepSpeed to what the guard against losses and gradients that are no numbers
-rests on, that every optimizer of it skips a step whose global gradient norm is none, in every precision.
+`require_skips` corrects nothing: it verifies the behaviour on which the guard against non-finite losses and gradients
+relies: each of DeepSpeed's optimizers skips a step with a non-finite global gradient norm, in every precision.
 """
 
 import inspect
@@ -26,7 +26,7 @@ _NAME = "assert_ints_same_as_other_ranks"
 
 
 def _assert_ints_same_in_data_parallel_group(ints: list[int]) -> None:
-    """Raise RuntimeError where the data-parallel ranks of this stage disagree on `ints`."""
+    """Raise RuntimeError if the data-parallel ranks of this stage disagree on `ints`."""
     group = parallel_state.get_data_parallel_group()
     seen: list[list[int] | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(seen, list(ints), group=group)
@@ -41,17 +41,17 @@ _SKIPS = (
     (BF16_Optimizer, "if is_invalid_grad_norm(all_groups_norm):"),
     (FP16_UnfusedOptimizer, "if is_invalid_grad_norm(self._global_grad_norm):"),
 )
-"""What each optimizer must say."""
+"""The source text that each optimizer must contain."""
 
 
 def require_skips() -> None:
-    """Check that DeepSpeed's optimizers skip a step whose gradient norm is no number.
+    """Check that DeepSpeed's optimizers skip a step with a non-finite gradient norm.
 
     Raises:
         DependencyChangedError: one no longer does.
     """
     for optimizer, expected in _SKIPS:
-        # the module that it stands in: to find a class, inspect parses all of the file, a second for every rank
+        # the source of its module: to find a class, inspect would parse the whole file, a second for every rank
         source = inspect.getsource(sys.modules[optimizer.__module__])
         require_source(source, expected, what=f"deepspeed's {optimizer.__name__}")
 

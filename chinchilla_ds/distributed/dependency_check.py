@@ -1,4 +1,4 @@
-"""Fail loudly when a dependency that we correct has changed."""
+"""Fails loudly when a dependency that we correct has changed."""
 
 
 class DependencyChangedError(RuntimeError):
@@ -7,6 +7,11 @@ class DependencyChangedError(RuntimeError):
 
 def require_source(source: str, expected: str, *, what: str) -> None:
     """Check that `source`, the code of `what`, still contains `expected`.
+
+    Args:
+        source: the source text of the dependency.
+        expected: the text that it must contain.
+        what: the dependency's name in the message.
 
     Raises:
         DependencyChangedError: it does not.

@@ -1,7 +1,7 @@
-"""What this process computes on: a GPU where there is one, and the CPU where there is none or where it was asked for.
+"""The device of this process: a GPU if there is one, otherwise, or on request, the CPU.
 
-A GPU that torch cannot use (an old driver, a build without CUDA, CUDA_VISIBLE_DEVICES that names none) is an error: in
-silence the run would be one of FP32 on the CPU, a thousand times slower.
+A GPU that torch cannot use (an old driver, a build without CUDA, CUDA_VISIBLE_DEVICES that names none) is an error:
+otherwise the run would silently use FP32 on the CPU, a thousand times slower.
 """
 
 import os
@@ -11,18 +11,18 @@ from pathlib import Path
 from chinchilla_ds.errors import LayoutError
 
 _NO_GPU = ("", "-1", "NoDevFiles")
-"""Values of CUDA_VISIBLE_DEVICES that ask for none; the last is what SLURM sets for a job without GPUs."""
-_ON_CPU = "to train on the CPU all the same, set DS_ACCELERATOR=cpu"
+"""Values of CUDA_VISIBLE_DEVICES that request no GPU; SLURM sets the last for a job without GPUs."""
+_ON_CPU = "to train on the CPU anyway, set DS_ACCELERATOR=cpu"
 
 
 def device_type() -> str:
     """Return `cuda` or `cpu`.
 
     Raises:
-        LayoutError: this machine has a GPU that torch cannot use, and nobody has asked for the CPU.
+        LayoutError: this machine has a GPU that torch cannot use, and the CPU was not requested.
     """
     if os.environ.get("DS_ACCELERATOR") == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that torch and all that ask it agree
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that torch and everything that asks it agree
         return "cpu"
     import torch
 
@@ -41,7 +41,7 @@ def device_type() -> str:
 
 
 def seen_gpus(root: Path = Path("/")) -> list[str]:
-    """Return the NVIDIA devices that the kernel shows, whether or not torch can use them."""
+    """Return the NVIDIA devices that the kernel lists, whether or not torch can use them."""
     patterns = ("dev/nvidia[0-9]*", "proc/driver/nvidia/gpus/*")
     return sorted(str(path) for pattern in patterns for path in root.glob(pattern))
 

@@ -1,6 +1,6 @@
-"""Where DeepSpeed's C++ ops are built: a folder of this environment alone.
+"""Where DeepSpeed's C++ ops are built: a folder used only by this environment.
 
-DeepSpeed compiles its CPU ops at run time, by default into a cache that every environment on the host shares, where two
+DeepSpeed compiles its CPU ops at run time, by default into a cache shared by all environments on the host, where two
 versions overwrite each other.
 """
 

@@ -16,21 +16,21 @@ from chinchilla_ds.errors import LayoutError
 from chinchilla_ds.run_plan import ParallelLayout
 
 _TIMEOUT = timedelta(days=1)
-"""Of a collective. Watchdogs tell sooner what hangs, and know what may take long, such as a large checkpoint."""
+"""Timeout of a collective. Watchdogs report hangs sooner, and know what may take long, such as a large checkpoint."""
 
 
 def initialize(*, layout: ParallelLayout, store: Store | None = None) -> None:
-    """Start the process group and cut it into the layout's tensor-, pipeline- and data-parallel groups.
+    """Start the process group and split it into the layout's tensor-, pipeline- and data-parallel groups.
 
     One that a script of the user's has started already is taken as it is, on the GPU that the script has chosen.
-    Otherwise reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE, MASTER_ADDR and MASTER_PORT, as `launch.settle` sets them.
+    Otherwise reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE, MASTER_ADDR and MASTER_PORT, as set by `launch.settle`.
 
     Args:
-        layout: What to cut the ranks into.
-        store: Where they have met; None: they meet now, as `rendezvous.open_store` says.
+        layout: The parallel layout.
+        store: Where the ranks have met; None: they meet now, by `rendezvous.open_store`.
 
     Raises:
-        LayoutError: the ranks cannot meet at that address, which another run may hold, or two would share a GPU.
+        LayoutError: the ranks cannot meet at that address, which another run may use, or two would share a GPU.
     """
     if not dist.is_initialized():
         _start(store)
@@ -46,7 +46,7 @@ def initialize(*, layout: ParallelLayout, store: Store | None = None) -> None:
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
     )
     # The decoder has no dropout and its weights are drawn by model.initialization, so megatron's random regions, which
-    # need CUDA and a seed, do nothing: this is megatron-core's own tracker for that.
+    # need CUDA and a seed, are no-ops: megatron-core has its own tracker for that.
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
 
 
@@ -68,13 +68,13 @@ def _start(store: Store | None) -> None:
 
 
 def _take_gpu(place: Place, *, store: Store) -> None:
-    """Make this rank's GPU the current one, and let LOCAL_RANK, by which DeepSpeed chooses, name it.
+    """Make this rank's GPU the current one, and set LOCAL_RANK, by which DeepSpeed chooses, to it.
 
     Raises:
         LayoutError: there are fewer GPUs than ranks on this machine.
     """
     visible = torch.cuda.device_count()
-    index = 0 if visible == 1 else place.local_rank  # a launcher may show each of its tasks one GPU alone
+    index = 0 if visible == 1 else place.local_rank  # a launcher may make only one GPU visible to each task
     advice = "start one rank per GPU, or show each rank its own (srun --gpus-per-task=1)"
     if index >= visible:
         raise LayoutError(
@@ -96,17 +96,17 @@ def shut_down() -> None:
 
 
 def wait_for_all() -> None:
-    """Wait until every rank has come here."""
+    """Wait until every rank has reached this point."""
     dist.barrier()
 
 
 def data_parallel_rank() -> int:
-    """Return which share of every global batch this rank reads."""
+    """Return the data-parallel rank: the share of every global batch that this rank reads."""
     return int(parallel_state.get_data_parallel_rank())
 
 
 def owns_loss() -> bool:
-    """Return whether this rank speaks for the run's loss: last stage, tensor- and data-parallel rank 0."""
+    """Return whether this rank reports the run's loss: last stage, tensor- and data-parallel rank 0."""
     return bool(
         parallel_state.is_pipeline_last_stage()
         and parallel_state.get_tensor_model_parallel_rank() == 0
@@ -115,12 +115,12 @@ def owns_loss() -> bool:
 
 
 def global_rank() -> int:
-    """Return this rank's place among all."""
+    """Return this rank's index among all ranks."""
     return int(dist.get_rank())
 
 
 def is_rank_zero() -> bool:
-    """Return whether this is global rank 0, which reads and writes for all where it matters not which rank does."""
+    """Return whether this is global rank 0, which reads and writes for all if any rank could."""
     return global_rank() == 0
 
 

@@ -1,14 +1,14 @@
-"""Which rank of how many this process is: the one place that reads what launchers set.
+"""The rank of this process and the number of ranks: the one module that reads launchers' variables.
 
-Every launcher says it in variables of its own. `read_place` reads them all, takes the innermost launcher's word, and
-refuses what is incomplete or contradicts itself; `settle` then writes RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE,
+Every launcher sets its own variables. `read_place` reads them all, follows the innermost launcher, and
+refuses incomplete or contradictory ones; `settle` then writes RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE,
 MASTER_ADDR and MASTER_PORT, which torch and DeepSpeed read.
 
 Innermost first:
 
-- `deepspeed` and torchrun set RANK and its like, and marks of their own. What stands above them, such as an srun that
-  starts one torchrun per machine, counts machines.
-- RANK and its like without such marks were set by hand, and must agree with the launchers below.
+- `deepspeed` and torchrun set RANK and related variables, and marks of their own. A launcher around them, such as an
+  srun that starts one torchrun per machine, counts machines.
+- RANK and related variables without such marks were set by hand, and must agree with the launchers below.
 - Open MPI, MVAPICH and the Hydra of MPICH and Intel MPI. They may have used srun to start a daemon per machine.
 - srun. SLURM_STEP_NUM_TASKS and SLURM_PROCID together prove a task: a batch script or a shell of salloc also has
   SLURM_NTASKS and even SLURM_PROCID, and is one process.
@@ -29,29 +29,29 @@ _OWN = {
     "local_rank": ("LOCAL_RANK",),
     "local_size": ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"),
 }
-"""What `deepspeed` and torchrun set, and what people set by hand."""
+"""Variables set by `deepspeed` and torchrun, or by hand."""
 _MARKS = {"deepspeed": ("CROSS_RANK", "CROSS_SIZE"), "torchrun": ("TORCHELASTIC_RUN_ID", "GROUP_WORLD_SIZE")}
-"""What only a process started by one of these has; the second holds the number of machines."""
+"""Variables that only a process started by one of these has; the second is the number of machines."""
 
 
 class LaunchError(ConfigError):
-    """The launcher's variables are incomplete; every rank meets the same problem, so one of them says it."""
+    """The launcher's variables are incomplete; every rank has the same problem, so only one reports it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a process stands among all ranks."""
+    """The place of a process among all ranks."""
 
     rank: int = 0
-    """Among all ranks."""
+    """Index among all ranks."""
     world_size: int = 1
     """All ranks."""
     local_rank: int = 0
-    """Among those of its machine."""
+    """Index among the ranks of its machine."""
     local_size: int = 1
-    """Ranks of its machine."""
+    """Number of ranks on its machine."""
     launcher: str = ""
-    """What started it, for messages; empty for a process of its own."""
+    """The launcher, for messages; empty for a process without one."""
 
     @property
     def on_one_machine(self) -> bool:
@@ -61,7 +61,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class _Launcher:
-    """A launcher of tasks: the variables that hold each field, and how a variable is given to every task."""
+    """A launcher of tasks: the variables of each field, and how to pass a variable to every task."""
 
     name: str
     variables: Mapping[str, tuple[str, ...]]
@@ -111,24 +111,24 @@ _LAUNCHERS = (
     ),
 )
 _Claims = dict[str, tuple[str, int]]
-"""Field to the variable that holds it and its value."""
+"""The variable of each field, and its value."""
 
 
 def settle(environ: MutableMapping[str, str] = os.environ) -> Place:
     """Return this process's place, and set the variables that torch and DeepSpeed read; alone, it is rank 0 of 1.
 
-    The variables of MPI and SLURM tasks are taken away: they have had their say, and what this process starts (a
-    tracker, another run) is no task of theirs.
+    The variables of MPI and SLURM tasks are then removed: processes started by this one (a tracker, another run) are
+    not tasks of that launcher.
 
     Raises:
-        LaunchError: several tasks do not know where to meet, or a variable is missing or means nothing.
+        LaunchError: several tasks do not know where to meet, or a variable is missing or invalid.
         ConfigError: variables contradict each other.
     """
     place = read_place(environ)
     for launcher in _LAUNCHERS:
         for name in (name for names in launcher.variables.values() for name in names):
             environ.pop(name, None)
-    if place.world_size == 1:  # it meets nobody: `rendezvous` opens no port
+    if place.world_size == 1:  # no rendezvous: no port is opened
         environ.setdefault("MASTER_ADDR", LOOPBACK)
         environ.setdefault("MASTER_PORT", "29500")
     settled = {
@@ -145,7 +145,7 @@ def read_place(environ: Mapping[str, str] = os.environ) -> Place:
     """Return the place of a process with these variables.
 
     Raises:
-        LaunchError: several tasks do not know where to meet, or a variable is missing or means nothing.
+        LaunchError: several tasks do not know where to meet, or a variable is missing or invalid.
         ConfigError: variables contradict each other.
     """
     own = _claims(_OWN, environ)
@@ -154,7 +154,7 @@ def read_place(environ: Mapping[str, str] = os.environ) -> Place:
     if marked is not None and "rank" in own:
         _check_one_world(marked, environ, launcher=launcher, tasks=tasks)
         launcher, tasks = None, {}
-    if own and tasks.get("world_size", ("", 1))[1] == 1:  # one task may well start ranks of its own by hand
+    if own and tasks.get("world_size", ("", 1))[1] == 1:  # a single task may start its own ranks by hand
         launcher, tasks = None, {}
     _check_agreement(own, tasks, launcher=launcher)
     claims = tasks | own
@@ -167,7 +167,7 @@ def read_place(environ: Mapping[str, str] = os.environ) -> Place:
 
 
 def rank_of(environ: Mapping[str, str] = os.environ) -> int:
-    """Return the rank to speak as: this process's own, or 0 where its variables do not agree on one."""
+    """Return the rank for messages: this process's own, or 0 if its variables contradict each other."""
     try:
         return read_place(environ).rank
     except ConfigError:
@@ -177,7 +177,7 @@ def rank_of(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables for a process that is a run of its own, whatever started this one."""
+    """Return the variables for a process that is a separate run, whatever started this one."""
     lists = [*_OWN.values(), *_MARKS.values(), *(names for one in _LAUNCHERS for names in one.variables.values())]
     set_by_launchers = {name for names in lists for name in names} | {"MASTER_ADDR", "MASTER_PORT"}
     return {name: value for name, value in environ.items() if name not in set_by_launchers}
@@ -187,7 +187,7 @@ def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _claims(variables: Mapping[str, tuple[str, ...]], environ: Mapping[str, str]) -> _Claims:
-    """Return what the variables say; those of one field must agree.
+    """Return the fields set by the variables; those of one field must agree.
 
     Raises:
         LaunchError: one is not a whole number.
@@ -217,7 +217,7 @@ def _number(name: str, environ: Mapping[str, str]) -> int:
 
 
 def _task_launcher(environ: Mapping[str, str]) -> tuple[_Launcher | None, _Claims]:
-    """Return the innermost launcher of tasks; one around it that says the same may fill in what it leaves out."""
+    """Return the innermost launcher of tasks; an outer one that agrees with it may supply missing fields."""
     innermost: _Launcher | None = None
     found: _Claims = {}
     for launcher in _LAUNCHERS:
@@ -252,24 +252,24 @@ def _check_agreement(own: _Claims, tasks: _Claims, *, launcher: _Launcher | None
 
 
 def _check_one_world(marked: str, environ: Mapping[str, str], *, launcher: _Launcher | None, tasks: _Claims) -> None:
-    """Refuse a `deepspeed` or torchrun of one machine in each of several tasks: that many runs, each on its own."""
+    """Refuse a single-machine `deepspeed` or torchrun in each of several tasks: these would be separate runs."""
     machines, started = environ[_MARKS[marked][1]], tasks.get("world_size", ("", 1))[1]
     if launcher is not None and started > 1 and machines == "1":
         raise LaunchError(
             f"{launcher.name} started {started} tasks, and each of them runs {marked} for one machine: that would be "
-            f"{started} runs beside each other; start {marked} once per machine and tell it of all machines, or, for "
+            f"{started} independent runs; start {marked} once per machine and pass it all machines, or, for "
             f"separate runs, start it with `env -u {launcher.variables['rank'][0]} {marked} ...`"
         )
 
 
 def _says_several(own: _Claims) -> bool:
-    """Return whether variables that were set by hand speak of more than a process by itself."""
+    """Return whether variables set by hand describe more than a single process."""
     alone = {"world_size": 1, "local_rank": 0, "local_size": 1}
     return "rank" in own or any(own[field][1] != value for field, value in alone.items() if field in own)
 
 
 def _complete(claims: _Claims, *, launcher: _Launcher | None, started_by: str) -> Place:
-    """Return the place that the variables describe.
+    """Return the place described by the variables.
 
     Raises:
         LaunchError: a field is missing, or out of its range.
@@ -324,7 +324,7 @@ def _check_address(environ: Mapping[str, str], *, place: Place, launcher: _Launc
 
 
 def _first_host(environ: Mapping[str, str], *, place: Place, launcher: _Launcher) -> str:
-    """Return rank 0's machine as far as it can be told, or the command that tells it."""
+    """Return rank 0's machine if known, or a command that prints it."""
     if place.on_one_machine:
         return LOOPBACK
     if launcher.name != "srun":

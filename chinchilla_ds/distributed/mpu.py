@@ -1,8 +1,8 @@
-"""What DeepSpeed asks of a Megatron client, answered from megatron-core's parallel state.
+"""DeepSpeed's interface to a Megatron client, implemented by megatron-core's parallel state.
 
 DeepSpeed sums the squared gradient norm over the model-parallel *group* and counts replicated parameters (norms) only
-where the model-parallel *rank* is 0. With pipeline stages the group must span TP x PP, but every stage holds norms of
-its own, so the rank must be the tensor-parallel rank alone.
+where the model-parallel *rank* is 0. With pipeline stages the group must span TP x PP, but every stage holds its own
+norms, so the rank must be the tensor-parallel rank alone.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 
 
 class Mpu:
-    """The model-parallel unit that `deepspeed.initialize(mpu=...)` takes."""
+    """The model-parallel unit for `deepspeed.initialize(mpu=...)`."""
 
     get_data_parallel_rank = staticmethod(parallel_state.get_data_parallel_rank)
     get_data_parallel_world_size = staticmethod(parallel_state.get_data_parallel_world_size)

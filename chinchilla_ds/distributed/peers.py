@@ -1,11 +1,11 @@
-"""What ranks tell each other outside collectives: that they live, and why one leaves.
+"""Messages between ranks outside collectives: that they are alive, and why one exits.
 
-A collective waits for a rank that will never come; a launcher ends the ranks of its own machine alone, and srun none.
-So every rank looks at the store that they met at, on a connection of its own:
+A collective waits for a rank that will never arrive; a launcher ends only the ranks of its own machine, and srun none.
+So every rank watches the store where they met, on its own connection:
 
-- A rank that leaves says so there, with its reason and exit code, and the others follow.
-- Each also leaves a sign of life there. Until the first step rank 0 looks for one that has stopped: up to then ranks
-  wait for each other without a limit, for rank 0 may prepare text for days.
+- A rank that exits writes its reason and exit code there, and the others follow.
+- Each also writes a heartbeat there. Until the first step rank 0 checks that none has stopped: up to then ranks
+  wait for each other without a limit, since rank 0 may prepare text for days.
 """
 
 import dataclasses
@@ -22,31 +22,37 @@ from chinchilla_ds.structured import build, parse_json
 
 POLL_S = 1.0
 SILENT_S = 120.0
-"""A rank that has given no sign of life for so long is dead, or its machine is; imports and kernels take seconds."""
+"""A rank without a heartbeat for this long is dead, or its machine is; imports and kernels take seconds."""
 SEEN_S = 2 * POLL_S
-"""For the others to see why this rank leaves: the store may end with it."""
+"""Time for the others to read why this rank exits: the store may end with it."""
 _LEFT = "peers/left"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Departure:
-    """Why a rank leaves."""
+    """Why a rank exits."""
 
     rank: int
     local_rank: int
-    """On its machine; -1 where it cannot have said why itself."""
+    """Local rank on its machine; -1 if it cannot have reported the reason itself."""
     exit_code: int
     reason: str
 
 
 class Peers:
-    """The other ranks of a run; `leave` is called once, in a thread, when this rank has to go because of one."""
+    """The other ranks of a run; `leave` is called once, in a thread, when this rank must exit because of one."""
 
     def __init__(self, store: Store, *, place: Place, leave: Callable[[Departure], object]) -> None:
-        """Begin to listen; with one rank there is nobody to listen to."""
+        """Start listening; does nothing with a single rank.
+
+        Args:
+            store: where the ranks have met.
+            place: this rank's place.
+            leave: called with the departure that this rank must follow.
+        """
         self._place, self._leave = place, leave
         self._store = connect(store)
-        self._lock = threading.Lock()  # what is asked of one connection must be answered before the next
+        self._lock = threading.Lock()  # a connection must answer one request before the next
         self._starting, self._over = True, threading.Event()
         self._answered_s = time.monotonic()
         self._gone = False
@@ -56,18 +62,18 @@ class Peers:
             thread.start()
 
     def begun(self) -> None:
-        """Stop looking for signs of life: from the first step on a watchdog knows how long things may take."""
+        """Stop checking heartbeats: from the first step on, a watchdog knows the time limits."""
         self._starting = False
 
     def close(self) -> None:
-        """Stop listening; every rank does so before any of them ends."""
+        """Stop listening; every rank does so before any of them exits."""
         self._over.set()
         if threading.current_thread() not in self._threads:
             for thread in self._threads:
                 thread.join(SEEN_S)
 
     def announce(self, *, exit_code: int, reason: str) -> None:
-        """Tell the others why this rank leaves; the first reason of any rank counts."""
+        """Tell the others why this rank exits; the first reason of any rank counts."""
         if self._place.world_size == 1 or self._over.is_set():
             return
         self._over.set()
@@ -81,11 +87,11 @@ class Peers:
             time.sleep(SEEN_S)
 
     def _tell(self, departure: Departure) -> None:
-        with suppress(RuntimeError):  # the store is gone: nobody is left to be told
+        with suppress(RuntimeError):  # the store is gone, and so are the readers
             connect(self._store).compare_set(_LEFT, "", json.dumps(dataclasses.asdict(departure)))
 
     def _listen(self) -> None:
-        """Look for a rank that has left, and leave a sign of life."""
+        """Check for a rank that has exited, and write a heartbeat."""
         heard = _Heard(self._place)
         count = 0
         while not self._over.wait(POLL_S):
@@ -104,12 +110,12 @@ class Peers:
             self._answered_s = time.monotonic()
 
     def _await_answers(self) -> None:
-        """Notice that the store's machine no longer answers: a question then waits, in C, without an end."""
+        """Detect that the store's machine no longer answers: a request then blocks in C without a limit."""
         last_s = time.monotonic()
         while not self._over.wait(POLL_S) and self._starting:
             now_s = time.monotonic()
             if now_s - last_s > 2 * POLL_S:
-                self._answered_s = now_s  # this process itself stood still
+                self._answered_s = now_s  # this process itself was suspended
             last_s = now_s
             if now_s - self._answered_s > SILENT_S:
                 self._go(_lost_store(f"no answer in {SILENT_S:.0f} s"))
@@ -125,7 +131,7 @@ class Peers:
 
 
 class _Heard:
-    """When rank 0 last heard from each of the others."""
+    """When rank 0 last received a heartbeat of each other rank."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -138,7 +144,7 @@ class _Heard:
             return None
         now_s = time.monotonic()
         if now_s - self._looked_s > SILENT_S / 4:
-            self._signs.clear()  # this process stood still, and perhaps the others
+            self._signs.clear()  # this process was suspended, and perhaps the others
         self._looked_s = now_s
         for rank in range(1, self._place.world_size):
             name = f"peers/alive/{rank}"
@@ -147,11 +153,13 @@ class _Heard:
             if sign != before:
                 self._signs[rank] = sign, now_s
             elif now_s - since_s > SILENT_S:
-                why = f"rank {rank} has given no sign of life for {SILENT_S:.0f} s: it, or its machine, stands still"
+                why = (
+                    f"rank {rank} has sent no heartbeat for {SILENT_S:.0f} s: it, or its machine, is dead or suspended"
+                )
                 return Departure(rank=rank, local_rank=-1, exit_code=EXIT_CODE_HUNG, reason=why)
         return None
 
 
 def _lost_store(said: str) -> Departure:
-    why = f"rank 0, which holds what the ranks tell each other, is gone ({said.splitlines()[0]})"
+    why = f"rank 0, which holds the store for messages between ranks, is gone ({said.splitlines()[0]})"
     return Departure(rank=0, local_rank=-1, exit_code=EXIT_CODE_HUNG, reason=why)

@@ -1,4 +1,4 @@
-"""Work that one rank does for all: its result, or the user error it met, reaches every rank."""
+"""Work that one rank does for all: its result, or its user error, reaches every rank."""
 
 import time
 from collections.abc import Callable
@@ -16,15 +16,15 @@ _POLL_S = 0.5
 
 
 def run_on_rank_zero(work: Callable[[], T], *, store: Store | None = None) -> T:
-    """Run `work` on global rank 0 and return what it returned on every rank.
+    """Run `work` on global rank 0 and return its result on every rank.
 
     Args:
-        work: What to do. The other ranks wait for it in a collective, which watchdogs take for hung after a while.
-        store: For work that may take hours: where the others look for its end, in no collective.
+        work: The function. The other ranks wait for it in a collective, which watchdogs eventually consider hung.
+        store: For work that may take hours: where the others poll for its end, without a collective.
 
     Raises:
-        ChinchillaError: `work` raised it; every rank raises it, so that all leave together. Anything else that `work`
-            raises is a bug: rank 0 ends with its traceback, and the launcher ends the others.
+        ChinchillaError: `work` raised it; every rank raises it, so that all exit together. Anything else that `work`
+            raises is a bug: rank 0 exits with its traceback, and the launcher ends the others.
     """
     outcome: list[Any] = [None]
     if dist.get_rank() == 0:

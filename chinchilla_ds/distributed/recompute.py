@@ -15,12 +15,12 @@ _SECTION = "activation_checkpointing"
 
 
 def configure(*, ds_config: dict[str, Any], num_layers: int) -> None:
-    """Hand the `activation_checkpointing` section of a resolved ds_config to DeepSpeed.
+    """Pass the `activation_checkpointing` section of a resolved ds_config to DeepSpeed.
 
     Args:
         ds_config: The DeepSpeed JSON; its section may name partition_activations, cpu_checkpointing,
             contiguous_memory_optimization, synchronize_checkpoint_boundary and profile.
-        num_layers: Checkpoints of one forward pass on this rank, which contiguous memory needs to know.
+        num_layers: Activation checkpoints per forward pass on this rank, required for contiguous memory.
     """
     section = ds_config.get(_SECTION, {})
     deepspeed.checkpointing.configure(
@@ -35,6 +35,6 @@ def configure(*, ds_config: dict[str, Any], num_layers: int) -> None:
 
 
 def recomputed(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-    """Return `function(*tensors)`, keeping only `tensors` for the backward pass, which computes the rest again."""
+    """Return `function(*tensors)`, saving only `tensors` for the backward pass, which recomputes the rest."""
     output: torch.Tensor = deepspeed.checkpointing.checkpoint(function, *tensors)
     return output

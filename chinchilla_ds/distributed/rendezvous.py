@@ -1,8 +1,8 @@
-"""Where the ranks meet: the key-value store behind a process group, open to no more than has to reach it.
+"""Rendezvous of the ranks: the key-value store behind a process group, exposed as little as possible.
 
-torch's TCPStore listens on all interfaces, without a password. With one rank there is nobody to meet, and a store in
-memory is enough; with all ranks on one machine it listens on the loopback interface alone, as gloo then does too.
-Between machines it listens on all: keep its port, and those that gloo and NCCL choose, inside the cluster.
+torch's TCPStore listens on all interfaces, without a password. With a single rank, a store in
+memory is enough; with all ranks on one machine it listens only on the loopback interface, as does gloo.
+Between machines it listens on all interfaces: keep its port, and those of gloo and NCCL, inside the cluster.
 """
 
 import os
@@ -18,16 +18,16 @@ from chinchilla_ds.errors import LayoutError
 __all__ = ["MEET_S", "Store", "connect", "open_store"]
 
 MEET_S = 600.0
-"""How long the first rank waits for the last: node images load, filesystems mount."""
+"""How long the first rank waits for the last: node images load, file systems mount."""
 _BACKLOG = 4096
 _LOOPBACK_INTERFACE = "lo"
 
 
 def open_store(place: Place, /, *, timeout_s: float = MEET_S) -> Store:
-    """Return the store of this run's ranks, once all have come; reads MASTER_ADDR and MASTER_PORT.
+    """Return the store of this run's ranks, once all have arrived; reads MASTER_ADDR and MASTER_PORT.
 
     Raises:
-        LayoutError: the port is taken, the address cannot be reached, or not every rank came in time.
+        LayoutError: the port is in use, the address cannot be reached, or not every rank arrived in time.
     """
     if place.world_size == 1:
         _keep_gloo_local()
@@ -53,12 +53,12 @@ def open_store(place: Place, /, *, timeout_s: float = MEET_S) -> Store:
 
 
 def connect(store: Store, /) -> Store:
-    """Return a connection of its own to the same store, for a thread: calls on one connection wait for each other."""
+    """Return a separate connection to the same store, for a thread: calls on one connection wait for each other."""
     return store if isinstance(store, HashStore) else store.clone()  # type: ignore[attr-defined]
 
 
 def _listen(port: int) -> int:
-    """Return the descriptor of a socket that listens on the loopback interface; the store owns and closes it."""
+    """Return the descriptor of a socket listening on the loopback interface; the store owns and closes it."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -73,8 +73,8 @@ def _cannot_meet(port: int, *, place: Place | None, address: str, said: str) -> 
     who = "" if place is None or place.rank == 0 else f"rank {place.rank} does not reach rank 0; "
     return LayoutError(
         f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {address}:{port} ({who}{said.splitlines()[0]}); if another "
-        "run holds the port, choose a free one: deepspeed --master_port 29501 ...; if ranks are missing, look at what "
-        "they say"
+        "run uses the port, choose a free one: deepspeed --master_port 29501 ...; if ranks are missing, check their "
+        "messages"
     )
 
 

@@ -1,14 +1,14 @@
 """Corrections to the step of DeepSpeed 0.19.8's ZeRO optimizers. Applied once, by `groups.initialize`.
 
-**The loss scale grows after the step.** A step of FP16 ends a window without an overflow: DeepSpeed doubles the loss
-scale, and only then divides the gradients by it, which were made under the scale before. That step's gradients come
-out halved; under ZeRO-3 so does the norm that is reported, and clipping sees half of it. Here the scale grows when the
-step has been taken. A step that overflows is not taken, so there the scale shrinks at once, as it did.
+**The loss scale grows after the step.** When an FP16 step ends a window without an overflow, DeepSpeed doubles the loss
+scale, and only then divides the gradients by it, which were computed under the old scale. That step's gradients come
+out halved; under ZeRO-3 so does the reported norm, and clipping sees half of it. Here the scale grows after the
+step has been taken. A step that overflows is not taken, so the scale then shrinks at once, as before.
 
-**One all-reduce for the gradient norm.** DeepSpeed sums the squares of one sub-group (ZeRO-3) or of one parameter group
-(ZeRO-1 and 2) after the other over the model-parallel ranks. Pipeline stages may differ in how many they have, and then
-their all-reduces do not match and the first step hangs. Here each rank sums the squares of all its groups over its
-data-parallel ranks, and the sum goes over the model-parallel ranks once.
+**One all-reduce for the gradient norm.** DeepSpeed sums the squares of one sub-group (ZeRO-3) or one parameter group
+(ZeRO-1 and 2) after the other over the model-parallel ranks. Pipeline stages may have different numbers of groups;
+their all-reduces then do not match, and the first step hangs. Here each rank sums the squares of all its groups over
+its data-parallel ranks, and the sum goes over the model-parallel ranks once.
 """
 
 import functools
@@ -62,18 +62,18 @@ _EXPECTED = {
         "return combine_grad_norm_groups(norm_groups, norm_type=norm_type)\n",
     ),
 }
-"""What the corrections rest on: what each optimizer says."""
+"""Source text of each optimizer on which the corrections rely."""
 _NUM_SUMS = "self._model_parallel_all_reduce(", 4
-"""And how often each file calls its all-reduce over the model-parallel ranks: for the norm of gradients on the device
-and of those on the host, for the largest gradient, which no step asks for, and for the overflow, once in a step."""
+"""Calls of the all-reduce over the model-parallel ranks in each file: for the norm of gradients on the device
+and on the host, for the largest gradient, which no step needs, and for the overflow, once per step."""
 _corrected: set[type] = set()
 
 
 def install() -> None:
-    """Correct both optimizers; does nothing the second time.
+    """Correct both optimizers; does nothing when called again.
 
     Raises:
-        DependencyChangedError: one of them no longer does what is corrected.
+        DependencyChangedError: one of them no longer has the corrected behaviour.
     """
     for optimizer in _EXPECTED.keys() - _corrected:
         _require(optimizer)
@@ -143,10 +143,10 @@ def _global_norm_by_one_all_reduce(optimizer: Any) -> Callable[..., Tensor]:
 
 
 def _global_norm(optimizer: Any, norm_of_groups: Callable[[], Tensor]) -> Tensor:
-    """Return the L2 norm over the model-parallel ranks; infinite where a gradient of any is not finite.
+    """Return the L2 norm over the model-parallel ranks; infinite if any rank has a non-finite gradient.
 
     Args:
-        optimizer: DeepSpeed's.
+        optimizer: DeepSpeed's optimizer.
         norm_of_groups: Returns the norm over all groups, each of which would be summed over the model-parallel ranks.
     """
     group = optimizer.model_parallel_group
@@ -161,7 +161,7 @@ def _global_norm(optimizer: Any, norm_of_groups: Callable[[], Tensor]) -> Tensor
 
 @contextmanager
 def _replaced(holder: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Let `holder.name` be a function for a while, in front of its class's method."""
+    """Temporarily shadow a method with a function as attribute `name` of `holder`."""
     setattr(holder, name, function)
     try:
         yield

@@ -54,7 +54,7 @@ def companion_plan(plan: RunPlan, *, beside: RunPlan) -> RunPlan:
     )
 
 
-class FrozenDecoder:
+class CompanionDecoder:
     """A `chinchilla_ds.objective.FrozenDecoder`, and what the schedules ask of one."""
 
     def __init__(self, stage: PipelineStage, *, plan: RunPlan, ds_config: dict[str, Any] | None) -> None:
@@ -109,7 +109,7 @@ def _logits_step(tokens: Iterator[Tensor], face: "_Face") -> tuple[Tensor, Any]:
 class _Face(torch.nn.Module):
     """The face of one model chunk that megatron's schedules expect."""
 
-    def __init__(self, decoder: FrozenDecoder, index: int) -> None:
+    def __init__(self, decoder: CompanionDecoder, index: int) -> None:
         super().__init__()
         model = decoder.stage.decoders[index]
         self._run, self._set_input_tensor, self._index = decoder.run, decoder.set_input_tensor, index

@@ -26,7 +26,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from chinchilla_ds.distributed import cpu_backend
-from chinchilla_ds.engine.frozen_decoder import FrozenDecoder
+from chinchilla_ds.engine.frozen_decoder import CompanionDecoder
 from chinchilla_ds.engine.micro_step import MicroStep
 from chinchilla_ds.model.decoder import PipelineStage
 from chinchilla_ds.run_plan import RunPlan
@@ -35,7 +35,7 @@ from chinchilla_ds.run_plan import RunPlan
 class AccumulationSchedule:
     """One pipeline stage: micro-batches one after the other, DeepSpeed accumulating the gradients."""
 
-    def __init__(self, *, engine: Any, plan: RunPlan, companion: FrozenDecoder | None) -> None:
+    def __init__(self, *, engine: Any, plan: RunPlan, companion: CompanionDecoder | None) -> None:
         self.engine, self.companion = engine, companion
 
     def train(self, steps: Sequence[MicroStep]) -> None:
@@ -71,7 +71,7 @@ class _Chunk(nn.Module):
         self.index = index
         self.config, self.model_type, self.vp_stage = model.config, model.model_type, model.vp_stage
         self.makes_loss = model.post_process
-        self.companion: FrozenDecoder | None = None
+        self.companion: CompanionDecoder | None = None
         """What runs in the same passes; set while a step with a companion is taken."""
 
     def set_input_tensor(self, tensors: list[Tensor | None]) -> None:
@@ -95,7 +95,7 @@ class _Chunk(nn.Module):
 class PipelineSchedule:
     """Several pipeline stages: megatron-core's 1F1B, interleaved where there are virtual stages."""
 
-    def __init__(self, *, engine: Any, plan: RunPlan, companion: FrozenDecoder | None) -> None:
+    def __init__(self, *, engine: Any, plan: RunPlan, companion: CompanionDecoder | None) -> None:
         stage: PipelineStage = engine.module
         self.engine, self.plan, self.companion = engine, plan, companion
         self.chunks = [_Chunk(engine=engine, stage=stage, index=index) for index in range(len(stage.decoders))]
@@ -208,7 +208,7 @@ def _logits_step(tokens: Iterator[Tensor], chunk: _Chunk) -> tuple[Tensor, Any]:
 
 
 def make_schedule(
-    *, engine: Any, plan: RunPlan, companion: FrozenDecoder | None = None
+    *, engine: Any, plan: RunPlan, companion: CompanionDecoder | None = None
 ) -> AccumulationSchedule | PipelineSchedule:
     """Return the schedule that the plan's layout needs.
 

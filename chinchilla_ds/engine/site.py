@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from chinchilla_ds.engine.frozen_decoder import FrozenDecoder, companion_plan
+from chinchilla_ds.engine.frozen_decoder import CompanionDecoder, companion_plan
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.model.decoder import PipelineStage
 from chinchilla_ds.model.dtypes import DTYPES
@@ -27,7 +27,7 @@ class AttachmentSite:
         *,
         plan: RunPlan,
         partition: Partition,
-        build_frozen: Callable[[RunPlan, bool], FrozenDecoder],
+        build_frozen: Callable[[RunPlan, bool], CompanionDecoder],
         path: tuple[str, ...] = (),
     ) -> None:
         """Take the stage, whose weights are initialised.
@@ -61,7 +61,7 @@ class AttachmentSite:
         assert not hasattr(holder, name), f"{name} is registered already"
         holder.add_module(name, module)
 
-    def frozen_decoder(self, plan: RunPlan, /, *, partitioned: bool = False) -> FrozenDecoder:
+    def frozen_decoder(self, plan: RunPlan, /, *, partitioned: bool = False) -> CompanionDecoder:
         """Build a companion with initial weights.
 
         Raises:

@@ -17,7 +17,7 @@ from chinchilla_ds.distributed import cpu_backend, groups, recompute
 from chinchilla_ds.distributed.mpu import Mpu
 from chinchilla_ds.engine import precision
 from chinchilla_ds.engine.deepspeed_check import clips_itself, for_deepspeed
-from chinchilla_ds.engine.frozen_decoder import FrozenDecoder
+from chinchilla_ds.engine.frozen_decoder import CompanionDecoder
 from chinchilla_ds.engine.micro_step import MicroStep, reported_names
 from chinchilla_ds.engine.nonfinite import FirstBad, NonFiniteWatch
 from chinchilla_ds.engine.optimizer import make_optimizer
@@ -94,10 +94,10 @@ class TrainingEngine:
         """Attach the objective, once all weights of the decoder have their initial values."""
         zero3 = self.plan.layout.zero_stage == 3
 
-        def build_frozen(plan: RunPlan, partitioned: bool) -> FrozenDecoder:
+        def build_frozen(plan: RunPlan, partitioned: bool) -> CompanionDecoder:
             partitioned = partitioned and zero3
             frozen = _build(plan, eod_id=eod_id, told=told, partitioned=partitioned)
-            return FrozenDecoder(frozen, plan=plan, ds_config=told if partitioned else None)
+            return CompanionDecoder(frozen, plan=plan, ds_config=told if partitioned else None)
 
         self.objective.attach(
             AttachmentSite(
@@ -108,9 +108,11 @@ class TrainingEngine:
             )
         )
 
-    def _companion(self) -> FrozenDecoder | None:
+    def _companion(self) -> CompanionDecoder | None:
         companion = self.objective.companion()
-        assert companion is None or isinstance(companion, FrozenDecoder), "a companion is made by Site.frozen_decoder"
+        assert companion is None or isinstance(companion, CompanionDecoder), (
+            "a companion is made by Site.frozen_decoder"
+        )
         return companion
 
     @property

@@ -1,1 +1,1 @@
-"""What a trained model is worth, in units that can be compared."""
+"""Evaluation of a trained model, in comparable units."""

@@ -7,11 +7,11 @@ def bits_per_byte(*, loss_nats_per_token: float, num_tokens: int, num_bytes: int
     """Return the loss in bits per byte of text, (num_tokens / num_bytes) * loss / ln 2.
 
     Source: Gao et al. 2020, "The Pile" (arXiv:2101.00027), section 3.1. `num_tokens` includes the end-of-document
-    tokens, which cost the model something and hold no bytes.
+    tokens, which contribute to the loss but have no bytes.
 
     Args:
         loss_nats_per_token: Mean cross-entropy, natural logarithm.
-        num_tokens: Tokens the text was cut into.
+        num_tokens: Number of tokens of the text.
         num_bytes: Length of the same text in UTF-8.
 
     Raises:

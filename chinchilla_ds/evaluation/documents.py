@@ -1,4 +1,4 @@
-"""Documents to score: the held-out part of a prepared corpus, or files as they are."""
+"""Documents to score: the held-out part of a prepared corpus, or unprocessed files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -12,12 +12,12 @@ from chinchilla_ds.errors import DataError
 from chinchilla_ds.evaluation.scores import Document
 
 HELD_OUT = "held-out"
-"""Source of all documents where the corpus does not say which is whose."""
+"""Source of all documents if the corpus does not record their sources."""
 _PART_BYTES = 64 * 2**20
 
 
 def held_out_documents(prepared: PreparedData, *, tokenizer: Tokenizer) -> Iterator[Document]:
-    """Yield the held-out documents of a prepared corpus, by source where it says which is whose.
+    """Yield the held-out documents of a prepared corpus, with their sources if recorded.
 
     Raises:
         DataError: it was made with another tokenizer, or its files have changed since.
@@ -47,7 +47,7 @@ def _document(source: str, tokens: list[int], *, tokenizer: Tokenizer) -> Docume
 
 
 def _without_bos(tokens: list[int], tokenizer: Tokenizer) -> list[int]:
-    """Return a document's tokens without the one that begins it, which tells nothing of a model."""
+    """Return a document's tokens without the one that begins it, which says nothing about a model."""
     return tokens[1:] if tokens[:1] == [tokenizer.bos_id] else tokens
 
 
@@ -55,7 +55,7 @@ def find_files(paths_by_source: Mapping[str, Sequence[str]], /, *, text_field: s
     """Return the files of every source; nothing is read yet.
 
     Raises:
-        DataError: listing every path that is missing, empty or of an unknown type.
+        DataError: lists every path that is missing, empty or of an unknown type.
     """
     found: list[Corpus] = []
     problems: list[str] = []
@@ -70,7 +70,7 @@ def find_files(paths_by_source: Mapping[str, Sequence[str]], /, *, text_field: s
 
 
 def file_documents(sources: Sequence[Corpus], /, *, tokenizer: Tokenizer) -> Iterator[Document]:
-    """Yield the documents in files, neither cleaned nor deduplicated; empty ones are left out.
+    """Yield the documents in files, neither cleaned nor deduplicated; empty ones are skipped.
 
     Raises:
         DataError: a record that cannot be read.

@@ -1,4 +1,4 @@
-"""What a model's losses on documents add up to, by source and in all."""
+"""Sums of a model's losses on documents, by source and in total."""
 
 import math
 from collections.abc import Sequence
@@ -10,27 +10,27 @@ from chinchilla_ds.evaluation.bits_per_byte import bits_per_byte
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A document to be scored."""
+    """A document to score."""
 
     source: str
     tokens: Sequence[int]
-    """An end-of-document token stands last."""
+    """The tokens; the last one is an end-of-document token."""
     num_bytes: int
-    """Of its text in UTF-8."""
+    """Bytes of its text in UTF-8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Sums over documents. Every document's end counts as a token: the model must say where a text ends."""
+    """Sums over documents. Every document's end counts as a token: the model must predict where a text ends."""
 
     documents: int = 0
     tokens: int = 0
-    """End-of-document tokens included."""
+    """Tokens, end-of-document tokens included."""
     bytes: int = 0
     nats: float = 0.0
     """Sum of the cross-entropy of all tokens."""
     end_nats: float = 0.0
-    """The part of the end-of-document tokens."""
+    """The end-of-document tokens' part of it."""
 
     def __add__(self, other: "Score") -> "Score":
         return Score(
@@ -48,17 +48,17 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """Per token: exp of the loss."""
+        """Perplexity per token: exp of the loss."""
         return math.exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
-        """Of text and ends of documents, as in training."""
+        """Bits per byte of text and ends of documents, as in training."""
         return bits_per_byte(loss_nats_per_token=self.loss, num_tokens=self.tokens, num_bytes=self.bytes)
 
     @property
     def text_bits_per_byte(self) -> float:
-        """Of the text alone, as lm-eval counts."""
+        """Bits per byte of the text alone, as in lm-eval."""
         text = (self.nats - self.end_nats) / self.tokens
         return bits_per_byte(loss_nats_per_token=text, num_tokens=self.tokens, num_bytes=self.bytes)
 

@@ -1,4 +1,4 @@
-"""Documents through a model: the loss of every token, once, summed by source.
+"""Scores documents with a model: the loss of every token, counted once, summed by source.
 
 Shapes: b windows, s tokens of the longest.
 """
@@ -17,7 +17,7 @@ TokenLosses = Callable[[Tensor, Tensor], Tensor]
 BATCH_TOKENS = 8192
 """Tokens of one forward pass, padding included."""
 _WINDOWS_SORTED = 1024
-"""Windows that are put in order of their length before they are cut into batches, so that little is padding."""
+"""Windows that are sorted by length before they are batched, to minimise padding."""
 
 
 @torch.inference_mode()
@@ -34,17 +34,17 @@ def score_documents(
 ) -> dict[str, Score]:
     """Return the score of every source.
 
-    Each document is read by itself: what it scores does not depend on which others there are.
+    Each document is read separately: its score does not depend on the others.
 
     Args:
         documents: In any order; they are not all in memory at once.
         token_losses: The model.
-        eod_id: The end-of-document token, which stands behind a document.
+        eod_id: The end-of-document token, which follows a document.
         before_id: The token in front of a document, which is not scored; None: another end of document.
-        window: Most tokens that the model reads at once.
+        window: The most tokens that the model reads at once.
         stride: Tokens that each window after a document's first scores.
-        device: Of the model.
-        on_tokens: Told how many tokens have been scored since the last time.
+        device: The model's device.
+        on_tokens: Receives the number of tokens scored since its last call.
     """
     scores: dict[str, Score] = {}
     before = eod_id if before_id is None else before_id
@@ -62,7 +62,7 @@ def score_documents(
 def _windows(
     documents: Iterable[Document], scores: dict[str, Score], *, before: int, window: int, stride: int
 ) -> Iterator[tuple[str, Window]]:
-    """Yield every window with its source, and count the documents in `scores` on the way."""
+    """Yield every window with its source, and count the documents in `scores`."""
     for document in documents:
         counts = Score(documents=1, tokens=len(document.tokens), bytes=document.num_bytes)
         scores[document.source] = scores.get(document.source, Score()) + counts
@@ -71,7 +71,7 @@ def _windows(
 
 
 def _batches(windows: Iterable[tuple[str, Window]]) -> Iterator[list[tuple[str, Window]]]:
-    """Yield windows of about one length together, as many as give `BATCH_TOKENS`."""
+    """Yield batches of windows of similar length, of about `BATCH_TOKENS` each."""
     waiting: list[tuple[str, Window]] = []
     for one in windows:
         waiting.append(one)
@@ -90,7 +90,7 @@ def _cut_batches(waiting: list[tuple[str, Window]]) -> Iterator[list[tuple[str, 
 
 
 def _stack(windows: list[Window], *, filler: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens and labels [b, s], filled up on the right, where no token of a window looks, and what counts."""
+    """Return tokens and labels [b, s], padded on the right, which no token attends to, and the mask of what counts."""
     longest = max(len(one.tokens) for one in windows)
     tokens = torch.full((len(windows), longest), filler)
     labels = torch.full((len(windows), longest), filler)

@@ -1,4 +1,4 @@
-"""Benchmark tasks through lm-eval, on a model as `transformers` reads it; needs the extra `chinchilla-ds[eval]`."""
+"""Benchmark tasks through lm-eval, on a model loaded by `transformers`; needs the extra `chinchilla-ds[eval]`."""
 
 import logging
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.structured import read_bytes
 
 BATCH_SIZE = 8
-"""Requests of one forward pass."""
+"""Requests per forward pass."""
 
 
 def open_tasks(names: Sequence[str], *, include_path: Path | None) -> Any:
-    """Return lm-eval's manager of the tasks that there are.
+    """Return lm-eval's manager of the available tasks.
 
     Args:
         names: Tasks, groups or tags.
-        include_path: A folder of task files (YAML) beside those that lm-eval brings.
+        include_path: A folder of task files (YAML) in addition to lm-eval's own.
 
     Raises:
-        ConfigError: lm-eval is not installed, or a name is none of its tasks.
+        ConfigError: lm-eval is not installed, or a name is not one of its tasks.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -43,10 +43,10 @@ def open_tasks(names: Sequence[str], *, include_path: Path | None) -> Any:
 
 
 def _check_task_files(folder: Path) -> None:
-    """Check the YAML of task files, of which lm-eval leaves out silently what it cannot read; nothing is constructed.
+    """Check the YAML of task files, of which lm-eval silently skips unreadable ones; nothing is constructed.
 
     Raises:
-        ConfigError: naming every file that is not YAML.
+        ConfigError: names every file that is not YAML.
     """
     import yaml  # type: ignore[import-untyped]
 
@@ -82,16 +82,16 @@ def run_tasks(
     """Return the metrics of every task and group, by name.
 
     Args:
-        folder: Model and tokenizer, as `transformers` reads them.
-        names: Tasks, groups or tags, which `manager` knows.
-        manager: What `open_tasks` returned.
-        device: In torch's words.
-        dtype: Of the weights, in torch's words.
-        limit: Examples of each task at most; None: all.
+        folder: Model and tokenizer in the format of `transformers`.
+        names: Tasks, groups or tags known to `manager`.
+        manager: The result of `open_tasks`.
+        device: Torch's name of the device.
+        dtype: Torch's name of the weights' type.
+        limit: The most examples of each task; None: all.
         add_bos_token: Whether texts begin with the tokenizer's BOS.
 
     Raises:
-        ConfigError: a task's data cannot be had, or its file says what lm-eval cannot do.
+        ConfigError: a task's data is not available, or its file is invalid for lm-eval.
     """
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
@@ -104,14 +104,14 @@ def run_tasks(
         found = simple_evaluate(
             model, tasks=list(names), task_manager=manager, limit=limit, log_samples=False, bootstrap_iters=0
         )
-    except (OSError, ConnectionError, ValueError, DatasetsError) as error:  # of data that is not to be had
+    except (OSError, ConnectionError, ValueError, DatasetsError) as error:  # unavailable data
         raise ConfigError(
             f"`tasks`: lm-eval cannot run {', '.join(names)}: {_first_line(error)}; offline, name task files whose "
             "data is on this machine with `include_path`"
         ) from error
-    except (KeyError, TypeError, AttributeError, ImportError, TemplateError) as error:  # of what a task file says
+    except (KeyError, TypeError, AttributeError, ImportError, TemplateError) as error:  # invalid task file
         raise ConfigError(
-            f"`tasks`: lm-eval cannot run {', '.join(names)}: {type(error).__name__}: {_first_line(error)}; look at "
+            f"`tasks`: lm-eval cannot run {', '.join(names)}: {type(error).__name__}: {_first_line(error)}; check "
             "the task's file and its data"
         ) from error
     assert found is not None, "lm-eval returns results on the one rank that runs it"
@@ -123,7 +123,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, float]:
-    """Return `acc: 0.5` of what lm-eval calls `acc,none: 0.5`, without standard errors, which need resampling.
+    """Return `acc: 0.5` for lm-eval's `acc,none: 0.5`, without standard errors, which need resampling.
 
     Keys without a comma are counts and names.
     """

@@ -1,7 +1,7 @@
-"""Cutting documents into the windows that a model with a bounded context reads.
+"""Splits documents into windows for a model with a bounded context.
 
-Every token of a document is predicted once. The first from an end-of-document token, which stands in front; those of
-the first window from all that came before; the later ones from at least `window - stride` tokens.
+Every token of a document is predicted once: the first from a preceding end-of-document token, those of
+the first window from all tokens before them, the later ones from at least `window - stride` tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from chinchilla_ds.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """One forward pass of one row: what is read, what is to be predicted, and which of that counts."""
+    """One row of a forward pass: the tokens, their labels, and which of them count."""
 
     tokens: Sequence[int]
     """Input, at most `window` tokens."""
@@ -23,12 +23,12 @@ class Window:
 
 
 def cut(document: Sequence[int], /, *, before: int, window: int, stride: int) -> Iterator[Window]:
-    """Yield the windows of a document: the first holds up to `window` tokens, each next one ends `stride` further.
+    """Yield the windows of a document: the first has up to `window` tokens, each further one ends `stride` later.
 
     Args:
         document: Its tokens.
-        before: What the first token is predicted from: an end-of-document token.
-        window: Most tokens that the model reads at once.
+        before: The token from which the first one is predicted: an end-of-document token.
+        window: The most tokens that the model reads at once.
         stride: Tokens that each window after the first scores; at most `window`.
     """
     read = [before, *document[:-1]]
@@ -42,6 +42,11 @@ def cut(document: Sequence[int], /, *, before: int, window: int, stride: int) ->
 
 def check(*, window: int, stride: int, seq_length: int) -> None:
     """Check that windows fit into the context and leave no token out.
+
+    Args:
+        window: tokens of a window.
+        stride: tokens that each window after the first scores.
+        seq_length: the model's context, tokens.
 
     Raises:
         ConfigError: they do not.

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
 from chinchilla_ds.distributed.launch import settle
 from chinchilla_ds.errors import ConfigError, LayoutError
+from chinchilla_ds.objective import Objective
 from chinchilla_ds.processes.libraries import quieten_training, use_cores
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.plan_file import checked_plan
 
 if TYPE_CHECKING:
-    from chinchilla_ds.data.feeding.loader import MicroBatch
+    from chinchilla_ds.data.feeding.loader import TokenBatch
     from chinchilla_ds.engine.result import StepResult
     from chinchilla_ds.engine.zero import TrainingEngine
 
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def initialize(plan: RunPlan, *, ds_config: str | Path | Mapping[str, Any], eod_id: int | None = None) -> "Engine":
+def initialize(
+    plan: RunPlan,
+    *,
+    ds_config: str | Path | Mapping[str, Any],
+    objective: Objective | None = None,
+    eod_id: int | None = None,
+) -> "Engine":
     """Build a plan's decoder over a DeepSpeed engine on the ranks that were started, for a loop of your own.
 
     Every rank calls this. The process group is started here, unless the script has started one; it is cut into the
@@ -33,6 +40,7 @@ def initialize(plan: RunPlan, *, ds_config: str | Path | Mapping[str, Any], eod_
     Args:
         plan: What `plan` returned, for as many ranks as there are.
         ds_config: The DeepSpeed JSON: a file, or its content.
+        objective: What makes the loss; None is what the plan names.
         eod_id: The end-of-document token; needed where the plan masks documents.
 
     Raises:
@@ -62,7 +70,8 @@ def initialize(plan: RunPlan, *, ds_config: str | Path | Mapping[str, Any], eod_
 
     groups.initialize(layout=plan.layout)
     check_with_deepspeed(resolved, plan)
-    return Engine(TrainingEngine(plan=plan, ds_config=resolved, eod_id=eod_id), ds_config=resolved)
+    engine = TrainingEngine(plan=plan, ds_config=resolved, eod_id=eod_id, objective=objective)
+    return Engine(engine, ds_config=resolved)
 
 
 class Engine:
@@ -93,17 +102,18 @@ class Engine:
 
         return groups.owns_loss()
 
-    def train_step(self, batches: "Sequence[MicroBatch]", *, learning_rate: float | None = None) -> "StepResult":
+    def train_step(self, batches: "Sequence[TokenBatch]", *, learning_rate: float | None = None) -> "StepResult":
         """Take one optimizer step; one whose loss or gradients are not finite is skipped on every rank.
 
         Args:
             batches: This data-parallel rank's micro-batches of the step, `plan.batch.gradient_accumulation_steps` many;
-                model-parallel ranks of one data-parallel rank give the same ones. A `data.feeding.loader.MicroBatch`
+                model-parallel ranks of one data-parallel rank give the same ones. A `data.feeding.loader.TokenBatch`
                 each, or a dataclass of yours with `tokens` and `labels`, int64 [micro_batch_size, seq_length].
             learning_rate: Of this step; None is the plan's schedule at `iteration`.
 
         Returns:
-            Loss, gradient norm, and whether the step was skipped; the same on every rank.
+            Loss, what was optimised where that is another, gradient norm, and whether the step was skipped; the same on
+            every rank.
 
         Raises:
             ConfigError: another number or shape of micro-batches than the plan has.
@@ -129,7 +139,7 @@ class Engine:
         self.iteration += not result.skipped
         return result
 
-    def evaluate(self, batches: "Sequence[MicroBatch]") -> float:
+    def evaluate(self, batches: "Sequence[TokenBatch]") -> float:
         """Return the mean loss of all data-parallel ranks' micro-batches, nats per token.
 
         Args:
@@ -199,7 +209,7 @@ class Engine:
         groups.wait_for_all()
         groups.shut_down()
 
-    def _on_device(self, batches: "Sequence[MicroBatch]") -> "list[MicroBatch]":
+    def _on_device(self, batches: "Sequence[TokenBatch]") -> "list[TokenBatch]":
         """Return the micro-batches on this rank's device.
 
         Raises:

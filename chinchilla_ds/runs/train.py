@@ -24,6 +24,7 @@ from chinchilla_ds.data.prepare import check_source, describe_text, prepare
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import Place, read_place, settle
 from chinchilla_ds.errors import EXIT_CODE_STOPPED, ChinchillaError, ConfigError, reworded
+from chinchilla_ds.objective import Objective, make_objective, spec_of
 from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.processes.endings import at_ending, end_well, follow, leave_hung, no_library_exits, raise_well
 from chinchilla_ds.processes.libraries import quieten_training, use_cores
@@ -53,6 +54,7 @@ def train(
     ds_config: str | Path | Mapping[str, Any],
     plan: str | Path | RunPlan | None = None,
     callbacks: Sequence["Callback"] = (),
+    objective: Objective | None = None,
 ) -> "TrainingState":
     """Plan a run, train it on the ranks that were started, evaluate and save it, as launchers/pretrain.py does.
 
@@ -64,6 +66,8 @@ def train(
         ds_config: The DeepSpeed JSON: a file, or its content.
         plan: A plan to run as it is, or its file; None makes one of `config`.
         callbacks: Called on every rank after our own and after those of the config, in this order.
+        objective: What makes the loss; None is what the config names. Class and plain fields stand in the plan, the
+            request and the checkpoints, so the class must be one that they make again.
 
     Returns:
         The state at the end: iterations, losses, `run_folder`, and the paths of what was written, on every rank.
@@ -72,7 +76,7 @@ def train(
         ChinchillaError: what the user can put right, on every rank: a config, plan or ds_config that contradicts
             itself, missing text, a full disk, a loss that diverges.
     """
-    config = checked_config(config)
+    config = _with_objective(checked_config(config), objective)
     command = TrainCommand(
         config=config,
         ds_config=Path(ds_config) if isinstance(ds_config, str) else ds_config,
@@ -80,12 +84,29 @@ def train(
         explicit=set_fields(config),
     )
     stop = StopRequest()
-    work = partial(train_command, command, callbacks=callbacks, started_s=time.monotonic(), stop=stop)
+    work = partial(
+        train_command, command, callbacks=callbacks, objective=objective, started_s=time.monotonic(), stop=stop
+    )
     try:
         return raise_well(work, stop=stop, exit_code_of=_exit_code)
     except BaseException:
         _leave_groups()
         raise
+
+
+def _with_objective(config: RunConfig, objective: Objective | None) -> RunConfig:
+    """Return the config of a run with this objective.
+
+    Raises:
+        ConfigError: the config names another one, or its class cannot be made from its plain fields.
+    """
+    if objective is None:
+        return config
+    spec = spec_of(objective)
+    make_objective(spec)
+    if config.objective not in (RunConfig().objective, spec):
+        raise ConfigError(f"`objective` is {config.objective} in the config and {spec} beside it: give one of them")
+    return dataclasses.replace(config, objective=spec)
 
 
 def train_and_end(read: Callable[[], TrainCommand], /) -> int:
@@ -112,13 +133,20 @@ def _exit_code(state: "TrainingState") -> int:
 
 
 def train_command(
-    command: TrainCommand, /, *, callbacks: Sequence["Callback"] = (), started_s: float, stop: StopRequest
+    command: TrainCommand,
+    /,
+    *,
+    callbacks: Sequence["Callback"] = (),
+    objective: Objective | None = None,
+    started_s: float,
+    stop: StopRequest,
 ) -> "TrainingState":
     """Train what a command asks for and return the state at the end; the caller takes signals and ends the process.
 
     Args:
         command: What to train.
         callbacks: Called on every rank after our own.
+        objective: What the command's config names, made already; None makes it.
         started_s: `time.monotonic()` when the command began.
         stop: Where signals ask for a stop.
 
@@ -142,6 +170,7 @@ def train_command(
         resolved=resolved,
         callbacks=[*named.values(), *callbacks],
         saved_callbacks=saved,
+        objective=objective,
         started_s=started_s,
         stop=stop,
     )
@@ -249,7 +278,7 @@ def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
     config = command.config
     if command.plan is not None:
         plan = given_plan(command.plan, world_size=world_size)
-        answered = sorted(command.explicit - BESIDE_A_PLAN)
+        answered = sorted(name for name in command.explicit - BESIDE_A_PLAN if not _agree(config, plan, name))
         if answered and not _makes(config, plan, explicit=command.explicit):
             fields = ", ".join(f"`{field_path(name)}`" for name in answered)
             raise ConfigError(f"{fields} beside `plan`, which fixes that: drop it, or make another plan")
@@ -260,6 +289,11 @@ def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
     if problems := list(config_problems(config, world_size=world_size, device="cpu")):
         raise ConfigError(problems)
     return make_plan(config, world_size=world_size, device=device_type())
+
+
+def _agree(config: RunConfig, plan: RunPlan, name: str) -> bool:
+    """Return whether a field, such as the seed or the objective, is the same in a config and in a plan."""
+    return hasattr(plan, name) and hasattr(config, name) and bool(getattr(config, name) == getattr(plan, name))
 
 
 def _makes(config: RunConfig, plan: RunPlan, *, explicit: frozenset[str]) -> bool:
@@ -299,6 +333,8 @@ class _Launch:
     """From outside."""
     saved_callbacks: Mapping[str, "Callback"]
     """Those whose state the checkpoints hold, by name."""
+    objective: Objective | None
+    """None makes what the plan names."""
     started_s: float
     stop: StopRequest
     statuses: list["StatusFile"] = dataclasses.field(default_factory=list)
@@ -348,6 +384,7 @@ class _Launch:
                 stop=self.stop,
                 sample_interval_tokens=config.sample_interval_tokens,
                 leave=leave_hung,
+                objective=self.objective,
             )
 
     def _prepare(self) -> "tuple[PreparedData, Path, dict[str, str]]":

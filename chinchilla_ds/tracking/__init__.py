@@ -1,1 +1,1 @@
-"""What a run records about itself: metrics, parameters and files."""
+"""Records of a run: metrics, parameters and files."""

@@ -19,9 +19,9 @@ _Entry = MetricRecord | _Work
 class BackgroundTracker:
     """Runs a backend on a thread behind a bounded queue.
 
-    Every call returns at once; metrics are written in batches, in order. What a backend fails to take stays in the
-    queue and is tried again, at the latest when the tracker closes. A full queue drops the newest entries. The first
-    failure, the recovery from it, and what is lost in the end are said.
+    Every call returns at once; metrics are written in batches, in order. What a backend fails to accept stays in the
+    queue and is retried, at the latest when the tracker closes. A full queue drops the newest entries. The first
+    failure, the recovery from it, and final losses are logged.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class BackgroundTracker:
         """Start the thread.
 
         Args:
-            open_backend: makes the backend, on the thread; may raise, and is then called again.
-            name: how messages call the backend.
+            open_backend: creates the backend, on the thread; may raise, and is then called again.
+            name: the backend's name in messages.
             capacity: calls that may wait; more are dropped.
-            batch_interval_s: how long metrics gather before they are written.
-            retry_interval_s: how long the backend is left alone after a failure.
+            batch_interval_s: how long metrics accumulate before they are written.
+            retry_interval_s: pause after a failure of the backend.
             close_timeout_s: how long `close` waits for a slow backend.
         """
         self._open_backend = open_backend
@@ -65,7 +65,7 @@ class BackgroundTracker:
         self._put(MetricRecord(metrics=dict(metrics), step=step, time_s=time.time()))
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Queue settings that hold for the whole run."""
+        """Queue settings of the whole run."""
         copied = dict(params)
         self._put(lambda backend: backend.log_params(copied))
 
@@ -74,7 +74,7 @@ class BackgroundTracker:
         self._put(lambda backend: backend.log_artifact(path))
 
     def close(self, status: RunStatus) -> None:
-        """Write what is queued, end the run, and say what was lost. Waits at most `close_timeout_s`."""
+        """Write what is queued, end the run, and log what was lost. Waits at most `close_timeout_s`."""
         with self._changed:
             if self._closing is not None:
                 return
@@ -86,7 +86,7 @@ class BackgroundTracker:
                 pending = len(self._queue) + self._in_hand
                 self._queue.clear()
                 _logger.warning(
-                    "%s was not written to its end within %g s; up to %d entries are lost",
+                    "%s was not written completely within %g s; up to %d entries are lost",
                     self._name,
                     self._close_timeout_s,
                     pending,
@@ -144,21 +144,21 @@ class BackgroundTracker:
                     if not isinstance(work, MetricRecord):
                         work(self._backend)
                         done += 1
-        except Exception as error:  # the border between a run and a backend that we do not know
+        except Exception as error:  # the boundary between a run and an unknown backend
             self._report(error)
         else:
             if self._is_failing:
-                _logger.warning("%s is written again", self._name)
+                _logger.warning("%s can be written again", self._name)
             self._is_failing = False
         return entries[done:]
 
     def _report(self, error: Exception) -> None:
-        """Warn of the first of several failures in a row."""
+        """Warn about the first of several failures in a row."""
         _logger.debug("%s failed", self._name, exc_info=True)
         if not self._is_failing:
             self._is_failing = True
             _logger.warning(
-                "%s cannot be written; training goes on, what is not written stays in memory and is tried again: %s",
+                "%s cannot be written; training continues, and pending entries stay in memory and are retried: %s",
                 self._name,
                 f"{type(error).__name__}: {error}",
             )

@@ -1,4 +1,4 @@
-"""Where a run is kept in MLflow. Needs no MLflow to be made or printed."""
+"""Where a run is kept in MLflow. Can be created and printed without MLflow."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ class MlflowDestination:
     """A tracking server or database, an experiment and the run's name."""
 
     tracking_uri: str = field(repr=False)
-    """May hold a password: printed as `short_uri` alone."""
+    """May contain a password: printed only as `short_uri`."""
     run_name: str
     experiment: str = DEFAULT_EXPERIMENT
     artifact_location: str | None = None
@@ -28,23 +28,23 @@ class MlflowDestination:
     def resolve(
         cls, *, output: Path, run_name: str, tracking_uri: str | None = None, record: RunRecord | None = None
     ) -> "MlflowDestination":
-        """Return what MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say, or an SQLite file in the output folder.
+        """Return the destination by MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or an SQLite file in `output`.
 
         Args:
             output: Holds the SQLite file.
             run_name: The run's name.
-            tracking_uri: In place of MLFLOW_TRACKING_URI.
-            record: Of a run that was tracked before: where, unless something else is said now.
+            tracking_uri: Replaces MLFLOW_TRACKING_URI.
+            record: Record of a run that was tracked before; its place is the default.
 
         Raises:
-            TrackingError: the record's URI had a secret, which is not kept.
+            TrackingError: the record's URI had a secret, which is not stored.
         """
         record = record or RunRecord.new()
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or record.experiment or DEFAULT_EXPERIMENT
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or record.tracking_uri
         if uri == record.tracking_uri and MASK in uri:
             raise TrackingError(
-                f"the run {run_name} was tracked at {uri}, of which the secret part is not kept: set "
+                f"the run {run_name} was tracked at {uri}, whose secret part is not stored: set "
                 "MLFLOW_TRACKING_URI, or name a place by `tracking_uri`"
             )
         if uri:
@@ -58,7 +58,7 @@ class MlflowDestination:
         )
 
     def noted_in(self, record: RunRecord) -> RunRecord:
-        """Return the record with the place that the user named."""
+        """Return the record with the store that the user named."""
         path = sqlite_path(self.tracking_uri)
         named = public_uri(self.tracking_uri) if path is None else sqlite_uri(path.absolute())
         if self.artifact_location is not None:
@@ -67,7 +67,7 @@ class MlflowDestination:
 
     @property
     def ui_command(self) -> str:
-        """The shell command that opens the UI, or the address to open where a server runs already."""
+        """The shell command that opens the UI, or the address to open if a server already runs."""
         if self.tracking_uri.startswith(("http://", "https://")):
             return f"open {self.short_uri} in a browser"
         if public_uri(self.tracking_uri) != self.tracking_uri:
@@ -84,10 +84,10 @@ class MlflowDestination:
 
 
 def check_uri(tracking_uri: str, /) -> None:
-    """Check that no part of a tracking URI would be taken for another.
+    """Check that no part of a tracking URI would be parsed as another.
 
     Raises:
-        TrackingError: it cannot be an address.
+        TrackingError: it is not a valid address.
     """
     if problem := uri_problem(tracking_uri):
         raise TrackingError(f"the tracking URI {public_uri(tracking_uri)} is not an address: {problem}")

@@ -1,4 +1,4 @@
-"""What a run ran on: enough to build the same environment again."""
+"""The environment of a run: enough to rebuild it."""
 
 import os
 import platform
@@ -38,7 +38,7 @@ def write_environment(run_folder: Path) -> Path:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Return the commit that is checked out around `folder`, with `-dirty` where files differ; None without git."""
+    """Return the commit that is checked out around `folder`, with `-dirty` if files differ; None without git."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -1,6 +1,6 @@
 """metrics.jsonl: the run's numbers as one JSON object per line, readable while it runs and without any tool.
 
-With tracking.json, which has the rest, it is the truth about a run: other places that keep runs are brought to it.
+Together with tracking.json it is the source of truth about a run: other stores of runs are synchronised with it.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from chinchilla_ds.tracking.record import load_or_begin
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
 
 _STEP_METRIC, _EVALUATION_METRIC, _SKIPPED_METRIC = "train/loss", "held_out/loss", "skipped_steps"
-"""Every optimizer step that was taken logs the first, every evaluation the second; a skipped step the third alone."""
+"""Every optimizer step taken logs the first, every evaluation the second; a skipped step only the third."""
 _SYNC_INTERVAL_S = 1.0
-"""How often lines are written through to the disk, for a power cut."""
+"""Interval at which lines are flushed to the disk, against a power cut."""
 
 _logger = logging.getLogger(__name__)
 
@@ -30,16 +30,16 @@ _logger = logging.getLogger(__name__)
 class JsonlBackend:
     """Appends one object per logged moment: `step`, `time` (seconds since the epoch) and the metrics.
 
-    An evaluation stands on its own line, with the step it was made at. JSON knows neither NaN nor infinity: they are
-    the texts "NaN", "Infinity" and "-Infinity". A batch is written whole or not at all, and may be tried again.
+    An evaluation has its own line, with the step at which it was made. JSON has neither NaN nor infinity: they are
+    the strings "NaN", "Infinity" and "-Infinity". A batch is written completely or not at all, and may be retried.
     """
 
     def __init__(self, *, path: Path, followed_by: MlflowDestination | None = None) -> None:
         """Open a run's record.
 
         Args:
-            path: The metrics' file, in the run's folder; made where it does not exist.
-            followed_by: Who is brought to this record; kept in it for whoever does so afterwards.
+            path: The metrics' file, in the run's folder; created if it does not exist.
+            followed_by: The store that follows this record; noted in it for a later `track`.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
@@ -53,7 +53,7 @@ class JsonlBackend:
     def write(self, records: Sequence[MetricRecord]) -> None:
         """Append the records.
 
-        A run that is continued takes steps again that came after its checkpoint: their old lines are dropped.
+        A resumed run repeats the steps after its checkpoint: their old lines are dropped.
         """
         if self._is_continued and records:
             _cut(self._path, before=records[0])
@@ -66,15 +66,15 @@ class JsonlBackend:
             self._synced_s = time.monotonic()
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Keep settings in tracking.json."""
+        """Record settings in tracking.json."""
         load_or_begin(self._path.parent).with_params(params).save(self._path.parent)
 
     def log_artifact(self, path: Path) -> None:
-        """Keep in tracking.json where the file is."""
+        """Record the file's place in tracking.json."""
         load_or_begin(self._path.parent).with_artifact(path, run_folder=self._path.parent).save(self._path.parent)
 
     def close(self, status: RunStatus) -> None:
-        """Write through to the disk and close the file."""
+        """Flush to the disk and close the file."""
         if self._descriptor is not None:
             os.fsync(self._descriptor)
             os.close(self._descriptor)
@@ -83,7 +83,7 @@ class JsonlBackend:
 def jsonl_tracker(*, run_folder: Path, followed_by: MlflowDestination | None = None) -> BackgroundTracker:
     """Return a tracker that writes `metrics.jsonl` and `tracking.json` in the run's folder; see `JsonlBackend`.
 
-    Lines do not gather: a step that a checkpoint holds should have its line, however the process ends.
+    Lines are not batched: a step within a checkpoint should have its line, however the process ends.
     """
     return BackgroundTracker(
         lambda: JsonlBackend(path=run_folder / METRICS_FILE, followed_by=followed_by),
@@ -93,7 +93,7 @@ def jsonl_tracker(*, run_folder: Path, followed_by: MlflowDestination | None = N
 
 
 def _append(descriptor: int, content: bytes) -> None:
-    """Append all of `content`, or leave the file as it was: a disk that is full takes a part of a line.
+    """Append all of `content`, or leave the file unchanged: a full disk may accept part of a line.
 
     Raises:
         OSError: it could not be written.
@@ -109,7 +109,7 @@ def _append(descriptor: int, content: bytes) -> None:
 
 
 def _cut(path: Path, *, before: MetricRecord) -> None:
-    """Keep the whole lines of moments before a record's, and name those that cannot be read."""
+    """Keep the complete lines of moments before a record's, and name those that cannot be read."""
     reader = MetricsReader(path)
     kept = [line + b"\n" for line, record in reader.lines(is_ended=True) if _place(record) < _place(before)]
     if reader.skipped:
@@ -118,7 +118,7 @@ def _cut(path: Path, *, before: MetricRecord) -> None:
 
 
 def _place(record: MetricRecord) -> tuple[int, int, float]:
-    """Return where a moment stands in a run: at one step the step itself, its evaluation, then skipped attempts."""
+    """Return the position of a moment in a run: within a step, the step, its evaluation, then skipped attempts."""
     if _STEP_METRIC in record.metrics:
         return record.step, 0, 0.0
     if _EVALUATION_METRIC in record.metrics:

@@ -1,6 +1,6 @@
-"""Reading metrics.jsonl, whatever has happened to it: a power cut, a full disk, an editor, a run that is still writing.
+"""Reads metrics.jsonl despite power cuts, full disks, edits, and a run that is still writing.
 
-A line that cannot be read is left out and named; the lines after it count.
+A line that cannot be read is skipped and named; the following lines count.
 """
 
 import itertools
@@ -20,34 +20,34 @@ from chinchilla_ds.tracking.tracker import MetricRecord
 METRICS_FILE = "metrics.jsonl"
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-"""JSON has no such numbers. Written as text, in the words of the protobuf JSON mapping, which MLflow speaks too."""
+"""Numbers that JSON lacks, written as strings as in the protobuf JSON mapping, which MLflow also uses."""
 _BARE_NON_FINITE = re.compile(rb"(:\s*)(NaN|-?Infinity)(?=\s*[,}])")
-"""The same as Python's json module writes them, which is not JSON."""
+"""The same as written by Python's json module, which is not JSON."""
 _MAX_LINE_BYTES = 1 << 20
 _MAX_STEP = 2**53
 _NAME = re.compile(r"[/\w.\- :]{1,250}")
-"""Names that MLflow admits (mlflow.utils.validation)."""
+"""Names that MLflow accepts (mlflow.utils.validation)."""
 _NAMED_LINES = 3
 
 
 class MetricsReader:
-    """Reads metrics.jsonl on from where it stopped, and from its beginning where the file was cut or replaced."""
+    """Reads metrics.jsonl from where it stopped, or from the beginning if the file was truncated or replaced."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.skipped: list[str] = []
-        """What could not be read, such as `line 5 holds 4,096 NUL bytes`."""
+        """Unreadable lines, such as `line 5 holds 4,096 NUL bytes`."""
         self.begins_anew = True
-        """Whether the last `lines` began at the first line."""
+        """Whether the last call of `lines` started at the first line."""
         self._place = (0, 0)
         self._offset = 0
         self._number = 0
 
     def lines(self, *, is_ended: bool) -> Iterator[tuple[bytes, MetricRecord]]:
-        """Yield the new lines, without their ends, and what they say.
+        """Yield the new lines, without their line ends, and their records.
 
         Args:
-            is_ended: nobody writes any more: a last line without its end is as long as it will ever be.
+            is_ended: whether writing has ended: a last line without a line end is then complete.
 
         Raises:
             TrackingError: the file cannot be read, or is not a regular one.
@@ -66,7 +66,7 @@ class MetricsReader:
             while line := stream.readline(_MAX_LINE_BYTES):
                 if not line.endswith(b"\n") and len(line) < _MAX_LINE_BYTES and not is_ended:
                     return
-                length = len(line)  # of one too long for a line of metrics only the beginning and the end are kept
+                length = len(line)  # of an overlong line only the beginning and the end are kept
                 while not line.endswith(b"\n") and (rest := stream.readline(_MAX_LINE_BYTES)):
                     length += len(rest)
                     line = line[:_MAX_LINE_BYTES] + rest[-1:]
@@ -75,7 +75,7 @@ class MetricsReader:
                 yield from self._read(line, length=length)
 
     def records(self, *, is_ended: bool = True) -> Iterator[MetricRecord]:
-        """Yield what the new lines say; see `lines`."""
+        """Yield the records of the new lines; see `lines`."""
         return (record for _, record in self.lines(is_ended=is_ended))
 
     def _find_place(self, stream: Any) -> None:
@@ -102,7 +102,7 @@ class MetricsReader:
 
 
 def read_metrics(path: Path, /, *, skipped: list[str] | None = None) -> Iterator[MetricRecord]:
-    """Yield what a run has written so far; `skipped` receives what could not be read."""
+    """Yield the records that a run has written so far; unreadable lines are added to `skipped`."""
     reader = MetricsReader(path)
     yield from reader.records()
     if skipped is not None:
@@ -114,11 +114,11 @@ def describe_skipped(path: Path, skipped: Sequence[str], /) -> str:
     named = "; ".join(itertools.islice(skipped, _NAMED_LINES))
     more = f"; and {len(skipped) - _NAMED_LINES} more" if len(skipped) > _NAMED_LINES else ""
     count = "1 line" if len(skipped) == 1 else f"{len(skipped)} lines"
-    return f"{path}: {count} cannot be read and {'is' if len(skipped) == 1 else 'are'} left out: {named}{more}"
+    return f"{path}: {count} cannot be read and {'is' if len(skipped) == 1 else 'are'} skipped: {named}{more}"
 
 
 def _record(content: bytes, *, where: str) -> MetricRecord:
-    """Return what a line says.
+    """Return the record of a line.
 
     Raises:
         TrackingError: it is not a line of metrics.
@@ -128,19 +128,19 @@ def _record(content: bytes, *, where: str) -> MetricRecord:
     moment = parse_json(content, where=where, error=TrackingError)
     if not isinstance(moment, dict):
         raise TrackingError(f"{where} is not an object")
-    step, time_s = moment.pop("step", None), moment.pop("time", 0)  # a value counts more than when it was taken
+    step, time_s = moment.pop("step", None), moment.pop("time", 0)  # a value matters more than its time
     if type(step) is not int or not 0 <= step < _MAX_STEP:
         raise TrackingError(f"{where} has the step {_shown(step)}, which is not a number of steps")
     if type(time_s) not in (int, float) or not 0 <= time_s <= MAX_TIME_S:
         raise TrackingError(f"{where} has the time {_shown(time_s)}, which is not in seconds since 1970")
     if unknown := [name for name in moment if not _is_name(name)]:
-        raise TrackingError(f"{where} has a metric {_shown(unknown[0])}, which is not a name that MLflow admits")
+        raise TrackingError(f"{where} has a metric {_shown(unknown[0])}, which is not a name that MLflow accepts")
     metrics = {name: _value(name, value, where=where) for name, value in moment.items()}
     return MetricRecord(metrics=metrics, step=step, time_s=float(time_s))
 
 
 def _value(name: str, value: Any, *, where: str) -> float:
-    """Return a metric's number; null is what earlier versions wrote for every non-finite one."""
+    """Return a metric's number; earlier versions wrote null for every non-finite one."""
     if type(value) in (int, float):
         return float(value)
     if value is None:

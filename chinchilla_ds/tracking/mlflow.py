@@ -1,4 +1,4 @@
-"""Brings MLflow to what a run's folder holds: while the run goes on, at its end, or afterwards.
+"""Synchronises MLflow with a run's folder: during the run, at its end, or afterwards.
 
 To plot loss against compute in MLflow's UI, set a line chart's x axis to "Metric" and pick `flops`, which is logged at
 every step beside the loss.
@@ -30,30 +30,30 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _BRANCH_METRICS = ("train/loss", "held_out/loss")
-"""A value of these in MLflow that metrics.jsonl has not at that step: the run went back, and another way."""
+"""If MLflow has a value of these that metrics.jsonl lacks at that step, the run went back and diverged."""
 _METRICS_PER_REQUEST = 1000
 _PARAMS_PER_REQUEST = 100
 """Limits of MLflow's log-batch request (REST API reference, "Request Limits")."""
 
 
 class MlflowMirror:
-    """Brings one MLflow run to what a run's folder holds; what is there already is not sent again.
+    """Synchronises one MLflow run with a run's folder; what MLflow already has is not sent again.
 
-    MLflow keeps every point that it was ever given. Where a run has gone back to a checkpoint and gone another way, it
-    therefore gets a new MLflow run, and the old one goes to MLflow's trash.
+    MLflow keeps every point that it has received. A run that has gone back to a checkpoint and diverged
+    therefore gets a new MLflow run, and the old one is moved to MLflow's trash.
     """
 
     def __init__(self, *, run_folder: Path, destination: MlflowDestination) -> None:
         self.run_id: str | None = None
-        """MLflow's id of the run, once it is known."""
+        """MLflow's id of the run, once known."""
         self.status = ""
         """MLflow's status of the run."""
         self.experiment = ""
-        """The run's, which need not be the destination's: a run stays where it began."""
+        """The run's experiment, which may differ from the destination's: a run stays where it started."""
         self.num_sent = 0
-        """Points that were sent."""
+        """Number of points sent."""
         self.notes: list[str] = []
-        """What the user should know."""
+        """Messages for the user."""
         self._folder = run_folder.resolve()
         self._destination = destination
         self._reader = MetricsReader(self._folder / METRICS_FILE)
@@ -68,10 +68,10 @@ class MlflowMirror:
         """Send what MLflow lacks. Does nothing before the run has a record.
 
         Args:
-            status: How the run stands; None: it has ended, and nobody says how.
+            status: The run's status; None: it has ended in an unknown way.
 
         Raises:
-            Exception: whatever MLflow raises; then everything is compared again at the next call.
+            Exception: whatever MLflow raises; the next call then compares everything again.
         """
         record = RunRecord.load(self._folder)
         if record is None:
@@ -105,18 +105,18 @@ class MlflowMirror:
         return record
 
     def _take(self, run: "Run") -> None:
-        """Take note of what MLflow knows of the run; everything else is to be sent."""
+        """Record what MLflow has of the run; everything else will be sent."""
         self.run_id, self.status = run.info.run_id, run.info.status
         self.experiment = self._client.get_experiment(run.info.experiment_id).name
         self._params, self._tags, self._logged = dict(run.data.params), dict(run.data.tags), set(run.data.metrics)
         self._copied: set[str] = set()
         self._ahead: defaultdict[str, ValuesByStep] = defaultdict(dict)
-        """What MLflow has of steps that are not in metrics.jsonl yet: the run went back, and takes them again."""
+        """MLflow's values at steps that are not in metrics.jsonl yet: the run went back, and repeats them."""
         self._reader = MetricsReader(self._folder / METRICS_FILE)
         self._record = None
 
     def _send_metrics(self, record: RunRecord, *, is_ended: bool) -> None:
-        """Send the new lines of metrics.jsonl; where it is read from its beginning, what MLflow lacks of them."""
+        """Send the new lines of metrics.jsonl; if it is read from the beginning, only what MLflow lacks."""
         columns = gather(self._reader.records(is_ended=is_ended))
         known = self._ahead.__getitem__
         if self._reader.begins_anew:
@@ -132,12 +132,12 @@ class MlflowMirror:
         try:
             content = read_bytes(self._folder / "plan.json", what="plan")
             plan = RunPlan.from_json(content.decode("utf-8", "replace"))
-        except ConfigError:  # nothing to compare with
+        except ConfigError:  # no plan to compare with
             return
         check_same_run(columns, plan=plan)
 
     def _history(self, key: str) -> ValuesByStep:
-        """Return what MLflow has of a metric."""
+        """Return MLflow's values of a metric."""
         values: ValuesByStep = {}
         for metric in self._client.get_metric_history(self.run_id, key) if key in self._logged else ():
             values.setdefault(metric.step, set()).add(same_value(metric.value))
@@ -154,7 +154,7 @@ class MlflowMirror:
         self._logged |= set(columns)
 
     def _missing(self, columns: Columns, *, known: Callable[[str], ValuesByStep]) -> Iterator[tuple[str, Point]]:
-        """Yield the points that are not known, metric by metric, for a long run's history is large."""
+        """Yield the points that are not known, metric by metric, since a long run's history is large."""
         for key in {**dict.fromkeys(columns), **dict.fromkeys(_BRANCH_METRICS)}:
             values = known(key)
             for point in columns.points(key):
@@ -164,7 +164,7 @@ class MlflowMirror:
             self._ahead[key] = {step: found for step, found in values.items() if step not in here}
 
     def _send_settings(self, record: RunRecord) -> None:
-        """Send parameters that MLflow lacks; a later value of one becomes a tag, for MLflow keeps the first."""
+        """Send parameters that MLflow lacks; a later value becomes a tag, since MLflow keeps the first."""
         from mlflow.entities import Param
 
         new = [Param(key, text) for key, text in record.params.items() if key not in self._params]
@@ -190,7 +190,7 @@ class MlflowMirror:
         self.status = wanted.value
 
     def _copy_artifacts(self, record: RunRecord) -> None:
-        """Copy the files that the record names, once; a folder under its own name."""
+        """Copy the files that the record names, once each; a folder under its own name."""
         for name in record.artifacts:
             path = self._folder / name
             if name in self._copied:
@@ -210,7 +210,7 @@ def _went_another_way(known: ValuesByStep, here: ValuesByStep) -> bool:
 
 
 def _make_tables(tracking_uri: str) -> None:
-    """Have MLflow make a database, which it does at the first look into it."""
+    """Have MLflow create a database, which it does on first access."""
     from mlflow.tracking import MlflowClient
 
     MlflowClient(tracking_uri=tracking_uri).search_experiments(max_results=1)
@@ -222,13 +222,19 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-# ---- who calls it ----------------------------------------------------------------------------------------------------
+# ---- entry points ----------------------------------------------------------------------------------------------------
 
 
 def mlflow_tracker(
     *, destination: MlflowDestination, run_folder: Path, close_timeout_s: float = 60.0
 ) -> FollowingProcess:
-    """Return a tracker that brings MLflow to what the run's folder holds, while the run goes on and at its end."""
+    """Return a tracker that synchronises MLflow with the run's folder, during the run and at its end.
+
+    Args:
+        destination: the store, the experiment and the run's name.
+        run_folder: the run's folder.
+        close_timeout_s: how long closing waits for the store, seconds.
+    """
     return FollowingProcess(
         module=__name__,
         settings={"destination": dataclasses.asdict(destination), "run_folder": str(run_folder.resolve())},
@@ -240,10 +246,15 @@ def mlflow_tracker(
 
 
 def track(*, destination: MlflowDestination, run_folder: Path, status: RunStatus | None) -> MlflowMirror:
-    """Bring MLflow to what a run's folder holds, in this process; imports MLflow, which takes seconds.
+    """Synchronise MLflow with a run's folder, in this process; imports MLflow, which takes seconds.
+
+    Args:
+        destination: the store, the experiment and the run's name.
+        run_folder: the run's folder.
+        status: the run's status; None: it has ended in an unknown way.
 
     Raises:
-        TrackingError: MLflow cannot be reached, read or written; what was sent stays, and the next call sends the rest.
+        TrackingError: MLflow cannot be reached, read or written; the next call sends the rest.
     """
     mirror = MlflowMirror(run_folder=run_folder, destination=destination)
     with mlflow_session(destination.tracking_uri):
@@ -251,10 +262,10 @@ def track(*, destination: MlflowDestination, run_folder: Path, status: RunStatus
             mirror.bring_up(status)
         except ChinchillaError:
             raise
-        except Exception as error:  # the border between us and a place that we do not know
+        except Exception as error:  # the boundary to an unknown store
             raise TrackingError(
                 f"{_name(destination)} cannot be brought up to date: {describe(error, destination.tracking_uri)}; the "
-                "same command goes on where this one stopped"
+                "same command continues where this one stopped"
             ) from None
     return mirror
 
@@ -264,7 +275,7 @@ def _name(destination: MlflowDestination) -> str:
 
 
 def _remedy(run_folder: Path) -> str:
-    """Return the command that brings MLflow to what the run's folder holds."""
+    """Return the command that synchronises MLflow with the run's folder."""
     folder = run_folder.resolve()
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     return f"`chinchilla-ds track {shlex.quote(str(shown))}`"

@@ -1,8 +1,8 @@
-"""MLflow's SQLite file: there with all its tables, or not there.
+"""MLflow's SQLite file: complete with all its tables, or absent.
 
 MLflow creates its tables and migrates them step by step, without a lock (`SqlAlchemyStore.__init__`, seen in 3.17).
-Two runs that begin on a fresh folder make the same table twice, of which one dies; a kill or a full disk half-way
-leaves a database that no later start can migrate. So it is made aside and then given its name in one step.
+Two runs that start in a fresh folder create the same table twice, and one of them fails; a kill or a full disk half-way
+leaves a database that no later start can migrate. So it is created aside and then renamed in one step.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 from chinchilla_ds.errors import TrackingError
 
 LOCK_PATIENCE_S = 10.0
-"""How long another process may hold the database; a batch of metrics takes milliseconds."""
+"""How long another process may lock the database; a batch of metrics takes milliseconds."""
 _PREFIX = "sqlite:///"
 _LEFT_BY_MIGRATION = r"SELECT count(*) FROM sqlite_master WHERE name LIKE '\_alembic\_tmp\_%' ESCAPE '\'"
 """Tables that exist only while MLflow changes its schema."""
@@ -28,22 +28,22 @@ def sqlite_uri(path: Path, /) -> str:
 
 
 def sqlite_path(tracking_uri: str, /) -> Path | None:
-    """Return the file of an SQLite URI; None for any other place, databases in memory and SQLite's own URIs."""
+    """Return the file of an SQLite URI; None for any other store, databases in memory and SQLite's own URIs."""
     path = tracking_uri.removeprefix(_PREFIX).partition("?")[0]
     is_file = tracking_uri.startswith(_PREFIX) and path not in ("", ":memory:") and not path.startswith("file:")
     return Path(unquote(path)) if is_file else None
 
 
 def ensure_database(tracking_uri: str, /, *, make_tables: Callable[[str], None]) -> None:
-    """Make the SQLite file of a tracking URI where it is missing or empty, or check that it can be read.
+    """Create the SQLite file of a tracking URI if it is missing or empty, or check that it can be read.
 
     Args:
-        tracking_uri: Any tracking URI; nothing is done about a server's.
-        make_tables: Makes the database of the URI that it is given.
+        tracking_uri: Any tracking URI; a server's is ignored.
+        make_tables: Creates the database of the URI that it is given.
 
     Raises:
-        TrackingError: it is locked, or no database.
-        OSError: it cannot be made.
+        TrackingError: it is locked, or not a database.
+        OSError: it cannot be created.
     """
     path = sqlite_path(tracking_uri)
     if path is None:
@@ -62,7 +62,7 @@ def ensure_database(tracking_uri: str, /, *, make_tables: Callable[[str], None])
 
 
 def _give_name(aside: Path, path: Path) -> None:
-    """Name the database; one that another process has made meanwhile stays."""
+    """Rename the database, unless another process has created one in the meantime."""
     if path.exists() and path.stat().st_size == 0:
         aside.replace(path)
         return
@@ -76,7 +76,7 @@ def _give_name(aside: Path, path: Path) -> None:
 
 
 def _check(path: Path) -> None:
-    """Read the database, which waits for who writes, and takes back what a killed process began."""
+    """Read the database, which waits for writers and rolls back what a killed process started."""
     try:
         with contextlib.closing(
             sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=LOCK_PATIENCE_S)
@@ -86,6 +86,6 @@ def _check(path: Path) -> None:
         raise TrackingError(f"{path}: {error}") from None
     if num_left:
         raise TrackingError(
-            f"{path} was left half-made, or another process migrates it now; if it stays so, move it away: "
+            f"{path} was left incomplete, or another process is migrating it; if this persists, move it away: "
             "`chinchilla-ds track` brings each run into a new one"
         )

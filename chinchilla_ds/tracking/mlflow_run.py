@@ -1,4 +1,4 @@
-"""Which MLflow run is a run's: found by its tag, whatever server it is on, taken out of the trash, or made."""
+"""The MLflow run of a run: found by its tag, on any server, restored from the trash, or created."""
 
 import contextlib
 import dataclasses
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 RUN_ID_FILE = "mlflow_run_id"
-"""In the run's folder: the id of its MLflow run where it was tracked last."""
+"""File in the run's folder with the id of its MLflow run where it was tracked last."""
 ID_TAG, FOLDER_TAG, REPLACED_TAG = "chinchilla_ds.id", "chinchilla_ds.run_folder", "chinchilla_ds.replaced"
 _OWN_TAGS = ("mlflow.", "chinchilla_ds.", "continued.")
 _NOTE_TAG = "mlflow.note.content"
-"""What the user wrote about the run in MLflow's UI."""
+"""The user's notes about the run in MLflow's UI."""
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{0,255}")
 
 
 class RunFinder:
-    """Finds or makes the MLflow run of a run's folder."""
+    """Finds or creates the MLflow run of a run's folder."""
 
     def __init__(
         self, client: "MlflowClient", *, destination: MlflowDestination, folder: Path, say: Callable[[str], None]
     ) -> None:
-        """Look in one place.
+        """Search one store.
 
         Args:
-            client: Of that place.
+            client: The store's client.
             destination: Names the experiment and the run.
-            folder: The run's.
-            say: Told what the user should know.
+            folder: The run's folder.
+            say: Receives messages for the user.
         """
         self._client, self._destination, self._folder, self._say = client, destination, folder, say
 
     def find_or_make(self, record: RunRecord) -> "tuple[Run, RunRecord]":
-        """Return the run, and the record, which is a new one where the folder is a copy of another run's."""
+        """Return the run, and the record, which is a new one if the folder is a copy of another run's."""
         with _alone(self._folder):
             experiment_id = self._experiment_id()
             run = self._last_tracked(record) or self._tagged(record, experiment_id=experiment_id)
@@ -61,9 +61,9 @@ class RunFinder:
             return run, record
 
     def make_anew(self, run_id: str, *, record: RunRecord) -> "Run":
-        """Put a run into MLflow's trash and return one in its place, with what the user had noted about it."""
+        """Move a run to MLflow's trash and return a replacement with the user's notes."""
         old = self._client.get_run(run_id)
-        self._client.set_tag(run_id, REPLACED_TAG, "the run went back to a checkpoint, and another way")
+        self._client.set_tag(run_id, REPLACED_TAG, "the run went back to a checkpoint, and diverged")
         run = self._make(old.info.experiment_id, record=record)
         self._mark(run, record=record)
         for tag, value in old.data.tags.items():
@@ -71,13 +71,13 @@ class RunFinder:
                 self._client.set_tag(run.info.run_id, tag, value)
         self._client.delete_run(run_id)
         self._say(
-            f"the run went back to a checkpoint and another way: it is now the MLflow run {run.info.run_id}, and "
-            f"{run_id}, which shows the way that was left, is in MLflow's trash"
+            f"the run went back to a checkpoint and diverged: it is now the MLflow run {run.info.run_id}, and "
+            f"{run_id}, which shows the abandoned steps, is in MLflow's trash"
         )
         return run
 
     def _experiment_id(self) -> str:
-        """Return the experiment's id, made where it does not exist; another run may make it at the same moment."""
+        """Return the experiment's id, created if it does not exist; another run may create it at the same moment."""
         from mlflow.exceptions import MlflowException
 
         name = self._destination.experiment
@@ -94,7 +94,7 @@ class RunFinder:
         return str(found.experiment_id)
 
     def _last_tracked(self, record: RunRecord) -> "Run | None":
-        """Return the run that the run's folder names, if it is this record's, or older than records are."""
+        """Return the run that the run's folder names, if it is this record's, or predates records."""
         from mlflow.exceptions import MlflowException
 
         path = self._folder / RUN_ID_FILE
@@ -123,7 +123,7 @@ class RunFinder:
         return next((run for run in found if _is_valid(run)), None)
 
     def _is_copy_of(self, run: "Run", *, record: RunRecord) -> bool:
-        """Return whether the run belongs to another folder, which is still there, and of which this one is a copy."""
+        """Return whether the run belongs to another folder that still exists and of which this one is a copy."""
         folder = Path(run.data.tags.get(FOLDER_TAG, self._folder))
         try:
             if folder.samefile(self._folder):
@@ -142,19 +142,19 @@ class RunFinder:
         )
 
     def _revive(self, run: "Run") -> None:
-        """Take a run, and its experiment, out of MLflow's trash."""
+        """Restore a run, and its experiment, from MLflow's trash."""
         self._restore(self._client.get_experiment(run.info.experiment_id))
         if run.info.lifecycle_stage == "deleted":
             self._client.restore_run(run.info.run_id)
-            self._say(f"the MLflow run {run.info.run_id} was deleted, and is restored")
+            self._say(f"the MLflow run {run.info.run_id} was deleted and has been restored")
 
     def _restore(self, experiment: Any) -> None:
         if experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
-            self._say(f"the MLflow experiment {experiment.name!r} was deleted, and is restored")
+            self._say(f"the MLflow experiment {experiment.name!r} was deleted and has been restored")
 
     def _mark(self, run: "Run", *, record: RunRecord) -> None:
-        """Tag the run as this folder's, and keep its id in the folder."""
+        """Tag the run as this folder's, and store its id in the folder."""
         for tag, value in ((ID_TAG, record.id), (FOLDER_TAG, str(self._folder))):
             if run.data.tags.get(tag) != value:
                 self._client.set_tag(run.info.run_id, tag, value)
@@ -168,7 +168,7 @@ def _is_valid(run: "Run") -> bool:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the run's folder while its MLflow run is looked for and made: two of these at once would make two."""
+    """Lock the run's folder while its MLflow run is searched for and created, so that only one is created."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks

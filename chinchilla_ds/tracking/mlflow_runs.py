@@ -1,4 +1,4 @@
-"""Runs that MLflow keeps, read back: what `chinchilla-ds fit mlflow:EXPERIMENT` fits a law to."""
+"""Runs read back from MLflow: the input of `chinchilla-ds fit mlflow:EXPERIMENT`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedRun:
-    """What a finished run has logged of itself; None where it has not."""
+    """The values that a finished run has logged; None if missing."""
 
     run_id: str
     name: str
     num_params: float | None
     num_tokens: float | None
     held_out_loss: float | None
-    """The last one, nats per token."""
+    """The last held-out loss, nats per token."""
     flops: float | None
     """Model FLOPs spent, by the exact count of its decoder."""
 
@@ -33,18 +33,18 @@ def finished_runs(*, tracking_uri: str, experiment: str) -> tuple[LoggedRun, ...
     """Return the runs of an experiment that reached their end, oldest first; imports MLflow, which takes seconds.
 
     Raises:
-        DataError: no such experiment, or MLflow cannot read the place.
+        DataError: no such experiment, or MLflow cannot read the store.
     """
     where = public_uri(tracking_uri)
     database = sqlite_path(tracking_uri)
     if database is not None and not database.is_file():
-        raise DataError(f"MLflow at {where} cannot be read: there is no such file")  # MLflow would make it
+        raise DataError(f"MLflow at {where} cannot be read: there is no such file")  # MLflow would create it
     with mlflow_session(tracking_uri):
         try:
             return _finished_runs(tracking_uri, experiment=experiment)
         except ChinchillaError:
             raise
-        except Exception as error:  # the border between us and a place that we do not know
+        except Exception as error:  # the boundary to an unknown store
             raise DataError(f"MLflow at {where} cannot be read: {describe(error, tracking_uri)}") from None
 
 

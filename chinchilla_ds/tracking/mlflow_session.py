@@ -1,4 +1,4 @@
-"""What surrounds every use of MLflow: its settings, and that neither it nor its libraries print a secret."""
+"""Settings around every use of MLflow, so that neither it nor its libraries print a secret."""
 
 import contextlib
 import logging
@@ -15,26 +15,27 @@ from chinchilla_ds.tracking.redaction import RedactedStream, redactor
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # What fails is tried again later; MLflow's seven retries take four minutes to say that no server is there.
+    # Failures are retried later by us; MLflow's seven retries take four minutes to report that there is no server.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it holds the password
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it contains the password
 }
 _MAX_CHARACTERS = 400
 _CHATTY_LOGGERS = ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool")
-"""They report every table of the first migration, and every failure with a traceback; what they say is raised too."""
+"""Loggers that report every table of the first migration, and every failure with a traceback; errors are also
+raised."""
 
 
 def environment(tracking_uri: str, /) -> dict[str, str]:
-    """Return the variables that MLflow is given before its import, where the user has not set them."""
+    """Return the variables to set before MLflow is imported, unless the user has set them."""
     if sqlite_path(tracking_uri) is None or "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE" in os.environ:
         return dict(_ENVIRONMENT)
-    # A connection that is kept open goes on writing into a database that was deleted.
+    # A connection that stays open keeps writing into a database that was deleted.
     return _ENVIRONMENT | {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
 
 
 @contextlib.contextmanager
 def mlflow_session(tracking_uri: str, /) -> Iterator[None]:
-    """Keep secrets out of what MLflow and its libraries print, and all of that out of standard output."""
+    """Keep secrets out of the output of MLflow and its libraries, and that output off standard output."""
     for name, value in environment(tracking_uri).items():
         os.environ.setdefault(name, value)
     stream: Any = RedactedStream(sys.stderr, redact=redactor(tracking_uri))
@@ -47,7 +48,7 @@ def mlflow_session(tracking_uri: str, /) -> Iterator[None]:
 
 
 def describe(error: Exception, tracking_uri: str, /) -> str:
-    """Return one line about what was raised, without secrets: what lies at its root, or its own first line."""
+    """Return one line about an error, without secrets: its root cause, or its own first line."""
     root: BaseException = error
     while cause := root.__cause__ or root.__context__:
         root = cause

@@ -1,4 +1,4 @@
-"""Metrics by name rather than by moment, in little memory: a long run has millions of values."""
+"""Metrics by name instead of by moment, in little memory: a long run has millions of values."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ from chinchilla_ds.tracking.tracker import MetricRecord
 Point = tuple[int, float, int]
 """Step, value, milliseconds since the epoch."""
 ValuesByStep = dict[int, set[float | None]]
-"""Values as `same_value` has them; more than one where a run went back within one process."""
+"""Values in the form of `same_value`; several if a run went back within one process."""
 
 
 class Columns:
@@ -26,7 +26,7 @@ class Columns:
         return iter(self._columns)
 
     def points(self, key: str) -> Iterator[Point]:
-        """Yield the points of one metric; none where there is no such metric."""
+        """Yield the points of one metric; none if there is no such metric."""
         return zip(*self._columns.get(key, ((), (), ())), strict=True)
 
     def values_by_step(self, key: str) -> ValuesByStep:
@@ -55,23 +55,23 @@ def gather(records: Iterable[MetricRecord], /) -> Columns:
 
 
 def check_same_run(columns: Columns, *, plan: RunPlan) -> None:
-    """Check that metrics are a plan's: its prediction stands in every step, and the tokens of a step are known.
+    """Check that metrics belong to a plan: every step has its prediction, and the tokens of a step are known.
 
     Raises:
-        TrackingError: they are of another run.
+        TrackingError: they belong to another run.
     """
     for key in ("tokens", "predicted_loss"):
         for step, value, _ in columns.points(key):
             planned = plan.consumed_tokens(iteration=step) if key == "tokens" else plan.predicted_loss
             if value != planned:
                 raise TrackingError(
-                    f"metrics.jsonl is of another run: at step {step} `{key}` is {value:g}, and by plan.json "
+                    f"metrics.jsonl belongs to another run: at step {step} `{key}` is {value:g}, and by plan.json "
                     f"it is {planned:g}"
                 )
 
 
 def same_value(value: float, /) -> float | None:
-    """Return a value as one that compares: MLflow keeps infinities as the largest floats; NaN does not equal itself."""
+    """Return a comparable value: MLflow stores infinities as the largest floats, and NaN does not equal itself."""
     if math.isnan(value):
         return None
     return math.copysign(sys.float_info.max, value) if math.isinf(value) else value

@@ -1,13 +1,13 @@
-"""A process of its own that follows what a run records, and brings another place, such as MLflow, to it.
+"""A separate process that follows a run's record and synchronises another store, such as MLflow, with it.
 
-A thread is not enough for a place written to in Python: while it imports (seconds) or writes (a millisecond for each
+A thread is not enough for a store accessed from Python: while it imports (seconds) or writes (a millisecond for each
 step's metrics in MLflow's SQLite store), it holds the interpreter lock, which the training thread needs between any two
 kernels. The process reads the run's folder, never what training has in memory: what it could not write it writes later,
-and after a crash `chinchilla-ds track` does the same. It also outlives a training process that was killed, and then
+and after a crash `chinchilla-ds track` does the same. It also survives a training process that was killed, and then
 marks the run as failed.
 
-Its standard input holds one line of settings, and one with the run's status when the run ends. Its standard output
-holds messages for the user, one JSON text per line.
+Its standard input carries one line of settings, and one with the run's status when the run ends. Its standard output
+carries messages for the user, one JSON string per line.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ from chinchilla_ds.structured import parse_json
 from chinchilla_ds.tracking.tracker import NullTracker, RunStatus
 
 INTERVAL_S = 2.0
-"""How long metrics gather before they are written."""
+"""How long metrics accumulate before they are written."""
 LONGEST_WAIT_S = 60.0
-"""Between attempts while the place cannot be written to."""
+"""Pause between attempts while the store cannot be written."""
 _IMPORT_ROOT = Path(__file__).resolve().parents[2]
 
 _logger = logging.getLogger(__name__)
 
 Endings = queue.Queue[RunStatus | None]
-"""How the run ended; None where its process was killed."""
+"""How the run ended; None if its process was killed."""
 
 
 class FollowingProcess(NullTracker):
-    """Runs `python -m module`, which follows the run's folder, and tells it how the run ends."""
+    """Runs `python -m module`, which follows the run's folder, and sends it the run's final status."""
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class FollowingProcess(NullTracker):
 
         Args:
             module: name of the module to run; it calls `serve`.
-            settings: what it is to do; they travel by pipe, for they may hold a password.
-            environment: variables for the process, where the user has not set them.
-            name: how messages call the place.
-            remedy: the command that does afterwards what the process could not.
+            settings: its settings; sent by pipe, since they may contain a password.
+            environment: variables for the process, unless the user has set them.
+            name: the store's name in messages.
+            remedy: the command that later does what the process could not.
             close_timeout_s: how long `close` waits.
         """
         self._module, self._settings, self._environment = module, dict(settings), dict(environment)
@@ -67,7 +67,7 @@ class FollowingProcess(NullTracker):
         self._process = self._start()
 
     def close(self, status: RunStatus) -> None:
-        """Have the rest written and the run ended; a process that was killed is started once more for that."""
+        """Have the rest written and the run ended; a process that was killed is restarted once for that."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -77,25 +77,25 @@ class FollowingProcess(NullTracker):
         if self._process is None:
             return
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it has ended by itself
+        with contextlib.suppress(OSError):  # it has already exited
             self._process.stdin.write(status.value + "\n")
         if not self._end(self._process):
             _logger.warning(
-                "%s was not up to date within %g s of the run's end: %s brings it there",
+                "%s was not up to date within %g s of the run's end: %s brings it up to date",
                 self._name,
                 self._close_timeout_s,
                 self._remedy,
             )
         elif self._process.returncode < 0:
             _logger.warning(
-                "%s may lack what this run has logged, for its process was killed by signal %d: %s brings it there",
+                "%s may lack data of this run, since its process was killed by signal %d: %s brings it up to date",
                 self._name,
                 -self._process.returncode,
                 self._remedy,
             )
 
     def _end(self, process: "subprocess.Popen[str] | None") -> bool:
-        """Close the pipes and wait; return False where the process had to be killed."""
+        """Close the pipes and wait; return False if the process had to be killed."""
         if process is None:
             return True
         assert process.stdin is not None
@@ -146,16 +146,16 @@ def _pass_on(messages: IO[str]) -> None:
 
 
 def serve(follow_run: Callable[[Any, Endings, Callable[[str], None]], bool]) -> None:
-    """Follow the run that standard input names until it has ended, and end the process.
+    """Follow the run named on standard input until it has ended, then exit.
 
-    Signals to the training processes are not for us: we end when they have.
+    Signals to the training processes are ignored: this process exits after them.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     messages, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not be read as a message
 
     def say(text: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the training process was killed; nobody listens
+        with contextlib.suppress(BrokenPipeError):  # the training process was killed
             print(json.dumps(text), file=messages, flush=True)
 
     settings = parse_json(sys.stdin.readline(), where="the settings of the tracking process")
@@ -181,19 +181,19 @@ def follow(
     describe: Callable[[Exception], str] = str,
     interval_s: float = INTERVAL_S,
 ) -> bool:
-    """Bring a place to what a run has recorded, again and again until the run has ended.
+    """Synchronise a store with a run's record, repeatedly until the run has ended.
 
     Args:
-        bring_up: Does it; RUNNING while the run goes on. What it raises is tried again.
+        bring_up: Synchronises once; gets RUNNING during the run. It is retried if it raises.
         endings: Receives how the run ended.
-        say: Tells the user.
-        name: How messages call the place.
+        say: Receives messages for the user.
+        name: The store's name in messages.
         remedy: The command that does it afterwards.
-        describe: Words for what `bring_up` raises.
-        interval_s: Seconds between two times.
+        describe: Describes an exception of `bring_up`.
+        interval_s: Seconds between two calls.
 
     Returns:
-        Whether the place holds everything.
+        Whether the store has everything.
     """
     status: RunStatus | None = RunStatus.RUNNING
     problem, wait_s = None, 0.0
@@ -205,14 +205,14 @@ def follow(
         before, problem = problem, None
         try:
             bring_up(status)
-        except Exception as error:  # the border between a run and a place that we do not know
+        except Exception as error:  # the boundary between a run and an unknown store
             problem = describe(error)
         if status is not RunStatus.RUNNING:
             if problem is not None:
-                say(f"{name} lacks what this run has logged: {problem}; {remedy} brings it there")
+                say(f"{name} lacks what this run has logged: {problem}; {remedy} brings it up to date")
             return problem is None
         if problem is not None and before is None:
-            say(f"{name} cannot be written and is tried again, training goes on meanwhile: {problem}")
+            say(f"{name} cannot be written and will be retried, training continues: {problem}")
         if problem is None and before is not None:
             say(f"{name} is up to date again")
         wait_s = interval_s if problem is None else min(max(2 * wait_s, interval_s), LONGEST_WAIT_S)

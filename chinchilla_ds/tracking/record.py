@@ -1,6 +1,6 @@
-"""tracking.json: who a run is, its settings and its files, for every place that keeps runs.
+"""tracking.json: a run's identity, settings and files, for every store of runs.
 
-It stands beside metrics.jsonl, and the two together are all that such a place is to hold.
+It lies beside metrics.jsonl, and the two together are all that such a store should hold.
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ from chinchilla_ds.structured import build, read_json
 
 RECORD_FILE = "tracking.json"
 MAX_TIME_S = 1e11
-"""Seconds since the epoch, year 5138: what lies beyond is no time."""
+"""Seconds since the epoch, year 5138: anything beyond is not a time."""
 MAX_PARAM_CHARACTERS = 6000
-"""MLflow keeps no more of a parameter."""
+"""MLflow's limit on the length of a parameter."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run has told but for its metrics."""
+    """Everything that a run has recorded except its metrics."""
 
     id: Annotated[str, MinLen(1)]
-    """By which its MLflow run is found on any server."""
+    """Id by which its MLflow run is found on any server."""
     started_s: Annotated[float, Ge(0), Le(MAX_TIME_S)]
     """Seconds since the epoch."""
     tracking_uri: str = ""
@@ -42,18 +42,18 @@ class RunRecord:
     params: dict[str, str] = dataclasses.field(default_factory=dict)
     """Settings by name, with the first value that each had."""
     continued: dict[str, str] = dataclasses.field(default_factory=dict)
-    """The last value of settings that changed when the run went on."""
+    """The last value of settings that changed when the run resumed."""
     artifacts: tuple[str, ...] = ()
-    """Files and folders to keep a copy of: relative ones lie in the run's folder."""
+    """Files and folders to copy; relative ones are in the run's folder."""
 
     @classmethod
     def new(cls, *, started_s: float | None = None) -> "RunRecord":
-        """Return the record of a run that begins now, or began at `started_s`."""
+        """Return the record of a run that starts now, or started at `started_s`."""
         return cls(id=uuid.uuid4().hex, started_s=time.time() if started_s is None else started_s)
 
     @classmethod
     def load(cls, run_folder: Path) -> "RunRecord | None":
-        """Read the record of a run; None where there is none.
+        """Read the record of a run; None if there is none.
 
         Raises:
             TrackingError: it cannot be read, or is not one.
@@ -67,30 +67,30 @@ class RunRecord:
         return record
 
     def save(self, run_folder: Path) -> None:
-        """Write the record whole, aside first, through to the disk."""
+        """Write the record atomically and flush it to the disk."""
         write_durably(run_folder / RECORD_FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     def with_params(self, params: Mapping[str, object]) -> "RunRecord":
-        """Return the record with these settings: the first value of each stays, a later one stands beside it."""
+        """Return the record with these settings: the first value of each is kept, a later one is stored beside it."""
         texts = {name: str(value)[:MAX_PARAM_CHARACTERS] for name, value in params.items()}
         first = {**texts, **self.params}
         changed = {name: text for name, text in texts.items() if text != self.continued.get(name, first[name])}
         return dataclasses.replace(self, params=first, continued={**self.continued, **changed})
 
     def with_artifact(self, path: Path, *, run_folder: Path) -> "RunRecord":
-        """Return the record with a file or folder more, once."""
+        """Return the record with another file or folder, once."""
         place, root = path.absolute(), run_folder.absolute()
         name = str(place.relative_to(root) if place.is_relative_to(root) else place)
         return self if name in self.artifacts else dataclasses.replace(self, artifacts=(*self.artifacts, name))
 
 
 def load_or_begin(run_folder: Path) -> RunRecord:
-    """Return the record in a run's folder, or write a new one; one that cannot be read is put aside, and named."""
+    """Return the record in a run's folder, or write a new one; an unreadable one is moved aside, and named."""
     try:
         record = RunRecord.load(run_folder)
     except TrackingError as error:
         damaged = (run_folder / RECORD_FILE).replace(run_folder / f"{RECORD_FILE}.damaged")
-        _logger.warning("%s; it is now %s, and a new one begins", error.problems[0], damaged.name)
+        _logger.warning("%s; it is now %s, and a new one is started", error.problems[0], damaged.name)
         record = None
     if record is None:
         record = RunRecord.new()
@@ -99,7 +99,7 @@ def load_or_begin(run_folder: Path) -> RunRecord:
 
 
 def plan_params(plan: RunPlan) -> dict[str, object]:
-    """Return the plan's numbers under dotted names such as `shape.num_layers`; its sentences stay in the JSON."""
+    """Return the plan's numbers under dotted names such as `shape.num_layers`; its sentences are left to the JSON."""
     fields = dataclasses.asdict(plan)
     del fields["reasons"]
     del fields["callbacks"]

@@ -1,6 +1,6 @@
-"""No password in anything that is printed or kept: tracking URIs carry them, and so do the errors that quote a URI.
+"""Keeps passwords out of everything printed or stored: tracking URIs contain them, and so do errors that quote a URI.
 
-A URI may be mistyped, so that nothing can be taken from its grammar: what may be a secret is left out, even where a
+A URI may be mistyped, so its grammar cannot be relied on: whatever may be a secret is removed, even if
 part of the address goes with it.
 """
 
@@ -16,19 +16,19 @@ _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATAB
 _USERINFO = re.compile(r"(?<=://)(?!/)[^\s'\"<>]*@")
 """The `user:password@` of any URI in a text, up to the last @: a password may hold one that was not escaped."""
 _PREFIX = re.compile(r"[\w+.-]*:?/+")
-"""A URI's scheme and slashes, as far as they are there."""
+"""A URI's scheme and slashes, as far as present."""
 _END_OF_AUTHORITY = re.compile(r"[/?#]")
 _HOST_AND_PORT = re.compile(r"[\w.-]+:[0-9]+(/|$)")
 _MIN_QUERY_SECRET_CHARACTERS = 4
-"""Shorter values of a query are no secrets, and stand in other words."""
+"""Shorter values of a query are not secrets, and occur in other words."""
 
 
 def public_uri(uri: str, /) -> str:
-    """Return a URI to print: without user, password, query and fragment; paths of local files stay as they are."""
+    """Return a URI to print: without user, password, query and fragment; paths of local files are unchanged."""
     if _is_path(uri):
         return uri
     scheme, separator, authority, tail = _parts(uri)
-    if "@" in tail:  # of a password that was not escaped, or of a query: where the host begins is not known
+    if "@" in tail:  # of an unescaped password, or of a query: the start of the host is unknown
         return f"{scheme}{separator}{MASK}"
     _, at, host = authority.rpartition("@")
     shown = f"{MASK}@{host}" if at else host
@@ -37,10 +37,10 @@ def public_uri(uri: str, /) -> str:
 
 
 def uri_problem(uri: str, /) -> str | None:
-    """Return why a tracking URI cannot be one, where its parts would be taken for others; None for any other URI.
+    """Return the problem of a tracking URI whose parts would be parsed as others; None for any other URI.
 
-    MLflow takes what has no scheme for a folder, which it makes, and quotes pieces of a password that it mistakes for
-    a port.
+    MLflow treats a URI without a scheme as a folder, which it creates, and quotes pieces of a password that it mistakes
+    for a port.
     """
     if _HOST_AND_PORT.match(uri):
         return f"it has no scheme; write http://{uri}"
@@ -55,7 +55,7 @@ def uri_problem(uri: str, /) -> str | None:
 
 
 def redactor(*uris: str, environ: Mapping[str, str] = os.environ) -> Callable[[str], str]:
-    """Return a function that takes these URIs' secrets, and those of the environment, out of a text.
+    """Return a function that removes these URIs' secrets, and those of the environment, from a text.
 
     Args:
         uris: Tracking URIs, well-formed or not.
@@ -82,14 +82,14 @@ def redacted(text: str, /) -> str:
 
 
 class RedactedStream:
-    """A text stream that keeps secrets from the one below it, as far as each stands in one `write`."""
+    """A text stream that removes secrets before the underlying one, as far as each is within one `write`."""
 
     def __init__(self, stream: TextIO, *, redact: Callable[[str], str]) -> None:
         self._stream = stream
         self._redact = redact
 
     def write(self, text: str) -> int:
-        """Write, redacted; return the length of what was asked for."""
+        """Write the redacted text; return the length of the original."""
         self._stream.write(self._redact(text))
         return len(text)
 
@@ -98,7 +98,7 @@ class RedactedStream:
 
 
 def _parts(uri: str) -> tuple[str, str, str, str]:
-    """Return scheme, `://`, user with host, and what follows; no scheme where there is no `://`."""
+    """Return scheme, `://`, user with host, and the rest; no scheme if there is no `://`."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
         scheme, rest = "", uri
@@ -116,7 +116,7 @@ def _is_path(uri: str) -> bool:
 
 
 def _secrets(uri: str) -> Iterator[str]:
-    """Yield what may be secret of a URI: user with password, password, query and each of its values."""
+    """Yield the parts of a URI that may be secret: user with password, password, query and each of its values."""
     if _is_path(uri):
         return
     user, at, _ = _PREFIX.sub("", uri, count=1).rpartition("@")

@@ -1,8 +1,8 @@
-"""What a run tells about itself, and to whom.
+"""The interfaces between a run and the stores that record it.
 
 The training loop talks to a `Tracker`, which neither blocks nor raises. A `TrackingBackend` may do both;
-`tracking.background.BackgroundTracker` stands between them. What a run tells is kept in its folder (`tracking.jsonl`,
-`tracking.record`), and that is the truth: other places, such as MLflow, follow it (`tracking.process`).
+`tracking.background.BackgroundTracker` connects them. A run's record is kept in its folder (`tracking.jsonl`,
+`tracking.record`), the source of truth: other stores, such as MLflow, follow it (`tracking.process`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Protocol
 
 
 class RunStatus(StrEnum):
-    """How a run stands or ended, in MLflow's words."""
+    """The status of a run, in MLflow's terms."""
 
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
@@ -40,7 +40,7 @@ class Tracker(Protocol):
         """Record numbers of one optimizer step."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Record settings that hold for the whole run."""
+        """Record settings of the whole run."""
 
     def log_artifact(self, path: Path) -> None:
         """Keep a copy of a file or folder, which must not change afterwards."""
@@ -50,13 +50,13 @@ class Tracker(Protocol):
 
 
 class TrackingBackend(Protocol):
-    """A place that keeps runs. Called by one thread only; free to be slow and to raise. What raises is tried again."""
+    """A store of runs. Called by one thread only; it may be slow and may raise. A call that raises is retried."""
 
     def write(self, records: Sequence[MetricRecord]) -> None:
         """Write a batch of metrics, oldest first, or none of it."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Write settings that hold for the whole run."""
+        """Write settings of the whole run."""
 
     def log_artifact(self, path: Path) -> None:
         """Copy a file or folder."""
@@ -66,7 +66,7 @@ class TrackingBackend(Protocol):
 
 
 class NullTracker:
-    """Forgets everything: the tracker of ranks that do not own the loss, and the base of one that reads elsewhere."""
+    """Ignores everything: the tracker of ranks that do not own the loss, and the base of trackers that read files."""
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Do nothing."""
@@ -82,7 +82,7 @@ class NullTracker:
 
 
 class CompositeTracker:
-    """Tells several trackers the same."""
+    """Forwards every call to several trackers."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = tuple(trackers)

@@ -97,12 +97,15 @@ class TrainingState:
             ConfigError: the callback would change a field, or a value in one.
         """
         self.__dict__["_reader"] = reader = name_of(callback)
+        scalars = None if self.step is None else dict(self.step.scalars)
         try:
             yield
         except FrozenInstanceError as error:
             raise ConfigError(f"callback {reader}: {error}; {_READ_ONLY}") from error
         finally:
             del self.__dict__["_reader"]
+        if self.step is not None and str(self.step.scalars) != str(scalars):  # as text: NaN equals itself there
+            raise ConfigError(f"callback {reader} has changed state.step.scalars; {_READ_ONLY}")
 
     def __setattr__(self, name: str, value: object) -> None:
         if (reader := self.__dict__.get("_reader")) is not None:

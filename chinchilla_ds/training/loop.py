@@ -11,7 +11,7 @@ import torch
 
 from chinchilla_ds.budget.speed.devices import peak_flops_per_s
 from chinchilla_ds.config import CheckpointConfig, GuardConfig
-from chinchilla_ds.data.feeding.loader import MicroBatch, TokenLoader
+from chinchilla_ds.data.feeding.loader import TokenBatch, TokenLoader
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.distributed import cpu_backend, groups
@@ -286,10 +286,10 @@ class _Run:
         self._call("on_sample")
 
 
-def _on_device(batches: Iterable[MicroBatch]) -> list[MicroBatch]:
+def _on_device(batches: Iterable[TokenBatch]) -> list[TokenBatch]:
     device = cpu_backend.device()
     return [
-        MicroBatch(tokens=batch.tokens.to(device, non_blocking=True), labels=batch.labels.to(device, non_blocking=True))
+        TokenBatch(tokens=batch.tokens.to(device, non_blocking=True), labels=batch.labels.to(device, non_blocking=True))
         for batch in batches
     ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from chinchilla_ds.data.feeding.loader import MicroBatch, TokenLoader
+from chinchilla_ds.data.feeding.loader import TokenBatch, TokenLoader
 from chinchilla_ds.data.prepared import MANIFEST_NAME, PreparedData, PreparedSource
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
@@ -77,7 +77,7 @@ def make_plan(*, data_parallel: int, seed: int = 1) -> RunPlan:
     )
 
 
-def rows(batch: MicroBatch) -> list[Row]:
+def rows(batch: TokenBatch) -> list[Row]:
     return [tuple(row) for row in batch.tokens.tolist()]
 
 

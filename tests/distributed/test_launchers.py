@@ -80,6 +80,28 @@ def test_tasks_that_know_where_to_meet_are_one_run(tmp_path: Path, corpus: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_launchers_start_the_module_as_they_start_the_script(tmp_path: Path, corpus: Path, launcher: str) -> None:
+    """As from an installed wheel: no script, and the shipped ds_config by its name."""
+    words = {
+        "deepspeed": ["--num_gpus", "2", "--master_port", str(free_port()), "--module"],
+        "torchrun": ["--nproc-per-node", "2", "-m"],
+    }[launcher]
+    program = str(Path(sys.executable).with_name(launcher))
+    command = [program, *words, "chinchilla_ds", "pretrain", "--ds_config", "zero1", *FLAGS, "--data", str(corpus)]
+    run = subprocess.Popen(
+        [*command, "--run-name", "by-module"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    ended = _finish(run)
+    assert ended.exit_code == 0, ended.text
+    assert "= 2 ranks, ZeRO-1" in ended.text
+    assert read_json(tmp_path / "runs/by-module/status.json", what="status")["state"] == "finished"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["launcher", "rank"])
 def test_status_tells_what_the_launchers_exit_code_does_not(tmp_path: Path, corpus: Path, victim: str) -> None:
     """The runner of `deepspeed` returns 0 when its child is killed; the ranks save, and say so."""

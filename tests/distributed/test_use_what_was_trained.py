@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.cli.main import main
-from chinchilla_ds.data.feeding.loader import MicroBatch, TokenLoader
+from chinchilla_ds.data.feeding.loader import TokenBatch, TokenLoader
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import EXIT_CODE_STOPPED
 from chinchilla_ds.run_plan import RunPlan
@@ -84,7 +84,7 @@ def trained(tmp_path_factory):
 
 
 @torch.inference_mode()
-def loss_of(model: LlamaForCausalLM, batches: list[MicroBatch]) -> float:
+def loss_of(model: LlamaForCausalLM, batches: list[TokenBatch]) -> float:
     """Nats per token with transformers, on sequences cut as training cuts them."""
     rows = [(tokens, labels) for batch in batches for tokens, labels in zip(batch.tokens, batch.labels, strict=True)]
     losses = [torch.nn.functional.cross_entropy(model(tokens[None]).logits[0], labels) for tokens, labels in rows]

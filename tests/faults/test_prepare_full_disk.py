@@ -119,7 +119,7 @@ def test_what_is_mapped_into_memory_has_its_place_before_it_is_written(disk: Sma
     documents = np.arange(2_000_000, dtype=np.int64)
     np.save(tmp_path / "edges.npy", documents.reshape(-1, 2))
     disk.resize(2**20)
-    with pytest.raises(OutputError, match=r"labels\.bin: No space left on device; deduplication goes on from here"):
+    with pytest.raises(OutputError, match=r"labels\.bin: No space left on device; deduplication resumes from here"):
         join([tmp_path / "edges.npy"], num_documents=len(documents), output=disk.place / "labels.bin")
     assert not list(disk.place.iterdir())
     disk.resize(PLENTY)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_config
 from chinchilla_ds.budget.layout.rules import validate_layout
-from chinchilla_ds.data.feeding.loader import MicroBatch
+from chinchilla_ds.data.feeding.loader import TokenBatch
 from chinchilla_ds.objective import Objective
 from chinchilla_ds.run_plan import ParallelLayout, RunPlan
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
@@ -74,19 +74,19 @@ def learning_rate(plan: RunPlan, step: int) -> float:
     return plan.optimizer.learning_rate * (1 - 0.1 * step)
 
 
-def micro_batches(plan: RunPlan, step: int) -> list[MicroBatch]:
+def micro_batches(plan: RunPlan, step: int) -> list[TokenBatch]:
     """Return the micro-batches of one step, those of all data-parallel ranks together; of b = 2 sequences each."""
     shape, batch = plan.shape, plan.batch
     generator = torch.Generator().manual_seed(step)
     skewed = torch.rand(batch.global_batch_size, shape.seq_length + 1, generator=generator) ** 3
     text = (skewed * shape.vocab_size).long()
     return [
-        MicroBatch(tokens=part[:, :-1].contiguous(), labels=part[:, 1:].contiguous())
+        TokenBatch(tokens=part[:, :-1].contiguous(), labels=part[:, 1:].contiguous())
         for part in text.split(batch.micro_batch_size)
     ]
 
 
-def micro_batches_of_rank(plan: RunPlan, step: int, data_parallel_rank: int) -> list[MicroBatch]:
+def micro_batches_of_rank(plan: RunPlan, step: int, data_parallel_rank: int) -> list[TokenBatch]:
     """Return the share of one data-parallel rank."""
     return micro_batches(plan, step)[data_parallel_rank :: plan.layout.data_parallel_size]
 
@@ -218,7 +218,7 @@ def on_engine(
     return run_on_ranks(run, plan.layout.world_size, timeout_s=timeout_s)
 
 
-def own_micro_batches(plan: RunPlan, step: int) -> list[MicroBatch]:
+def own_micro_batches(plan: RunPlan, step: int) -> list[TokenBatch]:
     """Return this rank's micro-batches."""
     from chinchilla_ds.distributed import groups
 

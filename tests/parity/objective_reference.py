@@ -74,7 +74,7 @@ class ZLossTruth(Truth):
 
     def loss(self, logits: Tensor, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         z_loss = self.coefficient * logits.exp().sum(-1).log().square().mean()
-        return super().loss(logits, tokens, labels)[0] + z_loss, {"z_loss": float(z_loss)}
+        return super().loss(logits, tokens, labels)[0] + z_loss, {"z_loss": float(z_loss.detach())}
 
 
 class DistillationTruth(Truth):
@@ -96,7 +96,7 @@ class DistillationTruth(Truth):
             reduction="batchmean",
         )
         cross_entropy, _ = super().loss(logits, tokens, labels)
-        return weight * heat**2 * kl + (1 - weight) * cross_entropy, {"kl": float(kl)}
+        return weight * heat**2 * kl + (1 - weight) * cross_entropy, {"kl": float(kl.detach())}
 
 
 class GatesTruth(Truth):
@@ -119,7 +119,7 @@ class GatesTruth(Truth):
         share = torch.cat([expected_open(alpha) for alpha in self.alphas]).mean()
         gap = share - Gates.target
         penalty = self.multiplier * gap + Gates.rho / 2 * gap**2
-        self.share, self.penalty = float(share), float(penalty)
+        self.share, self.penalty = float(share.detach()), float(penalty.detach())
         return penalty
 
     def gates(self, step: int | None) -> Sequence[Tensor | float]:
@@ -201,7 +201,8 @@ def train(plan: RunPlan, truth: Truth) -> Told:
             logits = model(batch.tokens)
             loss, named = truth.loss(logits, batch.tokens, batch.labels)
             total = total + loss / len(batches)
-            cross_entropy += float(F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())) / len(batches)
+            plain = F.cross_entropy(logits.detach().flatten(0, 1), batch.labels.flatten())
+            cross_entropy += float(plain) / len(batches)
             scalars = {name: scalars.get(name, 0.0) + value / len(batches) for name, value in named.items()}
         total.backward()
         told["grad_norms"].append(float(nn.utils.clip_grad_norm_(parameters, plan.optimizer.gradient_clipping)))
@@ -210,7 +211,7 @@ def train(plan: RunPlan, truth: Truth) -> Told:
         optimizer.step()
         truth.end()
         told["losses"].append(cross_entropy)
-        told["objective_losses"].append(float(total))
+        told["objective_losses"].append(float(total.detach()))
         told["scalars"].append(scalars)
     gates.values = truth.gates(None)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.engine.checkpoint import Checkpointer, load
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.objective import LossValue, Objective, Sum
-from chinchilla_ds.run_plan import Recompute
+from chinchilla_ds.run_plan import Precision, Recompute
 from tests.parity import harness, objective_reference
 from tests.parity.layouts import Case
 from tests.parity.objectives import Distillation, Gates, GatesInASum, Tempered, ZLoss
@@ -42,10 +42,10 @@ LAYOUTS += [
     case(1, 1, 2, virtual=2),
     case(3, 2, 2, virtual=2, recompute="full", sequence_parallel=True),
 ]
-QUICK = [case(0, 2), case(1, 1, 2, 2), case(3, 2, 2)]
 
 
-def over_layouts(quick=QUICK):
+def over_layouts(*, quick):
+    """Run every layout; those that are not `quick` are slow tests."""
     marked = [one if one in quick else pytest.param(one, marks=pytest.mark.slow) for one in LAYOUTS]
     return pytest.mark.parametrize("layout", marked, ids=str)
 
@@ -167,7 +167,7 @@ class Directly(Objective):
         return losses.view(s, b).t().mean()
 
 
-@over_layouts()
+@over_layouts(quick=[case(3, 2, 2)])
 def test_the_default_is_cross_entropy_bit_for_bit(layout):
     plan = plan_of(layout)
     ours, directly = trained(plan), trained(plan, Directly())
@@ -179,7 +179,7 @@ def test_the_default_is_cross_entropy_bit_for_bit(layout):
 
 
 def test_control_another_loss_is_not_the_default():
-    plan = plan_of(QUICK[0])
+    plan = plan_of(case(0))
     ours, other = trained(plan), trained(plan, ZLoss(coefficient=1e-4))
     assert other.losses[0] == ours.losses[0], "the measured loss of the same weights"
     assert other.losses[1:] != ours.losses[1:]
@@ -189,13 +189,16 @@ def test_control_another_loss_is_not_the_default():
 # ---- other losses ---------------------------------------------------------------------------------------------------
 
 
-@over_layouts()
+@over_layouts(quick=[case(0, 2)])
 def test_an_auxiliary_loss_equals_one_process(layout):
     check(plan_of(layout), ZLoss(), objective_reference.ZLossTruth)
 
 
-@pytest.mark.parametrize("beside", [True, False], ids=["beside", "passes first"])
-@over_layouts(quick=[case(1, 1, 2, 2), case(3, 2, 2)])
+BESIDE = [pytest.param(True, id="beside"), pytest.param(False, id="passes first", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@over_layouts(quick=[case(1, 1, 2)])
 def test_distillation_equals_one_process(layout, beside):
     plan = plan_of(layout)
     teacher = teacher_of(plan)
@@ -204,7 +207,7 @@ def test_distillation_equals_one_process(layout, beside):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beside", [True, False], ids=["beside", "passes first"])
+@pytest.mark.parametrize("beside", BESIDE)
 @pytest.mark.parametrize("layout", [one for one in LAYOUTS if one.zero == 3], ids=str)
 def test_distillation_from_a_partitioned_teacher_equals_one_process(layout, beside):
     plan = plan_of(layout)
@@ -213,7 +216,7 @@ def test_distillation_from_a_partitioned_teacher_equals_one_process(layout, besi
     check(plan, objective, lambda alone: objective_reference.DistillationTruth(alone, teacher))
 
 
-@over_layouts()
+@over_layouts(quick=[case(1, 2)])
 def test_gates_with_parameters_of_their_own_equal_one_process(layout):
     check(plan_of(layout), Gates(), objective_reference.GatesTruth)
 
@@ -224,7 +227,7 @@ def test_gates_built_in_parts_equal_one_process(layout):
     check(plan_of(layout), Gates(within_init=True), objective_reference.GatesTruth)
 
 
-@over_layouts(quick=[case(1, 1, 2, 2)])
+@over_layouts(quick=[case(1, 1, 2)])
 def test_a_head_on_the_last_stage_alone_equals_one_process(layout):
     check(plan_of(layout), Tempered(), objective_reference.TemperedTruth)
 
@@ -250,6 +253,28 @@ def test_control_a_replica_whose_gradients_nobody_sums_differs():
     plan = plan_of(case(1, 2))
     with pytest.raises(AssertionError, match=r"replicas of .*gate\.scale differ"):
         check(plan, Gates(reduces_scale=False), objective_reference.GatesTruth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+@pytest.mark.parametrize("layout", [case(1, 1, 2), case(3, 2, 2), case(1, 2)], ids=str)
+@pytest.mark.parametrize("kind", ["gates", "distillation"])
+def test_low_precision_follows_fp32(kind, layout, precision):
+    """A gradient that is given past the loss carries FP16's loss scale."""
+    plan = plan_of(layout, precision=precision, learning_rate=1e-3)
+    alone = single(dataclasses.replace(plan, precision=Precision.FP32))
+    if kind == "gates":
+        objective, truth = Gates(), objective_reference.GatesTruth(alone)
+    else:
+        teacher = teacher_of(plan)
+        objective, truth = Distillation(teacher_plan=teacher), objective_reference.DistillationTruth(alone, teacher)
+    ours, wanted = trained(plan, objective), objective_reference.train(alone, truth)
+    pairs = [(getattr(ours, name), getattr(wanted, name)) for name in ("losses", "objective_losses", "grad_norms")]
+    assert max(harness.largest_relative(a, b) for a, b in pairs) < 1e-2
+    if kind == "gates":
+        shares = [[step["open"] for step in told.scalars] for told in (ours, wanted)]
+        assert harness.largest_relative(*shares) < 1e-3
+        assert shares[1][-1] != shares[1][0], "control: the gates never moved"
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
@@ -284,10 +309,11 @@ def numbers_of(told):
     return [*told.losses, *told.objective_losses, *told.grad_norms, *of_scalars, told.evaluation]
 
 
+MORE_RESUMED = [case(1, 1, 2, 2), case(3, 2, 2), case(0), case(3, dp=2)]
+
+
 @pytest.mark.parametrize(
-    "layout",
-    [case(1, 1, 2, 2), *(pytest.param(one, marks=pytest.mark.slow) for one in (case(3, 2, 2), case(0), case(3, dp=2)))],
-    ids=str,
+    "layout", [case(1, 1, 2), *(pytest.param(one, marks=pytest.mark.slow) for one in MORE_RESUMED)], ids=str
 )
 def test_a_run_with_gates_is_resumed_bit_by_bit(layout, tmp_path):
     plan = plan_of(layout)
@@ -309,7 +335,8 @@ def load_and_forget(engine, folder):
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        (case(3, 2, 2), case(1, 1, 2, 2)),
+        (case(1, 2), case(3, dp=2)),
+        pytest.param(case(3, 2, 2), case(1, 1, 2, 2), marks=pytest.mark.slow),
         pytest.param(case(1, 1, 2, 2), case(0), marks=pytest.mark.slow),
         pytest.param(case(0, 2), case(3, 1, 2, 2), marks=pytest.mark.slow),
         pytest.param(case(1, 1, 2, virtual=2), case(2, 2, 1, 2), marks=pytest.mark.slow),

@@ -228,6 +228,8 @@ def test_a_new_folder_is_new_or_empty(tmp_path: Path) -> None:
             check_free(taken)
         with pytest.raises(OutputError, match="exists already"), new_folder(taken):
             pytest.fail("the block does not begin")
+    with pytest.raises(OutputError, match=r"`out=\.` cannot be made anew; name a new folder"):
+        check_free(Path())
     wanted = r"`to=.*/file/x` cannot be written: Not a directory"
     with pytest.raises(OutputError, match=wanted), new_folder(out / "file" / "x", named="to"):
         pytest.fail("the block does not begin")

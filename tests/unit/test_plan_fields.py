@@ -170,7 +170,7 @@ def test_zero_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
         ("schedule.decay", "linear", "plan.schedule.decay is 'linear'; it must be one of"),
         ("device", "tpu", "device is 'tpu'; it must be one of cpu, cuda"),
         ("precision", "fp8", "plan.precision is 'fp8'; it must be one of"),
-        ("prediction.interval.loss", [6.0, 5.0], "interval.loss must begin at its least value, and 6 is above 5"),
+        ("prediction.interval.loss", [6.0, 5.0], "interval.loss must start at its lower bound, and 6 is above 5"),
         ("prediction.interval.loss", [6.0], "plan.prediction.interval.loss"),
         ("prediction.interval.level", 1.0, "plan.prediction.interval.level is 1.0; it must be below 1"),
         ("cluster.world_size", 2, "cluster.world_size (2 devices) must be the layout's 1 ranks"),
@@ -194,7 +194,7 @@ def test_flops_are_those_of_the_shape_even_where_their_products_agree(tmp_path: 
         tree[name] *= 1.5
     said = refusal(json.dumps(tree), tmp_path)
     assert said is not None
-    assert "flops_per_token is 1.62202e+06, but its shape takes 1.08134e+06 FLOPs; make the plan anew" in said
+    assert "flops_per_token is 1.62202e+06, but its shape takes 1.08134e+06 FLOPs; make a new plan" in said
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_half_a_surrogate_pair_becomes_the_replacement_character() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\na: 2", "key 'a' stands twice in one mapping at line 2"),
+        ("a: 1\na: 2", "key 'a' occurs twice in one mapping at line 2"),
         ("no: 1", "the key 'no' is not text; quote it"),
         ("? [1]\n: 2", "the key a list or mapping is not text"),
         ("a: .nan", ".nan is not a finite number"),
@@ -146,8 +146,8 @@ def test_a_dataclass_is_built_with_its_types() -> None:
         ({"part": {"size": "1"}}, ["w.part.size is '1'; it must be a whole number"]),
         ({"part": [1]}, ["w.part is [1]; it must be an object of named fields"]),
         ({"part": None}, ["w.part is None; it must be an object of named fields"]),
-        ({"place": "a\0b", "names": ["\\u0000", "\0"]}, ["w.names[1] holds a NUL, which no text of ours does",
-            "w.place holds a NUL, which no text of ours does"]),
+        ({"place": "a\0b", "names": ["\\u0000", "\0"]}, ["w.names[1] holds a NUL, which is not allowed",
+            "w.place holds a NUL, which is not allowed"]),
         ({"place": 3}, ["w.place is 3; it must be text"]),
         ({"colour": "green"}, ["w.colour is 'green'; it must be one of 'red' or 'blue'"]),
         ({"bounds": [1, 2, 3]}, ["w.bounds is [1, 2, 3]; it must have 2 entries"]),

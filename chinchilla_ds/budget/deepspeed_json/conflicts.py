@@ -1,6 +1,6 @@
-"""Keys of the DeepSpeed JSON that are right by themselves, and wrong together, with the plan, or on this machine.
+"""Keys of the DeepSpeed JSON that are valid on their own, but not together, with the plan, or on this machine.
 
-DeepSpeed 0.19.8 would refuse it, or get it wrong, when the text is prepared and the engine is built.
+DeepSpeed 0.19.8 would refuse them, or get them wrong, only once the text is prepared and the engine is built.
 """
 
 import importlib.metadata
@@ -23,19 +23,19 @@ _SHOWING = ("debug", "info")
 
 
 def own_conflicts(ds: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong whatever the plan."""
+    """Yield the problems that do not depend on the plan."""
     yield from _monitor_problems(ds)
     yield from _report_problems(ds)
     for name in ("contiguous_memory_optimization", "cpu_checkpointing"):
         if find(ds, (CHECKPOINTING, name)) is True and find(ds, (CHECKPOINTING, "partition_activations")) is not True:
             yield (
-                f"{CHECKPOINTING}.{name} is true, and DeepSpeed does it with partition_activations alone; set that to "
+                f"{CHECKPOINTING}.{name} is true, which DeepSpeed supports only with partition_activations; set it "
                 f"true too, or leave {name} out"
             )
 
 
 def plan_conflicts(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
-    """Yield what DeepSpeed cannot do under the plan's layout, precision and device."""
+    """Yield what DeepSpeed does not support under the plan's layout, precision and device."""
     yield from _reduction_problems(ds, stage=plan.layout.zero_stage)
     yield from _type_problems(ds, plan)
     yield from _bucket_problems(ds, plan)
@@ -47,7 +47,7 @@ def plan_conflicts(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
 
 
 def _monitor_problems(ds: Mapping[str, Any]) -> Iterator[str]:
-    """Yield monitors that are switched on and cannot write: the engine would meet that when it is built."""
+    """Yield monitors that are switched on and cannot write: otherwise building the engine would fail."""
     for section, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("comet", "comet_ml")):
         if find(ds, (section, "enabled")) is True and (problem := _package_problem(package)):
             yield (
@@ -57,10 +57,10 @@ def _monitor_problems(ds: Mapping[str, Any]) -> Iterator[str]:
     for section in ("tensorboard", "csv_monitor"):
         folder = find(ds, (section, "output_path"))
         if find(ds, (section, "enabled")) is True and isinstance(folder, str) and not can_be_made(Path(folder)):
-            yield f"{section}.output_path is {show(folder)}, where no folder can be made; name one that can be written"
+            yield f"{section}.output_path is {show(folder)}, which cannot be created or written; name a folder that can"
     file = find(ds, ("flops_profiler", "output_file"))
     if find(ds, ("flops_profiler", "enabled")) is True and isinstance(file, str) and not can_be_made(Path(file).parent):
-        yield f"flops_profiler.output_file is {show(file)}, in a folder that cannot be made; leave it out to print"
+        yield f"flops_profiler.output_file is {show(file)}, in a folder that cannot be created; leave it out to print"
 
 
 def _package_problem(package: str) -> str | None:
@@ -75,48 +75,52 @@ def _package_problem(package: str) -> str | None:
 
 
 def can_be_made(folder: Path, /) -> bool:
-    """Return whether a folder is there, or can be made, and can be written."""
+    """Return whether a folder exists or can be created, and is writable."""
     folder = folder.absolute()
     try:
         there = next(place for place in (folder, *folder.parents) if place.exists())
         return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    except OSError:  # a name that no file system holds, or a folder that may not be looked into
+    except OSError:  # a name that no file system accepts, or a folder without search permission
         return False
 
 
 def _report_problems(ds: Mapping[str, Any]) -> Iterator[str]:
-    """Yield reports that would not be seen: DeepSpeed writes them to its log, of which errors alone are shown."""
+    """Yield reports that would not be shown: DeepSpeed writes them to its log, of which only errors are shown."""
     level = find(ds, ("log_level",))
     is_shown = isinstance(level, str) and level.lower() in _SHOWING
     fix = 'DeepSpeed logs it at the level "info"; add "log_level": "info", or remove it'
     if ds.get("dump_state") is True and not is_shown:
-        yield f"dump_state is true, and would not be seen: {fix}"
+        yield f"dump_state is true, and would not be shown: {fix}"
     if find(ds, ("comms_logger", "enabled")) is not True:
         return
     if find(ds, ("comms_logger", "verbose")) is not True:
         yield (
             "comms_logger.enabled is true without verbose, and the summary of all calls is printed by a function that "
-            "nothing calls; set verbose to true, or remove the section"
+            "is never called; set verbose to true, or remove the section"
         )
     elif not is_shown:
-        yield f"comms_logger.enabled is true, and would not be seen: {fix}"
+        yield f"comms_logger.enabled is true, and would not be shown: {fix}"
 
 
 # ---- with the plan ---------------------------------------------------------------------------------------------------
 
 
 def _reduction_problems(ds: Mapping[str, Any], *, stage: int) -> Iterator[str]:
-    """Yield scalings of gradients before their reduction that the ZeRO stage does not know."""
+    """Yield scalings of gradients before their reduction that the ZeRO stage does not support."""
     scatters = stage in (2, 3) and find(ds, (ZERO, "reduce_scatter")) is not False
     factor = find(ds, ("gradient_predivide_factor",))
     if ds.get("prescale_gradients") is True and scatters:
         yield (
-            f"prescale_gradients is true, which DeepSpeed does not know under ZeRO-{stage} with reduce_scatter; remove "
+            f"prescale_gradients is true; DeepSpeed does not support it under ZeRO-{stage} with reduce_scatter; remove "
             f"it, set {ZERO}.reduce_scatter to false, or take {ZERO}.stage 1"
         )
     if is_number(factor) and factor != 1 and (stage == 3 or scatters):
         near = f"remove it, or take {ZERO}.stage 1"
-        why = "would lose: gradients would come out divided" if not scatters else "does not know with reduce_scatter"
+        why = (
+            "would not undo: gradients would come out divided"
+            if not scatters
+            else "does not support with reduce_scatter"
+        )
         yield f"gradient_predivide_factor is {show(factor)}, which DeepSpeed under ZeRO-{stage} {why}; {near}"
 
 
@@ -148,7 +152,7 @@ def _bucket_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
 
 
 def _contiguous_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
-    """Yield what keeps checkpoints of activations from lying in one buffer, that of one forward pass."""
+    """Yield why activation checkpoints cannot share one contiguous buffer, that of one forward pass."""
     if find(ds, (CHECKPOINTING, "contiguous_memory_optimization")) is not True:
         return
     stages, layers = plan.layout.pipeline_model_parallel_size, plan.shape.num_layers

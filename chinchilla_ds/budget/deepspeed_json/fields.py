@@ -1,4 +1,4 @@
-"""Which values of the DeepSpeed JSON say the same as a field of the config, and which ones the plan decides."""
+"""Which values of the DeepSpeed JSON correspond to a field of the config, and which ones the plan decides."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from chinchilla_ds.run_plan import Offload, Precision, Recompute, RunPlan
 MIN_BUCKET_ELEMENTS = 2**19
 ZERO = "zero_optimization"
 _OTHER_JSON = 'set it to "auto", or take the JSON that `chinchilla-ds ds-config` writes for that plan'
-"""For what the JSON chooses and no flag of a run does: it contradicts a plan that was given alone."""
+"""For choices that only the JSON makes, without a flag: the JSON contradicts a plan that was given alone."""
 _PRECISION_FIX = 'set it to "auto", or pass another `precision`'
 
 
@@ -37,7 +37,7 @@ class Owned:
     path: tuple[str, ...]
     value: Any
     fix: str
-    """What to do about a contradiction; `{}` stands for the JSON's value."""
+    """How to resolve a contradiction; `{}` is replaced by the JSON's value."""
 
 
 def _field_fix(field: str) -> str:
@@ -55,7 +55,7 @@ def is_of_run(field: str, /) -> bool:
 
 
 def named_fields(ds: Mapping[str, Any], /) -> Iterator[Named | str]:
-    """Yield every config field that the JSON names, and a problem for every value of the wrong kind."""
+    """Yield every config field that the JSON names, and a problem for every value of the wrong type."""
     yield from _stage(ds)
     for name in ("offload_optimizer", "offload_param"):
         yield from _choice(ds, (ZERO, name, "device"), field=name, choices=Offload)
@@ -68,7 +68,7 @@ def named_fields(ds: Mapping[str, Any], /) -> Iterator[Named | str]:
 
 
 def owned_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
-    """Yield what the plan writes into the JSON; optimizer and offload only where the JSON or the plan has them."""
+    """Yield what the plan writes into the JSON; optimizer and offload only if the JSON or the plan has them."""
     batch, optimizer, layout = plan.batch, plan.optimizer, plan.layout
     yield Owned(path=("train_batch_size",), value=batch.global_batch_size, fix=_field_fix("global_batch_size"))
     micro_fix = _field_fix("micro_batch_size")
@@ -88,7 +88,7 @@ def owned_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
 
 
 def _accumulation_fix(plan: RunPlan, *, ds: Mapping[str, Any]) -> str:
-    """Return which batch has the JSON's number of micro-batches: that follows from batch, micro-batch and ranks."""
+    """Return the batch with the JSON's number of micro-batches, which follows from batch, micro-batch and ranks."""
     steps, total, micro = (
         find(ds, (name,))
         for name in ("gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu")
@@ -143,7 +143,7 @@ def _optimizer_settings(ds: Mapping[str, Any]) -> Iterator[Named]:
 
 
 def compared_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
-    """Yield what the plan decides and DeepSpeed has no key for, or does nothing with; checked, never written."""
+    """Yield what the plan decides and DeepSpeed has no key for, or ignores; checked, never written."""
     yield Owned(path=("data_types", "param_dtype"), value=plan.precision.value, fix=_PRECISION_FIX)
     yield Owned(path=("vocabulary_size",), value=plan.shape.vocab_size, fix=_field_fix("vocab_size"))
     for item in named_fields(ds):
@@ -156,11 +156,11 @@ def compared_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
 
 
 def suggested_values(plan: RunPlan, /) -> Iterator[Owned]:
-    """Yield what the plan fills in for "auto" and leaves to the user otherwise: sizes of DeepSpeed's buffers, elements.
+    """Yield what the plan fills in for "auto" and otherwise leaves to the user: DeepSpeed's buffer sizes, in elements.
 
     Source: the rule of Hugging Face's integration (transformers, HfTrainerDeepSpeedConfig): hidden_size squared for the
     reduction bucket, 0.9 of it for prefetching, 10 x hidden_size for parameters that ZeRO-3 keeps whole; here a bucket
-    is at least 2^19 elements, below which a message costs more than what it carries.
+    is at least 2^19 elements, below which latency dominates a message.
     """
     bucket = max(plan.shape.hidden_size**2, MIN_BUCKET_ELEMENTS)
     yield Owned(path=(ZERO, "reduce_bucket_size"), value=bucket, fix="")
@@ -217,7 +217,7 @@ def _sequence_parallel(ds: Mapping[str, Any]) -> Iterator[Named | str]:
 
 
 def _recompute(ds: Mapping[str, Any]) -> Iterator[Named | str]:
-    """Yield what to recompute; DeepSpeed has no word for it, so its section alone means every layer."""
+    """Yield what to recompute; DeepSpeed has no key for it, so its section alone means every layer."""
     if find(ds, (OWN_SECTION, "recompute")) is not None:
         yield from _choice(ds, (OWN_SECTION, "recompute"), field="recompute", choices=Recompute)
     elif "activation_checkpointing" in ds:

@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON against the table of keys: every key known, every value of the right kind, nothing without effect.
+"""Check the DeepSpeed JSON against the table of keys: known keys, values of the right type, nothing without effect.
 
 DeepSpeed itself ignores unknown keys at the top level.
 """
@@ -28,9 +28,9 @@ _SAME_OPTIMIZERS = ("adamw", "adam")
 
 
 def checked(ds: Mapping[str, Any], /, *, optimizer: OptimizerSpec | None = None) -> tuple[dict[str, Any], list[str]]:
-    """Return the JSON under the table's names, without what says nothing, and every problem of a key on its own.
+    """Return the JSON under the table's names, without what has no meaning, and every problem of single keys.
 
-    What says nothing: null where that is DeepSpeed's word for leaving a key out, and sections that are switched off.
+    Without meaning are null where it is DeepSpeed's word for leaving a key out, and sections that are switched off.
 
     Args:
         ds: The JSON.
@@ -50,7 +50,7 @@ def checked(ds: Mapping[str, Any], /, *, optimizer: OptimizerSpec | None = None)
 
 
 def find(ds: Mapping[str, Any], path: Path) -> Any:
-    """Return the value at `path`, or None where any part of it is missing."""
+    """Return the value at `path`, or None if any part of it is missing."""
     value: Any = ds
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -58,7 +58,7 @@ def find(ds: Mapping[str, Any], path: Path) -> Any:
 
 
 def table_key(path: Path, /) -> Key | None:
-    """Return what the table says of a path."""
+    """Return the table's entry for a path."""
     return SECTIONS.get(path[:-1], {}).get(path[-1])
 
 
@@ -84,7 +84,7 @@ def optimizer_problem(ds: Mapping[str, Any], optimizer: OptimizerSpec, /) -> str
 
 
 def _under_one_name(ds: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return a copy with DeepSpeed's second names replaced, and a problem for every key that is there under both."""
+    """Return a copy with DeepSpeed's alternative names replaced, and a problem for every key given under both."""
     plain, problems = copy.deepcopy(dict(ds)), []
     for path, name in OTHER_NAMES.items():
         section = find(plain, path[:-1])
@@ -149,7 +149,7 @@ def _refusal(path: Path, key: Key, value: Any) -> Iterator[str]:
 
 
 def _is_switched_off(key: Key, section: Mapping[str, Any]) -> bool:
-    """Return whether a refused section is empty, or switched off and nothing within it switched on."""
+    """Return whether a refused section is empty, or switched off with nothing in it switched on."""
     if key.switch is None:
         return False
     if not section:
@@ -184,7 +184,7 @@ _EXAMPLES: Mapping[Path, str] = {
 
 
 def _unknown(path: Path) -> str:
-    """Return what is wrong with a key that is not in the table."""
+    """Return the problem of a key that is not in the table."""
     where, name, section = ".".join(path), path[-1], SECTIONS[path[:-1]]
     if path in OLD_NAMES:
         return f"{where} is deprecated by DeepSpeed; {OLD_NAMES[path]}"
@@ -195,7 +195,7 @@ def _unknown(path: Path) -> str:
 
 
 def _place_of(name: str) -> str:
-    """Return where DeepSpeed reads a key of this name."""
+    """Return where DeepSpeed reads a key with this name."""
     places = [
         ".".join(path) or "the top level" for path, keys in SECTIONS.items() if name in keys and path != (OWN_SECTION,)
     ]

@@ -1,9 +1,9 @@
 """The DeepSpeed JSON: read it, let it choose the layout, fill its "auto"s from the plan, refuse what contradicts it.
 
-    python -m chinchilla_ds.budget.deepspeed_json.resolve ds_configs/     writes the shipped files anew
+    python -m chinchilla_ds.budget.deepspeed_json.resolve ds_configs/     rewrites the shipped files
 
-A key that is missing means the same as "auto": the plan's value. DeepSpeed's words live in the ds_*.py files here and
-nowhere else.
+A key that is missing means the same as "auto": the plan's value. DeepSpeed's names are used only in the modules of
+this package.
 """
 
 import copy
@@ -34,7 +34,7 @@ from chinchilla_ds.run_plan import Offload, Recompute, RunPlan
 from chinchilla_ds.structured import read_json
 
 NEVER_PRINT = 1_000_000_000
-"""A steps_per_print that never comes: the progress bar reports, not DeepSpeed."""
+"""A steps_per_print that is never reached: the progress bar reports, not DeepSpeed."""
 
 _AIO = {
     "block_size": 1048576,
@@ -43,7 +43,7 @@ _AIO = {
     "single_submit": False,
     "overlap_events": True,
 }
-"""DeepSpeed's own defaults, written out because they are what one tunes for a drive (`ds_nvme_tune`)."""
+"""DeepSpeed's own defaults, written out because they are tuned for each drive (`ds_nvme_tune`)."""
 
 _OPTIMIZER = {"type": AUTO, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "weight_decay": AUTO}}
 
@@ -56,7 +56,8 @@ def load_ds_config(path: Path | str, /) -> dict[str, Any]:
     """Return the JSON object in a file, or in the shipped file of a name such as `zero3`.
 
     Raises:
-        DsConfigError: missing or unreadable file, not UTF-8, not JSON (line and column named), doubled keys, no object.
+        DsConfigError: missing or unreadable file, not UTF-8, not JSON (line and column named), duplicate keys, not an
+        object.
     """
     data = read_json(_named_file(Path(path)), what="ds_config", error=DsConfigError)
     if not isinstance(data, dict):
@@ -88,7 +89,7 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
         explicit: names of the config fields that a flag has set, such as `zero_stage` or `precision`.
 
     Raises:
-        DsConfigError: unknown keys, values of the wrong kind, and values at odds with a flag, all of them.
+        DsConfigError: all unknown keys, values of the wrong type, and values that contradict a flag.
     """
     optimizer = _optimizer_or_none(config)
     another = optimizer_problem(ds, optimizer or adamw())
@@ -100,7 +101,7 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
     named: dict[str, Any] = {}
     for item in named_fields(ds):
         if isinstance(item, str):
-            problems += [] if _told(problems, item) else [item]
+            problems += [] if _is_reported(problems, item) else [item]
             continue
         current = current_value(config, field=item.field)
         if item.field in explicit and current != item.value:
@@ -124,16 +125,16 @@ def _optimizer_or_none(config: RunConfig) -> OptimizerSpec | None:
 
 
 def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
-    """Return the JSON that DeepSpeed gets: every "auto" filled from the plan, `chinchilla_ds` removed, the rest as is.
+    """Return the JSON for DeepSpeed: every "auto" filled from the plan, `chinchilla_ds` removed, the rest unchanged.
 
     Raises:
         DsConfigError: unknown keys, sections that the plan owns, and every concrete value that contradicts the plan.
     """
     optimizer = optimizer_of(plan.optimizer)
     ds, problems = checked(ds, optimizer=optimizer)
-    problems += [item for item in named_fields(ds) if isinstance(item, str) and not _told(problems, item)]
+    problems += [item for item in named_fields(ds) if isinstance(item, str) and not _is_reported(problems, item)]
     problems += [*own_conflicts(ds), *plan_conflicts(ds, plan)]
-    problems += [text for text in _contradictions(ds, plan) if not _told(problems, text)]
+    problems += [text for text in _contradictions(ds, plan) if not _is_reported(problems, text)]
     if problems:
         raise DsConfigError(problems)
     ds.pop(OWN_SECTION, None)
@@ -161,7 +162,7 @@ def emit(plan: RunPlan, /) -> dict[str, Any]:
 
 
 def emit_for_pretrain(plan: RunPlan, /) -> dict[str, Any]:
-    """Return `emit`'s JSON with the section that launchers/pretrain.py reads: what DeepSpeed has no words for."""
+    """Return `emit`'s JSON with the section that launchers/pretrain.py reads: what DeepSpeed has no keys for."""
     layout, plain = plan.layout, LayoutConfig()
     own = {
         name: getattr(layout, name)
@@ -198,7 +199,7 @@ def write_shipped(folder: Path | str, /) -> list[Path]:
 
 
 def to_json(ds: Mapping[str, Any], /) -> str:
-    """Return the JSON text, as the shipped files have it."""
+    """Return the JSON text, formatted like the shipped files."""
     return json.dumps(ds, indent=2) + "\n"
 
 
@@ -222,7 +223,7 @@ def _offload_section(device: Offload) -> dict[str, Any]:
 
 
 def _contradictions(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
-    """Yield what the JSON says otherwise than the plan."""
+    """Yield every value of the JSON that contradicts the plan."""
     for owned in (*owned_values(plan, ds=ds), *compared_values(plan, ds=ds)):
         where = ".".join(owned.path)
         given = Recompute.FULL if where == "activation_checkpointing" else find(ds, owned.path)
@@ -231,13 +232,13 @@ def _contradictions(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
             yield f"{where} is {show(given)}, but the plan says {show(owned.value)}; {fix}"
 
 
-def _told(problems: list[str], text: str) -> bool:
-    """Return whether a problem about the key that this one begins with has been found already."""
+def _is_reported(problems: list[str], text: str) -> bool:
+    """Return whether a problem with the key at the start of this text has already been reported."""
     return any(problem.startswith(f"{text.split(' ', 1)[0]} ") for problem in problems)
 
 
 def _as_deepspeed_reads(section: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """Return a section with 5e8 written as a whole number where one is due, and without "auto": DeepSpeed's default."""
+    """Return a section with 5e8 as an integer where one is required, and without "auto", DeepSpeed's default."""
     read: dict[str, Any] = {}
     for name, value in section.items():
         here = (*path, name)
@@ -256,7 +257,7 @@ def _put(ds: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def main(arguments: list[str] | None = None, /) -> int:
-    """Write the shipped files into the folder that is named."""
+    """Write the shipped files into the folder named on the command line."""
     folders = sys.argv[1:] if arguments is None else arguments
     if len(folders) != 1:
         sys.stderr.write("usage: python -m chinchilla_ds.budget.deepspeed_json.resolve FOLDER\n")

@@ -1,10 +1,10 @@
-"""Every key that DeepSpeed 0.19.8 reads, and what becomes of it here.
+"""Every key that DeepSpeed 0.19.8 reads, and how it is treated here.
 
 | use | |
 |---|---|
 | `plan` | the plan decides it: "auto" takes its value, another value is compared with it (`ds_fields`) |
-| `passed` | handed on to DeepSpeed, which does what it says |
-| `idle` | accepted and without effect, whatever it says: it asks for nothing that this engine could fail to do |
+| `passed` | passed on to DeepSpeed, which acts on it |
+| `idle` | accepted and without effect, whatever its value: it requests nothing that this engine fails to do |
 | `refused` | its effect would be lost, or break what the plan or a checkpoint promises; the reason says what to do |
 
 Literal, because `budget` does not import DeepSpeed: tests/unit/budget/test_ds_keys.py walks the classes and constants
@@ -34,13 +34,13 @@ DEEPSPEED_VERSION = "0.19.8"
 """The version that these keys were read from."""
 
 OWN_SECTION = "chinchilla_ds"
-"""Our section of the JSON: what DeepSpeed has no words for. Removed before DeepSpeed sees it."""
+"""Our section of the JSON: what DeepSpeed has no keys for. Removed before DeepSpeed sees it."""
 
 Path = tuple[str, ...]
 
 
 class Use(StrEnum):
-    """What becomes of a key."""
+    """How a key is treated."""
 
     PLAN = "plan"
     PASSED = "passed"
@@ -55,11 +55,11 @@ class Key:
     use: Use
     kind: ValueKind
     why: str = ""
-    """Of a refused one: the reason, and what to do. Of an idle one: why it has no effect."""
+    """For a refused key: the reason, and what to do. For an idle one: why it has no effect."""
     same: tuple[Any, ...] = ()
-    """Of a refused one: values that ask for what happens anyway, and are accepted."""
+    """For a refused key: values that ask for what happens anyway, and are accepted."""
     switch: str | None = None
-    """Of a refused section: its key that switches it on; a section that it switches off is left out."""
+    """For a refused section: the key that switches it on; a section that is switched off is left out."""
     nullable: bool = False
     """Whether null is DeepSpeed's own word for leaving it out."""
 
@@ -95,7 +95,7 @@ _FP32_STATES = "master weights and AdamW's moments are FP32, and so are checkpoi
 _OWN_LOADER = "batches come from chinchilla-ds's own loader, and its order from the plan's seed; remove it"
 _ONE_STEP = "the step, its gradient norm and the checkpoint are those of one whole AdamW step; remove it"
 _ROUNDED = (
-    "ZeRO++ rounds to INT8 on the way between ranks, and every layout is to give the same model; remove it, and see "
+    "ZeRO++ rounds to INT8 in transit between ranks, and every layout is to give the same model; remove it, and see "
     "communication_data_type"
 )
 _REMOVED = f"DeepSpeed {DEEPSPEED_VERSION} no longer has it and refuses it; remove it"
@@ -239,11 +239,9 @@ _ZERO: dict[str, Key] = {
     "stage3_use_all_reduce_for_fetch_params": _passed(BOOL),
     "sub_group_size": _passed(whole(0)),
     "use_multi_rank_bucket_allreduce": _passed(BOOL),
-    "zenflow": _refused(
-        f"ZenFlow updates some weights late and keeps states of its own, and {_ONE_STEP}", nullable=True
-    ),
+    "zenflow": _refused(f"ZenFlow updates some weights late and keeps its own states, and {_ONE_STEP}", nullable=True),
     "zero_hpz_partition_size": _refused(
-        "a resumed run would go on with the weights that it once began with, in the secondary partition; remove it",
+        "a resumed run would continue with its initial weights, kept in the secondary partition; remove it",
         0,
         1,
     ),
@@ -262,7 +260,7 @@ _BUFFERS: Mapping[str, Key] = {
 _MONITOR: Mapping[str, Key] = {"enabled": _passed(BOOL), "output_path": _passed(TEXT), "job_name": _passed(TEXT)}
 _NAME = _passed(TEXT, nullable=True)
 _AS_BUILT = "the engine builds the optimizer itself"
-_KERNEL = "it names a kernel, of the same arithmetic"
+_KERNEL = "it names a kernel with the same arithmetic"
 
 SECTIONS: Mapping[Path, Mapping[str, Key]] = {
     (): _TOP | {name: _refused(_REMOVED) for name in _REMOVED_TOP},
@@ -281,24 +279,24 @@ SECTIONS: Mapping[Path, Mapping[str, Key]] = {
     },
     ("zero_optimization", "offload_optimizer"): {
         **_BUFFERS,
-        "cpuadam_cores_perc": _refused("it has an effect under super_offload alone; remove it", 0.8),
+        "cpuadam_cores_perc": _refused("it has an effect only under super_offload; remove it", 0.8),
         "fast_init": _passed(BOOL),
         "pipeline_read": _passed(BOOL),
         "pipeline_write": _passed(BOOL),
         "ratio": _refused(f"a part of the states would be stepped by a second optimizer, and {_ONE_STEP}", 1),
-        "super_offload": _refused(f"SuperOffload keeps states in a process of its own, and {_ONE_STEP}", False),
+        "super_offload": _refused(f"SuperOffload keeps states in a separate process, and {_ONE_STEP}", False),
     },
     ("bf16",): {
         "bf16_master_weights_and_grads": _refused(_FP32_STATES, False),
         "bf16_optimizer_states": _refused(_FP32_STATES, False),
         "check_grad_overflow": _refused(
-            "a step whose gradients are not finite would be taken instead of skipped; remove it", True
+            "a step with non-finite gradients would be taken instead of skipped; remove it", True
         ),
         "enabled": _plan(),
         "immediate_grad_update": _passed(BOOL),
     },
     ("fp16",): {
-        "auto_cast": _idle(BOOL, "it casts inputs that are not whole numbers, and tokens are"),
+        "auto_cast": _idle(BOOL, "it casts inputs that are not integers, and tokens are"),
         "consecutive_hysteresis": _passed(BOOL),
         "enabled": _plan(),
         "fp16_master_weights_and_grads": _refused(_FP32_STATES, False),
@@ -341,7 +339,7 @@ SECTIONS: Mapping[Path, Mapping[str, Key]] = {
     },
     ("data_types",): {
         "buffer_dtype": _refused(
-            "buffers are FP32 in every precision, rotary positions lose theirs otherwise; remove it",
+            "buffers are FP32 in every precision, otherwise rotary positions lose precision; remove it",
             "fp32",
             nullable=True,
         ),
@@ -392,13 +390,13 @@ SECTIONS: Mapping[Path, Mapping[str, Key]] = {
         "fused": _idle(BOOL, _KERNEL),
         "lr": _plan(number(0)),
         "maximize": _refused("the loss is minimised; remove it", False),
-        "max_grad_norm": _refused("DeepSpeed takes it for no parameter of an optimizer; use gradient_clipping"),
+        "max_grad_norm": _refused("DeepSpeed does not accept it as an optimizer parameter; use gradient_clipping"),
         "set_grad_none": _idle(BOOL, "gradients are cleared by the engine"),
         "torch_adam": _idle(BOOL, _KERNEL),
         "weight_decay": _plan(number(0)),
     },
 }
-"""By section; a key whose path is a section of its own leads there."""
+"""Keys by section; a key whose path is itself a section refers to it."""
 
 AUTO_IS_DEFAULT: frozenset[Path] = frozenset(
     {
@@ -416,13 +414,13 @@ AUTO_IS_DEFAULT: frozenset[Path] = frozenset(
         ("zero_optimization", "offload_param"),
     }
 )
-"""Sections in which DeepSpeed itself takes "auto" for its default."""
+"""Sections in which DeepSpeed itself reads "auto" as its default."""
 
 OTHER_NAMES: Mapping[Path, str] = {
     ("bfloat16",): "bf16",
     **{("zero_optimization", name.removeprefix("stage3_")): name for name in _ZERO if name.startswith("stage3_")},
 }
-"""Names under which DeepSpeed reads a key as well: the name that it has here."""
+"""Alternative names under which DeepSpeed reads a key, and the name that it has here."""
 
 OLD_NAMES: Mapping[Path, str] = {
     ("zero_optimization", "cpu_offload"): 'use offload_optimizer, {"device": "cpu"}',
@@ -435,4 +433,4 @@ OLD_NAMES: Mapping[Path, str] = {
     ),
     ("allgather_size",): "use zero_optimization.allgather_bucket_size",
 }
-"""Names that DeepSpeed still reads and says not to use."""
+"""Names that DeepSpeed still reads but deprecates."""

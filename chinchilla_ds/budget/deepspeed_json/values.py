@@ -1,4 +1,4 @@
-"""What a value of the DeepSpeed JSON may be: a test, and the words that a message has for it.
+"""Kinds of values in the DeepSpeed JSON: a test, and its wording in messages.
 
 Whole numbers may be written as 5e8, as they often are.
 """
@@ -15,13 +15,13 @@ _SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True, kw_only=True)
 class ValueKind:
-    """What a value may be."""
+    """The set of valid values of a key."""
 
     text: str
-    """For a message: "it must be ..."."""
+    """Its wording in a message: "it must be ..."."""
     accepts: Callable[[Any], bool]
     is_whole: bool = False
-    """Whether 5e8 is to be handed on as 500000000."""
+    """Whether 5e8 is passed on as 500000000."""
 
 
 def is_number(value: Any) -> bool:
@@ -30,7 +30,7 @@ def is_number(value: Any) -> bool:
 
 
 def whole(least: int, most: int | None = None) -> ValueKind:
-    """Return the whole numbers from `least` on, `most` included where there is one."""
+    """Return the kind of whole numbers from `least` to `most`, inclusive; None: no upper bound."""
     text = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
 
     def accepts(value: Any) -> bool:
@@ -40,7 +40,7 @@ def whole(least: int, most: int | None = None) -> ValueKind:
 
 
 def number(least: float, most: float | None = None) -> ValueKind:
-    """Return the numbers from `least` on, `most` included where there is one."""
+    """Return the kind of numbers from `least` to `most`, inclusive; None: no upper bound."""
     text = f"a number of at least {least:g}" if most is None else f"a number from {least:g} to {most:g}"
     return ValueKind(
         text=text, accepts=lambda value: is_number(value) and least <= value and (most is None or value <= most)
@@ -48,7 +48,7 @@ def number(least: float, most: float | None = None) -> ValueKind:
 
 
 def one_of(*choices: str) -> ValueKind:
-    """Return these texts, in capitals or not."""
+    """Return the kind of these strings, in any case."""
     return ValueKind(
         text=f"one of {', '.join(choices)}",
         accepts=lambda value: isinstance(value, str) and value.lower() in {choice.lower() for choice in choices},
@@ -68,11 +68,11 @@ BETAS = ValueKind(
 )
 OBJECT = ValueKind(text="a JSON object", accepts=lambda value: isinstance(value, Mapping))
 ANYTHING = ValueKind(text="anything", accepts=lambda value: True)
-"""Judged elsewhere, or whatever it is."""
+"""Any value; checked elsewhere, if at all."""
 
 
 def same(given: Any, planned: Any, /) -> bool:
-    """Return whether two JSON values say the same: 1 and 1.0, "AdamW" and "adamw", but not 1 and true."""
+    """Return whether two JSON values are equivalent: 1 and 1.0, "AdamW" and "adamw", but not 1 and true."""
     if isinstance(given, bool) or isinstance(planned, bool):
         return given is planned
     if isinstance(given, str) and isinstance(planned, str):
@@ -90,7 +90,7 @@ def is_auto(value: Any, /) -> bool:
 
 
 def show(value: Any, /) -> str:
-    """Return a value as the JSON would have it, a long one cut short."""
+    """Return a value as JSON, truncated if long."""
     if value is None:
         return "unset"
     text = json.dumps(value, default=str)

@@ -1,1 +1,1 @@
-"""Scaling laws: forms, the published ones, how they are chosen and fitted."""
+"""Scaling laws: their forms, the published ones, the choice among them, and fitting."""

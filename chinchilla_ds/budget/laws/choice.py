@@ -1,4 +1,4 @@
-"""Which law splits the budget, and which one says how good the result will be."""
+"""Which law splits the budget, and which one predicts the loss."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from chinchilla_ds.budget.laws.registry import MUENNIGHOFF
 from chinchilla_ds.budget.laws.repetition import repeated_loss
 
 SMALL_BUDGET_LAW = "porian2024"
-"""Splits budgets that lie too far below the default law's range: fitted from 1.25e16 FLOPs up, the lowest of all."""
+"""Splits budgets too far below the default law's range: fitted from 1.25e16 FLOPs up, the lowest range of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """What predicts the loss of N, counted as its law counts it, and D in tokens."""
+    """Predicts the loss for N, counted by its law's convention, and D in tokens."""
 
     law: SurfaceLaw
     unique_tokens: float | None = None
-    """Distinct tokens, where there are fewer than D: then the law is Muennighoff et al.'s."""
+    """Distinct tokens, if there are fewer than D: the law is then Muennighoff et al.'s."""
 
     def __call__(self, size: float, num_tokens: float, /) -> float:
         """Return nats per token of the law's own tokenizer."""
@@ -28,7 +28,7 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Laws:
-    """The law of N and D, and of the loss: one and the same, unless the first knows no loss."""
+    """The law that gives N and D, and the one that predicts the loss: the same, unless the first has no loss."""
 
     law: Law
     losses: Losses
@@ -40,7 +40,7 @@ class Laws:
 
 
 def choose_laws(name: str | None, /, *, nominal_budget_flops: float) -> Laws:
-    """Return the law that is named, or the default for the budget.
+    """Return the named law, or the default for the budget.
 
     Raises:
         ConfigError: no such law.
@@ -57,5 +57,5 @@ def choose_laws(name: str | None, /, *, nominal_budget_flops: float) -> Laws:
 
 
 def repetition_laws(*, unique_tokens: float) -> Laws:
-    """Return the one law that knows what repeated text is worth."""
+    """Return the one law that models the value of repeated text."""
     return Laws(law=MUENNIGHOFF, losses=Losses(law=MUENNIGHOFF, unique_tokens=unique_tokens))

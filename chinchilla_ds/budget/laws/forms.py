@@ -1,4 +1,4 @@
-"""The forms that scaling laws take: a loss surface over N and D, or the line of optima alone. Pure Python."""
+"""The forms of scaling laws: a loss surface over N and D, or only the line of optima. Pure Python."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,15 +9,15 @@ from statistics import NormalDist
 from chinchilla_ds.units import format_flops
 
 MAX_EXTRAPOLATION = 300.0
-"""How many times beyond its fitted range a law is still followed without a warning: 3e21, the end of the Chinchilla
+"""How many times beyond its fitted range a law is still used without a warning: 3e21, the end of the Chinchilla
 sweep, to 5.76e23, the budget of the model that was trained to prove it, is 192 times."""
 LARGEST_LOSS = 50.0
-"""Nats per token; a uniform guess among 10^21 pieces. Above it a loss is in another unit, or means nothing."""
+"""Nats per token; a uniform guess among 10^21 pieces. A larger loss is in another unit, or meaningless."""
 _WIDEST_SPREAD = math.log(1e6)
-"""Half the width of an interval, of a logarithm, beyond which it says nothing and is not given."""
+"""Half width of an interval, in the logarithm, above which it is uninformative and not reported."""
 
 Covariance = tuple[tuple[float, ...], ...]
-"""5 x 5, of (log A, log B, log E, alpha, beta)."""
+"""[5, 5], over (log A, log B, log E, alpha, beta)."""
 
 
 class ParamsConvention(StrEnum):
@@ -41,12 +41,12 @@ class Optimum:
     """In the law's own convention."""
     num_tokens: float
     loss: float | None
-    """Nats per token of the law's own tokenizer; None for a law that knows no loss."""
+    """Nats per token of the law's own tokenizer; None for a law without a loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimumInterval:
-    """Where a budget's optimum lies with probability `level`, by the uncertainty of the law's own fit."""
+    """Interval of a budget's optimum with probability `level`, by the uncertainty of the law's own fit."""
 
     level: float
     num_params: tuple[float, float]
@@ -56,7 +56,7 @@ class OptimumInterval:
 
 @dataclass(frozen=True, kw_only=True)
 class Law(ABC):
-    """Where the optimum of a compute budget lies, with C = 6 N D FLOPs."""
+    """Gives the optimum of a compute budget, with C = 6 N D FLOPs."""
 
     name: str
     params_convention: ParamsConvention
@@ -67,11 +67,11 @@ class Law(ABC):
     """Largest budget of the runs it was fitted on."""
     source: str
     notes: str = ""
-    """What it leaves out, and what is odd about it."""
+    """What it leaves out, and its peculiarities."""
 
     @abstractmethod
     def optimal(self, *, compute_budget_flops: float) -> Optimum:
-        """Return N and D of least loss on 6 N D = C."""
+        """Return N and D with the smallest loss on 6 N D = C."""
 
     @abstractmethod
     def budget_for_params(self, *, num_params: float) -> float:
@@ -99,7 +99,7 @@ class Law(ABC):
             return f"Note: {where}."
         return (
             f"Warning: {where}, beyond {MAX_EXTRAPOLATION:.0f} times: its split into N and D is a rule of thumb, and "
-            "its loss no prediction."
+            "its loss is not a prediction."
         )
 
 
@@ -118,9 +118,9 @@ class SurfaceLaw(Law):
     beta: float
     """Exponent of D."""
     outer_exponent: float = 1.0
-    """k; 1 in Hoffmann et al. It has no say in where the optimum lies."""
+    """k; 1 in Hoffmann et al. It does not move the optimum."""
     covariance: Covariance | None = None
-    """Of the fit; None where its authors give nothing that can be used. k is taken as known."""
+    """The fit's covariance; None where its authors publish nothing usable. k is treated as known."""
 
     @property
     def params_exponent(self) -> float:
@@ -139,7 +139,7 @@ class SurfaceLaw(Law):
         return self.irreducible_loss + math.pow(reducible, self.outer_exponent)
 
     def optimal(self, *, compute_budget_flops: float) -> Optimum:
-        """Return N and D of least loss on 6 N D = C.
+        """Return N and D with the smallest loss on 6 N D = C.
 
         N = G (C/6)^a and D = (C/6)^b / G with a = beta / (alpha + beta), b = 1 - a and
         G = (alpha A / (beta B))^(1 / (alpha + beta)).
@@ -160,16 +160,21 @@ class SurfaceLaw(Law):
         return 6 * math.exp((math.log(num_tokens) + self._log_scale) / (1 - self.params_exponent))
 
     def tokens_for_loss(self, *, num_params: float, loss: float) -> float | None:
-        """Return the tokens with which `num_params` parameters reach `loss`; None where no number of tokens does."""
+        """Return the tokens with which `num_params` parameters reach `loss`; None if no number of tokens does."""
         params_term, _ = self._terms(num_params=num_params, num_tokens=1.0)
         left = math.pow(loss - self.irreducible_loss, 1 / self.outer_exponent) - params_term
         return math.pow(self.tokens_coefficient / left, 1 / self.beta) if left > 0 else None
 
     def loss_interval(self, *, num_params: float, num_tokens: float, level: float = 0.8) -> tuple[float, float] | None:
-        """Return where the loss lies with probability `level`, by the delta method; normal in the logarithm.
+        """Return the interval of the loss with probability `level`, by the delta method; normal in the logarithm.
 
-        Leaves out the scatter of single runs around the surface, and what other data and tokenizers would say. None
-        where there is no covariance, or one so large that the interval says nothing.
+        Leaves out the scatter of single runs around the surface, and the effect of other data and tokenizers. None
+        if there is no covariance, or one so large that the interval is uninformative.
+
+        Args:
+            num_params: N, in the law's convention.
+            num_tokens: D, training tokens.
+            level: probability of the interval.
         """
         if self.covariance is None:
             return None
@@ -187,10 +192,10 @@ class SurfaceLaw(Law):
         return _log_normal(loss, spread) if spread <= _WIDEST_SPREAD else None
 
     def optimal_interval(self, *, compute_budget_flops: float, level: float = 0.8) -> OptimumInterval | None:
-        """Return where N*, D* and D*/N* lie with probability `level`, by the delta method; normal in the logarithms.
+        """Return intervals of N*, D* and D*/N* with probability `level`, by the delta method; normal in the logarithms.
 
-        The three are one uncertainty: on 6 N D = C, log D* = const - log N* and log(D*/N*) = const - 2 log N*. None
-        where there is no covariance, or one so large that the interval says nothing.
+        The three share one uncertainty: on 6 N D = C, log D* = const - log N* and log(D*/N*) = const - 2 log N*. None
+        if there is no covariance, or one so large that the interval is uninformative.
         """
         if self.covariance is None:
             return None
@@ -220,7 +225,7 @@ class SurfaceLaw(Law):
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierLaw(Law):
-    """N* = G C^a, C in FLOPs, and D* = C / (6 N*); how good the model gets is not said."""
+    """N* = G C^a, C in FLOPs, and D* = C / (6 N*); the loss is not predicted."""
 
     params_scale: float
     """G."""

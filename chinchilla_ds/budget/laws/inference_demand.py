@@ -1,7 +1,7 @@
 """Inference demand: the cheapest model of a given quality over training and serving together.
 
 Source: Sardana et al. 2023 (arXiv:2401.00448), section 2: minimise 6 N D_train + 2 N D_inference at fixed loss. Leaves
-out that serving reaches another utilisation and price per FLOP than training, and attention over long contexts.
+out that serving has a different utilisation and price per FLOP from training, and attention over long contexts.
 """
 
 import math
@@ -11,9 +11,9 @@ from chinchilla_ds.budget.laws.forms import SurfaceLaw
 from chinchilla_ds.errors import PlanError
 
 TRAIN_FLOPS_PER_PARAM = 6
-"""Of one trained token."""
+"""FLOPs per parameter and trained token."""
 INFERENCE_FLOPS_PER_PARAM = 2
-"""Of one token served, read or written: the forward pass alone."""
+"""FLOPs per parameter and token served, read or written: only the forward pass."""
 _BISECTIONS = 200
 
 
@@ -31,19 +31,19 @@ class InferenceOptimum:
     train_flops: float
     inference_flops: float
     saved_flops: float
-    """Less in total than the compute-optimal model of the same loss would take."""
+    """Total FLOPs saved, compared with the compute-optimal model of the same loss."""
 
 
 def optimal_with_inference(*, law: SurfaceLaw, loss: float, inference_tokens: float) -> InferenceOptimum:
-    """Return the N and D of least training and inference FLOPs among those that reach `loss`.
+    """Return the N and D with the fewest training and inference FLOPs among those that reach `loss`.
 
-    With q the share of D's term in the reducible loss, N and D are functions of q, and the cost is least where
+    With q the share of D's term in the reducible loss, N and D are functions of q, and the cost is minimal where
     alpha (1 - q) / (beta q) = 1 + D_inference / (3 D). The left side falls in q and the right side grows, from equality
     at the compute-optimal q without inference; the smallest D, which is there, bounds q from below.
 
     Args:
         law: the loss surface.
-        loss: nats per token to be reached.
+        loss: the loss to reach, in nats per token.
         inference_tokens: tokens served over the model's life; 0 gives the compute-optimal model.
 
     Raises:
@@ -79,7 +79,7 @@ def optimal_with_inference(*, law: SurfaceLaw, loss: float, inference_tokens: fl
 
 
 def _on_contour(law: SurfaceLaw, reducible: float, tokens_share: float) -> tuple[float, float]:
-    """Return the N and D at which D's term has that share of the reducible loss, and N's term the rest."""
+    """Return the N and D where D's term is that share of the reducible loss, and N's term the rest."""
     num_params = math.pow(law.params_coefficient / ((1 - tokens_share) * reducible), 1 / law.alpha)
     return num_params, math.pow(law.tokens_coefficient / (tokens_share * reducible), 1 / law.beta)
 

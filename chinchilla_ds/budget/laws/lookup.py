@@ -1,6 +1,6 @@
-"""Scaling laws by name or from a file: where the best model of a budget lies, and how good it is.
+"""Scaling laws by name or from a file: the best model for a budget, and its loss.
 
-The forms are in `law_forms`, the constants in `law_registry`.
+The forms are in `forms`, the constants in `registry`.
 """
 
 import math
@@ -35,7 +35,7 @@ __all__ = [
 LAWS: Mapping[str, Law] = {law.name: law for law in PUBLISHED}
 DEFAULT_LAW = "besiroglu2024"
 """Agrees with approaches 1 and 2 and with the 20 tokens per parameter that Chinchilla was trained at, fits the 240
-points better than approach 3, and has an uncertainty that can be used. See docs/scaling-laws.md."""
+points better than approach 3, and has a usable uncertainty. See docs/scaling-laws.md."""
 ALIASES: Mapping[str, str] = {"hoffmann2022_approach3": "hoffmann2022"}
 LAW_FORMAT = "chinchilla-ds law"
 LAW_FORMAT_VERSION = 1
@@ -48,7 +48,7 @@ _REFUSED = {
 
 @dataclass(frozen=True, kw_only=True)
 class LawRow:
-    """What one law says of a budget, for a table."""
+    """One law's optimum for a budget, as a row of a table."""
 
     name: str
     num_params: float
@@ -57,7 +57,7 @@ class LawRow:
     loss: float | None
     """Nats per token of the law's own tokenizer and text: not to be compared between rows of different data."""
     extrapolation: float
-    """Times outside the law's fitted range; 1 inside."""
+    """How many times the budget lies outside the law's fitted range; 1 inside it."""
     params_convention: ParamsConvention
 
 
@@ -67,7 +67,7 @@ def get_law(name_or_path: str, /) -> Law:
     A name is one of LAWS, or what an installed package announces as an entry point of `chinchilla_ds.laws`.
 
     Raises:
-        ConfigError: no such law or file, a broken file, or a law that must not be planned with.
+        ConfigError: no such law or file, an invalid file, or a law that must not be used for planning.
     """
     name = ALIASES.get(name_or_path, name_or_path)
     if name in LAWS:
@@ -109,7 +109,7 @@ def load_law(path: Path, /) -> SurfaceLaw:
     """Read a law that `chinchilla-ds fit` wrote.
 
     Raises:
-        ConfigError: unreadable, not a law, or values that mean nothing, all of them named.
+        ConfigError: unreadable, not a law, or every meaningless value.
     """
     data = read_json(path, what="law file")
     if not isinstance(data, dict) or data.get("format") != LAW_FORMAT:
@@ -127,7 +127,7 @@ _Row = tuple[float, float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class _LawFile:
-    """What a law file holds, under the names that papers use."""
+    """The content of a law file, under the names that papers use."""
 
     format: str
     format_version: int
@@ -142,21 +142,21 @@ class _LawFile:
     min_flops: _Positive
     max_flops: _Positive
     covariance: tuple[_Row, _Row, _Row, _Row, _Row] | None
-    """Of log A, log B, log E, alpha and beta."""
+    """Covariance of log A, log B, log E, alpha and beta."""
     source: Annotated[str, Len(1)] | None = None
 
     def __post_init__(self) -> None:
-        """Check what the fields say together.
+        """Check the fields against each other.
 
         Raises:
-            ValueError: every rule that is broken.
+            ValueError: every broken rule.
         """
         problems = []
         if self.min_flops > self.max_flops:
             problems.append(f"min_flops ({self.min_flops:g} FLOPs) is above max_flops ({self.max_flops:g} FLOPs)")
         elif not all(map(self._is_believable_at, (self.min_flops, self.max_flops))):
             problems.append(
-                f"its constants mean nothing: at {self.min_flops:g} to {self.max_flops:g} FLOPs, where it was fitted, "
+                f"its constants are invalid: at {self.min_flops:g} to {self.max_flops:g} FLOPs, where it was fitted, "
                 f"the best model must have at least 1 parameter and 1 token and a loss of at most {LARGEST_LOSS:g} nats"
             )
         if rows := self.covariance:

@@ -1,4 +1,4 @@
-"""What training a smaller model for longer costs, in compute at equal loss or in loss at equal compute."""
+"""The cost of training a smaller model for longer, in compute at equal loss or in loss at equal compute."""
 
 import math
 from dataclasses import dataclass
@@ -17,24 +17,29 @@ class OvertrainingRow:
     """N / N*."""
     num_params: float
     tokens_at_equal_loss: float | None
-    """D that reaches the loss of the optimum; None where no number of tokens does."""
+    """D that reaches the loss of the optimum; None if no number of tokens does."""
     compute_ratio: float | None
-    """Compute at equal loss, over the budget; None as above."""
+    """Compute at equal loss, divided by the budget; None as above."""
     tokens_at_equal_compute: float
     loss_at_equal_compute: float
     """Nats per token of the law's own tokenizer."""
     loss_increase: float
-    """Over the optimum's, nats per token."""
+    """Loss above that of the optimum, nats per token."""
 
 
 def overtraining_curve(
     *, law: SurfaceLaw, compute_budget_flops: float, size_factors: tuple[float, ...] = SIZE_FACTORS
 ) -> tuple[OvertrainingRow, ...]:
-    """Return what models around the optimal size cost.
+    """Return the cost of models around the optimal size.
 
     At the optimum, N's term has the share s = beta / (alpha + beta) of the reducible loss. With N = f N* it has
-    s f^-alpha of it, so that equal loss takes D = D* ((1 - s) / (1 - s f^-alpha))^(1 / beta), and none will do where
+    s f^-alpha of it, so that equal loss takes D = D* ((1 - s) / (1 - s f^-alpha))^(1 / beta), and no D suffices where
     s f^-alpha reaches 1. At equal compute D = D* / f.
+
+    Args:
+        law: the loss surface.
+        compute_budget_flops: budget in FLOPs whose optimum is the reference.
+        size_factors: model sizes, in multiples of the optimal N.
 
     Source: closed form of Hoffmann et al. 2022 (arXiv:2203.15556), equations 2 and 4; Gadre et al. 2024
     (arXiv:2403.08540) find that such curves hold for over-trained models. Leaves out that inference gets cheaper.
@@ -61,7 +66,7 @@ def overtraining_curve(
 
 
 def _more_tokens(law: SurfaceLaw, factor: float) -> float | None:
-    """Return D / D* at equal loss for N / N* = factor; None where the loss is out of reach."""
+    """Return D / D* at equal loss for N / N* = factor; None if the loss is out of reach."""
     share = law.params_exponent
     left = 1 - share * math.pow(factor, -law.alpha)
     return math.pow((1 - share) / left, 1 / law.beta) if left > 0 else None

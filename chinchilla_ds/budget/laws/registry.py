@@ -1,4 +1,4 @@
-"""The published laws, each at full precision and in the convention it was fitted under."""
+"""The published laws, each at full precision and in the convention in which it was fitted."""
 
 import math
 
@@ -70,9 +70,9 @@ _BESIROGLU_COVARIANCE = (
         0.0004240137744205898,
     ),
 )
-"""Of (log A, log B, log E, alpha, beta): `bootstrap_surface(runs, fit=fit_surface(runs), num_draws=4000, seed=42)` of
-`budget.fitting` on the 240 points, sum of Huber losses at delta 1e-3, numpy's legacy generator. It has the paper's own
-standard errors: 124.5 of A, 1293 of B, 0.0257 of E, 0.0154 of alpha, 0.0206 of beta."""
+"""Covariance of (log A, log B, log E, alpha, beta): `bootstrap_surface(runs, fit=fit_surface(runs), num_draws=4000,
+seed=42)` of `budget.fitting` on the 240 points, sum of Huber losses at delta 1e-3, numpy's legacy generator. It has the
+paper's own standard errors: 124.5 for A, 1293 for B, 0.0257 for E, 0.0154 for alpha, 0.0206 for beta."""
 
 BESIROGLU = SurfaceLaw(
     name="besiroglu2024",
@@ -84,7 +84,7 @@ BESIROGLU = SurfaceLaw(
     covariance=_BESIROGLU_COVARIANCE,
     params_convention=ParamsConvention.TOTAL,
     source="Besiroglu et al. 2024 (arXiv:2404.10102), refit of 240 points of Hoffmann et al. 2022",
-    notes="Points read off a figure; 5 of 245 left out, and with them in beta would be 0.45.",
+    notes="Points read off a figure; 5 of 245 left out; with them, beta would be 0.45.",
     min_flops=_CHINCHILLA_MIN_FLOPS,
     max_flops=_CHINCHILLA_MAX_FLOPS,
 )
@@ -130,8 +130,8 @@ KAPLAN = FrontierLaw(
     min_flops=_KAPLAN_MIN_FLOPS,
     max_flops=_KAPLAN_MAX_FLOPS,
     source="Kaplan et al. 2020 (arXiv:2001.08361), appendix A: N* = 1.3e9 (C_min / PF-day)^0.73",
-    notes="C_min is compute at a batch far below the critical one and stands here for C; D* is C / 6 N*, about half of "
-    "the paper's own 2e10 C_min^0.27 tokens. One long schedule for all runs: overtaken by Hoffmann et al.",
+    notes="C_min is compute at a batch far below the critical one and is used here as C; D* is C / 6 N*, about half of "
+    "the paper's own 2e10 C_min^0.27 tokens. One long schedule for all runs: superseded by Hoffmann et al.",
 )
 KAPLAN_DATASET = SurfaceLaw(
     name="kaplan2020_dataset",
@@ -157,7 +157,7 @@ LLAMA3 = FrontierLaw(
     max_flops=1e22,
     source="Llama Team 2024 (arXiv:2407.21783), section 3.2.1: D* = 0.29 C^0.53",
     notes="The printed constants give 10.5T tokens at 3.8e25 FLOPs, the paper states 16.55T, for which the exponent "
-    "would have to be 0.538. What N counts is not said.",
+    "would have to be 0.538. The paper does not say what N counts.",
 )
 SARDANA = SurfaceLaw(
     name="sardana2024",
@@ -170,7 +170,7 @@ SARDANA = SurfaceLaw(
     min_flops=_CHINCHILLA_MIN_FLOPS,
     max_flops=_CHINCHILLA_MAX_FLOPS,
     source="Sardana et al. 2023 (arXiv:2401.00448), the constants behind its examples of inference demand",
-    notes="Hoffmann et al.'s approach 3 with exponents to three digits; here so that the paper's examples come out.",
+    notes="Hoffmann et al.'s approach 3 with exponents to three digits; included to reproduce the paper's examples.",
 )
 
 PUBLISHED: tuple[Law, ...] = (

@@ -1,11 +1,11 @@
-"""Repeated text: what further epochs are worth, and N, D and epochs where the distinct tokens run out.
+"""Repeated text: the value of further epochs, and the best N, D and epochs when the distinct tokens run out.
 
-D' = U + U R_D* (1 - exp(-R_D / R_D*)) with R_D = D/U - 1 repetitions of U distinct tokens stands for D in the law, and
-in the same way N' for N, with U_N, the N for which U is the best D, in place of U.
+D' = U + U R_D* (1 - exp(-R_D / R_D*)) with R_D = D/U - 1 repetitions of U distinct tokens replaces D in the law, and
+in the same way N' replaces N, with U_N, the N for which U is the best D, in place of U.
 
 Source: Muennighoff et al. 2023 (arXiv:2305.16264), section 3.1 and appendix A, on C4; constants of
-github.com/huggingface/datablations. Leaves out that loss rises again after very many epochs, and what filtering,
-weight decay or dropout would change.
+github.com/huggingface/datablations. Leaves out that loss rises again after very many epochs, and the effects of
+filtering, weight decay and dropout.
 """
 
 import math
@@ -16,19 +16,19 @@ from chinchilla_ds.budget.laws.registry import MUENNIGHOFF
 TOKENS_HALF_LIFE = 15.387756
 """R_D*: repetitions after which a further epoch is worth 1/e of a fresh one."""
 PARAMS_HALF_LIFE = 5.309743
-"""R_N*: the same of parameters beyond U_N."""
+"""R_N*: the same for parameters beyond U_N."""
 _BISECTIONS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepetitionOptimum:
-    """The best N and D for a budget when only so many distinct tokens are there."""
+    """The best N and D for a budget with a limited number of distinct tokens."""
 
     num_params: float
     num_tokens: float
     """All tokens trained on, repetitions included."""
     epochs: float
-    """num_tokens / unique tokens; at most 1 where nothing is repeated."""
+    """num_tokens / unique tokens; at most 1 if nothing is repeated."""
     loss: float
     """Nats per token of the law's own tokenizer."""
 
@@ -37,6 +37,11 @@ def repeated_loss(*, num_params: float, num_tokens: float, unique_tokens: float)
     """Return the predicted loss in nats per token of training on `num_tokens`, of which `unique_tokens` are distinct.
 
     With fewer tokens than distinct ones, only those used count as U.
+
+    Args:
+        num_params: N, all parameters.
+        num_tokens: D, training tokens, repetitions included.
+        unique_tokens: U, distinct training tokens.
     """
     matched = min(num_params, _matched_params(min(unique_tokens, num_tokens)))
     return MUENNIGHOFF.loss(
@@ -46,16 +51,16 @@ def repeated_loss(*, num_params: float, num_tokens: float, unique_tokens: float)
 
 
 def effective_tokens(*, num_tokens: float, unique_tokens: float) -> float:
-    """Return D', the distinct tokens that `num_tokens` are worth, of which `unique_tokens` are distinct."""
+    """Return D', the distinct tokens that are worth as much as `num_tokens`, of which `unique_tokens` are distinct."""
     return _effective(num_tokens, min(unique_tokens, num_tokens), TOKENS_HALF_LIFE)
 
 
 def optimal_with_repetition(*, compute_budget_flops: float, unique_tokens: float) -> RepetitionOptimum:
-    """Return N, D and epochs of least loss on 6 N D = C.
+    """Return N, D and epochs with the smallest loss on 6 N D = C.
 
-    Where U covers the plain optimum's D, that is the answer. Otherwise the optimum lies at N between U_N and C / 6U:
+    If U covers the plain optimum's D, that is the answer. Otherwise the optimum lies at N between U_N and C / 6U:
     the loss falls with a step in log N at the first, and rises at the second. Between them the two marginal gains are
-    compared in logarithms, so that neither vanishes however many epochs there are.
+    compared in logarithms, so that neither underflows however many epochs there are.
     """
     plain = MUENNIGHOFF.optimal(compute_budget_flops=compute_budget_flops)
     num_params = plain.num_params
@@ -76,7 +81,7 @@ def optimal_with_repetition(*, compute_budget_flops: float, unique_tokens: float
 
 
 def _effective(amount: float, base: float, half_life: float) -> float:
-    """Return what `amount` is worth when only the first `base` of it is at full worth."""
+    """Return the effective amount when only the first `base` of it counts in full."""
     return base + base * half_life * -math.expm1(-(amount / base - 1) / half_life)
 
 
@@ -86,7 +91,7 @@ def _matched_params(num_tokens: float) -> float:
 
 
 def _log_gain_of_params(num_params: float, product: float, unique_tokens: float) -> float:
-    """Return the log of what a step in log N gains over what the same step in log D gains, at D = product / N >= U."""
+    """Return the log of the ratio of the gains of a step in log N and in log D, at D = product / N >= U."""
     law, num_tokens, matched = MUENNIGHOFF, product / num_params, _matched_params(unique_tokens)
     of_params = math.log(law.alpha * law.params_coefficient) + _log_marginal(
         num_params, matched, PARAMS_HALF_LIFE, exponent=law.alpha

@@ -1,1 +1,1 @@
-"""The parallel layout: its rules, the search, what relieves a full device."""
+"""The parallel layout: its rules, the search, and changes that save memory."""

@@ -16,22 +16,22 @@ from chinchilla_ds.run_plan import BatchPlan, ParallelLayout, RunPlan
 
 
 def is_laid_out(plan: RunPlan, /) -> bool:
-    """Return whether a plan was made for a machine; that of imported weights says what they are, and no more."""
+    """Return whether a plan was made for a machine; the plan of imported weights only describes them."""
     return plan.memory_bytes is not None
 
 
 def lay_out(plan: RunPlan, *, config: RunConfig, world_size: int, device: str) -> RunPlan:
-    """Return a plan that was made for no machine in the layout and precision that `config` names.
+    """Return a plan without a machine in the layout and precision that `config` names.
 
     Args:
-        plan: Model, tokens, optimizer and the global batch are taken as they are.
-        config: Of a run: flags and the ds_config.
+        plan: Its model, tokens, optimizer and global batch are kept.
+        config: The run's configuration: flags and the ds_config.
         world_size: All ranks.
         device: "cpu" or "cuda"; decides the default precision and the micro-batch.
 
     Raises:
-        ConfigError: values of `config` that mean nothing.
-        LayoutError: the global batch cannot be dealt to so many data-parallel ranks, or the layout cannot be built.
+        ConfigError: invalid values of `config`.
+        LayoutError: the global batch cannot be shared by that many data-parallel ranks, or the layout cannot be built.
     """
     layout = check_and_lay_out(config, world_size=world_size, device=device)
     request = BatchRequest(
@@ -71,12 +71,13 @@ def lay_out_again(old: RunPlan, *, like: RunPlan, micro_batch_is_asked: bool = T
     """Return `old` in the layout of `like`; the global batch stays, its share of a rank changes.
 
     Args:
-        old: What was trained so far.
-        like: Made for the ranks that there are now: its layout and its micro-batch at most are taken.
-        micro_batch_is_asked: Whether somebody asked for `like`'s micro-batch; else the old one stays with its layout.
+        old: The plan trained so far.
+        like: A plan for the current ranks: its layout is used, and its micro-batch as an upper limit.
+        micro_batch_is_asked: Whether the user set `like`'s micro-batch; otherwise an unchanged layout keeps the old
+            one.
 
     Raises:
-        LayoutError: the global batch cannot be dealt to so many data-parallel ranks, or the layout cannot be built.
+        LayoutError: the global batch cannot be shared by that many data-parallel ranks, or the layout cannot be built.
     """
     layout = like.layout
     is_same = like.batch.micro_batch_size == old.batch.micro_batch_size or not micro_batch_is_asked
@@ -103,7 +104,7 @@ def lay_out_again(old: RunPlan, *, like: RunPlan, micro_batch_is_asked: bool = T
 
 
 def _dealt(batch: BatchPlan, *, layout: ParallelLayout, largest_micro_batch: int) -> BatchPlan:
-    """Return the same global batch over a layout's data-parallel ranks.
+    """Return the same global batch, shared by a layout's data-parallel ranks.
 
     Raises:
         LayoutError: they cannot share it.

@@ -1,4 +1,4 @@
-"""What would make a plan need less memory, by the plan's own estimate: the fewest and cheapest changes first."""
+"""Changes that make a plan need less memory, by its own estimate: the fewest and cheapest first."""
 
 import dataclasses
 import itertools
@@ -14,21 +14,21 @@ from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, Offload, ParallelLayo
 from chinchilla_ds.units import format_bytes
 
 NOTICEABLE = 0.9
-"""A change must bring the estimate below this share of the plan's own: the plan that ran out was thought to fit."""
+"""A change must bring the estimate below this share of the plan's: by its estimate, the plan that ran out fitted."""
 MAX_RELIEFS = 3
 _Change = tuple[str, dict[str, object]]
-"""What to write, and the fields of the layout, or micro_batch_size, that it sets."""
+"""The text of a change, and the fields of the layout, or micro_batch_size, that it sets."""
 _RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relief:
-    """A change that helps; the same global batch, and so the same model."""
+    """A change that saves memory, with the same global batch and therefore the same model."""
 
     changes: tuple[str, ...]
     """What to set in the config, or to write in the ds_config."""
     memory: MemoryBytes
-    """Of the fullest rank, after it."""
+    """Memory of the fullest rank after the change."""
 
     def __str__(self) -> str:
         """Return what to set, and what a rank then needs."""
@@ -39,8 +39,8 @@ def reliefs(plan: RunPlan, /, *, capacity_bytes: int | None) -> tuple[Relief, ..
     """Return up to MAX_RELIEFS changes under which a rank needs less than it has, nearest first, one of each kind.
 
     Args:
-        plan: What ran out of memory.
-        capacity_bytes: Memory of one rank's device; None where that is not known.
+        plan: The plan that ran out of memory.
+        capacity_bytes: Memory of one rank's device; None if unknown.
     """
     now = _memory(plan, layout=plan.layout, batch=plan.batch)
     limit = NOTICEABLE * now.total if capacity_bytes is None else min(NOTICEABLE * now.total, capacity_bytes)
@@ -52,7 +52,7 @@ def reliefs(plan: RunPlan, /, *, capacity_bytes: int | None) -> tuple[Relief, ..
 
 
 def _changes(plan: RunPlan) -> Iterator[Relief]:
-    """Yield legal changes: fewest first, then in the order of what they cost, a smaller micro-batch least."""
+    """Yield legal changes: fewest first, then by cost, where a smaller micro-batch is the cheapest."""
     layout, batch = plan.layout, plan.batch
     choices: list[list[_Change]] = [
         _micro_batches(batch),
@@ -94,7 +94,7 @@ def _after(order: tuple[Recompute, ...], present: Recompute) -> tuple[Recompute,
 
 
 def _relief(plan: RunPlan, changes: list[str], values: list[dict[str, object]]) -> Relief | None:
-    """Return the change, or None where it is not legal."""
+    """Return the change, or None if it is not legal."""
     changed = {name: value for one in values for name, value in one.items()}
     batch = plan.batch
     size = changed.pop("micro_batch_size", batch.micro_batch_size)

@@ -1,4 +1,4 @@
-"""Which parallel layouts can be built for a shape and a batch, and what would work instead."""
+"""Which parallel layouts can be built for a shape and a batch, and the nearest ones that work."""
 
 import math
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def validate_layout(
         optimizer: None: AdamW.
 
     Raises:
-        LayoutError: every rule that is broken, each with the nearest values that work.
+        LayoutError: every broken rule, each with the nearest values that work.
     """
     problems = [*layout_problems(layout=layout, precision=precision, optimizer=optimizer)]
     problems += [*shape_problems(shape=shape, layout=layout)]
@@ -37,7 +37,13 @@ def validate_layout(
 
 
 def world_size_problems(*, world_size: int, tensor: int, pipeline: int) -> Iterator[str]:
-    """Yield a problem if tensor x pipeline does not divide the ranks."""
+    """Yield a problem if tensor x pipeline does not divide the ranks.
+
+    Args:
+        world_size: number of ranks.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+    """
     product = tensor * pipeline
     if world_size % product:
         below = world_size // product * product
@@ -136,7 +142,7 @@ def _optimizer_problems(layout: ParallelLayout, optimizer: OptimizerSpec) -> Ite
 
 
 def shape_problems(*, shape: ModelShape, layout: ParallelLayout) -> Iterator[str]:
-    """Yield what keeps this shape from being split over the layout."""
+    """Yield why this shape cannot be split over the layout."""
     yield from _tensor_problems(shape, layout)
     yield from _pipeline_problems(shape, layout)
 
@@ -188,7 +194,7 @@ def _pipeline_problems(shape: ModelShape, layout: ParallelLayout) -> Iterator[st
 
 
 def batch_problems(*, batch: BatchPlan, layout: ParallelLayout) -> Iterator[str]:
-    """Yield what keeps this batch from being cut over the layout."""
+    """Yield why this batch cannot be split over the layout."""
     data, pipeline = layout.data_parallel_size, layout.pipeline_model_parallel_size
     steps = batch.gradient_accumulation_steps
     product = batch.micro_batch_size * steps * data

@@ -1,8 +1,8 @@
 """The fastest parallel layout that fits: every legal layout, its memory and its step time.
 
-Nothing is skipped by a rule of thumb. Memory and time are sums of parts that depend on few of a layout's fields each;
-every part is computed once. A layout whose training state alone exceeds the device is refused without looking at its
-activations, which can only add to it.
+Nothing is skipped by a rule of thumb. Memory and time are sums of parts, each of which depends on few of a layout's
+fields; every part is computed once. A layout whose training state alone exceeds the device is refused without looking
+at its activations, which can only add to it.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ TIE = 1.005
 """Layouts whose times lie within this factor count as equally fast; the simplest of them wins."""
 MAX_RUNNERS_UP = 4
 MAX_DOUBLINGS = 10
-"""How far a search for a cluster that would do goes: 1024 times the one that was asked for."""
+"""Doublings after which the search for a sufficient cluster stops: 1024 times the requested one."""
 _MEMORY_RULE = "memory of the device is exceeded"
 _HOST_RULE = "memory of the host is exceeded"
 
@@ -59,18 +59,18 @@ class Candidate:
     batch: BatchPlan
     memory: MemoryBytes
     step_time: StepTime | None
-    """None: the device's rates are not known."""
+    """None: the device's rates are unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutSearch:
-    """What a search found."""
+    """The result of a search."""
 
     best: Candidate
     runners_up: tuple[Candidate, ...]
     """The fastest of each other family of TP, PP and ZeRO stage, fastest first."""
     rejected: tuple[Rejection, ...]
-    """Layouts that a rule or the memory refuses, most layouts first."""
+    """Layouts refused by a rule or for their memory, most layouts first."""
     num_considered: int
     num_legal: int
     """Layouts that the engine can build."""
@@ -90,15 +90,15 @@ class _Fit(NamedTuple):
 
 
 def search_layouts(request: LayoutRequest, /) -> LayoutSearch:
-    """Return the fastest layout that fits the device, and what else there was.
+    """Return the fastest layout that fits the device, the runners-up and the refusals.
 
     Among layouts within 0.5 % of the fastest, the simplest wins: no offload, less recomputation, a lower ZeRO stage,
     less tensor parallelism, fewer stages, fewer chunks, no sequence parallelism, a smaller micro-batch. Without known
     rates there is no time: then the simplest that fits wins, with the largest micro-batch.
 
     Raises:
-        ConfigError: the device's memory is not known.
-        LayoutError: no layout is legal, or none fits; says what would.
+        ConfigError: the device's memory is unknown.
+        LayoutError: no layout is legal, or none fits; names what would.
     """
     known = [field.name for field in dataclasses.fields(ParallelLayout)] + ["micro_batch_size"]
     if unknown := sorted(request.fixed.keys() - set(known)):
@@ -130,7 +130,7 @@ def search_layouts(request: LayoutRequest, /) -> LayoutSearch:
 
 
 def _machine(request: LayoutRequest) -> Machine | None:
-    """Return the machine, or None where its rates are not known."""
+    """Return the machine, or None if its rates are unknown."""
     try:
         return make_machine(
             device=request.device,
@@ -228,7 +228,7 @@ class _Walk:
                         yield self._total(held, saved), name
 
     def _total(self, held: Sequence[tuple[StateBytes, int]], saved: Sequence[ActivationBytes]) -> int:
-        """Return the peak of the fullest rank, from what the ranks of both ends hold."""
+        """Return the peak of the fullest rank, from the states of the first and last stages."""
         tensors = 0
         for (state, before), activations in zip(held, saved, strict=True):
             tensors = max(tensors, peak_bytes(state=state, activations=activations, gradients_before=before))
@@ -282,7 +282,7 @@ class _Walk:
         return _Fit(simplicity, parts.total_s if parts else 0.0, group, states, recompute, size, parts)
 
     def _held(self, group: LayoutGroup, states: States, micro_batches: int) -> list[tuple[StateBytes, int]]:
-        """Return what a rank of each end keeps of training state, and the gradients it has at the fullest moment."""
+        """Return the training state of a rank of each end stage, and its gradients at the fullest moment."""
         return [
             (
                 state,
@@ -389,24 +389,24 @@ _RECOMPUTE_ORDER = {recompute: order for order, recompute in enumerate(Recompute
 
 
 def _host_bytes(held: Sequence[tuple[StateBytes, int]]) -> int:
-    """Return the CPU memory that a rank's offloaded states take, of the fuller end."""
+    """Return the CPU memory of a rank's offloaded states, for the fuller end stage."""
     return max(state.host for state, _ in held)
 
 
 def _ends(group: LayoutGroup) -> tuple[int, ...]:
-    """Return the stages of which one is the fullest, as `budget.memory.peak.estimate_memory` has it."""
+    """Return the stages of which one is the fullest, as in `budget.memory.peak.estimate_memory`."""
     return tuple(sorted({0, group.pipeline - 1}))
 
 
 def _nothing_legal(request: LayoutRequest, tally: Tally) -> list[str]:
     given = ", ".join(f"{name} {value}" for name, value in request.fixed.items())
-    told = f"{request.world_size} x {request.device.name}, a batch of {request.global_batch_size} sequences"
-    first = f"no layout is legal for {told}{f', {given}' if given else ''}; the rules that refuse them:"
+    cluster = f"{request.world_size} x {request.device.name}, a batch of {request.global_batch_size} sequences"
+    first = f"no layout is legal for {cluster}{f', {given}' if given else ''}; the rules that refuse them:"
     return [first, *(f"{rejection.reason}: {rejection.example}" for rejection in tally.rejections())]
 
 
 def _nothing_fits(request: LayoutRequest, capacity: int) -> str:
-    """Say how far the nearest layout is from fitting, and what would do."""
+    """Return how far the nearest layout is from fitting, and what would fit."""
     least = _least_need(request)
     if least is None:
         room = format_bytes(request.device.host_memory_bytes or 0)
@@ -428,7 +428,7 @@ def _nothing_fits(request: LayoutRequest, capacity: int) -> str:
         + (
             f"smallest that would fit: {' or '.join(works)}"
             if works
-            else "no doubling of it and no listed device would do"
+            else "no doubling of it and no listed device would fit"
         )
     )
 

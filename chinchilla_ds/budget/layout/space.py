@@ -21,7 +21,7 @@ ZERO_STAGES = (0, 1, 2, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutRequest:
-    """What a layout is searched for."""
+    """The problem that a layout is searched for."""
 
     shape: ModelShape
     precision: Precision
@@ -30,14 +30,14 @@ class LayoutRequest:
     device: Device
     world_size: int
     devices_per_node: int | None = None
-    """Devices that the fast link joins; None takes the device's own."""
+    """Devices that the fast link joins; None: the device's own number."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of ParallelLayout, or micro_batch_size, that are given."""
+    """Fields of ParallelLayout, or micro_batch_size, that are fixed."""
     allow_offload: tuple[Offload, ...] = (Offload.NONE, Offload.CPU)
-    """Where states may go; NVMe only where it is asked for."""
+    """Where states may be kept; NVMe only on request."""
     optimizer: OptimizerSpec = field(default_factory=adamw)
     train_iters: int = 1
-    """Optimizer steps of the run; written into the batch, no part of the search."""
+    """Optimizer steps of the run; written into the batch, not part of the search."""
     reserved_bytes: int = 0
     """Of every device's memory, for what is not the decoder's."""
 
@@ -54,7 +54,7 @@ class Rejection:
 
 
 class States(NamedTuple):
-    """How training state is kept: what varies without touching a micro-batch's time or activations."""
+    """How training state is kept: the choices that do not affect a micro-batch's time or activations."""
 
     zero_stage: int
     offload_optimizer: Offload
@@ -88,18 +88,30 @@ class LayoutGroup:
 
 
 class Tally:
-    """Counts what is considered, and what is refused by which rule."""
+    """Counts the layouts considered, and those refused by each rule."""
 
     def __init__(self) -> None:
         self.considered = 0
         self._refused: dict[str, tuple[int, str]] = {}
 
     def refuse(self, *, problem: str, count: int, label: str) -> None:
-        """Count layouts that `problem`, as `budget.layout.rules` words it, rules out."""
+        """Count layouts that `problem`, as `budget.layout.rules` words it, rules out.
+
+        Args:
+            problem: the message of the broken rule.
+            count: number of layouts that it rules out.
+            label: one of these layouts, in one line.
+        """
         self.refuse_by(rule=_rule(problem), count=count, example=lambda: f"{label}: {problem.split(';')[0]}")
 
     def refuse_by(self, *, rule: str, count: int, example: Callable[[], str]) -> None:
-        """Count layouts that a named rule refuses; the first example is kept."""
+        """Count layouts that a named rule refuses; the first example is kept.
+
+        Args:
+            rule: the rule, without values.
+            count: number of layouts that it rules out.
+            example: returns one of these layouts with its values.
+        """
         before, first = self._refused.get(rule) or (0, example())
         self._refused[rule] = before + count, first
 
@@ -111,7 +123,7 @@ class Tally:
 
 @functools.lru_cache(maxsize=4096)
 def _rule(problem: str) -> str:
-    """Return a problem's text without its values: what it says before the reason and the advice."""
+    """Return a problem's text without its values: the part before the reason and the advice."""
     text = re.split(r"; |: ", re.sub(r" \([^)]*\)", "", problem))[0]
     return re.sub(r"\b(layout|shape|batch)\.|,? which is .*| = \d+$", "", text).strip()
 
@@ -213,7 +225,13 @@ def _legal(group: LayoutGroup, request: LayoutRequest, tally: Tally) -> LayoutGr
 
 
 def make_batch(request: LayoutRequest, *, data: int, micro_batch_size: int) -> BatchPlan:
-    """Return the batch as `data` ranks cut it."""
+    """Return the batch, shared by `data` data-parallel ranks.
+
+    Args:
+        request: gives the global batch, in sequences, and the number of steps.
+        data: data-parallel size.
+        micro_batch_size: sequences in one forward pass of one data-parallel rank.
+    """
     return BatchPlan(
         global_batch_size=request.global_batch_size,
         micro_batch_size=micro_batch_size,

@@ -112,6 +112,12 @@ def activation_bytes(
 def chunks_in_flight(*, pipeline: int, virtual: int, micro_batches: int, stage: int) -> int:
     """Return how many forward passes of a model chunk wait for their backward pass at the fullest moment of 1F1B.
 
+    Args:
+        pipeline: pipeline-parallel size.
+        virtual: model chunks per stage.
+        micro_batches: micro-batches per optimizer step.
+        stage: the pipeline stage, counted from 0.
+
     Source: megatron-core 0.16, pipeline_parallel/schedules.py, get_pp_rank_microbatches: its warm-up, and one more.
     """
     if pipeline == 1:

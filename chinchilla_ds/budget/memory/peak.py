@@ -66,7 +66,13 @@ def moments(*, state: StateBytes, activations: ActivationBytes, gradients_before
 
 
 def peak_bytes(*, state: StateBytes, activations: ActivationBytes, gradients_before: int) -> int:
-    """Return the bytes of all tensors at the fullest of `moments`, whose arguments these are."""
+    """Return the bytes of all tensors at the fullest of `moments`, whose arguments these are.
+
+    Args:
+        state: bytes of weights, gradients, optimizer states and buffers of one rank.
+        activations: bytes of its activations.
+        gradients_before: bytes of gradients when the most micro-batches are in flight.
+    """
     output = max(activations.logits, activations.logits_gradient + activations.output_gradient)
     fullest = max(
         gradients_before
@@ -90,6 +96,14 @@ def gradients_before(
 
     An interleaved stage's backward passes go through its chunks in groups of `pipeline` micro-batches. ZeRO-3 allocates
     its partition once.
+
+    Args:
+        gradients: bytes of the gradients of one rank.
+        zero_stage: ZeRO stage, 0 to 3.
+        pipeline: pipeline-parallel size.
+        virtual: model chunks per stage.
+        micro_batches: micro-batches per optimizer step.
+        stage: the pipeline stage, counted from 0.
     """
     if zero_stage == 3:
         return gradients
@@ -152,6 +166,14 @@ def estimate_memory(
 
     The fullest stage is the first or the last: one in between holds no table, no logits, and no more micro-batches in
     flight than the first.
+
+    Args:
+        shape: the decoder.
+        layout: the parallel layout.
+        batch: micro-batch size and gradient accumulation steps.
+        precision: compute precision.
+        device: kind of device, "cpu" or "cuda".
+        optimizer_states: values of optimizer state per parameter.
     """
     ends = (
         _stage_memory(

@@ -67,7 +67,14 @@ class StateBytes(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def stage_weights(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) -> Weights:
-    """Return the weights of every kind on a rank of pipeline stage `stage`."""
+    """Return the weights of every kind on a rank of pipeline stage `stage`.
+
+    Args:
+        shape: the decoder.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+        stage: the pipeline stage, counted from 0.
+    """
     return tuple(
         HeldWeights(
             kind=kind,
@@ -80,7 +87,14 @@ def stage_weights(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) 
 
 @lru_cache(maxsize=4096)
 def stage_params(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) -> tuple[int, int]:
-    """Return a rank's parameters: all of them, and its norms', which tensor parallelism does not split."""
+    """Return a rank's parameters: all of them, and its norms', which tensor parallelism does not split.
+
+    Args:
+        shape: the decoder.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+        stage: the pipeline stage, counted from 0.
+    """
     weights = stage_weights(shape=shape, tensor=tensor, pipeline=pipeline, stage=stage)
     norms = sum(held.size * held.number for held in weights if held.kind.split is None)
     return _params(weights), norms

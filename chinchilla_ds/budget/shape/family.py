@@ -98,7 +98,14 @@ def best_member(
 def member_where(
     quantity: Callable[[Member], float], wanted: float, *, request: ShapeRequest, convention: ParamsConvention
 ) -> Member:
-    """Return the member whose `quantity`, which grows with its parameters, is `wanted`, or the nearest there is."""
+    """Return the member whose `quantity`, which grows with its parameters, is `wanted`, or the nearest there is.
+
+    Args:
+        quantity: a function of a member that grows with its parameters.
+        wanted: the value of `quantity` to match.
+        request: vocabulary, context and embeddings of the family.
+        convention: what N counts.
+    """
     low, high = math.log(_shape(1.0, request)[1] * 1.001), math.log(MOST_PARAMS)
     for _ in range(80):
         middle = (low + high) / 2
@@ -108,7 +115,13 @@ def member_where(
 
 
 def minimise(function: Callable[[float], float], *, low: float, high: float) -> float:
-    """Return where a function with one minimum in [low, high] has it, to 1e-7 of the width, by golden section."""
+    """Return where a function with one minimum in [low, high] has it, to 1e-7 of the width, by golden section.
+
+    Args:
+        function: the function, with one minimum in [low, high].
+        low: lower end.
+        high: upper end.
+    """
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = function(left), function(right)
     for _ in range(34):

@@ -35,6 +35,11 @@ def hardware_flops_per_token(*, shape: ModelShape, recompute: Recompute) -> floa
     Leaves out, besides what `decoder_flops_per_token` leaves out, the scores that a fused attention kernel computes
     again in its backward pass: 7/6 of the attention term where torch's flop counter sees such a kernel.
 
+    Args:
+        shape: the decoder.
+        recompute: which part of the forward pass is repeated.
+        attention: whether attention counts the full or the causal scores.
+
     Source: FULL is Narayanan et al. 2021 (arXiv:2104.04473), appendix; that model and hardware FLOPs are told apart,
     Korthikanti et al. 2022 (arXiv:2205.05198), appendix A.
     """

@@ -1,1 +1,1 @@
-"""Seconds per step: devices, rates, the step."""
+"""Time per step: devices, rates, the step-time model."""

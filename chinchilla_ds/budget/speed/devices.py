@@ -1,10 +1,10 @@
 """Accelerators: peak rates, memory and links, by name; a JSON file adds others.
 
-A rate that is not known is None, and what would follow from it (MFU, step time) is not reported: never guessed.
+An unknown rate is None, and what depends on it (MFU, step time) is not reported: never guessed.
 
 Conventions. Rates are dense, not sparse. Links are per device and direction: half of what data sheets call
-bidirectional. Memory is what the driver reports (`nvidia-smi`, memory.total): makers write GB for GiB and keep a part
-back. The network is that of the usual cluster, one card per device: an assumption that a hardware file overrides.
+bidirectional. Memory is what the driver reports (`nvidia-smi`, memory.total): vendors write GB for GiB and reserve a
+part. The network is that of the usual cluster, one card per device: an assumption that a hardware file overrides.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ _PCIE4, _PCIE5 = 32e9, 64e9
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One accelerator, and the machine that it usually stands in. None: not known."""
+    """One accelerator, and its usual machine. None: unknown."""
 
     name: str
-    """How the device calls itself: each word is a part of torch.cuda.get_device_name(), whole and without case."""
+    """The device's own name: torch.cuda.get_device_name() contains each of its words, whole and in any case."""
     aliases: tuple[str, ...] = ()
-    """Other names that people type."""
+    """Other common names."""
     kind: str = "cuda"
-    """What torch calls it: "cuda" (AMD's as well) or "cpu"."""
+    """torch's name for the kind: "cuda" (AMD's as well) or "cpu"."""
     bf16_flops_per_s: float | None = None
     """BF16 on tensor cores."""
     fp16_flops_per_s: float | None = None
@@ -58,7 +58,7 @@ class Device:
     memory_bytes_per_s: float | None = None
     """HBM or GDDR bandwidth."""
     intra_node_bytes_per_s: float | None = None
-    """NVLink, Infinity Fabric, or PCIe where there is nothing else."""
+    """NVLink, Infinity Fabric, or PCIe if there is nothing else."""
     devices_per_node: int = 8
     """Devices that the fast link joins."""
     inter_node_bytes_per_s: float | None = None
@@ -66,7 +66,7 @@ class Device:
     host_bytes_per_s: float | None = None
     """To CPU memory: PCIe, or NVLink-C2C."""
     host_memory_bytes: int | None = None
-    """CPU memory of the node over its devices, for offloaded states; None: not known, and not checked."""
+    """CPU memory of the node per device, for offloaded states; None: unknown, and not checked."""
     source: str
 
     def peak_flops_per_s(self, *, precision: Precision, allow_tf32: bool = False) -> float | None:
@@ -106,7 +106,7 @@ _NVL: dict[str, Any] = {
 }
 
 DEVICES: tuple[Device, ...] = (
-    # The more specific name stands first: the first one found in the device's name wins.
+    # The more specific name comes first: the first one found in the device's name wins.
     Device(
         name="GB200",
         aliases=("GB200 NVL72",),
@@ -231,7 +231,7 @@ DEVICES: tuple[Device, ...] = (
         name="CPU",
         kind="cpu",
         devices_per_node=1,
-        source="none: CPUs differ in cores, clock and memory; a hardware file says what yours has",
+        source="none: CPUs differ in cores, clock and memory; describe yours in a hardware file",
     ),
 )
 
@@ -306,7 +306,7 @@ def _device_from_outside(name: str) -> Device:
 
 
 def _spelling(name: str) -> tuple[str, ...]:
-    """Return the words of a name, without those that say nothing, in an order of their own."""
+    """Return the sorted words of a name, without uninformative ones."""
     return tuple(sorted(set(re.findall(r"[a-z0-9]+", name.lower())) - _SAID_OF_MANY))
 
 
@@ -317,7 +317,7 @@ _UNITS = {
     "devices_per_node": "devices",
 }
 _LARGEST = 1e24
-"""Far beyond any machine, and far from where the arithmetic of plans overflows."""
+"""Far beyond any machine, and far from overflow in the plan's arithmetic."""
 _LEAST_EFFICIENCY = 1e-6
 _WHOLE = ("memory_bytes", "host_memory_bytes", "devices_per_node")
 
@@ -325,11 +325,11 @@ _WHOLE = ("memory_bytes", "host_memory_bytes", "devices_per_node")
 def load_hardware(path: Path | str, /) -> tuple[Device, ...]:
     """Return the devices of a JSON file, then those of DEVICES that it does not replace.
 
-    The file holds one object or a list of them. Each has `name` and any other field of `Device`. The name of a listed
-    device keeps the fields that the file leaves out; a new device does not have them.
+    The file holds one object or a list of them. Each has `name` and any other field of `Device`. An entry with the name
+    of a listed device keeps the fields that the file leaves out; for a new device they are unknown.
 
     Raises:
-        ConfigError: unreadable, not JSON, or every field that is unknown, of the wrong kind, or out of range.
+        ConfigError: unreadable, not JSON, or every field that is unknown, of the wrong type, or out of range.
     """
     data = read_json(Path(path), what="hardware file")
     entries = data if isinstance(data, list) else [data]

@@ -1,6 +1,6 @@
-"""A device in its cluster, as the step-time model sees it: sustained rates, and collectives on the topology.
+"""A device in its cluster for the step-time model: sustained rates, and collectives on the topology.
 
-Collectives are rings. Ranks stand in megatron-core's order, tp-cp-ep-dp-pp, so a group is given by its size and stride:
+Collectives are rings. Ranks are in megatron-core's order, tp-cp-ep-dp-pp, so a group is given by its size and stride:
 tensor-parallel groups have stride 1, data-parallel ones TP, pipelines TP x DP.
 """
 
@@ -12,9 +12,10 @@ from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.run_plan import Precision
 
 RUN_EFFICIENCY = 0.88
-"""Of what kernels reach alone, what they reach in a run: gaps between kernels, clocks under a power limit, stragglers.
+"""Share of their isolated rate that kernels reach in a run: gaps between kernels, clocks under a power limit,
+stragglers.
 
-Ours: fitted by eye to the published runs of docs/step-time.md, the one constant that was.
+Ours: fitted by eye to the published runs of docs/step-time.md, the only fitted constant.
 """
 LINK_EFFICIENCY = 0.8
 """Share of a link that large collectives reach.
@@ -22,36 +23,42 @@ LINK_EFFICIENCY = 0.8
 Source: nccl-tests' bus bandwidth on 8 GPUs of a node, about 235 of 300 GB/s (A100) and 360 of 450 GB/s (H100).
 """
 MEMORY_EFFICIENCY = 0.8
-"""Share of the memory bandwidth that elementwise kernels reach. Ours: a little less than STREAM's nine tenths."""
+"""Share of the memory bandwidth that elementwise kernels reach. Ours: slightly less than STREAM's nine tenths."""
 COLLECTIVE_LATENCY_S = 10e-6
-"""Start of one collective inside a node. Source: Calculon (Isaev et al. 2023), systems/a100_80g.json."""
+"""Latency of one collective inside a node, seconds. Source: Calculon (Isaev et al. 2023), systems/a100_80g.json."""
 HOP_LATENCY_S = 5e-6
-"""What each further node of a ring adds. Ours: half of what a message between two nodes takes with its protocol."""
+"""Latency that each further node of a ring adds, seconds. Ours: half of a message between two nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A device with all the rates that the estimate needs, as kernels and collectives reach them in a run."""
+    """A device with all rates that the estimate needs, as reached by kernels and collectives in a run."""
 
     devices_per_node: int
     peak_flops_per_s: float
-    """By data sheet: what MFU is counted against."""
+    """Peak of the data sheet, the reference of MFU."""
     matmul_flops_per_s: float
-    """Of large matmuls."""
+    """Rate of large matmuls."""
     attention_flops_per_s: float
     memory_bytes_per_s: float
-    """Of elementwise kernels."""
+    """Memory bandwidth of elementwise kernels."""
     node_bytes_per_s: float
-    """Of a collective inside a node, per device and direction."""
+    """Bandwidth of a collective inside a node, per device and direction."""
     network_bytes_per_s: float
-    """The same between nodes, of one device's network card."""
+    """The same between nodes, for one device's network card."""
     host_bytes_per_s: float
 
     def matmul_s(self, *, m: float, k: float, n: float, width: int) -> float:
         """Return the time of [m, k] x [k, n]: its FLOPs at the rate of large matmuls, then its operands through memory.
 
-        The sum, and not the larger, of the two makes efficiency fall smoothly for small matrices: on H100 0.72 of the
-        peak for 8192 cubed, 0.66 for 4096, 0.56 for 2048, before RUN_EFFICIENCY.
+        The sum of the two, rather than the larger, makes efficiency fall smoothly for small matrices: on H100 0.72 of
+        the peak for 8192 cubed, 0.66 for 4096, 0.56 for 2048, before RUN_EFFICIENCY.
+
+        Args:
+            m: rows of the first operand.
+            k: columns of the first operand, rows of the second.
+            n: columns of the second operand.
+            width: bytes per element.
         """
         operands = width * (m * k + k * n + m * n)
         return 2 * m * k * n / self.matmul_flops_per_s + operands / self.memory_bytes_per_s
@@ -60,10 +67,10 @@ class Machine:
         """Return the time of a ring all-gather, or reduce-scatter: (size - 1) / size of the bytes pass each link.
 
         Args:
-            total_bytes: Of the gathered tensors.
+            total_bytes: Bytes of the gathered tensors.
             size: Ranks of the group.
-            stride: From one rank of the group to the next.
-            messages: How many collectives they are cut into.
+            stride: Distance from one rank of the group to the next.
+            messages: Number of collectives they are cut into.
         """
         if size == 1:
             return 0.0
@@ -71,11 +78,24 @@ class Machine:
         return (size - 1) / size * total_bytes / rate + messages * latency
 
     def all_reduce_s(self, total_bytes: float, /, *, size: int, stride: int, messages: float = 1) -> float:
-        """Return the time of a ring all-reduce, which is a reduce-scatter and an all-gather."""
+        """Return the time of a ring all-reduce, which is a reduce-scatter and an all-gather.
+
+        Args:
+            total_bytes: bytes of the reduced tensors, on each rank.
+            size: ranks of the group.
+            stride: distance from one rank of the group to the next.
+            messages: number of collectives they are cut into.
+        """
         return 2 * self.all_gather_s(total_bytes, size=size, stride=stride, messages=messages)
 
     def send_s(self, message_bytes: float, /, *, size: int, stride: int) -> float:
-        """Return the time of one message to the next of `size` stages, `stride` ranks away, over the slowest link."""
+        """Return the time of one message to the next of `size` stages, `stride` ranks away, over the slowest link.
+
+        Args:
+            message_bytes: bytes of the message.
+            size: number of stages.
+            stride: ranks from one stage to the next.
+        """
         inside = self.devices_per_node % (size * stride) == 0
         rate = self.node_bytes_per_s if inside else self.network_bytes_per_s
         return message_bytes / rate + COLLECTIVE_LATENCY_S
@@ -99,13 +119,13 @@ def make_machine(
 
     Args:
         device: The accelerator.
-        precision: Of matmuls; FP32 does not use TF32, as torch by default.
+        precision: Precision of matmuls; FP32 does not use TF32, as in torch by default.
         world_size: All devices.
-        devices_per_node: Devices that the fast link joins; None takes the device's own. As many of them are used as
-            make all nodes alike: of a rack of 72, 64 for 1024 devices.
+        devices_per_node: Devices that the fast link joins; None: the device's own number. As many of them are used as
+            make all nodes equal: of a rack of 72, 64 for 1024 devices.
 
     Raises:
-        ConfigError: every rate that is needed and not known.
+        ConfigError: every required rate that is unknown.
     """
     most = devices_per_node or device.devices_per_node
     per_node = next(count for count in range(min(most, world_size), 0, -1) if world_size % count == 0)

@@ -1,9 +1,13 @@
 """Expected time of one optimizer step, from a roofline of the device and the volume of every collective.
 
-A model, not a measurement: docs/step-time.md holds it against published runs and says where it misses. A step is made
+A model, not a measurement: docs/step-time.md compares it with published runs and says where it misses. A step consists
 of parts, so that a search over layouts pays for each once: `micro_batch_time` (TP, PP, DP, sequence parallelism,
 recomputation, micro-batch), `data_parallel_time` (TP, PP, DP, ZeRO) and `optimizer_time` (the same with offload), which
 `combine` joins.
+
+MFU and HFU count attention over the full S x S scores, as the plan's FLOPs do; the time counts the causal half, as the
+fused kernels compute it. Left out are kernel launches (a host that cannot keep up), data loading, stragglers,
+congestion, evaluations and checkpoints.
 
 T tokens of a micro-batch (s x b); h hidden, a heads, g query groups, d kv_channels, f ffn, p stages, m micro-batches,
 v chunks per stage.
@@ -16,30 +20,29 @@ from chinchilla_ds.budget.deepspeed_json.fields import MIN_BUCKET_ELEMENTS
 from chinchilla_ds.budget.memory.activations import FP32_BYTES, compute_bytes
 from chinchilla_ds.budget.memory.states import stage_params
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token, hardware_flops_per_token
-from chinchilla_ds.budget.speed.devices import Device
-from chinchilla_ds.budget.speed.rates import Machine, make_machine
+from chinchilla_ds.budget.speed.rates import Machine
 from chinchilla_ds.run_plan import (
     ADAM_STATES,
     BatchPlan,
     ModelShape,
     Offload,
-    ParallelLayout,
     Precision,
     Recompute,
     StepTime,
 )
 
 ZERO3_HIDDEN_SHARE = 0.7
-"""Of the computation, how much ZeRO-3's traffic can hide behind. DeepSpeed overlaps by default at stage 3 alone. Ours:
-the first gathers and the last scatters of a pass have nothing to hide behind. Under a pipeline nothing hides: the
+"""Share of the computation that ZeRO-3's traffic can overlap with. DeepSpeed overlaps by default only at stage 3. Ours:
+the first gathers and the last scatters of a pass have nothing to overlap with. Under a pipeline nothing overlaps: the
 prefetch trace is invalid wherever forward and backward passes alternate."""
 HIDDEN_COST_SHARE = 0.15
-"""What hidden traffic still costs, of its own time: NCCL's kernels take processors and memory bandwidth from matmuls.
+"""Share of its own time that overlapped traffic still costs: NCCL's kernels take processors and memory bandwidth from
+matmuls.
 
 Source: Calculon (Isaev et al. 2023), systems/a100_80g.json, processor_usage of NVLink.
 """
 FUSED_BACKWARD_ATTENTION = 2.5
-"""Matmuls of a fused attention's backward pass per forward one: five for two, the scores being computed again.
+"""Matmuls of a fused attention's backward pass per forward one: five for two, since the scores are recomputed.
 
 Source: FlashAttention-2 (arXiv:2307.08691), section 3.1.2.
 """
@@ -64,11 +67,11 @@ class MicroBatchTime(NamedTuple):
     """Forward and backward pass of one micro-batch, in seconds; the slowest stage is the last, with the logits."""
 
     compute_s: float
-    """Of the slowest stage."""
+    """Computation of the slowest stage."""
     tensor_parallel_s: float
-    """Of the slowest stage."""
+    """Tensor-parallel collectives of the slowest stage."""
     other_stages_s: float
-    """Of all other stages together, both kinds."""
+    """The sum of both over all other stages."""
     send_s: float
     """One message between stages, there and back."""
 
@@ -79,7 +82,7 @@ class DataParallelTime(NamedTuple):
     per_step_s: float
     per_micro_batch_s: float
     hidden_share: float
-    """Of a micro-batch's computation, how much can hide its collectives."""
+    """Part of a micro-batch's computation that its collectives can overlap with."""
 
 
 class OptimizerTime(NamedTuple):
@@ -90,7 +93,7 @@ class OptimizerTime(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """A step's terms, in seconds, as in plan.StepTime."""
+    """A step's terms, in seconds, as in run_plan.StepTime."""
 
     total_s: float
     compute_s: float
@@ -98,82 +101,6 @@ class Parts(NamedTuple):
     pipeline_s: float
     data_parallel_s: float
     optimizer_s: float
-
-
-def estimate_step_time(
-    *,
-    shape: ModelShape,
-    layout: ParallelLayout,
-    batch: BatchPlan,
-    precision: Precision,
-    device: Device,
-    devices_per_node: int | None = None,
-    optimizer_states: int = len(ADAM_STATES),
-) -> StepTime:
-    """Return the expected time of one optimizer step.
-
-    MFU and HFU count attention over the full S x S scores, as the plan's FLOPs do; the time counts the causal half, as
-    the fused kernels compute it. Leaves out kernel launches (a host that cannot keep up), data loading, stragglers,
-    congestion, evaluations and checkpoints.
-
-    Args:
-        shape: The decoder.
-        layout: A layout that `budget.layout.rules.validate_layout` accepts for it.
-        batch: Micro-batch size and gradient accumulation steps.
-        precision: Of matmuls, activations and gradient traffic.
-        device: One accelerator.
-        devices_per_node: Devices that the fast link joins; None takes the device's own.
-        optimizer_states: Values that the optimizer keeps for a parameter.
-
-    Raises:
-        ConfigError: a rate of the device is not known.
-    """
-    machine = make_machine(
-        device=device, precision=precision, world_size=layout.world_size, devices_per_node=devices_per_node
-    )
-    tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
-    data, zero_stage = layout.data_parallel_size, layout.zero_stage
-    micro = micro_batch_time(
-        shape=shape,
-        tensor=tensor,
-        pipeline=pipeline,
-        data=data,
-        sequence_parallel=layout.sequence_parallel,
-        recompute=layout.recompute,
-        micro_batch_size=batch.micro_batch_size,
-        precision=precision,
-        machine=machine,
-    )
-    parts = combine(
-        micro=micro,
-        collectives=data_parallel_time(
-            shape=shape,
-            tensor=tensor,
-            pipeline=pipeline,
-            data=data,
-            zero_stage=zero_stage,
-            precision=precision,
-            machine=machine,
-        ),
-        optimizer=optimizer_time(
-            shape=shape,
-            tensor=tensor,
-            pipeline=pipeline,
-            data=data,
-            zero_stage=zero_stage,
-            offload_optimizer=layout.offload_optimizer,
-            offload_param=layout.offload_param,
-            precision=precision,
-            machine=machine,
-            optimizer_states=optimizer_states,
-        ),
-        virtual=layout.virtual_pipeline_model_parallel_size,
-        pipeline=pipeline,
-        micro_batches=batch.gradient_accumulation_steps,
-    )
-    return to_step_time(
-        parts, shape=shape, recompute=layout.recompute, batch=batch, world_size=layout.world_size, machine=machine
-    )
 
 
 def combine(
@@ -188,7 +115,15 @@ def combine(
     """Return the step's terms.
 
     The pipeline's idle time is one micro-batch of every other stage, divided by the chunks per stage: (p - 1) / (m v)
-    of the computation where stages are alike. Each stage sends and receives once per chunk and pass, and hides none.
+    of the computation if stages are equal. Each stage sends and receives once per chunk and pass, without overlap.
+
+    Args:
+        micro: times of one micro-batch, seconds.
+        collectives: times of data-parallel collectives, seconds.
+        optimizer: times of AdamW's step and of transfers, seconds.
+        virtual: model chunks per stage.
+        pipeline: pipeline-parallel size.
+        micro_batches: micro-batches per optimizer step.
 
     Source: Narayanan et al. 2021 (arXiv:2104.04473), sections 2.2.1 and 2.2.2.
     """
@@ -198,7 +133,7 @@ def combine(
     hidden = min(collectives.per_micro_batch_s, collectives.hidden_share * micro.compute_s)
     exposed = collectives.per_micro_batch_s - (1 - HIDDEN_COST_SHARE) * hidden
     data = collectives.per_step_s + micro_batches * exposed
-    if pipeline > 1:  # stages that wait for their collectives make the others wait
+    if pipeline > 1:  # stages that wait for their collectives hold up the others
         data += exposed * (pipeline - 1) / virtual
     step = optimizer.per_step_s + micro_batches * optimizer.per_micro_batch_s
     return Parts(compute + tensor_parallel + bubble + data + step, compute, tensor_parallel, bubble, data, step)
@@ -207,7 +142,16 @@ def combine(
 def to_step_time(
     parts: Parts, *, shape: ModelShape, recompute: Recompute, batch: BatchPlan, world_size: int, machine: Machine
 ) -> StepTime:
-    """Return the terms with the utilisations that follow from them."""
+    """Return the terms with MFU and HFU.
+
+    Args:
+        parts: the step's terms, seconds.
+        shape: the decoder.
+        recompute: which part of the forward pass is repeated.
+        batch: the batch, in sequences.
+        world_size: number of devices.
+        machine: gives the peak rate.
+    """
     tokens = batch.global_batch_size * shape.seq_length
     model = decoder_flops_per_token(shape=shape)
     available = parts.total_s * world_size * machine.peak_flops_per_s
@@ -235,11 +179,22 @@ def micro_batch_time(
     precision: Precision,
     machine: Machine,
 ) -> MicroBatchTime:
-    """Return what a forward and backward pass of one micro-batch takes.
+    """Return the time of a forward and backward pass of one micro-batch.
 
     A layer's tensor parallelism is four all-reduces of T h, two forward and two backward; sequence parallelism makes
     each an all-gather and a reduce-scatter of the same volume, and megatron-core's second gather of the backward pass
-    runs beside a matmul. The embedding and the logits are counted as half a layer, both on the last stage.
+    overlaps with a matmul. The embedding and the logits are counted as half a layer, both on the last stage.
+
+    Args:
+        shape: the decoder.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+        data: data-parallel size.
+        sequence_parallel: whether norms and residuals are split over the tensor-parallel group.
+        recompute: which part of the forward pass is repeated.
+        micro_batch_size: sequences of one micro-batch.
+        precision: precision of matmuls and activations.
+        machine: rates of one device and its links.
 
     Source: Korthikanti et al. 2022 (arXiv:2205.05198), section 4.2.
     """
@@ -268,9 +223,9 @@ def micro_batch_time(
 def _layer_forward_s(
     shape: ModelShape, tokens: int, tensor: int, sequence_parallel: bool, width: int, machine: Machine
 ) -> tuple[float, float]:
-    """Return a layer's forward time without attention, and that of its attention.
+    """Return a layer's forward time without attention, and its attention's.
 
-    What is not a matmul moves, in elements per token: norms and residual additions 10 h (split under sequence
+    Apart from matmuls it moves, in elements per token: norms and residual additions 10 h (split under sequence
     parallelism only); rotary positions and changes of layout 8 (a + 2 g) d and SwiGLU 5 f (split by TP), none fused.
     """
     h, f = shape.hidden_size, shape.ffn_hidden_size
@@ -306,12 +261,21 @@ def data_parallel_time(
     precision: Precision,
     machine: Machine,
 ) -> DataParallelTime:
-    """Return the collectives over data-parallel ranks, in compute precision, of the fullest stage.
+    """Return the time of the collectives over data-parallel ranks, in compute precision, for the fullest stage.
 
     ZeRO-0 and 1 all-reduce gradients once per step, ZeRO-2 on every backward pass (buckets that several ranks own are
     all-reduced, which is DeepSpeed 0.19's default); 1 and 2 gather the new parameters. None of this overlaps: DeepSpeed
-    does so at stage 3 alone. ZeRO-3 gathers parameters for every forward and again for every backward pass, and
+    overlaps only at stage 3. ZeRO-3 gathers parameters for every forward and again for every backward pass, and
     scatters gradients: three times the stage's parameters for every micro-batch.
+
+    Args:
+        shape: the decoder.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+        data: data-parallel size.
+        zero_stage: ZeRO stage, 0 to 3.
+        precision: precision of gradient and parameter traffic.
+        machine: rates of one device and its links.
 
     Source: Rajbhandari et al. 2020 (arXiv:1910.02054), section 7; deepspeed 0.19.8, stage_1_and_2.py and stage3.py.
     """
@@ -344,11 +308,24 @@ def optimizer_time(
     machine: Machine,
     optimizer_states: int = len(ADAM_STATES),
 ) -> OptimizerTime:
-    """Return the optimizer's step, bound by memory, and the transfers of offloaded states; nothing hides them.
+    """Return the optimizer's step, bound by memory, and the transfers of offloaded states, without overlap.
 
-    Offloaded optimizer states: gradients go to the CPU (on every backward pass under ZeRO-2), whose Adam the devices of
-    a machine share, new parameters come back; on NVMe the states are read and written each step as well. Offloaded
-    parameters: this rank's partition comes from the CPU for every gather, from NVMe first where it lies there.
+    Offloaded optimizer states: gradients go to the CPU (on every backward pass under ZeRO-2), whose Adam is shared by
+    the devices of a machine, and new parameters return; on NVMe the states are also read and written each step.
+    Offloaded parameters: this rank's partition is fetched from the CPU for every gather, and before that from NVMe if
+    it is there.
+
+    Args:
+        shape: the decoder.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+        data: data-parallel size.
+        zero_stage: ZeRO stage, 0 to 3.
+        offload_optimizer: where optimizer states are kept.
+        offload_param: where parameters are kept.
+        precision: compute precision.
+        machine: rates of one device and its links.
+        optimizer_states: values of optimizer state per parameter.
 
     Source: ZeRO-Offload (arXiv:2101.06840), section 4; ZeRO-Infinity (arXiv:2104.07857), section 4.
     """

@@ -1,4 +1,4 @@
-"""Decontamination: training documents that share a run of words with a benchmark are found, so that they are dropped.
+"""Decontamination: finds training documents that share a run of words with a benchmark, so that they can be dropped.
 
 Source: Brown et al. 2020 (GPT-3, arXiv:2005.14165), appendix C: overlaps of 13 words, lower-cased and without
 punctuation. GPT-3 cut 200 characters around an overlap; here the caller drops the whole document.
@@ -26,12 +26,12 @@ _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What a text shares with the benchmarks."""
+    """The overlap of a text with the benchmarks."""
 
     runs: tuple[str, ...]
-    """The runs of n words that it shares, in its order, in the form in which they are compared."""
+    """The shared runs of n words, in the text's order and in normalised form."""
     is_too_short: bool
-    """It has fewer than n words, so that nothing could be found."""
+    """Whether it has fewer than n words, so that nothing could be found."""
 
 
 class Contamination:
@@ -54,7 +54,7 @@ class Contamination:
 
     @property
     def num_runs(self) -> int:
-        """Distinct runs of n words that are looked for."""
+        """Distinct runs of n words that are searched for."""
         return len(self._hashes)
 
     def overlap(self, text: str, /) -> Overlap:
@@ -80,7 +80,7 @@ def read_contamination(paths: Sequence[Path], /) -> Contamination:
     """Return the runs of benchmark files.
 
     Raises:
-        DataError: as `read_benchmarks`, or none of the texts is long enough to be found anywhere.
+        DataError: as `read_benchmarks`, or none of the texts is long enough to be found.
     """
     found = Contamination(read_benchmarks(paths))
     if found.num_runs == 0:
@@ -92,7 +92,7 @@ def read_contamination(paths: Sequence[Path], /) -> Contamination:
 
 
 def read_benchmarks(paths: Sequence[Path], /) -> Iterator[str]:
-    """Yield the texts of benchmark files: of JSON and JSON lines every string in them, of other files the whole file.
+    """Yield the texts of benchmark files: every string in JSON and JSON lines, otherwise the whole file.
 
     Raises:
         DataError: a file is missing, empty, not UTF-8, or has a line that is not JSON; every problem is listed.
@@ -118,7 +118,7 @@ def read_benchmarks(paths: Sequence[Path], /) -> Iterator[str]:
 
 
 def _strings_of(path: Path, content: str, problems: list[str]) -> list[str]:
-    """Return the strings of a file of JSON lines, or of one value; `.json` is the name of both."""
+    """Return the strings of a file of JSON lines, or of one value; `.json` may be either."""
     lines = {f"{path}:{number}": line for number, line in enumerate(content.split("\n"), start=1) if line.strip()}
     if path.suffix.lower() == ".json" and not _is_json(next(iter(lines.values()), "")):
         lines = {str(path): content}

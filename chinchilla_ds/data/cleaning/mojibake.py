@@ -1,19 +1,19 @@
 # ruff: noqa: RUF001 (characters that look alike are what this is about)
-"""Mojibake: text that was decoded with the wrong encoding is decoded again, where the whole document proves it.
+"""Mojibake: text decoded with the wrong encoding is decoded again, if the whole document proves it.
 
 UTF-8 checks itself: beyond ASCII, a first byte says how many bytes of another kind must follow. If every character of a
-document is a byte of one and the same old encoding, and these bytes together are UTF-8, then that is what they were.
-Clean text fails this at its first ordinary accent, quotation mark or foreign letter. What can pass by chance, a capital
-and what may stand behind a capital in clean text (`MANHÃ”`, which is Ô in UTF-8), proves nothing; `_is_proof` says what
+document is a byte of the same old encoding, and these bytes together are UTF-8, then the document was UTF-8.
+Clean text fails this at its first ordinary accent, quotation mark or foreign letter. A match by chance, a capital
+and a character that may follow one in clean text (`MANHÃ”`, which is Ô in UTF-8), proves nothing; `_is_proof` says what
 does.
 
-`repair_lines`, a rule that is off unless asked for, lets ftfy look at each line by itself, and guess. ftfy reads 1 to
-4 MB/s, nearly all of it spent on its test for unlikely character sequences (`BADNESS_RE`). Each such sequence holds two
-neighbouring characters, or one character, out of two small sets. `suspects` reads these pairs of sets off ftfy's own
-pattern and looks for them with two table look-ups per character. A line without such a pair cannot match the pattern,
-and ftfy returns it as it is.
+`repair_lines`, a rule that is off by default, lets ftfy guess at each line separately. ftfy reads 1 to
+4 MB/s, nearly all of it spent on its test for unlikely character sequences (`BADNESS_RE`). Each such sequence contains
+two neighbouring characters, or one character, from two small sets. `suspects` derives these pairs of sets from ftfy's
+own pattern and searches for them with two table look-ups per character. A line without such a pair cannot match the
+pattern, and ftfy returns it unchanged.
 
-Only `cleaning` imports this module, when a rule of it is on: numpy and ftfy are loaded with it.
+Only `cleaning` imports this module, and only if one of its rules is on: numpy and ftfy are loaded with it.
 """
 
 import itertools
@@ -45,7 +45,7 @@ FTFY_CONFIG = ftfy.TextFixerConfig(
     normalization=None,
     explain=True,
 )
-"""What ftfy may do to a line: decode again what was decoded wrongly. docs/cleaning.md gives the reason for every field.
+"""What ftfy may do to a line: decode it again if it was decoded wrongly. docs/cleaning.md explains every field.
 
 `explain` is on because ftfy 6.3.1 otherwise ignores the four settings that follow `fix_encoding`.
 """
@@ -54,16 +54,16 @@ _SEQUENCE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0
 """One character beyond ASCII in UTF-8."""
 
 _AFTER_LETTERS = frozenset("\xa0\xad‚„…†‡‰‹›‘’“”•–—™«®°²³´·¹»")
-"""What may stand right behind a letter in clean text: spaces, closing marks, dashes, footnotes, signs, apostrophes."""
+"""What may directly follow a letter in clean text: spaces, closing marks, dashes, footnotes, signs, apostrophes."""
 
 _MIN_SEQUENCES = 5
-"""Different sequences that are proof together, where none is by itself."""
+"""Number of different sequences that together are proof, if none is on its own."""
 
 _LOST_QUOTE = b"\xe2\x80 "
-"""A closing quotation mark that has lost its last byte: ftfy would make a dagger of it."""
+"""A closing quotation mark that has lost its last byte: ftfy would turn it into a dagger."""
 
 _C1 = re.compile("[\x80-\x84\x86-\x9f]")
-"""C1 controls but NEL, which breaks lines."""
+"""C1 controls except NEL, which breaks lines."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BMP_SIZE = 0x10000
@@ -73,15 +73,15 @@ _ANYTHING = r"[\s\S]"
 
 
 def repair(text: str) -> tuple[str, int]:
-    """Return the document decoded again if all of it proves that it was decoded wrongly, and how many lines changed.
+    """Return the document, decoded again if all of it proves that it was decoded wrongly, and how many lines changed.
 
-    What no text can hold is put right in any document: C1 controls become what Windows-1252 has in their place, as
-    HTML 5 has it, and halves of UTF-16 pairs are joined or become U+FFFD.
+    Invalid characters are repaired in any document: C1 controls become what Windows-1252 has in their place, as in
+    HTML 5, and halves of UTF-16 pairs are joined or become U+FFFD.
     """
     if text.isascii() or not suspects(text):
         return text, 0
     fixed = fixes.fix_surrogates(text) if _SURROGATE.search(text) else text
-    while (again := _decoded_again(fixed)) is not None:  # each layer with a proof of its own
+    while (again := _decoded_again(fixed)) is not None:  # each layer needs its own proof
         fixed = again
     fixed = fixes.fix_c1_controls(fixed) if _C1.search(fixed) else fixed
     if fixed == text:
@@ -90,9 +90,9 @@ def repair(text: str) -> tuple[str, int]:
 
 
 def _decoded_again(text: str) -> str | None:
-    """Return the document in UTF-8 where ftfy's encodings agree on it; None where none proves it, or two differ.
+    """Return the document in UTF-8 if ftfy's encodings agree on it; None if none proves it, or two differ.
 
-    Mac Roman explains `Ã©` as well, as a mark below a letter; such a reading gives way to one of letters and signs.
+    Mac Roman also explains `Ã©`, as a mark below a letter; a reading of letters and signs takes precedence.
     """
     found = {decoded for encoding in CHARMAP_ENCODINGS if (decoded := _decoded_from(text, encoding)) is not None}
     if len(found) > 1:
@@ -105,12 +105,12 @@ def _is_mark_or_control(character: str) -> bool:
 
 
 def _decoded_from(text: str, encoding: str) -> str | None:
-    """Return the document in UTF-8 if all of it is that, read as one old encoding, and proves it."""
+    """Return the document in UTF-8 if all of it, read as one old encoding, is valid UTF-8 and proves it."""
     try:
         content = text.encode(encoding)
         if not _is_proof(content, encoding=encoding) or _LOST_QUOTE in content:
             return None
-        if encoding != "macroman":  # where it is an en dash before a space
+        if encoding != "macroman":  # there it is an en dash before a space
             content = fixes.restore_byte_a0(content)
         if encoding.startswith("sloppy"):
             content = fixes.replace_lossy_sequences(content)
@@ -122,8 +122,8 @@ def _decoded_from(text: str, encoding: str) -> str | None:
 def _is_proof(content: bytes, *, encoding: str) -> bool:
     """Return whether the UTF-8 sequences in a document cannot be clean text of the old encoding.
 
-    One sequence is enough if it begins with a letter and holds a sign that nothing in clean text puts behind one, as in
-    `Ã§` and `â€™`. Letters and what is in _AFTER_LETTERS may stand there, as in `Úžas` and `MANHÃ”`.
+    One sequence is enough if it starts with a letter and contains a sign that never follows one in clean text, as in
+    `Ã§` and `â€™`. Letters and the characters in _AFTER_LETTERS may follow, as in `Úžas` and `MANHÃ”`.
     """
     sequences = {found.decode(encoding) for found in _SEQUENCE.findall(content)}
     for first, *others in sequences:
@@ -150,7 +150,7 @@ def repair_lines(text: str) -> tuple[str, int]:
 
 
 def _segment(text: str, *, position: int) -> tuple[int, int]:
-    """Return start and end of what ftfy reads at once: a line, or a million characters of a longer one."""
+    """Return start and end of the text that ftfy reads at once: a line, or a million characters of a longer one."""
     size = FTFY_CONFIG.max_decode_length
     line_start, line_end = text.rfind("\n", 0, position) + 1, text.find("\n", position) + 1 or len(text)
     start = position - (position - line_start) % size
@@ -158,7 +158,7 @@ def _segment(text: str, *, position: int) -> tuple[int, int]:
 
 
 def suspects(text: str) -> list[int]:
-    """Return where in `text` a pair of characters stands that ftfy could take offence at, in rising order.
+    """Return the positions in `text` of pairs of characters that ftfy could change, in rising order.
 
     Every match of ftfy's `BADNESS_RE`, and every lone surrogate, has such a pair inside it.
     """
@@ -178,7 +178,7 @@ def suspects(text: str) -> list[int]:
 
 @lru_cache(maxsize=1)
 def _pair_tables() -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Return, for every character, the pairs that it can be first in and second in: one bit per pair, [65536] each.
+    """Return, for every character, the pairs in which it can be first and second: one bit per pair, [65536] each.
 
     Characters above U+FFFF share the entry of U+FFFF: ftfy's sets name none of them.
     """
@@ -192,7 +192,7 @@ def _pair_tables() -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
 
 
 def _necessary_pairs(pattern: str) -> list[tuple[str, str]]:
-    """Return for each alternative of a verbose pattern the rarest two neighbouring character sets it asks for."""
+    """Return the rarest two neighbouring character sets that each alternative of a verbose pattern requires."""
     return [_rarest_pair(tokens) for tokens in _alternatives(pattern)]
 
 

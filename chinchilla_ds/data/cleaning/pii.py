@@ -1,10 +1,11 @@
 """E-mail addresses, public IP addresses and telephone numbers, replaced by a placeholder for each kind.
 
-The placeholders are those of Dolma (Soldaini et al. 2024, arXiv:2402.00159): constants, unlike FineWeb's, which take
-turns among several addresses and so depend on what a worker has read before. No placeholder matches a pattern here.
+The placeholders are those of Dolma (Soldaini et al. 2024, arXiv:2402.00159): constants, unlike FineWeb's, which cycle
+through several addresses and therefore depend on what a worker has read before. No placeholder matches a pattern here.
 
-What is a person's and what is code often looks alike. The patterns prefer to leave a doubtful match: docs/cleaning.md
-lists what they take and what they leave. Each function returns the text and the number of replacements, as `re.subn`.
+Personal data and code often look alike. The patterns leave a doubtful match: docs/cleaning.md
+lists what they replace and what they leave. Each function returns the text and the number of replacements, as
+`re.subn`.
 """
 
 import ipaddress
@@ -49,7 +50,7 @@ _IPV4 = re.compile(
     re.ASCII,  # Chinese puts no space between words and numbers
 )
 _MIN_IPV4_CHARACTERS = len("1.2.34.567")
-"""Shorter ones, at most 6 digits, are left: version, section and object numbers, and one address in 700."""
+"""Shorter addresses, of at most 6 digits, are left: version, section and object numbers, and one address in 700."""
 _IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,35}(?![\w:])", re.ASCII)
 _IPV4_HINT = re.compile(r"\.[0-9]{1,3}\.[0-9]")
 _IPV6_HINT = re.compile(r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]")
@@ -78,7 +79,7 @@ _MAX_INTERNATIONAL_DIGITS = 15
 
 
 def replace_emails(text: str) -> tuple[str, int]:
-    """Replace e-mail addresses, but no logins of URLs and none at example.com, .net and .org (RFC 2606)."""
+    """Replace e-mail addresses, except logins of URLs and those at example.com, .net and .org (RFC 2606)."""
     if not _EMAIL_HINT.search(text):
         return text, 0
     return _replace(text, pattern=_EMAIL, placeholder=EMAIL_PLACEHOLDER, is_meant=_is_email)

@@ -11,7 +11,7 @@ from chinchilla_ds.errors import ConfigError
 
 
 def gopher() -> Callable[[str], bool]:
-    """Return a function that says whether a text passes Gopher's quality and repetition rules.
+    """Return a function that checks whether a text passes Gopher's quality and repetition rules.
 
     Source: Rae et al. 2021 (arXiv:2112.11446), table A1 and section A.1.1.
 
@@ -24,7 +24,7 @@ def gopher() -> Callable[[str], bool]:
 
 
 def c4() -> Callable[[str], tuple[str | None, int]]:
-    """Return a function that drops the lines that C4 drops: the text, or None, and how many lines went.
+    """Return a function that drops C4's lines: it returns the text, or None, and the number of dropped lines.
 
     Source: Raffel et al. 2020 (arXiv:1910.10683), section 2.2. The list of bad words is not applied.
 
@@ -38,7 +38,7 @@ def c4() -> Callable[[str], tuple[str | None, int]]:
         if step.filter(document) is not True:
             return None, 0
         kept: str = document.text
-        # a line can also lose a citation mark or the space around it
+        # a line may also lose a citation mark or the space around it
         return kept, max(1, len(text.splitlines()) - len(kept.splitlines())) if kept != text else 0
 
     return drop_lines
@@ -50,7 +50,7 @@ def _document(text: str) -> Any:
 
 def _import(name: str, *, rule: str) -> Any:
     try:
-        for needed in ("spacy", "regex"):  # datatrove asks for them only when the first document is filtered
+        for needed in ("spacy", "regex"):  # datatrove imports them only when the first document is filtered
             importlib.import_module(needed)
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

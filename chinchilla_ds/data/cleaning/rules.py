@@ -1,6 +1,6 @@
-"""Cleaning: what is repaired in a document, and which documents are dropped; every rule is named, on or off, counted.
+"""Cleaning: repairs in documents, and documents that are dropped; every rule is named, on or off, and counted.
 
-A document is edited until no rule changes it any more, so what comes out satisfies every rule that is on, and
+A document is edited until no rule changes it, so the result satisfies every rule that is on, and
 cleaning it again changes nothing.
 """
 
@@ -18,16 +18,16 @@ from chinchilla_ds.errors import ConfigError
 
 
 class Rule(StrEnum):
-    """What can be done to a document; docs/cleaning.md has the table."""
+    """The cleaning rules; docs/cleaning.md has the table."""
 
     MOJIBAKE = "mojibake"
-    """A document that was decoded with the wrong encoding, as all of it proves, is decoded again."""
+    """A document decoded with the wrong encoding, if all of it proves that, is decoded again."""
     FTFY = "ftfy"
-    """ftfy repairs each line by itself where it looks wrong to it; clean text may be damaged."""
+    """ftfy repairs each suspicious line separately; clean text may be damaged."""
     NFC = "nfc"
-    """Unicode normalisation form C: letter and accent become one character where there is one."""
+    """Unicode normalisation form C: letter and accent become one character if there is one."""
     CONTROL_CHARACTERS = "control_characters"
-    """C0, DEL, C1 and byte order marks go; tab and what breaks a line or page stays."""
+    """C0, DEL, C1 and byte order marks are removed; tab and line and page breaks are kept."""
     MIN_LENGTH = "min_length"
     """Documents shorter than `min_characters` are dropped."""
     EMAIL = "email"
@@ -43,16 +43,16 @@ class Rule(StrEnum):
 
 
 DEFAULT_RULES = frozenset({Rule.MOJIBAKE, Rule.CONTROL_CHARACTERS, Rule.MIN_LENGTH})
-"""What is on unless the user says otherwise: none of it changes clean text."""
+"""The rules that are on by default: none of them changes clean text."""
 
 CLEANING_VERSION = 2
-"""Of what the rules do and of the form in which texts are compared: part of the key of a prepared corpus."""
+"""Version of the rules and of the normalised form for comparison: part of the key of a prepared corpus."""
 
 DEFAULT_MIN_CHARACTERS = 200
-"""SlimPajama's (Soboleva et al. 2023)."""
+"""SlimPajama's minimum length (Soboleva et al. 2023)."""
 
 Edit: TypeAlias = Callable[[str], tuple[str | None, int]]
-"""Returns the text changed, or None to drop it, and how often it changed, as `re.subn` does."""
+"""Returns the changed text, or None to drop it, and the number of changes, as `re.subn` does."""
 
 Test: TypeAlias = Callable[[str], bool]
 """Returns whether a text is kept."""
@@ -70,7 +70,7 @@ class CleaningConfig:
         """Check the length.
 
         Raises:
-            ConfigError: it is negative, or set where the rule is off.
+            ConfigError: it is negative, or set while the rule is off.
         """
         if self.min_characters < 0:
             raise ConfigError(f"the shortest length is {self.min_characters} characters; 0 keeps all documents")
@@ -81,11 +81,11 @@ class CleaningConfig:
             )
 
     def describe(self, rule: str, /) -> str:
-        """Return a rule's name with what is set for it, for messages."""
+        """Return a rule's name with its settings, for messages."""
         if rule != Rule.MIN_LENGTH:
             return rule
         return (
-            f"{rule} (fewer than {self.min_characters} characters, where one of a script without spaces counts for"
+            f"{rule} (fewer than {self.min_characters} characters, where one of a script without spaces counts as"
             f" {words.UNIT_CHARACTERS}; `prepare.min_characters` sets it)"
         )
 
@@ -95,11 +95,11 @@ class Cleaned:
     """A document after cleaning."""
 
     text: str | None
-    """The text to keep; None where the document is dropped."""
+    """The text to keep; None if the document is dropped."""
     dropped_by: Rule | None = None
     """The rule that dropped the document."""
     counts: Mapping[Rule, int] = field(default_factory=dict)
-    """What each rule changed: lines repaired or dropped, characters removed or composed, addresses replaced."""
+    """Changes by rule: lines repaired or dropped, characters removed or composed, addresses replaced."""
 
     @property
     def changed_by(self) -> tuple[Rule, ...]:
@@ -108,17 +108,17 @@ class Cleaned:
 
 
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
-"""C0, DEL, C1 and the byte order mark, without what Unicode breaks a line or page at: LF, VT, FF, CR, NEL; and tab."""
+"""C0, DEL, C1 and the byte order mark, except Unicode's line and page breaks, LF, VT, FF, CR and NEL, and tab."""
 
 _MAX_PASSES = 100
-"""A bound, so that no text can hold a worker; each pass undoes one layer, and real text has one or two."""
+"""A bound, so that no text can block a worker; each pass undoes one layer, and real text has one or two."""
 
 
 class Cleaner:
     """Cleans documents; picklable, one per worker process."""
 
     def __init__(self, config: CleaningConfig) -> None:
-        """Load what the rules need.
+        """Load the modules that the rules need.
 
         Raises:
             ConfigError: a rule needs a package that is not installed.
@@ -132,7 +132,7 @@ class Cleaner:
         return type(self), (self.config,)
 
     def clean(self, text: str) -> Cleaned:
-        """Return the document cleaned, or that it is dropped and by which rule."""
+        """Return the cleaned document, or the rule that drops it."""
         counts: dict[Rule, int] = {}
         for _ in range(_MAX_PASSES):
             before = text
@@ -203,7 +203,7 @@ _EDITS: Mapping[Rule, Callable[[], Edit]] = {
     Rule.PHONE_NUMBER: lambda: pii.replace_phone_numbers,
     Rule.C4: quality.c4,
 }
-"""What changes a text, in this order, until none of it does."""
+"""The rules that change a text, applied in this order until none does."""
 
 _TESTS: Mapping[Rule, Callable[[CleaningConfig], Test]] = {Rule.MIN_LENGTH: _load_min_length, Rule.GOPHER: _load_gopher}
-"""What a text must pass when all changes are made, cheapest first."""
+"""The rules that a text must pass after all changes, cheapest first."""

@@ -1,4 +1,4 @@
-"""A blend in a file: weights for the named sources of a prepared corpus, in place of its own.
+"""A blend in a file: weights for the named sources of a prepared corpus, instead of its own.
 
 weights:
   "code": 0.25
@@ -25,7 +25,7 @@ def read_blend(path: Path, /) -> dict[str, float]:
     """Return the weights in a file, by source.
 
     Raises:
-        DataError: unreadable, not of this form, or weights that are no shares, all of them.
+        DataError: unreadable, not of this form, or every weight that is not a share.
     """
     data = read_yaml(path, what="blend", error=DataError)
     weights = data.get(WEIGHTS) if isinstance(data, dict) else None
@@ -52,17 +52,17 @@ def with_blend(prepared: PreparedData, weights: Mapping[str, float], /, *, where
     """Return the corpus with these weights; sources of weight 0 are left out, and its counts are those of the rest.
 
     Args:
-        prepared: The corpus; the held-out part stays that of all its sources.
-        weights: By source; sum to 1.
-        where: Begins every problem.
+        prepared: The corpus; the held-out part is still that of all its sources.
+        weights: Weights by source; they sum to 1.
+        where: The start of every problem's message.
 
     Raises:
-        DataError: other sources than the corpus has.
+        DataError: the sources differ from the corpus's.
     """
     known = [source.name for source in prepared.sources]
     named = ", ".join(known)
     problems = [
-        f"{name!r} is no source of {prepared.folder}{did_you_mean(name, known) or f'; its sources are {named}'}"
+        f"{name!r} is not a source of {prepared.folder}{did_you_mean(name, known) or f'; its sources are {named}'}"
         for name in weights
         if name not in known
     ]
@@ -87,7 +87,13 @@ def with_blend(prepared: PreparedData, weights: Mapping[str, float], /, *, where
 
 
 def epoch_problems(prepared: PreparedData, *, num_tokens: int, max_epochs: float) -> Iterator[str]:
-    """Yield every source that a run of `num_tokens` tokens would read more often than `max_epochs` times."""
+    """Yield every source that a run of `num_tokens` tokens would read more often than `max_epochs` times.
+
+    Args:
+        prepared: the corpus, with the weights of the blend.
+        num_tokens: tokens that the run trains on.
+        max_epochs: most passes over each source.
+    """
     for source in prepared.sources:
         epochs = (source.weight or 0.0) * num_tokens / source.num_tokens
         if epochs > max_epochs * (1 + WEIGHT_TOLERANCE):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 INDEX_MAGIC = b"MMIDIDX\x00\x00"
 INDEX_HEADER = struct.Struct("<QBQQ")
-"""Version, type of the tokens, sequences, and documents with one more that ends the list."""
+"""Version, type of the tokens, number of sequences, and number of documents plus one that ends the list."""
 INDEX_CODES = {"uint16": 8, "int32": 4}
 """`megatron.core.datasets.indexed_dataset.DType`."""
 INDEX_ITEM_BYTES = {8: 2, 4: 4}
@@ -37,7 +37,7 @@ class Sequences(Protocol):
 
 
 class _TokenizerFacts:
-    """What GPTDatasetConfig asks of a tokenizer."""
+    """The attributes that GPTDatasetConfig reads from a tokenizer."""
 
     def __init__(self, *, eod_id: int, vocab_size: int, sha256: str) -> None:
         self.eod = eod_id
@@ -47,12 +47,12 @@ class _TokenizerFacts:
 
 
 def check_index(prefix: Path, /) -> None:
-    """Check that an index is whole and fits its tokens, before Megatron-core maps it.
+    """Check that an index is complete and fits its tokens, before Megatron-core maps it.
 
-    Header, sizes, and the last document are looked at, whatever the number of documents.
+    Only header, sizes, and the last document are read, whatever the number of documents.
 
     Raises:
-        DataError: naming the file and what is wrong with it.
+        DataError: names the file and the problem.
     """
     path, tokens = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     try:
@@ -80,7 +80,7 @@ def _header_problem(header: bytes, *, size: int) -> str | None:
 
 
 def _last_problem(stream: BinaryIO, header: bytes, *, num_bytes: int) -> str | None:
-    """Return whether the last document ends elsewhere than the tokens do."""
+    """Return a problem if the last document does not end where the tokens do."""
     _, code, number, _ = INDEX_HEADER.unpack(header[len(INDEX_MAGIC) :])
     stream.seek(len(header) + 4 * (number - 1))
     (length,) = struct.unpack("<i", stream.read(4))
@@ -107,7 +107,17 @@ def open_sequences(
 
     Documents are shuffled, joined, and cut every `seq_length` tokens; then the sequences are shuffled. `num_samples`
     None means one pass over the data. A sequence may hold parts of several documents; whether attention crosses them is
-    the model's business.
+    up to the model.
+
+    Args:
+        prefix: the dataset, without `.bin` and `.idx`.
+        index_folder: folder of the shuffled index.
+        seq_length: tokens per sequence.
+        num_samples: sequences of the run; None: one pass over the data.
+        seed: seeds both shuffles.
+        eod_id: the end-of-document token.
+        vocab_size: number of tokens of the tokenizer.
+        tokenizer_sha256: the tokenizer's hash, part of the index's key.
     """
     import numpy as np
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
@@ -142,7 +152,7 @@ def read_documents(prefix: Path, /) -> "Iterator[npt.NDArray[np.integer[Any]]]":
 
 
 class BlendedSequences:
-    """Sequences of several sources, interleaved so that every beginning of the run holds them by their weights."""
+    """Sequences of several sources, interleaved so that every prefix of the run follows their weights."""
 
     def __init__(
         self,
@@ -151,7 +161,13 @@ class BlendedSequences:
         source_index: "npt.NDArray[np.int16]",
         sample_index: "npt.NDArray[np.int64]",
     ) -> None:
-        """Take the sources and, for every sample of the run, its source and its number there: both [samples]."""
+        """Store the sources and the place of every sample of the run.
+
+        Args:
+            sources: the sequences of each source.
+            source_index: source of every sample, [samples].
+            sample_index: number of every sample within its source, [samples].
+        """
         self._sources = sources
         self.source_index, self.sample_index = source_index, sample_index
 
@@ -189,10 +205,10 @@ def open_blend(
     process group, and its builder asks every source for half a percent more samples than are read.
 
     Args:
-        open_source: Returns the sequences of a source, by its place in `weights` and how many samples it gives.
-        weights: Shares of the sources; sum to 1.
-        num_samples: Of the run.
-        index_folder: Is made where it is absent.
+        open_source: Returns the sequences of a source, given its place in `weights` and its number of samples.
+        weights: Shares of the sources; they sum to 1.
+        num_samples: Samples of the run.
+        index_folder: Folder of the index; created if absent.
     """
     import numpy as np
 

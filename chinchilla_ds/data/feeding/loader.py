@@ -1,4 +1,4 @@
-"""Micro-batches for every rank, in an order that depends on the seed and the plan's sizes alone.
+"""Micro-batches for every rank, in an order that depends only on the seed and the plan's sizes.
 
 Shapes: b = micro_batch_size, s = seq_length. Sample i of the run is the i-th shuffled sequence of the training data;
 optimizer step `iteration` takes samples [iteration * global_batch_size, (iteration + 1) * global_batch_size), whatever
@@ -31,11 +31,11 @@ HELD_OUT_SEED = 0
 """Shuffles the held-out sequences: a constant, so that runs of any seed are evaluated on the same text."""
 
 _READ_ONLY = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-"""Why the index cannot be written beside a corpus that may only be read."""
+"""Errors that mean the index cannot be written beside a read-only corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MicroBatch:
+class TokenBatch:
     """Sequences of one forward pass, on the CPU."""
 
     tokens: "torch.Tensor"
@@ -47,9 +47,9 @@ class MicroBatch:
 class TokenLoader:
     """Training and held-out micro-batches of one plan.
 
-    Constructing it writes the sequence index where it is not there yet: into the prepared folder, or where the corpus
-    says (`PreparedData.index_folder`). Among several ranks, one constructs it first; the others then find the index, in
-    a folder that all share.
+    Constructing it writes the sequence index if it is absent: into the prepared folder, or wherever the corpus says
+    (`PreparedData.index_folder`). Among several ranks, one constructs it first; the others then find the index in a
+    folder that all share.
     """
 
     def __init__(self, *, prepared: PreparedData, plan: RunPlan) -> None:
@@ -61,10 +61,10 @@ class TokenLoader:
 
     @property
     def shares(self) -> tuple[BlendShare, ...]:
-        """What each source gives to the run."""
+        """Each source's share of the run."""
         return self._shares
 
-    def micro_batches(self, iteration: int, data_parallel_rank: int) -> Iterator[MicroBatch]:
+    def micro_batches(self, iteration: int, data_parallel_rank: int) -> Iterator[TokenBatch]:
         """Yield the micro-batches of optimizer step `iteration` (from 0) for one data-parallel rank.
 
         There are gradient_accumulation_steps of them. Micro-batch a of rank r holds the samples from
@@ -77,7 +77,7 @@ class TokenLoader:
         samples = range(first, first + batch.global_batch_size)
         return self._cut(self._train, samples, data_parallel_rank)
 
-    def held_out_batches(self, *, data_parallel_rank: int, max_tokens: int | None = None) -> Iterator[MicroBatch]:
+    def held_out_batches(self, *, data_parallel_rank: int, max_tokens: int | None = None) -> Iterator[TokenBatch]:
         """Yield one data-parallel rank's micro-batches of the held-out part, the same sequences on every call.
 
         All ranks together see `num_held_out_sequences` sequences: as many as fit into `max_tokens`, cut to a multiple
@@ -89,15 +89,15 @@ class TokenLoader:
         return self._cut(self._held_out, samples, data_parallel_rank)
 
     def num_held_out_sequences(self, *, max_tokens: int | None = None) -> int:
-        """Return how many sequences `held_out_batches` gives over all data-parallel ranks."""
+        """Return the number of sequences of `held_out_batches` over all data-parallel ranks."""
         global_batch_size = self._plan.batch.global_batch_size
         wanted = len(self._held_out)
         if max_tokens is not None:
             wanted = min(wanted, max_tokens // self._plan.shape.seq_length)
         return max(1, wanted // global_batch_size) * global_batch_size
 
-    def _cut(self, sequences: Sequences, samples: "range | list[int]", data_parallel_rank: int) -> Iterator[MicroBatch]:
-        """Deal `samples` to the data-parallel ranks, one micro-batch after the other."""
+    def _cut(self, sequences: Sequences, samples: "range | list[int]", data_parallel_rank: int) -> Iterator[TokenBatch]:
+        """Distribute `samples` over the data-parallel ranks, one micro-batch after the other."""
         size, ranks = self._plan.batch.micro_batch_size, self._plan.layout.data_parallel_size
         if not 0 <= data_parallel_rank < ranks:
             raise IndexError(f"data_parallel_rank {data_parallel_rank} is outside the plan's {ranks} ranks")
@@ -105,7 +105,7 @@ class TokenLoader:
         return (_micro_batch(sequences, samples[start : start + size], prepared=self._prepared) for start in starts)
 
 
-def _micro_batch(sequences: Sequences, samples: "range | list[int]", *, prepared: PreparedData) -> MicroBatch:
+def _micro_batch(sequences: Sequences, samples: "range | list[int]", *, prepared: PreparedData) -> TokenBatch:
     import torch
 
     items = [sequences[index] for index in samples]
@@ -118,11 +118,11 @@ def _micro_batch(sequences: Sequences, samples: "range | list[int]", *, prepared
                 f"{prepared.folder} holds token {low if low < 0 else high}, and its tokenizer has "
                 f"{prepared.vocab_size} pieces: its files are damaged; restore them, or prepare the text again"
             )
-    return MicroBatch(tokens=tokens, labels=labels)
+    return TokenBatch(tokens=tokens, labels=labels)
 
 
 def _open_train(prepared: PreparedData, *, plan: RunPlan, shares: tuple[BlendShare, ...]) -> Sequences:
-    """Open the run's training sequences, blended where there are several sources."""
+    """Open the run's training sequences, blended if there are several sources."""
     seq_length, seed = plan.shape.seq_length, plan.seed
     total = plan.batch.train_iters * plan.batch.global_batch_size
 
@@ -166,7 +166,7 @@ def open_held_out(prepared: PreparedData, *, seq_length: int) -> Sequences:
 
 
 def _key(prepared: PreparedData, shares: tuple[BlendShare, ...]) -> str:
-    """Return what tells the index of these tokens from that of others; empty where the manifest holds no digests."""
+    """Return the key of the index of these tokens; empty if the manifest has no digests."""
     keys = "".join(prepared.key_of(share.prefix) for share in shares)
     return f"-{hashlib.blake2b(keys.encode(), digest_size=5).hexdigest()}" if keys else ""
 
@@ -193,7 +193,7 @@ def _open_source(
 
 
 def _open_indexed(load: Callable[[Path], Sequences], *, prepared: PreparedData, name: str) -> Sequences:
-    """Open sequences by their index: that in the prepared folder, or one that is built now."""
+    """Open sequences by their index: the one in the prepared folder, or one that is built now."""
     kept = prepared.folder / "index" / name
     final = kept if kept.is_dir() or prepared.index_folder is None else prepared.index_folder / name
     try:
@@ -214,11 +214,11 @@ def _build_index(load: Callable[[Path], Sequences], final: Path) -> None:
         with whole_folder(final) as aside:
             load(aside)
     except OSError:
-        if not final.is_dir():  # else another process was first
+        if not final.is_dir():  # otherwise another process was first
             raise
 
 
 def _open_aside(load: Callable[[Path], Sequences]) -> Sequences:
-    """Open sequences whose index cannot be kept: what is mapped stays when its folder is removed."""
+    """Open sequences whose index cannot be kept: the mapping survives the removal of its folder."""
     with tempfile.TemporaryDirectory() as name:
         return load(Path(name, "index"))

@@ -1,1 +1,1 @@
-"""Mixture search: small runs on many mixtures of the sources, a regression, and the mixture it predicts to be best."""
+"""Mixture search: small runs on many mixtures of the sources, a regression, and the best mixture by its prediction."""

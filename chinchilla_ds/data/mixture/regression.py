@@ -1,8 +1,8 @@
 """Loss as a function of the mixture: four regressions, each a sum of fixed terms with fitted coefficients.
 
-Shapes: n = runs, m = mixtures looked at, k = sources, p = terms.
+Shapes: n = runs, m = mixtures evaluated, k = sources, p = terms.
 
-A regression's settings (penalty, length scales) are found once, on all runs. What is left is linear in the losses, so
+A regression's settings (penalty, length scales) are fitted once, on all runs. The rest is linear in the losses, so
 that a bootstrap only solves for the coefficients again.
 """
 
@@ -17,16 +17,16 @@ from scipy.optimize import minimize  # type: ignore[import-untyped]
 from chinchilla_ds.budget.laws.fitting.runs import Floats
 
 PENALTIES = np.geomspace(1e-7, 1e2, 28)
-"""Ridge penalties per run that are tried, in units where losses have standard deviation 1."""
+"""Ridge penalties per run to try, in units where losses have standard deviation 1."""
 OFFSETS = (0.01, 0.03, 0.1, 0.3)
-"""e of log(w + e) that are tried."""
+"""Values to try for e in log(w + e)."""
 _PRIOR_PRECISION = 2.0
 _LINEAR_VARIANCE = 4.0
 _CONSTANT_VARIANCE = 10.0
 
 
 class Regression(Protocol):
-    """A fitted form: terms of a mixture, and the coefficients that given losses call for."""
+    """A fitted form: terms of a mixture, and the coefficients for given losses."""
 
     @property
     def mixtures(self) -> Floats:
@@ -36,7 +36,7 @@ class Regression(Protocol):
         """Return the terms of mixtures [m, k] as [m, p]."""
 
     def slopes(self, weights: Floats, /) -> Floats:
-        """Return the derivatives of the terms by the weights, [m, p, k]."""
+        """Return the derivatives of the terms with respect to the weights, [m, p, k]."""
 
     def solve(self, losses: Floats, counts: Floats, /) -> Floats:
         """Return the coefficients [p] for the runs' standardised losses [n], where run i counts counts[i] times."""
@@ -71,8 +71,8 @@ class RidgeRegression:
 class KernelRegression:
     """Gaussian process: one term per run, the covariance with it.
 
-    The covariance of two mixtures is that of a constant, a plane, and a smooth function of log(w + e) with a length
-    scale for each source.
+    The covariance of two mixtures is the sum of a constant's, a plane's, and that of a smooth function of log(w + e)
+    with a length scale for each source.
 
     Source: Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, sections 2.2 and 5.4.1.
     """
@@ -101,7 +101,7 @@ class KernelRegression:
         return out
 
     def slopes(self, weights: Floats, /) -> Floats:
-        """Return their derivatives by the weights, [m, n, k]."""
+        """Return their derivatives with respect to the weights, [m, n, k]."""
         smooth, difference = self._smooth(weights)
         inner = self.inverse_scales / (weights + self.offset)
         out: Floats = -smooth[:, :, None] * difference * inner[:, None] + _LINEAR_VARIANCE * self.mixtures[None]
@@ -118,12 +118,12 @@ class KernelRegression:
 
 @dataclass(frozen=True, kw_only=True)
 class TermForm:
-    """Which terms of the weights a ridge regression has, beside a constant and the weights themselves."""
+    """The terms of a ridge regression, in addition to a constant and the weights themselves."""
 
     products: bool = False
     """w_i w_j for all pairs (Scheffe 1958, Experiments with mixtures, JRSS B 20, 344)."""
     offset: float | None = None
-    """e of the terms log(w_i + e), scaled to run from -1 to 0; terms that are steep where a source is rare, as those of
+    """e of the terms log(w_i + e), scaled to the range -1 to 0; steep where a source is rare, like the terms of
     Draper and St. John 1977 (Technometrics 19, 37). None: no such terms."""
 
     def terms(self, weights: Floats) -> Floats:
@@ -137,7 +137,7 @@ class TermForm:
         return np.hstack(parts)
 
     def slopes(self, weights: Floats) -> Floats:
-        """Return the derivatives of the terms by the weights, [m, p, k]."""
+        """Return the derivatives of the terms with respect to the weights, [m, p, k]."""
         num, k = weights.shape
         identity = np.broadcast_to(np.eye(k), (num, k, k))
         parts = [np.zeros((num, 1, k)), identity]
@@ -165,7 +165,7 @@ def fit_log_terms(weights: Floats, losses: Floats, /) -> Regression:
 
 
 def _best_ridge(forms: Sequence[TermForm], *, weights: Floats, losses: Floats) -> Regression:
-    """Return the form and penalty of least leave-one-out error, in closed form (Allen 1974, PRESS)."""
+    """Return the form and penalty with the smallest leave-one-out error, in closed form (Allen 1974, PRESS)."""
     best, least = None, np.inf
     for form in forms:
         runs = form.terms(weights)
@@ -179,12 +179,12 @@ def _best_ridge(forms: Sequence[TermForm], *, weights: Floats, losses: Floats) -
 
 
 def _shrunk(runs: Floats) -> Floats:
-    """Return the penalty's matrix: 1 for every term but the constant, which keeps only what makes it solvable."""
+    """Return the penalty's matrix: 1 for every term but the constant, whose tiny value keeps the system solvable."""
     return np.diag(np.r_[1e-9, np.ones(runs.shape[1] - 1)])
 
 
 def fit_gaussian_process(weights: Floats, losses: Floats, /) -> Regression:
-    """Return the Gaussian process of greatest marginal likelihood with weak priors on its settings."""
+    """Return the Gaussian process with the largest marginal likelihood under weak priors on its settings."""
     k = weights.shape[1]
     start = np.r_[-np.ones(k), 0.0, -3.0, -3.0]  # log of: inverse scales, amplitude, noise, offset
     bounds = [(-5.0, 2.0)] * k + [(-6.0, 6.0), (-12.0, 2.0), (-7.0, 0.0)]

@@ -1,4 +1,4 @@
-"""Which mixtures to train small runs on: draws around the natural token shares.
+"""The mixtures to train small runs on: draws around the natural token shares.
 
 Shapes: r = runs, k = sources.
 """
@@ -12,22 +12,22 @@ from chinchilla_ds.data.mixture.simplex import Bounds, project
 from chinchilla_ds.errors import ConfigError
 
 TEMPERATURE = 0.5
-"""Power of the natural shares: rare sources are drawn more often than they stand there. RegMix's value."""
+"""Power of the natural shares: rare sources are drawn more often than they occur. RegMix's value."""
 WEAKEST_CONCENTRATION = 1.0
 STRONGEST_CONCENTRATION_PER_SOURCE = 3.0
 """Dirichlet concentrations are drawn from 1 to 3 k, evenly in the logarithm.
 
-RegMix's run from 0.1 to 5 whatever k is: most runs then lie near corners, where one source is nearly everything, and
-few where the best mixture is. On six synthetic truths each, the loss lost by the predicted best mixture was 1.58 %
-with those and 0.23 % with these for 5 sources and 64 runs, but 0.26 and 0.73 % for 3 sources and 24 runs: a choice for
-many sources, not a proven one.
+RegMix's range from 0.1 to 5 for every k: most runs are then near corners, where one source is nearly everything, and
+few are near the best mixture. On six synthetic truths each, the excess loss of the predicted best mixture was 1.58 %
+with RegMix's range and 0.23 % with ours for 5 sources and 64 runs, but 0.26 and 0.73 % for 3 sources and 24 runs: a
+choice for many sources, without proof.
 """
 DEFAULT_MIN_SHARE = 2e-4
 """RegMix's value: 100 sequences of 2048 tokens among 10^9 tokens."""
 CLOSEST = 1e-2
-"""Sum of the differences of two mixtures' weights below which they count as one."""
+"""Sum of the differences of two mixtures' weights below which they count as the same."""
 _MAX_MISSES = 2000
-"""Draws in a row that lie too close to an earlier one, after which no further mixture is looked for."""
+"""Draws in a row that are too close to an earlier one, after which the search for further mixtures stops."""
 
 
 def design_mixtures(
@@ -36,13 +36,20 @@ def design_mixtures(
     """Return mixtures [r, k] to train on: the natural one first, then draws around its tempered shares.
 
     Weights below `min_share` are set to 0, and all are multiples of `min_share`, except the natural ones. A draw
-    outside `bounds` is then replaced by the nearest mixture within them. The natural mixture is not held to them.
+    outside `bounds` is then replaced by the nearest mixture within them. They do not apply to the natural mixture.
+
+    Args:
+        shares: natural token shares of the sources, [k].
+        num_runs: r, the number of mixtures.
+        seed: seeds the draws.
+        min_share: smallest weight above 0.
+        bounds: limits of each source's weight; None: 0 to 1.
 
     Raises:
-        ConfigError: fewer than two sources, settings out of range, or not so many different mixtures.
+        ConfigError: fewer than two sources, settings out of range, or too few different mixtures.
 
-    Source: Liu et al. 2024 (arXiv:2407.01492), section 3.1, and the settings of github.com/sail-sg/regmix; how these
-        differ is said above.
+    Source: Liu et al. 2024 (arXiv:2407.01492), section 3.1, and the settings of github.com/sail-sg/regmix; the
+        differences are described above.
     """
     natural = np.array(shares) / np.sum(shares)
     _check(num_sources=len(natural), num_runs=num_runs, min_share=min_share)
@@ -74,7 +81,7 @@ def _check(*, num_sources: int, num_runs: int, min_share: float) -> None:
     if num_sources < 2:
         problems.append(f"there is {num_sources} source; a mixture needs at least 2")
     if num_runs < 2:
-        problems.append(f"`num_runs` is {num_runs}; it must be at least 2, and 8 per source serve well")
+        problems.append(f"`num_runs` is {num_runs}; it must be at least 2, and 8 per source work well")
     if not 0 < min_share <= 0.1:
         problems.append(f"`min_share` is {min_share:g}; it must lie above 0 and be at most 0.1")
     if problems:

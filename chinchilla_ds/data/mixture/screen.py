@@ -1,4 +1,4 @@
-"""A mixture search as a screen, as JSON, and as a blend to train with."""
+"""A mixture search as a printed report, as JSON, and as a blend to train with."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from chinchilla_ds.data.mixture.table import DECIMALS, rounded_weights
 
 
 def fit_text(fit: MixtureFit, /) -> str:
-    """Return what people read."""
+    """Return the search as a printed report."""
     percent = f"{100 * fit.level:.0f} %"
     target = "loss" if fit.runs.targets == ("loss",) else "mean of " + ", ".join(fit.runs.targets)
     best_run = fit.runs.losses.argmin()
@@ -61,7 +61,7 @@ def _verdict(fit: MixtureFit, percent: str) -> str:
 
 
 def fit_data(fit: MixtureFit, /) -> dict[str, Any]:
-    """Return what programs read; weights are by source."""
+    """Return the search as plain data; weights are by source."""
 
     def by_source(values: Any) -> dict[str, float]:
         return dict(zip(fit.runs.sources, values.tolist(), strict=True))
@@ -109,6 +109,6 @@ def blend_yaml(fit: MixtureFit, /) -> str:
 
 
 def blend_text(weights: Mapping[str, float], /, *, note: str) -> str:
-    """Return weights by source as YAML that `read_blend` reads, under a note of one line."""
+    """Return weights by source as YAML for `read_blend`, under a one-line note."""
     rows = (f"  {json.dumps(name, ensure_ascii=False)}: {weight:.{DECIMALS}f}" for name, weight in weights.items())
     return "\n".join([f"# {note}", f"{WEIGHTS}:", *rows]) + "\n"

@@ -1,6 +1,6 @@
-"""The mixture that finished runs predict to be best, and how sure that is.
+"""The best mixture by the prediction of finished runs, and its uncertainty.
 
-Shapes: r = runs, k = sources, m = mixtures looked at, p = terms of the regression, d = bootstrap draws.
+Shapes: r = runs, k = sources, m = mixtures evaluated, p = terms of the regression, d = bootstrap draws.
 """
 
 from collections.abc import Callable
@@ -20,23 +20,23 @@ NUM_STARTS = 2000
 WIDEST = 4.0
 """Largest factor by which the spread of the bootstrap is widened."""
 _POLISHED = 10
-"""Best starts that are refined."""
+"""Number of best starts that are refined."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormScore:
-    """How well a regression predicts runs that it has not seen."""
+    """Accuracy of a regression on runs that it was not fitted to."""
 
     name: str
     error: float
-    """Root mean square, in the unit of the losses."""
+    """Root mean square error, in the unit of the losses."""
     rank_correlation: float
-    """Spearman's, of predicted and actual loss."""
+    """Spearman's rank correlation of predicted and actual loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value and where it lies with probability `level` of the fit."""
+    """A value and its interval with probability `level`, by the fit."""
 
     value: float
     low: float
@@ -50,7 +50,7 @@ class MixtureFit:
     runs: MixtureRuns
     scores: tuple[FormScore, ...]
     chosen: str
-    """The form of least error."""
+    """The form with the smallest error."""
     natural: Floats
     """Shares of the tokens, [k]."""
     bounds: Bounds
@@ -60,7 +60,7 @@ class MixtureFit:
     """Lower ends of the intervals of `best`, one source at a time, [k]."""
     best_high: Floats
     loss: Estimate
-    """Predicted at `best`; its interval counts in that `best` was chosen for a low prediction."""
+    """Predicted at `best`; its interval accounts for the choice of `best` by its low prediction."""
     natural_loss: Estimate
     gain: Estimate
     """Loss of the natural mixture less that of `best`."""
@@ -76,14 +76,19 @@ class MixtureFit:
 def epoch_bounds(*, available_tokens: Floats, num_tokens: float, max_epochs: float) -> Bounds:
     """Return the bounds weight_i * num_tokens <= max_epochs * available_i.
 
+    Args:
+        available_tokens: tokens of each source, [k].
+        num_tokens: tokens of the large run.
+        max_epochs: most passes over each source.
+
     Raises:
-        ConfigError: all sources together do not give `num_tokens`; names what they give.
+        ConfigError: all sources together have fewer than `num_tokens`; names what they have.
     """
     total = float(available_tokens.sum())
     if num_tokens > max_epochs * total:
         raise ConfigError(
             f"`num_tokens={num_tokens:.6g}` at `max_epochs={max_epochs:g}` is more than the {total:.6g} tokens of all "
-            f"sources give: no mixture does it. At most `num_tokens={int(max_epochs * total)}`, or at least "
+            f"sources give; no mixture works. At most `num_tokens={int(max_epochs * total)}`, or at least "
             f"`max_epochs={np.ceil(100 * num_tokens / total) / 100:g}`"
         )
     return Bounds(
@@ -101,10 +106,18 @@ def search_mixture(
     seed: int,
     level: float = DEFAULT_LEVEL,
 ) -> MixtureFit:
-    """Return the mixture of least predicted loss within the caps and the weights that were tried.
+    """Return the mixture with the smallest predicted loss within the caps and the weights that were tried.
+
+    Args:
+        runs: the finished runs.
+        natural: natural token shares of the sources, [k].
+        caps: limits of each source's weight; None: none.
+        num_draws: bootstrap draws.
+        seed: seeds the draws and the starting points.
+        level: probability of the intervals.
 
     Raises:
-        DataError: no mixture within the caps is among those that were tried.
+        DataError: no mixture within the caps is within the weights that were tried.
     """
     bounds = _tried_bounds(runs.weights, caps=caps)
     center, scale = float(runs.losses.mean()), float(runs.losses.std()) or 1.0
@@ -160,9 +173,15 @@ def search_mixture(
 
 
 def best_mixtures(regression: Regression, coefficients: Floats, /, *, starts: Floats, bounds: Bounds) -> Floats:
-    """Return the mixture of least loss for each row of coefficients, [d, p] -> [d, k].
+    """Return the mixture with the smallest loss for each row of coefficients, [d, p] -> [d, k].
 
     Every start is evaluated, and the best few of each row are refined by projected gradient descent.
+
+    Args:
+        regression: the fitted form.
+        coefficients: one row per problem, [d, p].
+        starts: mixtures to start from, [m, k].
+        bounds: limits of each source's weight.
     """
     predicted = regression.terms(starts) @ coefficients.T
     num_refined = _POLISHED if len(coefficients) == 1 else 1
@@ -184,10 +203,10 @@ def best_mixtures(regression: Regression, coefficients: Floats, /, *, starts: Fl
 
 
 def _widening(regression: Regression, losses: Floats, /, *, error: float) -> float:
-    """Return how many times larger the errors on runs left out are than those on the runs that were fitted.
+    """Return the ratio of the errors on runs left out to those on the runs that were fitted.
 
-    A fit lies closer to its own runs than the truth does, and so do the fits to runs drawn from them: their spread
-    alone is too narrow, most of all for a form that has nearly as many constants as there are runs.
+    A fit is closer to its own runs than the truth is, and so are fits to runs resampled from them: their spread
+    alone is too narrow, especially for a form with nearly as many constants as there are runs.
     """
     fitted = regression.terms(regression.mixtures) @ regression.solve(losses, np.ones(len(losses)))
     own = float(np.sqrt(np.mean((fitted - losses) ** 2)))
@@ -195,7 +214,7 @@ def _widening(regression: Regression, losses: Floats, /, *, error: float) -> flo
 
 
 def _tried_bounds(weights: Floats, *, caps: Bounds | None) -> Bounds:
-    """Return the caps cut to the weights that were tried: beyond them a regression knows nothing."""
+    """Return the caps, restricted to the weights that were tried: beyond them a regression is not reliable."""
     lower, upper = weights.min(axis=0), weights.max(axis=0)
     if caps is not None:
         upper = np.minimum(upper, caps.upper)
@@ -210,7 +229,7 @@ def _tried_bounds(weights: Floats, *, caps: Bounds | None) -> Bounds:
 def _cross_validate(
     fit: Callable[[Floats, Floats], Regression], /, *, weights: Floats, losses: Floats
 ) -> tuple[float, float]:
-    """Return the error of predictions of runs left out, and their rank correlation with the losses.
+    """Return the error of the predictions for runs left out, and their rank correlation with the losses.
 
     Runs on the same mixture are left out together; the whole fit, settings included, is repeated for each fold.
     """
@@ -225,7 +244,7 @@ def _cross_validate(
 
 
 def rank_correlation(first: Floats, second: Floats, /) -> float:
-    """Return Spearman's rank correlation, ties at their mean rank; 0 where one of the two is constant."""
+    """Return Spearman's rank correlation, ties at their mean rank; 0 if one of the two is constant."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])

@@ -1,6 +1,6 @@
 """Mixtures as points: weights that sum to 1, each between a lower and an upper bound, and the best of them.
 
-Shapes: m = points looked at together, k = sources.
+Shapes: m = points processed together, k = sources.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ _MAX_STEPS = 200
 _HALVINGS = 16
 _ARMIJO = 1e-4
 _TOLERANCE = 1e-6
-"""Weights that move by less than this have arrived."""
+"""Weights that move by less than this have converged."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bounds:
-    """What each source's weight must lie between."""
+    """Lower and upper bound of each source's weight."""
 
     lower: Floats
     """[k], sums to at most 1."""
@@ -30,8 +30,8 @@ class Bounds:
 def project(points: Floats, /, *, bounds: Bounds) -> Floats:
     """Return the mixture within the bounds nearest to each of `points`, [m, k].
 
-    The nearest point is clip(w - t, lower, upper) with the t at which it sums to 1. The sum falls with t in straight
-    pieces that meet where a weight reaches a bound, so that t follows from the two meeting points around it.
+    The nearest point is clip(w - t, lower, upper) with the t for which it sums to 1. The sum is piecewise linear in t,
+    with breakpoints where a weight reaches a bound, so that t follows from the two breakpoints around it.
 
     Source: Wang and Lu 2015, Projection onto the capped simplex (arXiv:1503.01002).
     """
@@ -47,7 +47,13 @@ def project(points: Floats, /, *, bounds: Bounds) -> Floats:
 
 
 def spread_points(*, bounds: Bounds, num_points: int, seed: int) -> Floats:
-    """Return points all over the bounds, [num_points, k]: Dirichlet draws from corners to middle, projected."""
+    """Return points spread over the bounds, [num_points, k]: projected Dirichlet draws, from corners to the middle.
+
+    Args:
+        bounds: limits of each source's weight.
+        num_points: number of points.
+        seed: seeds the draws.
+    """
     generator = np.random.default_rng(seed)
     num_sources = len(bounds.lower)
     concentrations = np.geomspace(0.1, 3.0, num_points)
@@ -60,11 +66,17 @@ def spread_points(*, bounds: Bounds, num_points: int, seed: int) -> Floats:
 def descend(
     start: Floats, /, *, value: Callable[[Floats], Floats], gradient: Callable[[Floats], Floats], bounds: Bounds
 ) -> Floats:
-    """Return where projected gradient descent from each row of `start` ends, [m, k].
+    """Return the results of projected gradient descent from each row of `start`, [m, k].
 
-    Row i of what `value` ([m]) and `gradient` ([m, k]) return belongs to row i alone, so that every row may have a
-    function of its own. A step is halved until the value falls by a share of what the gradient promises (Armijo), and
-    doubled after a success; no row ever gets worse.
+    Row i of the results of `value` ([m]) and `gradient` ([m, k]) depends only on row i, so that every row may have its
+    own function. A step is halved until the value falls by a share of the decrease predicted by the gradient (Armijo),
+    and doubled after a success; no row ever gets worse.
+
+    Args:
+        start: starting points, [m, k].
+        value: the function, [m, k] -> [m].
+        gradient: its gradient, [m, k] -> [m, k].
+        bounds: limits of each source's weight.
 
     Source: Bertsekas 1976, On the Goldstein-Levitin-Polyak gradient projection method, IEEE TAC 21, 174.
     """

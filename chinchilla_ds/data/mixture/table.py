@@ -1,4 +1,4 @@
-"""Tables of mixtures: one row a run, a weight for each source, and the losses once the runs are done.
+"""Tables of mixtures: one row per run, a weight for each source, and the losses once the runs are done.
 
 The header is `run,weight:code,weight:web,loss` for sources named code and web; a row `mix-01,0.6134,0.3866,3.375`.
 """
@@ -25,10 +25,10 @@ RUN = "run"
 NATURAL = "natural"
 """Name of the run on the natural mixture."""
 SUM_TOLERANCE = 1e-3
-"""How far from 1 a row's weights may sum, for tables that were rounded by hand; they are then scaled to 1."""
+"""Tolerance of the sum of a row's weights, for tables rounded by hand; they are then scaled to 1."""
 MIN_RUNS = 8
 MAX_PROBLEMS = 20
-"""Problems that are spelt out; the rest are counted."""
+"""Problems that are listed; the rest are counted."""
 DECIMALS = 6
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -43,11 +43,11 @@ class MixtureRuns:
     losses: Floats
     """[r], mean over the target columns."""
     targets: tuple[str, ...]
-    """The columns that `losses` is the mean of."""
+    """The columns whose mean is `losses`."""
     natural: Floats | None
     """Weights of the row named `natural`, [k]."""
     notes: tuple[str, ...] = ()
-    """What was left aside."""
+    """What was ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,10 @@ class DesignedRun:
 
     name: str
     weights: dict[str, float]
-    """By source; sum to 1."""
+    """Weights by source; they sum to 1."""
     loss: float | None
     repeat: int
-    """How many earlier rows have the same mixture."""
+    """Number of earlier rows with the same mixture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,13 @@ class _Row:
     run: str
     weights: tuple[float, ...]
     losses: tuple[float, ...] | None
-    """None where the run is not done."""
+    """None if the run is not done."""
 
 
 def rounded_weights(weights: Floats, /, *, upper: Floats | None = None) -> Floats:
     """Return a mixture in steps of 10^-DECIMALS that sums to 1: rounded down, the largest remainders up.
 
-    What would then lie above `upper` is rounded up last.
+    Weights that would then exceed `upper` are rounded up last.
     """
     scale = 10**DECIMALS
     counts = np.floor(weights * scale + 1e-6)
@@ -104,8 +104,8 @@ def read_mixture_runs(path: Path, *, targets: Sequence[str], known_sources: Sequ
 
     Args:
         path: CSV with commas and one header row, UTF-8. Row numbers in messages count the header as row 1.
-        targets: columns whose mean is the loss; empty: `loss`, or all `loss:...` columns where there is no `loss`.
-        known_sources: the sources there are, where that is known.
+        targets: columns whose mean is the loss; empty: `loss`, or all `loss:...` columns if there is no `loss`.
+        known_sources: the corpus's sources; None if unknown.
 
     Raises:
         DataError: unreadable, or at least one rule is broken; every problem is named, up to MAX_PROBLEMS.
@@ -148,7 +148,7 @@ def read_design(path: Path, *, known_sources: Sequence[str]) -> tuple[DesignedRu
     """Return the runs of a table, with and without a loss, in its order.
 
     Raises:
-        DataError: as `read_mixture_runs`, except that a loss may be missing; or runs without a name of their own.
+        DataError: as `read_mixture_runs`, except that a loss may be missing; or runs without a unique name.
     """
     lines = list(csv_lines(path))
     header = lines[0][1] if lines else []
@@ -176,7 +176,13 @@ def read_design(path: Path, *, known_sources: Sequence[str]) -> tuple[DesignedRu
 
 
 def with_loss(text: str, /, *, run: str, loss: float) -> str:
-    """Return the text of a table with a run's loss; its column is added where there is none."""
+    """Return the text of a table with a run's loss; its column is added if there is none.
+
+    Args:
+        text: the table as CSV.
+        run: name of the run.
+        loss: its loss, nats per token.
+    """
     rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline="")))
     header, *filled = (row for row in rows if any(row))
     header[:] = [name.strip() for name in header]
@@ -222,7 +228,7 @@ def _header_problems(
     if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
         yield f"the header is separated by {separator!r}; use commas"
         return
-    yield from (f"column {name} stands {count} times; keep one" for name, count in Counter(header).items() if count > 1)
+    yield from (f"column {name} occurs {count} times; keep one" for name, count in Counter(header).items() if count > 1)
     if not sources:
         yield f"no column {WEIGHT_PREFIX}SOURCE; the header has {named}"
     elif len(sources) == 1:
@@ -238,7 +244,7 @@ def _header_problems(
         for source in sources:
             if source not in known_sources:
                 near = did_you_mean(source, known_sources) or f"; its sources are {', '.join(known_sources)}"
-                yield f"{WEIGHT_PREFIX}{source} is no source of the corpus{near}"
+                yield f"{WEIGHT_PREFIX}{source} is not a source of the corpus{near}"
         for source in known_sources:
             if source not in sources:
                 yield f"column {WEIGHT_PREFIX}{source} is missing: {source} is a source of the corpus"
@@ -247,7 +253,7 @@ def _header_problems(
 def _row(
     number: int, fields: Sequence[str], *, header: Sequence[str], sources: Sequence[str], targets: Sequence[str]
 ) -> _Row | list[str]:
-    """Return the row, or what is wrong with it."""
+    """Return the row, or its problems."""
     if len(fields) != len(header):
         return [f"row {number} has {len(fields)} fields; the header has {len(header)}"]
     values: Mapping[str, str] = dict(zip(header, fields, strict=True))
@@ -272,12 +278,12 @@ def _row(
 
 
 def _number(number: int, name: str, values: Mapping[str, str], *, problems: list[str], at_least: float | None) -> float:
-    """Return a field as a number; `problems` receives what is wrong with it. `at_least` None: above 0."""
+    """Return a field as a number; problems are added to `problems`. `at_least` None: above 0."""
     text = values[name]
     try:
         value = float(text)
     except ValueError:
-        problems.append(f"row {number}: {name} is {f'{text!r}, which is no number' if text else 'empty'}")
+        problems.append(f"row {number}: {name} is {f'{text!r}, which is not a number' if text else 'empty'}")
         return math.nan
     if not math.isfinite(value) or (value <= 0 if at_least is None else value < at_least):
         rule = "a positive finite number" if at_least is None else f"a finite number of at least {at_least:g}"
@@ -292,7 +298,7 @@ def _table_problems(rows: Sequence[_Row], *, done: Sequence[_Row], num_sources: 
         if first != row.number:
             yield (
                 f"rows {first} and {row.number} are the same run (weights and losses are equal); keep one. A repeat "
-                "with another seed has another loss, and is welcome"
+                "with another seed has another loss, and is useful"
             )
     naturals = {row.weights: row.number for row in rows if row.run == NATURAL}
     if len(naturals) > 1:
@@ -303,7 +309,7 @@ def _table_problems(rows: Sequence[_Row], *, done: Sequence[_Row], num_sources: 
         unfinished = f", and {len(rows) - len(done)} rows have no loss yet" if len(rows) > len(done) else ""
         yield (
             f"{distinct} different mixtures have a loss{unfinished}; a regression on {num_sources} sources has at "
-            f"least {num_sources} constants and needs {needed}, and {8 * num_sources} serve well"
+            f"least {num_sources} constants and needs {needed}, and {8 * num_sources} work well"
         )
 
 

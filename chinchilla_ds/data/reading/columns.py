@@ -17,8 +17,8 @@ def open_parquet(file: SourceFile) -> Any:
     """Return the open Parquet file.
 
     Raises:
-        DataError: it is none, or its footer is damaged.
-        OSError: it cannot be opened, or is no regular file.
+        DataError: it is not a Parquet file, or its footer is damaged.
+        OSError: it cannot be opened, or is not a regular file.
     """
     import pyarrow
     import pyarrow.parquet

@@ -1,7 +1,7 @@
-"""Rows of CSV: one bad row costs that row alone.
+"""Rows of CSV: one bad row costs only that row.
 
-Python's reader stops at a wrong quote, and a quote that is never closed swallows all rows behind it. So the lines of
-the row that is being read are kept, and where it turns out bad, reading begins anew at its second line.
+Python's reader stops at a wrong quote, and a quote that is never closed swallows all following rows. So the lines of
+the current row are kept, and if it turns out bad, reading restarts at its second line.
 """
 
 import csv
@@ -27,30 +27,30 @@ class _Line:
 
 
 class _TooLongError(Exception):
-    """The row that is being read is longer than a record may be."""
+    """The current row exceeds the size limit of a record."""
 
 
 class _Lines:
-    """The lines of a file for `csv.reader`, where those of the present row can be read again."""
+    """The lines of a file for `csv.reader`; those of the current row can be read again."""
 
     def __init__(self, stream: io.BufferedReader, *, path: Path) -> None:
         self._stream = stream
         self._path = path
         self.number = 0
-        """Lines that have been read."""
+        """Number of lines read."""
         self.torn_until = 0
-        """The last line of what was taken for a row and is none; what it holds may be rests of rows."""
+        """The last line of a supposed row that turned out bad; its lines may be remains of rows."""
         self._again: deque[_Line] = deque()
         self.row: list[_Line] = []
-        """Of the present row, as far as it has been read."""
+        """Lines of the current row read so far."""
         self._row_bytes = 0
 
     def begin_row(self) -> None:
-        """Forget the row before."""
+        """Forget the previous row."""
         self.row, self._row_bytes = [], 0
 
     def read_again(self) -> None:
-        """Go back to the second line of the present row."""
+        """Go back to the second line of the current row."""
         self.torn_until = max(self.torn_until, self.row[-1].number)
         self._again.extendleft(reversed(self.row[1:]))
 
@@ -82,7 +82,7 @@ class _Lines:
 
 
 def read_csv(part: Part) -> Documents:
-    """Yield the text column of a CSV file with a header; a field may hold line ends."""
+    """Yield the text column of a CSV file with a header; a field may contain line ends."""
     path = part.file.path
     csv.field_size_limit(parts.MAX_RECORD_BYTES)
     with open_text(path) as stream:
@@ -107,7 +107,7 @@ def _column(header: list[str], *, text_field: str, where: str) -> int:
     if text_field not in header:
         raise DataError(no_text_field(where, text_field, header))
     if header.count(text_field) > 1:
-        raise DataError(f"{where} names {header.count(text_field)} columns {text_field!r}; one of them can be read")
+        raise DataError(f"{where} names {header.count(text_field)} columns {text_field!r}; only one can be read")
     return header.index(text_field)
 
 
@@ -133,14 +133,14 @@ def _rows(feed: _Lines, path: Path) -> Iterator[list[str] | Problem]:
         problem = next((line.problem for line in feed.row if line.problem is not None), None)
         if problem is None and feed.row[0].number <= feed.torn_until and _is_torn(row, feed.row):
             problem = Problem(
-                kind="not CSV", message=f"{path}:{feed.row[0].number} is the rest of a row that is not CSV"
+                kind="not CSV", message=f"{path}:{feed.row[0].number} is the remainder of a row that is not CSV"
             )
         if problem is not None or row:
             yield problem or row
 
 
 def _is_torn(row: list[str], lines: list[_Line]) -> bool:
-    """Return whether a row holds quotes in a field that is not quoted, as the rest of a torn row does."""
+    """Return whether a row has quotes in an unquoted field, as the remainder of a torn row does."""
     content = "".join(line.text for line in lines)
     quoted = ('"' + field.replace('"', '""') + '"' for field in row if '"' in field)
     return any(field not in content for field in quoted)

@@ -1,4 +1,4 @@
-"""Text that is not UTF-8: which encoding it may be in, and how it is converted."""
+"""Text that is not UTF-8: its likely encoding, and how to convert it."""
 
 import functools
 import io
@@ -9,25 +9,25 @@ from chinchilla_ds.data.reading.parts import NOT_UTF8, Problem
 from chinchilla_ds.data.reading.streams import PACKED_SUFFIXES, ArchiveError, open_bytes
 
 _BOM = b"\xef\xbb\xbf"
-"""What UTF-8 files from Windows may begin with; it is not text."""
+"""The byte-order mark with which UTF-8 files from Windows may begin; it is not text."""
 
 _BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _HEAD_BYTES = 2**12
 _SAMPLE_BYTES = 2**18
 _GUESS_BYTES = 2**12
-"""Text that is shown to the detection."""
+"""Bytes of text that are given to the detection."""
 _MIN_EVIDENCE_BYTES = 8
-"""Fewer bytes that are not UTF-8 are stray ones."""
+"""Fewer bytes that are not UTF-8 count as stray."""
 _MOST_CHARACTER_BYTES = 4
 _MAX_NUL_SHARE = 0.1
 _UNICODE = ("utf_8", "utf_7", "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le")
 """Not guessed: they begin with a byte-order mark or hold NUL bytes."""
 _COMMON = ("euc_jp",)
-"""Named rather than a wider encoding that the same bytes could be in, and that iconv may not know."""
+"""Preferred to a wider encoding with the same bytes that iconv may not support."""
 
 
 class NotTextError(Exception):
-    """A file is UTF-16, UTF-32 or not text at all; carries the problem."""
+    """A file is UTF-16, UTF-32 or not text; carries the problem."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -35,16 +35,16 @@ class NotTextError(Exception):
 
 
 def open_text(path: Path, /) -> io.BufferedReader:
-    """Open a file of UTF-8 text for reading, unpacked, behind its byte-order mark.
+    """Open a file of UTF-8 text for reading, unpacked, positioned after its byte-order mark.
 
     Raises:
-        NotTextError: it begins as other files do.
+        NotTextError: it starts like a file of another kind.
         ArchiveError, OSError: as `open_bytes`.
     """
     stream = open_bytes(path)
     try:
         head = stream.peek()
-    except ArchiveError:  # raised again by the first read, whose caller knows the place
+    except ArchiveError:  # raised again by the first read, where the position is known
         return stream
     if (problem := _head_problem(head, path=path)) is not None:
         stream.close()
@@ -55,7 +55,7 @@ def open_text(path: Path, /) -> io.BufferedReader:
 
 
 def _head_problem(head: bytes, *, path: Path) -> Problem | None:
-    """Return what is wrong with a file that begins so, if it is UTF-16, UTF-32 or no text at all."""
+    """Return the problem of a file with this beginning, if it is UTF-16, UTF-32 or not text."""
     head = head[:_HEAD_BYTES]
     encoding = next((name for bom, name in _BOMS.items() if head.startswith(bom)), None)
     if encoding is None:
@@ -67,20 +67,20 @@ def _head_problem(head: bytes, *, path: Path) -> Problem | None:
             message = f"{path} holds no text: {len(places)} of its first {len(head)} bytes are NUL"
             return Problem(kind="not text", message=message, of_file=str(path))
         encoding = "UTF-16LE" if sides == {1} else "UTF-16BE"
-    message = f"{path} is not UTF-8: it begins as {encoding} does; {_conversion(path, encoding)}"
+    message = f"{path} is not UTF-8: it starts like {encoding}; {_conversion(path, encoding)}"
     return Problem(kind=NOT_UTF8, message=message, of_file=str(path))
 
 
 def utf8_problem(document: bytes, *, where: str, path: Path, offset: int = 0) -> Problem | None:
-    """Return what is wrong with bytes that should be UTF-8, or None.
+    """Return the problem of bytes that should be UTF-8, or None.
 
-    A file in another encoding is one problem; stray bytes in a file that is UTF-8 else are a problem each.
+    A file in another encoding is one problem; in a file that is otherwise UTF-8, each stray byte is one.
 
     Args:
         document: The bytes.
-        where: Begins the message.
+        where: The start of the message.
         path: The file that they are from.
-        offset: Where they begin, bytes, for the message.
+        offset: Their offset in the file, bytes, for the message.
     """
     try:
         document.decode()
@@ -96,7 +96,7 @@ def utf8_problem(document: bytes, *, where: str, path: Path, offset: int = 0) ->
 
 @functools.lru_cache(maxsize=4)
 def _advice(path: Path) -> str | None:
-    """Return what to do with a file that is in another encoding; None for UTF-8 with stray bytes in it."""
+    """Return advice for a file in another encoding; None for UTF-8 with stray bytes."""
     sample = _sample(path)
     replaced = sample.decode(errors="replace")
     invalid = replaced.count("\ufffd")
@@ -118,10 +118,10 @@ def _sample(path: Path) -> bytes:
 
 
 def _guess(sample: bytes) -> str | None:
-    """Return the likely encoding, by the name that iconv knows."""
+    """Return the likely encoding, by iconv's name."""
     import charset_normalizer
 
-    tried = (sample[: _GUESS_BYTES - cut] for cut in range(_MOST_CHARACTER_BYTES))  # not amid a character
+    tried = (sample[: _GUESS_BYTES - cut] for cut in range(_MOST_CHARACTER_BYTES))  # not within a character
     matches = (
         charset_normalizer.from_bytes(part, cp_exclusion=list(_UNICODE), enable_fallback=False) for part in tried
     )

@@ -1,4 +1,4 @@
-"""Rows through Hugging Face `datasets`: folders that `save_to_disk` wrote, and data sets by name, streamed."""
+"""Rows through Hugging Face `datasets`: folders written by `save_to_disk`, and data sets by name, streamed."""
 
 import os
 import re
@@ -21,7 +21,7 @@ class HubName(NamedTuple):
     """A data set by name."""
 
     name: str
-    """On the hub, org/name; or the path of a local folder of data files."""
+    """org/name on the hub; or the path of a local folder of data files."""
     config: str | None
     split: str
 
@@ -30,7 +30,7 @@ def parse_hub_name(text: str, /) -> HubName:
     """Read hf://org/name[:config][@split].
 
     Raises:
-        DataError: it is not of that form.
+        DataError: it has another form.
     """
     matched = _NAME.fullmatch(text.removeprefix(HUB))
     if matched is None:
@@ -39,7 +39,7 @@ def parse_hub_name(text: str, /) -> HubName:
 
 
 def num_hub_shards(file: SourceFile, /) -> int:
-    """Return in how many pieces a streamed data set can be read.
+    """Return the number of shards in which a streamed data set can be read.
 
     Raises:
         DataError: it cannot be opened.
@@ -49,6 +49,12 @@ def num_hub_shards(file: SourceFile, /) -> int:
 
 def hub_texts(file: SourceFile, /, *, text_field: str, start: int, stop: int | None) -> Iterator[tuple[int, object]]:
     """Yield row number and text of the shards [start, stop); rows are numbered from 1 in their shard.
+
+    Args:
+        file: the data set.
+        text_field: name of the column with the text.
+        start: first shard.
+        stop: end of the shards, exclusive; None: the last one.
 
     Raises:
         DataError: it cannot be opened or read, or has no such column.
@@ -64,7 +70,7 @@ def hub_texts(file: SourceFile, /, *, text_field: str, start: int, stop: int | N
                 yield row, record[text_field]
         except DataError:
             raise
-        except Exception as error:  # datasets raises the errors of every library below it
+        except Exception as error:  # datasets raises the errors of all underlying libraries
             raise _unreadable(file.place, error) from None
 
 
@@ -80,6 +86,12 @@ def saved_rows(file: SourceFile, /) -> int:
 def saved_texts(file: SourceFile, /, *, text_field: str, start: int, stop: int | None) -> Iterator[tuple[int, object]]:
     """Yield row number (from 1) and text of the rows [start, stop) of an Arrow folder.
 
+    Args:
+        file: the folder.
+        text_field: name of the column with the text.
+        start: first row, counted from 0.
+        stop: end of the rows, exclusive; None: the last one.
+
     Raises:
         DataError: it cannot be opened, or has no such column.
     """
@@ -90,7 +102,7 @@ def saved_texts(file: SourceFile, /, *, text_field: str, start: int, stop: int |
     for first in range(start, last, _ROWS):
         try:
             rows = saved[first : min(first + _ROWS, last)][text_field]
-        except Exception as error:  # of every library below
+        except Exception as error:  # of any underlying library
             raise _unreadable(f"{file.path} beyond row {first}", error) from None
         yield from enumerate(rows, start=first + 1)
 
@@ -108,7 +120,7 @@ def _stream(place: str) -> Any:
     name = parse_hub_name(place)
     try:
         return datasets.load_dataset(name.name, name.config, split=name.split, streaming=True)
-    except Exception as error:  # of every library below
+    except Exception as error:  # of any underlying library
         raise _unreadable(place, error) from None
 
 
@@ -119,12 +131,12 @@ def _saved(path: Path) -> Any:
     _check_names(path)
     try:
         return datasets.load_from_disk(str(path))
-    except Exception as error:  # of every library below
+    except Exception as error:  # of any underlying library
         raise _unreadable(str(path), error) from None
 
 
 def _check_names(path: Path) -> None:
-    """Check that the files which a folder of Arrow files names lie in it.
+    """Check that the files named by a folder of Arrow files are inside it.
 
     Raises:
         DataError: its `state.json` is unreadable, or names a file elsewhere.
@@ -133,7 +145,7 @@ def _check_names(path: Path) -> None:
     entries = state.get("_data_files") if isinstance(state, dict) else None
     names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries or ()]
     if wrong := [name for name in names if not isinstance(name, str) or name != Path(name).name]:
-        raise DataError(f"{path / 'state.json'} names the data file {wrong[0]!r}, which is not one of its folder")
+        raise DataError(f"{path / 'state.json'} names the data file {wrong[0]!r}, which is not in its folder")
 
 
 def _unreadable(place: str, error: Exception) -> DataError:

@@ -1,7 +1,7 @@
 """Records of JSON: the lines of JSONL, or the objects of a `.json` file, which may be one array, one object, or lines.
 
-An array is read record by record, so that its size does not matter. One bad record costs that record alone: reading
-goes on behind it, also where a quote is missing and the ends of the records behind it are not where they seem to be.
+An array is read record by record, so that its size does not matter. One bad record costs only that record: reading
+continues after it, even if a quote is missing and the following records do not end where they seem to.
 """
 
 import io
@@ -39,7 +39,7 @@ def read_jsonl(part: Part) -> Documents:
 
 
 def _at(where: str, problem: Problem) -> Problem:
-    """Return the problem with its place, which is looked for only when a message needs it."""
+    """Return the problem with its place, which is determined only when a message needs it."""
     return Problem(kind=problem.kind, message=f"{where}{problem.message}", of_file=problem.of_file)
 
 
@@ -48,7 +48,7 @@ def _line_place(part: Part, number: int) -> str:
 
 
 def _lines_before(part: Part) -> int:
-    """Return how many lines begin before the part."""
+    """Return the number of lines that start before the part."""
     if part.start == 0:
         return 0
     with part.file.path.open("rb") as stream:
@@ -101,7 +101,7 @@ def read_json_file(part: Part) -> Documents:
         except ArchiveError as error:
             yield broken(f"{path}:{scanner.line}", error)
     if scanner.num_open_arrays:
-        yield Problem(kind=NOT_JSON, message=f"{path} is not JSON: its array does not end; it may be cut off")
+        yield Problem(kind=NOT_JSON, message=f"{path} is not JSON: its array does not end; it may be truncated")
 
 
 def holds_lines(path: Path, /) -> bool:
@@ -136,21 +136,21 @@ _CHUNK_BYTES = 2**18
 
 
 class JsonScanner:
-    """Cuts a stream into the bytes of its records: the entries of arrays, and objects by themselves."""
+    """Splits a stream into the bytes of its records: the entries of arrays, and top-level objects."""
 
     def __init__(self, stream: io.BufferedReader, *, text_field: str) -> None:
         self.line = 1
-        """Where the record begins that was given last."""
+        """Offset of the record returned last."""
         self.num_open_arrays = 0
-        """Arrays whose end has not been met."""
+        """Number of open arrays."""
         self._stream = stream
         self._buffer = bytearray()
-        """From the present record on."""
+        """Bytes from the current record on."""
         self._buffer_line = 1
         self._key = re.compile(re.escape(json.dumps(text_field, ensure_ascii=False).encode()) + rb"\s*:")
 
     def __iter__(self) -> Iterator[bytes | None]:
-        """Yield the bytes of every record; None for one of more than the limit.
+        """Yield the bytes of every record; None for one above the limit.
 
         Raises:
             EndlessLineError: an overlong record does not end.
@@ -170,7 +170,7 @@ class JsonScanner:
                 yield record
 
     def _fill(self) -> bool:
-        """Read on, as much again as there is, so that what is looked at again does not add up."""
+        """Read as much again as is buffered, so that rescanning stays linear in the size."""
         chunk = self._stream.read(max(_CHUNK_BYTES, len(self._buffer)))
         self._buffer += chunk
         return bool(chunk)
@@ -180,10 +180,10 @@ class JsonScanner:
         del self._buffer[:size]
 
     def _to_record(self) -> bool:
-        """Go to the beginning of the next record; False at the end."""
+        """Advance to the start of the next record; False at the end."""
         while True:
             between = _BETWEEN.match(self._buffer)
-            assert between is not None, "it matches nothing too"
+            assert between is not None, "it also matches the empty string"
             self.num_open_arrays += between[0].count(b"[") - between[0].count(b"]")
             self._drop(between.end())
             if self._buffer:
@@ -192,7 +192,7 @@ class JsonScanner:
                 return False
 
     def _end(self) -> int:
-        """Return where the record ends; more than the limit, if it is longer than that."""
+        """Return the end of the record; beyond the limit if it is longer."""
         position, depth = 0, 0
         while position <= parts.MAX_RECORD_BYTES:
             found = _OUTSIDE.search(self._buffer, position)
@@ -214,7 +214,7 @@ class JsonScanner:
         return position
 
     def _skip_record(self) -> None:
-        """Go to the end of a record that is not kept."""
+        """Advance to the end of a record that is skipped."""
         position, depth, skipped, in_string = 0, 0, 0, False
         while True:
             found = (_IN_STRING if in_string else _OUTSIDE).search(self._buffer, position)
@@ -239,15 +239,15 @@ class JsonScanner:
                 return
 
     def next_within(self, record: bytes | bytearray) -> int | None:
-        """Return where the next record begins within a bad one: a wrong quote hides the end of the first.
+        """Return where the next record starts within a bad one: a wrong quote hides the end of the first.
 
-        None where the field with the text stands there once, so that it is one record.
+        None if the text field occurs there once, so that it is one record.
         """
         keys = list(itertools.islice(self._key.finditer(record), 2))
         starts = [found.end() for found in _NEXT_OBJECT.finditer(record, 0, keys[1].start())] if keys[1:] else []
         return starts[-1] if starts else None
 
     def put_back(self, record: bytes, start: int, /) -> None:
-        """Read the record that was given last again from `start` on."""
+        """Push back the record returned last, from `start` on, to be read again."""
         self._buffer[:0] = record[start:]
         self._buffer_line = self.line + record.count(b"\n", 0, start)

@@ -1,4 +1,4 @@
-"""How a file is read: by its name, or by its first bytes where the name does not say."""
+"""How a file is read: by its name, or by its first bytes if the name does not tell."""
 
 import re
 from enum import StrEnum
@@ -12,14 +12,14 @@ class FileKind(StrEnum):
 
     TEXT = "text"
     WHOLE_TEXT = "whole text"
-    """One document whatever its size; a file that is not UTF-8 is skipped and counted (standard library only)."""
+    """One document of any size; a file that is not UTF-8 is skipped and counted (standard library only)."""
     JSONL = "JSONL"
     JSON = "JSON"
     """One array, one object, or lines."""
     CSV = "CSV"
     PARQUET = "Parquet"
     ARROW = "Arrow"
-    """A folder that `datasets.Dataset.save_to_disk` wrote."""
+    """A folder written by `datasets.Dataset.save_to_disk`."""
     HUB = "Hugging Face"
     """A data set by name, streamed."""
 
@@ -39,19 +39,19 @@ _BY_SUFFIX = {
     FileKind.TEXT,
 )
 SUFFIXES = tuple(sorted(_BY_SUFFIX))
-"""What names of files end in, before that of a packed file."""
+"""Suffixes of file names, before the suffix of a packed file."""
 
 _NUMBER = re.compile(r"[.-]\d+(-of-\d+)?$")
-"""Of one file of several: c4-train.00000-of-01024, part-00000, shard.007."""
+"""The end of the name of one file of several: c4-train.00000-of-01024, part-00000, shard.007."""
 _JSON_HEAD = re.compile(rb'(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*\{)')
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _NOT_IN_TEXT = re.compile(rb"[\x00-\x07\x0e-\x1a\x1c-\x1f]")
 
 
 def suffix_of(path: Path, /) -> str:
-    """Return the suffix that says what a file holds, in lower case: without numbers and that of a packed file.
+    """Return the suffix that names a file's content, in lower case, without numbers and without that of a packed file.
 
-    Empty where there is none, and `.tar` for `x.tar.gz`.
+    Empty if there is none, and `.tar` for `x.tar.gz`.
     """
     name = path.name.lower()
     for packed in PACKED_SUFFIXES:
@@ -60,7 +60,7 @@ def suffix_of(path: Path, /) -> str:
 
 
 def kind_of(path: Path, /) -> FileKind | None:
-    """Return how a regular file is read, or None where it is of an unknown kind.
+    """Return how a regular file is read, or None for an unknown kind.
 
     Raises:
         OSError: its name has no suffix, and it cannot be opened.

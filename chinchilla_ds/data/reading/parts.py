@@ -1,4 +1,4 @@
-"""What readers take and give: parts of files in, documents and problems out."""
+"""Input and output of readers: parts of files in, documents and problems out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from chinchilla_ds.errors import did_you_mean
 from chinchilla_ds.units import format_bytes
 
 MAX_RECORD_BYTES = 32 * 1024 * 1024
-"""Longest JSONL line or CSV row; a longer one is a problem, for one record must fit into memory many times."""
+"""Longest JSONL line or CSV row; a longer one is a problem, since one record must fit into memory many times."""
 
 NOT_UTF8 = "not UTF-8"
 TOO_LONG = "too long"
@@ -24,9 +24,9 @@ class Part:
     text_field: str
     start: int = 0
     stop: int | None = None
-    """End of the range, exclusive; None is the end of the file."""
+    """End of the range, exclusive; None: the end of the file."""
     num_bytes: int
-    """Bytes on disk, about, for progress and for grouping."""
+    """Approximate bytes on disk, for progress and for grouping."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,48 +34,60 @@ class Problem:
     """A record, or the rest of a file, that cannot be read."""
 
     kind: str
-    """A few words; what skipped records are counted by."""
+    """A few words by which skipped records are counted."""
     message: str
     """Names file, line and reason."""
     is_skipped: bool = False
-    """Left out in strict reading too: a file of the standard library that is deliberately not UTF-8."""
+    """Skipped even in strict reading: a file of the standard library that is deliberately not UTF-8."""
     of_file: str | None = None
-    """The file, where the problem is that of all of it, such as its encoding; one such message is enough."""
+    """The file, if the problem concerns all of it, such as its encoding; one such message is enough."""
 
 
 class Mended(bytes):
-    """A document in which something that is no text was replaced by U+FFFD."""
+    """A document in which invalid characters were replaced by U+FFFD."""
 
 
 Documents = Iterator[bytes | Problem]
 
 
 def too_long(where: str, what: str) -> Problem:
-    """Return the problem of a record of more than `MAX_RECORD_BYTES`."""
-    message = f"{where} is a {what} of more than {format_bytes(MAX_RECORD_BYTES)}; cut it into documents"
+    """Return the problem of a record longer than `MAX_RECORD_BYTES`."""
+    message = f"{where} is a {what} of more than {format_bytes(MAX_RECORD_BYTES)}; split it into documents"
     return Problem(kind=TOO_LONG, message=message)
 
 
 def endless(where: str, *, searched_bytes: int) -> Problem:
-    """Return the problem of a line whose end is not found, with which the rest of the file is left out."""
+    """Return the problem of a line whose end is not found, so that the rest of the file is skipped."""
     searched = format_bytes(searched_bytes)
-    message = f"{where} is a line that does not end within {searched}; what follows is not read: cut it into documents"
+    message = f"{where} is a line that does not end within {searched}; the rest is not read: split it into documents"
     return Problem(kind=TOO_LONG, message=message)
 
 
 def broken(where: str, error: Exception) -> Problem:
-    """Return the problem of an archive that cannot be unpacked from there on."""
+    """Return the problem of an archive that cannot be unpacked beyond this point."""
     return Problem(kind=BROKEN_ARCHIVE, message=f"{where} cannot be read: {error}")
 
 
 def no_text_field(where: str, text_field: str, columns: list[str]) -> str:
-    """Return the message that a record or file has no such field, with the nearest one."""
+    """Return the message about a missing field of a record or file, with the nearest name.
+
+    Args:
+        where: start of the message.
+        text_field: the field that is missing.
+        columns: the fields that exist.
+    """
     near = did_you_mean(text_field, columns)
     return f"{where} has no field {text_field!r}{near}; it has {', '.join(map(repr, columns)) or 'none'}"
 
 
 def text_of(value: object, *, where: str, text_field: str) -> bytes | Problem:
-    """Return the UTF-8 bytes of a text field, with U+FFFD for each half of a surrogate pair."""
+    """Return the UTF-8 bytes of a text field, with U+FFFD for each lone surrogate.
+
+    Args:
+        value: the field's value.
+        where: start of a problem's message.
+        text_field: the field's name.
+    """
     if not isinstance(value, str):
         message = f"{where}: field {text_field!r} is of type {type(value).__name__}, not a string"
         return Problem(kind="not a string", message=message)

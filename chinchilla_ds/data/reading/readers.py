@@ -1,13 +1,13 @@
-"""Reading documents out of parts of files; a part is what one worker reads at a time.
+"""Reads documents from parts of files; a part is what one worker reads at a time.
 
 A document is one UTF-8 byte string:
 
 - a JSONL line, an object of a `.json` file, a CSV, Parquet or Arrow row, a row of a Hugging Face data set: its text;
 - a text file of the user: the whole file, or, above `TEXT_DOCUMENT_BYTES`, blocks of at most that size which end at a
-  blank line where there is one, so that a corpus of one file can be split into train and held-out too;
+  blank line if there is one, so that even a corpus of one file can be split into train and held-out;
 - a file of the standard library: always the whole file.
 
-What cannot be read is yielded as a `Problem` with file and line, and reading goes on behind it where that is possible.
+What cannot be read is yielded as a `Problem` with file and line, and reading continues after it if possible.
 Documents are streamed; nothing here holds a corpus in memory.
 """
 
@@ -26,13 +26,18 @@ from chinchilla_ds.errors import DataError, reason
 from chinchilla_ds.units import format_bytes
 
 TEXT_DOCUMENT_BYTES = 32 * 1024
-"""Largest document that a user's text file gives; a larger file is cut into blocks of at most this size."""
+"""Largest document of a user's text file; a larger file is cut into blocks of at most this size."""
 
 _SKIPPED = "not UTF-8 (standard library)"
 
 
 def parts_of(file: SourceFile, /, *, text_field: str, part_bytes: int) -> Iterator[Part]:
-    """Yield the parts of a file, each of about `part_bytes` where the format can be entered in the middle.
+    """Yield the parts of a file, each of about `part_bytes` if the format can be entered in the middle.
+
+    Args:
+        file: the file.
+        text_field: name of the field with the text.
+        part_bytes: approximate size of a part, bytes.
 
     Raises:
         DataError: the file cannot be opened.
@@ -55,7 +60,7 @@ def parts_of(file: SourceFile, /, *, text_field: str, part_bytes: int) -> Iterat
 
 
 def _bounds(file: SourceFile, *, part_bytes: int) -> range | None:
-    """Return where the parts of a file begin; None for one that is read as a whole."""
+    """Return where the parts of a file start; None for one that is read as a whole."""
     if _is_empty(file):
         return None
     if file.kind in (FileKind.JSONL, FileKind.JSON):
@@ -144,7 +149,7 @@ def _read_text(part: Part) -> Documents:
 
 
 def _cut(chunk: bytes) -> int:
-    """Return where a block of a larger file ends: in its second half after a blank line or a line, else a character."""
+    """Return the end of a block of a larger file: after a blank line or a line in its second half, or any character."""
     for separator in (b"\n\n", b"\n"):
         position = chunk.rfind(separator, len(chunk) // 2)
         if position >= 0:

@@ -18,18 +18,18 @@ Progress = Callable[[str, float], None]
 """Called with the name of a stage and the share of it that is done."""
 
 MAX_PROBLEMS = 20
-"""Problems listed by one error; the rest is counted."""
+"""Problems listed by one error; the rest are counted."""
 
 HUB = "hf://"
-"""Begins the name of a Hugging Face data set: hf://org/name[:config][@split]."""
+"""Prefix of the name of a Hugging Face data set: hf://org/name[:config][@split]."""
 _HUB_AS_PATH = "hf:/"
-"""What a `Path` makes of it, which holds no two slashes side by side."""
+"""The same prefix in a `Path`, which collapses double slashes."""
 
 DEFAULT_NAME = "corpus"
-"""Name of a source that was given none."""
+"""Name of an unnamed source."""
 
 NAME = re.compile(r"[^\W_][\w.-]*")
-"""Of a source: letters of any script, digits, '_', '-' and '.', for it names files."""
+"""A source's name: letters of any script, digits, '_', '-' and '.', since it names files."""
 _MAX_NAME_BYTES = 100
 
 _SHOWN_REASONS = 6
@@ -38,20 +38,20 @@ _NOT_REGULAR = "not a regular file"
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One file of the corpus, or what is read like one."""
+    """One file of the corpus, or something read like one."""
 
     path: Path
     kind: FileKind
     num_bytes: int
-    """Size on disk; 0 where it is not known."""
+    """Size on disk, bytes; 0 if unknown."""
     modified_ns: int
-    """Time of the last change, nanoseconds since the epoch; 0 where it is not known."""
+    """Time of the last change, nanoseconds since the epoch; 0 if unknown."""
     hub_name: str | None = None
     """What the user wrote, of FileKind.HUB."""
 
     @property
     def place(self) -> str:
-        """How messages name it."""
+        """Its name in messages."""
         return self.hub_name or str(self.path)
 
 
@@ -62,7 +62,7 @@ class Corpus:
     files: tuple[SourceFile, ...]
     text_field: str
     description: str
-    """One line for people."""
+    """A one-line description."""
     name: str = DEFAULT_NAME
     weight: float | None = None
     """Share of the training samples; None: by tokens."""
@@ -88,13 +88,19 @@ def name_problem(name: str, /) -> str | None:
 def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, keep_empty: bool = False) -> Corpus:
     """Return the files that `paths` name, or the standard library's where there are none.
 
-    Folders are searched recursively in sorted order. What is in them and is not read is counted by reason: hidden
-    entries, files of unknown types, empty ones, links to folders. A pattern such as `data/*.jsonl` means all that
-    match. Links to files are followed. What is named twice is read once. With `keep_empty` an empty file that is named
-    is kept, for the reader to count it.
+    Folders are searched recursively in sorted order. Entries that are not read are counted by reason: hidden
+    entries, files of unknown types, empty ones, links to folders. A pattern such as `data/*.jsonl` means all matches.
+    Links to files are followed. A file that is named twice is read once. With `keep_empty` an empty file that is named
+    is kept, so that the reader counts it.
+
+    Args:
+        paths: files, folders, patterns and names of data sets.
+        text_field: name of the field with the text.
+        name: the source's name.
+        keep_empty: whether a named empty file is kept.
 
     Raises:
-        DataError: listing every path that is missing, unreadable, empty, of an unknown type, or not a regular file.
+        DataError: lists every path that is missing, unreadable, empty, of an unknown type, or not a regular file.
     """
     if not paths:
         return _standard_library(text_field=text_field, name=name)
@@ -119,7 +125,7 @@ def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NA
 
 
 def _reasons(left_out: Counter[str]) -> str:
-    """Return how many were left out for which reason."""
+    """Return how many entries were left out, by reason."""
     shown = (+left_out).most_common(_SHOWN_REASONS)
     more = left_out.total() - sum(count for _, count in shown)
     return ", ".join([*(f"{count} x {why}" for why, count in shown), *([f"{more} more"] if more else [])])
@@ -148,7 +154,7 @@ def _standard_library(*, text_field: str, name: str) -> Corpus:
 
 
 def _find(name: str, *, keep_empty: bool, left_out: Counter[str]) -> list[SourceFile]:
-    """Return the files that a path, a pattern or a data set's name means; count what is left out."""
+    """Return the files of a path, a pattern or a data set's name; count what is left out."""
     if name.startswith(_HUB_AS_PATH):
         name = HUB + name.removeprefix(_HUB_AS_PATH).lstrip("/") if not name.startswith(HUB) else name
         return [SourceFile(path=Path(name), kind=FileKind.HUB, num_bytes=0, modified_ns=0, hub_name=name)]
@@ -180,7 +186,7 @@ def _why_not(path: Path, why: str) -> str:
 
 
 def _known_types() -> str:
-    return f"{' '.join(SUFFIXES)}, also with {' '.join(PACKED_SUFFIXES)} behind"
+    return f"{' '.join(SUFFIXES)}, optionally followed by {' '.join(PACKED_SUFFIXES)}"
 
 
 def _find_matches(pattern: str, *, keep_empty: bool, left_out: Counter[str]) -> list[SourceFile]:
@@ -242,9 +248,9 @@ def _raise(error: OSError) -> None:
 
 
 def identities(files: Sequence[SourceFile], /) -> list[str]:
-    """Return what tells files apart: names of data sets, and paths without links.
+    """Return the identities of files: names of data sets, and paths without links.
 
-    As `path.resolve()`, at a fraction of its cost where many files lie in one folder.
+    Like `path.resolve()`, at a fraction of its cost if many files are in one folder.
     """
     folders: dict[Path, str] = {}
     found = []
@@ -260,7 +266,7 @@ def identities(files: Sequence[SourceFile], /) -> list[str]:
 
 
 def arrow_folder(path: Path, /) -> SourceFile:
-    """Return a folder that `datasets` wrote.
+    """Return a folder written by `datasets`.
 
     Raises:
         DataError: something in it is not a regular file.
@@ -281,8 +287,8 @@ def _source_file(path: Path) -> SourceFile | str:
     """Return a file, or why it is left out."""
     try:
         status = path.stat()
-    except FileNotFoundError:  # gone since it was listed, too
-        return "link to nothing"
+    except FileNotFoundError:  # or removed since it was listed
+        return "broken link"
     if not stat.S_ISREG(status.st_mode):
         return _NOT_REGULAR
     kind = kind_of(path) if status.st_size or suffix_of(path) else FileKind.TEXT
@@ -297,7 +303,7 @@ def _whole_text(path: Path) -> SourceFile:
 
 
 def inputs_of(corpora: Sequence[Corpus], /) -> list[dict[str, str | int]]:
-    """Return the files of all sources by name and size, as a prepared folder lists them."""
+    """Return the files of all sources by name and size, as listed in a prepared folder."""
     return [
         {"source": corpus.name, "path": file.place, "bytes": file.num_bytes}
         for corpus in corpora

@@ -1,8 +1,8 @@
-"""Byte streams: plain or unpacked, and lines of bounded length out of a range of them.
+"""Byte streams: plain or unpacked, and lines of bounded length from a range of them.
 
-How a file is packed is told by its first bytes: gzip, bzip2, xz and zstd are not UTF-8, so no text begins like them.
-It is unpacked in small pieces, so that memory does not depend on how far it expands. Archives may follow one another,
-as `cat a.gz b.gz` makes them; what is cut off, damaged, or followed by other bytes is an error behind the last whole
+The first bytes show how a file is packed: gzip, bzip2, xz and zstd are not UTF-8, so no text starts like them.
+It is unpacked in small pieces, so that memory does not depend on how far it expands. Archives may be concatenated,
+as by `cat a.gz b.gz`; one that is truncated, damaged, or followed by other bytes is an error after the last complete
 piece.
 """
 
@@ -17,20 +17,20 @@ from typing import Any, BinaryIO
 from chinchilla_ds.structured import open_regular
 
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
-"""What names of packed files end in."""
+"""Suffixes of packed files."""
 
 MAX_SKIPPED_BYTES = 2**30
-"""How far the end of an overlong line is looked for in a stream; what follows is left out with it."""
+"""How far the end of an overlong line is searched for in a stream; the rest is skipped with it."""
 
 _CHUNK_BYTES = 2**17
 _ZSTD_MAX_WINDOW_BYTES = 2**31
-"""The largest that the library knows: `zstd --ultra --long=31`."""
+"""The largest window that the library supports: `zstd --ultra --long=31`."""
 _XZ_MEMORY_BYTES = 2**31
 """Enough for the largest dictionary, 1.5 GiB."""
 
 
 class ArchiveError(Exception):
-    """A packed file cannot be unpacked, or not beyond what has been read; says why."""
+    """A packed file cannot be unpacked, or not beyond what has been read; gives the reason."""
 
 
 class EndlessLineError(Exception):
@@ -41,8 +41,8 @@ def open_bytes(path: Path, /) -> io.BufferedReader:
     """Open for reading, unpacked.
 
     Raises:
-        ArchiveError: the name says that it is packed, and its first bytes say otherwise. Reading raises it too.
-        OSError: the file cannot be opened, or is no regular file.
+        ArchiveError: it is packed by its name, but not by its first bytes. Reading raises it too.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     file = open_regular(path)
     head = file.read(_MAGIC_BYTES)
@@ -52,7 +52,7 @@ def open_bytes(path: Path, /) -> io.BufferedReader:
         return io.BufferedReader(_Unpacked(file, unpack(file)), _CHUNK_BYTES)
     if head and path.suffix.lower() in PACKED_SUFFIXES:
         file.close()
-        raise ArchiveError(f"it does not begin as a {path.suffix.lower()} file does")
+        raise ArchiveError(f"it does not start like a {path.suffix.lower()} file")
     assert isinstance(file, io.BufferedReader)
     return file
 
@@ -61,7 +61,7 @@ def is_packed(path: Path, /) -> bool:
     """Return whether the file is packed, so that it cannot be entered in the middle.
 
     Raises:
-        OSError: the file cannot be opened, or is no regular file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     with open_regular(path) as file:
         return _unpacker(file.read(_MAGIC_BYTES)) is not None
@@ -70,16 +70,22 @@ def is_packed(path: Path, /) -> bool:
 def lines(
     stream: io.BufferedReader, /, *, start: int = 0, stop: int | None = None, max_bytes: int
 ) -> Iterator[tuple[int, bytes | None]]:
-    """Yield number (from 1) and content of the lines that begin in the bytes [start, stop), each with its end.
+    """Yield number (from 1) and content of the lines that start in the bytes [start, stop), with their line ends.
 
-    Blank lines are counted and left out. The content is None for a line of more than `max_bytes`.
+    Blank lines are counted and skipped. The content is None for a line of more than `max_bytes`.
+
+    Args:
+        stream: the file; lines are counted from its current position.
+        start: first byte at which a line may start.
+        stop: end of these bytes, exclusive; None: the end of the file.
+        max_bytes: longest line whose content is returned.
 
     Raises:
         EndlessLineError: a line of more than `max_bytes` does not end.
     """
     position, number = start, 0
     if not start and stop is not None:
-        position = stream.tell()  # behind a byte-order mark
+        position = stream.tell()  # after a byte-order mark
     elif start:
         stream.seek(start - 1)
         position = start - 1 + _skip_line(stream, most=None if stop is None else stop - start + 1)
@@ -98,7 +104,7 @@ def lines(
 
 
 def skip_blank(stream: io.BufferedReader, /) -> tuple[int, int]:
-    """Skip the line ends that come next, as far as they are at hand; return their bytes, and how many lines end."""
+    """Skip the buffered line ends that come next; return their bytes, and the number of lines that end."""
     ahead = stream.peek()
     blank = ahead[: len(ahead) - len(ahead.lstrip(b"\r\n"))]
     stream.read(len(blank))
@@ -115,7 +121,7 @@ def skip_line(stream: io.BufferedReader, /) -> None:
 
 
 def _skip_line(stream: io.BufferedReader, *, most: int | None) -> int:
-    """Read to the end of the line, or until `most` bytes are read, and return how many that took."""
+    """Read to the end of the line, or until `most` bytes are read, and return the number of bytes read."""
     skipped = 0
     while (most is None or skipped < most) and (chunk := stream.readline(_CHUNK_BYTES)):
         skipped += len(chunk)
@@ -134,14 +140,14 @@ class _Unpacked(io.RawIOBase):
         self._pieces = pieces
         self._piece, self._used = b"", 0
         self._error: ArchiveError | None = None
-        """What ended it, so that no later read takes the break for the end."""
+        """The error that ended it, so that no later read mistakes the break for the end."""
 
     def readable(self) -> bool:
         """True."""
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill `buffer` as far as the present piece goes."""
+        """Fill `buffer` from the current piece."""
         if self._error is not None:
             raise self._error
         if self._used == len(self._piece):
@@ -165,7 +171,7 @@ class _Unpacked(io.RawIOBase):
 
 
 class _Gzip:
-    """One gzip member, with the methods that Python's other decompressors have."""
+    """One gzip member, with the methods of Python's other decompressors."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=31)
@@ -191,7 +197,7 @@ def _xz() -> lzma.LZMADecompressor:
 
 
 def _members(file: BinaryIO, *, new: Callable[[], Any]) -> Iterator[bytes]:
-    """Yield the content of one member after the other; zeros may stand behind each, as padding."""
+    """Yield the content of one member after the other; each may be followed by zeros, as padding."""
     waiting, number = file.read(_CHUNK_BYTES), 0
     while waiting:
         number += 1
@@ -201,7 +207,7 @@ def _members(file: BinaryIO, *, new: Callable[[], Any]) -> Iterator[bytes]:
             waiting = read.lstrip(b"\0")
         waiting += file.read(_MAGIC_BYTES) if len(waiting) < _MAGIC_BYTES else b""
         if waiting and _unpacker(waiting) is None:
-            raise ArchiveError(f"other bytes follow behind the end of the archive ({number} whole in it)")
+            raise ArchiveError(f"other bytes follow the end of the archive ({number} complete in it)")
 
 
 def _member(file: BinaryIO, member: Any, waiting: bytes) -> Iterator[bytes]:
@@ -216,7 +222,7 @@ def _member(file: BinaryIO, member: Any, waiting: bytes) -> Iterator[bytes]:
         if piece:
             yield piece
         elif not data and member.needs_input and not member.eof:
-            raise ArchiveError("it is cut off: the file ends before the archive does")
+            raise ArchiveError("it is truncated: the file ends before the archive does")
 
 
 # ---- zstd ------------------------------------------------------------------------------------------------------------
@@ -228,8 +234,8 @@ _MAX_BLOCK_BYTES = 2**17
 def _zstd(file: BinaryIO) -> Iterator[bytes]:
     """Yield the content of zstd frames block by block.
 
-    zstandard's own reader takes a cut-off file for a whole one, and its `decompressobj` unpacks all that it is given at
-    once. A block gives 128 KiB at most, so the blocks are told apart here, by RFC 8878.
+    zstandard's own reader accepts a truncated file as complete, and its `decompressobj` unpacks all of its input at
+    once. A block expands to at most 128 KiB, so the blocks are separated here, by RFC 8878.
     """
     import zstandard
 
@@ -239,7 +245,7 @@ def _zstd(file: BinaryIO) -> Iterator[bytes]:
             _skip(file, int.from_bytes(_exactly(file, 4), "little"))
             continue
         if magic != _ZSTD_MAGIC:
-            raise ArchiveError(f"other bytes follow behind the end of the archive ({number} whole in it)")
+            raise ArchiveError(f"other bytes follow the end of the archive ({number} complete in it)")
         number += 1
         frame = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW_BYTES).decompressobj()
         try:
@@ -268,7 +274,7 @@ def _frame_parts(file: BinaryIO) -> Iterator[bytes]:
         value = int.from_bytes(header, "little")
         is_last, kind, size = bool(value & 1), value >> 1 & 3, value >> 3
         if kind == 3 or size > _MAX_BLOCK_BYTES:
-            raise ArchiveError("it is damaged: a block of a kind or size that cannot be")
+            raise ArchiveError("it is damaged: a block of an invalid kind or size")
         yield header + _exactly(file, 1 if kind == 1 else size)
     if has_checksum:
         yield _exactly(file, 4)
@@ -277,7 +283,7 @@ def _frame_parts(file: BinaryIO) -> Iterator[bytes]:
 def _exactly(file: BinaryIO, size: int) -> bytes:
     content = file.read(size)
     if len(content) < size:
-        raise ArchiveError("it is cut off: the file ends in the middle of a zstd frame")
+        raise ArchiveError("it is truncated: the file ends in the middle of a zstd frame")
     return content
 
 
@@ -292,7 +298,7 @@ _MAGIC_BYTES = 10
 
 
 def _unpacker(head: bytes) -> Callable[[BinaryIO], Iterator[bytes]] | None:
-    """Return what unpacks a file that begins so; None for one that is not packed."""
+    """Return the unpacker for a file with this beginning; None for one that is not packed."""
     if head.startswith(b"\x1f\x8b\x08"):
         return lambda file: _members(file, new=_Gzip)
     if head.startswith(b"BZh") and head[4:10] in (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90"):

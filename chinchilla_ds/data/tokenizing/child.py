@@ -1,8 +1,8 @@
-"""Tries a tokenizer in a child process first: the libraries that read these formats end the process on some input.
+"""Tries a tokenizer in a child process first: the libraries for these formats crash the process on some input.
 
 `tokenizers` panics on a `continuing_subword_prefix` that is longer than a merge, SentencePiece is native code that was
-not made for forged models, and both can be kept busy for hours. The child gets the content through a pipe, a bounded
-time and a bounded memory; it says that all is well, or what is wrong, or dies. Start and libraries take it about 0.2 s.
+not written for forged models, and both can be kept busy for hours. The child gets the content through a pipe, with
+bounded time and memory; it reports success or a problem, or dies. Starting it with its libraries takes about 0.2 s.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from chinchilla_ds.errors import DataError
 from chinchilla_ds.structured import parse_json
 
 _CPU_S = 4
-"""Processor time for a small tokenizer; the largest there are, 33 MB of tokenizer.json, take about 5 s in all."""
+"""Processor time for a small tokenizer; the largest known ones, 33 MB of tokenizer.json, take about 5 s in all."""
 _CPU_S_PER_MIB = 1
 _MEMORY_BYTES = 8 << 30
-"""Of address space; the largest tokenizers take a tenth."""
+"""Bytes of address space; the largest tokenizers take a tenth."""
 _REFUSED = 3
-"""Exit code of the child where it says what is wrong."""
+"""Exit code of the child when it reports a problem."""
 _TEXTS = (
     "",
     " ",
@@ -34,18 +34,18 @@ _TEXTS = (
     "<s></s><unk><|endoftext|><0x0A>[CLS]##a",
     "a" * 300,
 )
-"""What the child encodes and decodes beside every token and code points of all planes."""
+"""Texts that the child encodes and decodes, in addition to every token and code points of all planes."""
 _PLANE_STEP = 61
 
 _tried: set[str] = set()
-"""Hashes of what this process has found sound."""
+"""Hashes of the tokenizers that this process has already accepted."""
 
 
 def check_in_child(files: TokenizerFiles, /) -> None:
     """Load and use a tokenizer in a child process.
 
     Raises:
-        DataError: what the child found wrong, or that it was ended by what it read.
+        DataError: the problem that the child reported, or that its input crashed it.
     """
     names, sizes = list(files.contents), [len(content) for content in files.contents.values()]
     header = json.dumps({"place": files.place, "names": names, "sizes": sizes}).encode() + b"\n"
@@ -69,7 +69,7 @@ def check_in_child(files: TokenizerFiles, /) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the child's: this package is found, and nothing is started beside one thread."""
+    """Return the child's environment: this package can be imported, and libraries use one thread."""
     root = str(Path(__file__).parents[3])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": paths, "RAYON_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
@@ -77,19 +77,19 @@ def _environment() -> dict[str, str]:
 
 def _fate(child: "subprocess.CompletedProcess[bytes]", *, seconds: int) -> str:
     if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"its library was still busy with it after {seconds} s"
+        return f"its library was still processing it after {seconds} s"
     if child.returncode < 0:
-        return f"it ends the library that reads it ({signal.Signals(-child.returncode).name})"
+        return f"it crashes the library that reads it ({signal.Signals(-child.returncode).name})"
     lines = [line.strip() for line in child.stderr.decode(errors="replace").splitlines() if line.strip()]
-    told = lines[-1] if lines else f"exit code {child.returncode}"
-    return f"it breaks the library that reads it ({told:.200})"
+    last_line = lines[-1] if lines else f"exit code {child.returncode}"
+    return f"the library that reads it fails ({last_line:.200})"
 
 
 # ---- in the child ----------------------------------------------------------------------------------------------------
 
 
 def main() -> int:
-    """Read what `check_in_child` sends, and try it."""
+    """Read the input of `check_in_child`, and try it."""
     seconds = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

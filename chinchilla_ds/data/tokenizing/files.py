@@ -1,7 +1,7 @@
-"""The files that make a tokenizer: what is read of a folder, kept with the data and the checkpoints, and given back.
+"""The files of a tokenizer: those read from a folder, kept with the data and the checkpoints, and exported.
 
-A tokenizer that came as a Hugging Face folder is more than what encodes text: a token that begins every text, chat
-templates, names of special tokens, settings of generation. All of that stays byte for byte.
+A tokenizer from a Hugging Face folder is more than an encoder of text: a token that begins every text, chat
+templates, names of special tokens, generation settings. All of that is kept byte for byte.
 """
 
 from collections.abc import Mapping
@@ -30,17 +30,17 @@ NAMES = (
     "chat_template.json",
     GENERATION_NAME,
 )
-"""All that is read of a folder."""
+"""All files that are read from a folder."""
 TEMPLATES_NAME = "additional_chat_templates"
-"""The one folder within, of `.jinja` files."""
+"""The only sub-folder that is read, with `.jinja` files."""
 
 _LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
-"""Classes of transformers that put a token in front of text unless they are told not to."""
+"""Classes of transformers that put a token in front of text by default."""
 _SETTINGS_WITHOUT_BOS = (
     {"tokenizer_class", "eos_token"},
     {"tokenizer_class", "eos_token", "model_max_length", "clean_up_tokenization_spaces"},
 )
-"""Of corpora and checkpoints, and of exports, that version 0.1.0 wrote."""
+"""Names in corpora and checkpoints, and in exports, written by version 0.1.0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +49,18 @@ class TokenizerFiles:
 
     contents: Mapping[str, bytes]
     place: str
-    """How messages name it."""
+    """Its name in messages."""
 
     @classmethod
     def read(cls, path: Path, /, *, home: Path | None = None) -> "TokenizerFiles":
-        """Read a SentencePiece model, a `tokenizer.json` with what lies beside it, or a folder of them.
+        """Read a SentencePiece model, a `tokenizer.json` with its accompanying files, or a folder of them.
 
         Args:
             path: A file or a folder.
-            home: What links must not leave; None: the folder, and a file that is named may be a link to any.
+            home: The folder that links must not leave; None: `path` if it is a folder; a file may be any link.
 
         Raises:
-            DataError: there is none, or a file that is not to be read.
+            DataError: there is none, or a file that must not be read.
         """
         if path.is_dir():
             return cls(contents=_read_folder(path, home=home or path), place=str(path))
@@ -74,21 +74,21 @@ class TokenizerFiles:
 
     @property
     def is_sentencepiece(self) -> bool:
-        """Whether a SentencePiece model encodes: there is no `tokenizer.json`, which goes first."""
+        """Whether a SentencePiece model encodes: there is no `tokenizer.json`, which takes precedence."""
         return JSON_NAME not in self.contents
 
     @property
     def is_model_alone(self) -> bool:
-        """Whether it is a SentencePiece model, and nothing else that says how to encode or how to be used."""
+        """Whether it is only a SentencePiece model, without files on how to encode or use it."""
         return self.contents.keys() - {GENERATION_NAME} == {MODEL_NAME}
 
     @property
     def is_one_file(self) -> bool:
-        """Whether it is kept as a file, and not as a folder."""
+        """Whether it is stored as a file rather than a folder."""
         return self.contents.keys() == {MODEL_NAME}
 
     def where(self, name: str) -> str:
-        """Return how messages name one of the files."""
+        """Return the name of one of the files in messages."""
         place = Path(self.place)
         if place.suffix not in (".json", ".model"):
             return str(place / name)
@@ -99,7 +99,7 @@ class TokenizerFiles:
         )
 
     def save(self, path: Path, /) -> None:
-        """Write what `read` reads: a file for a SentencePiece model without anything else, or a folder."""
+        """Write what `read` reads: a file for a lone SentencePiece model, otherwise a folder."""
         if self.is_one_file:
             path.write_bytes(self.contents[MODEL_NAME])
             return
@@ -109,21 +109,21 @@ class TokenizerFiles:
             (path / name).write_bytes(content)
 
     def config(self) -> dict[str, Any]:
-        """Return `tokenizer_config.json`; empty where there is none.
+        """Return `tokenizer_config.json`; empty if there is none.
 
         Raises:
-            DataError: it is not a JSON object, or wants code of its own.
+            DataError: it is not a JSON object, or needs its own code.
         """
         config = self.json_object(CONFIG_NAME)
         if config.get("auto_map"):
             raise DataError(
-                f"{self.where(CONFIG_NAME)} names Python code of its own (auto_map), which is never run; save the "
+                f"{self.where(CONFIG_NAME)} names its own Python code (auto_map), which is never run; save the "
                 "tokenizer with a class of transformers"
             )
         return config
 
     def json_object(self, name: str, /) -> dict[str, Any]:
-        """Return one of the files as JSON; empty where there is none.
+        """Return one of the files as JSON; empty if there is none.
 
         Raises:
             DataError: it is not a JSON object.
@@ -136,10 +136,10 @@ class TokenizerFiles:
         return values
 
     def special_token(self, key: str, /) -> str | None:
-        """Return what `tokenizer_config.json` or `special_tokens_map.json` calls a token, such as `eos_token`.
+        """Return a special token, such as `eos_token`, by `tokenizer_config.json` or `special_tokens_map.json`.
 
         Raises:
-            DataError: one of them is not JSON, or says something else than a token.
+            DataError: one of them is not JSON, or has something other than a token.
         """
         for name, values in ((CONFIG_NAME, self.config()), (SPECIAL_NAME, self.json_object(SPECIAL_NAME))):
             named = values.get(key)
@@ -153,10 +153,10 @@ class TokenizerFiles:
 
     @property
     def adds_bos(self) -> bool | None:
-        """Whether the settings say that a token begins every text; None: they do not say.
+        """Whether, by the settings, a token begins every text; None: not specified.
 
         Raises:
-            DataError: `tokenizer_config.json` is not JSON, or says something else than true or false.
+            DataError: `tokenizer_config.json` is not JSON, or has something other than true or false.
         """
         config = self.config()
         adds = config.get("add_bos_token")
@@ -169,7 +169,7 @@ class TokenizerFiles:
 
     @property
     def was_saved_without_bos(self) -> bool:
-        """Whether an early version wrote it with a corpus or an export: it never put a token in front of text."""
+        """Whether version 0.1.0 wrote it with a corpus or an export, which never put a token in front of text."""
         return self.config().keys() in _SETTINGS_WITHOUT_BOS
 
 

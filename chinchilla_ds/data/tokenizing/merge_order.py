@@ -1,17 +1,17 @@
-"""The merges that make `tokenizers` join characters in the very order in which SentencePiece does.
+"""The merges that make `tokenizers` join characters in exactly SentencePiece's order.
 
-SentencePiece takes the two neighbours whose union has the best score, of equal ones the leftmost, whichever pieces the
-two are. `tokenizers` takes the pair with the lowest rank, of equal ones the leftmost, and every pair has a rank of its
-own. Both are the same wherever scores differ, if each piece is given one merge, the one that can occur:
+SentencePiece merges the two neighbours whose union has the best score, the leftmost if equal, whichever pieces the
+two are. `tokenizers` merges the pair with the lowest rank, the leftmost if equal, and every pair has its own rank.
+Both agree wherever scores differ, if each piece is given one merge, the one that can occur:
 
 No merge has crossed the ends of two neighbours so far, so what happened between them is what happens first when their
-union stands alone. That process is deterministic, and passes through one state of two symbols. So the last merge of a
-piece that stands alone is the only one that makes it anywhere.
+union is merged alone. That process is deterministic, and passes through one state of two symbols. So the last merge of
+a piece on its own is the only one that produces it anywhere.
 
-What is left are different pieces of one score, of which SentencePiece takes the leftmost. They do no harm where they
-never meet. Where they do, only runs of one character are known to have an order that does the same, longer ones first
+What remains are different pieces with equal scores, of which SentencePiece takes the leftmost. They are harmless if
+they never compete. If they do, only runs of one character are known to have an equivalent order, longer ones first
 (Llama 2 and Mistral have one score for all runs of spaces); it is compared with SentencePiece's on runs of every length
-up to thrice the longest piece, beyond which the process repeats itself.
+up to three times the longest piece, beyond which the process repeats.
 """
 
 from collections import defaultdict
@@ -21,17 +21,17 @@ Merge = tuple[str, str]
 
 
 class TiedScoresError(ValueError):
-    """Pieces of one score meet, and no order of merges does what SentencePiece does."""
+    """Pieces with equal scores compete, and no order of merges reproduces SentencePiece's."""
 
 
 def merges_of(scores: Mapping[str, float], /) -> list[Merge]:
-    """Return the merges in order, the first to be made first.
+    """Return the merges in order of their rank.
 
     Args:
-        scores: Of every piece of two characters or more that text can become by merging.
+        scores: Score of every piece of two characters or more that text can become by merging.
 
     Raises:
-        TiedScoresError: no list of merges can do what the scores say.
+        TiedScoresError: no list of merges is equivalent to the scores.
     """
     last = {piece: merge for piece in scores if (merge := _last_merge(piece, scores)) is not None}
     tied: dict[float, list[str]] = defaultdict(list)
@@ -52,13 +52,19 @@ def merges_of(scores: Mapping[str, float], /) -> list[Merge]:
 
 
 def _last_merge(piece: str, scores: Mapping[str, float]) -> Merge | None:
-    """Return the merge that completes a piece that stands alone; None where it never gets there."""
+    """Return the merge that completes a piece on its own; None if merging never produces it."""
     symbols = merged(piece, scores, until=2)
     return (symbols[0], symbols[1]) if len(symbols) == 2 else None
 
 
 def merged(text: str, scores: Mapping[str, float], *, until: int = 1) -> list[str]:
-    """Return the symbols that SentencePiece's merging leaves of a text, or the first `until` at which it arrives."""
+    """Return the symbols that SentencePiece's merging makes of a text, stopping at `until` symbols.
+
+    Args:
+        text: the text to merge.
+        scores: score of every piece of two characters or more.
+        until: number of symbols at which merging stops.
+    """
     symbols: list[str] = list(text)
     while len(symbols) > until:
         found = [
@@ -73,7 +79,8 @@ def merged(text: str, scores: Mapping[str, float], *, until: int = 1) -> list[st
     return symbols
 
 
-# ---- pieces of one score ---------------------------------------------------------------------------------------------
+# ---- pieces of equal score
+# ---------------------------------------------------------------------------------------------
 
 
 def _check_tied(
@@ -84,7 +91,7 @@ def _check_tied(
     parts: Mapping[str, list[str]],
     runs: Mapping[str, list[str]],
 ) -> None:
-    """Check that pieces of one score never meet, or are runs of a character that can be put in order."""
+    """Check that pieces of equal score never compete, or are runs of a character that can be ordered."""
     repeated = {piece[0] for piece in group if len(set(piece)) == 1}
     whole = {character for character in repeated if len({scores[piece] for piece in runs[character]}) == 1}
     for character in whole:
@@ -94,7 +101,7 @@ def _check_tied(
         return one[0] in whole and set(one) == set(other) and len(set(one)) == 1
 
     for one in group:
-        for other in parts[one]:  # it is a part of a piece that is made at once, before what stands further left
+        for other in parts[one]:  # part of a piece that is merged at once, before anything further left
             if scores[other] >= scores[one] and not known(one, other):
                 raise _tied(one, other)
     by_left: dict[str, list[str]] = defaultdict(list)
@@ -108,7 +115,9 @@ def _check_tied(
 
 
 def _tied(one: str, other: str) -> TiedScoresError:
-    return TiedScoresError(f"the pieces {one!r} and {other!r} compete where SentencePiece goes by their place alone")
+    return TiedScoresError(
+        f"the pieces {one!r} and {other!r} compete, and SentencePiece decides by their position alone"
+    )
 
 
 def _can_meet(left: str, middle: str, right: str, scores: Mapping[str, float]) -> bool:
@@ -119,11 +128,11 @@ def _check_runs(character: str, *, lengths: frozenset[int]) -> None:
     """Compare both ways to merge runs of one character, step by step."""
     for length in range(2, 3 * max(lengths) + 4):
         if list(_steps(length, lengths, longest_first=False)) != list(_steps(length, lengths, longest_first=True)):
-            raise TiedScoresError(f"runs of {character!r} of one score cannot be put in an order")
+            raise TiedScoresError(f"runs of {character!r} of equal score cannot be ordered")
 
 
 def _steps(length: int, lengths: frozenset[int], *, longest_first: bool) -> Iterator[int]:
-    """Yield the places at which a run is merged: the leftmost first, or where the longest piece comes of it."""
+    """Yield the places at which a run is merged: the leftmost first, or the one that gives the longest piece."""
     symbols = [1] * length
     while True:
         sums = [(symbols[place] + symbols[place + 1], place) for place in range(len(symbols) - 1)]

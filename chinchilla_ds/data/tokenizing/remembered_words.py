@@ -1,4 +1,4 @@
-"""Encodes stretches of text once: most words come again, and half of the time is saved on prose."""
+"""Encodes each stretch of text once: most words recur, which saves half of the time on prose."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,18 +11,19 @@ _STRETCHES = (
     re.compile(rb" *(?:" + _RUN + rb"|(?=[\x80-\xff]))(?:[\x80-\xff]+" + _RUN + rb"?)*| +"),
     re.compile(rb" *[^ ]+| +"),
 )
-"""Spaces and what follows up to where ASCII letters, digits and marks meet, or up to the next space."""
+"""Spaces and the text after them, up to a boundary of ASCII letters, digits and marks, or the next space."""
 _MAX_REMEMBERED = 100_000
-"""Stretches whose tokens are remembered, about 20 MB; beyond them all are forgotten."""
+"""Most stretches in the cache, about 20 MB; beyond them it is cleared."""
 _MAX_REMEMBERED_BYTES = 32
-"""Longer stretches rarely come again."""
+"""Longer stretches rarely recur."""
 
 
 class RememberedWords:
-    """The tokens of stretches of text that were met before, as int32 bytes.
+    """The tokens of stretches of text encoded before, as int32 bytes.
 
-    Where no piece reaches across the border of two stretches, each can be encoded by itself: byte-pair merges never
-    cross it, and the best unigram path is the best path of each stretch. Models trained here have no such pieces.
+    If no piece crosses the border of two stretches, each can be encoded separately: byte-pair merges never
+    cross it, and the best unigram path consists of the best path of each stretch. Models trained here have no such
+    pieces.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -36,7 +37,7 @@ class RememberedWords:
         adds_space = processor.encode("a", return_type=str)[0].startswith(_SPACE_MARK)
         exact = (cut for cut in _STRETCHES if not adds_space and all(cut.fullmatch(piece) for piece in pieces))
         self.stretches = next(exact, None)
-        """What documents are cut into; None leaves them whole."""
+        """Pattern of the stretches that documents are split into; None leaves them whole."""
 
     def encode(self, documents: Sequence[bytes], *, num_threads: int) -> Iterator[bytes]:
         """Yield the tokens of each document."""
@@ -53,7 +54,7 @@ class RememberedWords:
                 del self._known[stretch]
 
     def _cut(self, document: bytes) -> list[bytes]:
-        """Return the stretches of a document; one with U+2581 is left whole, since that mark too stands for a space."""
+        """Return the stretches of a document; one with U+2581 is left whole, since that mark also encodes a space."""
         if self.stretches is None or _SPACE_MARK.encode() in document:
             return [document]
         return self.stretches.findall(document)

@@ -1,10 +1,10 @@
 """A SentencePiece model as a Hugging Face `tokenizer.json` that gives the same ids for every text, or a refusal.
 
-transformers' own converter is not used: it strips spaces at the end, joins several into one, lets text that reads
-`<0x0A>` or `<|endoftext|>` become that piece, and orders merges otherwise than SentencePiece does.
+transformers' own converter is not used: it strips spaces at the end, joins several into one, turns the literal text
+`<0x0A>` or `<|endoftext|>` into that piece, and orders merges differently from SentencePiece.
 
-Byte-pair models are written exactly (`data.tokenizing.merge_order`). Unigram models are not: where two ways to cut a
-text are equally good, or nearly so, SentencePiece decides by the rounding of 32-bit sums and `tokenizers` by that of
+Byte-pair models are converted exactly (`data.tokenizing.merge_order`). Unigram models are not: if two segmentations of
+a text are equally good, or nearly so, SentencePiece decides by the rounding of 32-bit sums and `tokenizers` by that of
 64-bit ones.
 """
 
@@ -25,7 +25,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _BPE = 2
 _MODEL_TYPES = {1: "unigram", 3: "word", 4: "character"}
 _MAX_WORK = 50_000_000
-"""Squared lengths of pieces, summed; 256,000 pieces of natural text have a quarter of it, and take 4 s."""
+"""Sum of the squared lengths of pieces; 256,000 pieces of natural text have a quarter of it, and take 4 s."""
 _PROBES = (
     "",
     " a  b   c\n\n\td ",
@@ -39,7 +39,7 @@ _PROBES = (
 
 
 def check_exportable(tokenizer: Tokenizer, /) -> None:
-    """Check that an export can hold the tokenizer: one with files of its own is copied, a SentencePiece model written.
+    """Check that an export can hold the tokenizer: one with its own files is copied, a SentencePiece model converted.
 
     Raises:
         DataError: no `tokenizer.json` gives the same ids.
@@ -49,10 +49,10 @@ def check_exportable(tokenizer: Tokenizer, /) -> None:
 
 
 def as_tokenizers(tokenizer: SentencePieceTokenizer, /) -> "tokenizers.Tokenizer":
-    """Return the tokenizer of a SentencePiece model, compared with it on some texts and on that of every piece.
+    """Return the converted tokenizer of a SentencePiece model, compared with it on some texts and on every piece.
 
     Raises:
-        DataError: it cannot be written so that the ids stay the same.
+        DataError: it cannot be converted with the same ids.
     """
     place = tokenizer.files.place
     found = to_tokenizers(tokenizer.files.contents[MODEL_NAME], place=place)
@@ -67,11 +67,11 @@ def as_tokenizers(tokenizer: SentencePieceTokenizer, /) -> "tokenizers.Tokenizer
 
 
 def to_tokenizers(model: bytes, /, *, place: str) -> "tokenizers.Tokenizer":
-    """Return the tokenizer of a SentencePiece model; control pieces are special tokens.
+    """Return the converted tokenizer of a SentencePiece model; control pieces become special tokens.
 
     Args:
-        model: The bytes of a `tokenizer.model`, which SentencePiece can read.
-        place: How messages name it.
+        model: The bytes of a `tokenizer.model` that SentencePiece can read.
+        place: Its name in messages.
 
     Raises:
         DataError: it is of a kind that cannot be written as a `tokenizer.json`.
@@ -104,19 +104,19 @@ def to_tokenizers(model: bytes, /, *, place: str) -> "tokenizers.Tokenizer":
 
 
 def _whole_pieces(proto: Any) -> list[str]:
-    """Return the user-defined pieces of several characters: found in the text before all merging."""
+    """Return the user-defined pieces of several characters, which are matched before any merging."""
     return [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED and len(piece.piece) > 1]
 
 
 def _unsupported(proto: Any) -> Iterator[str]:
-    """Yield what the model does that no `tokenizer.json` can."""
+    """Yield the features of the model that no `tokenizer.json` can express."""
     kind, normalizer = proto.trainer_spec.model_type, proto.normalizer_spec
     if kind != _BPE:
         yield f"is a {_MODEL_TYPES.get(kind, 'strange')} model, and only byte-pair models have an exact counterpart"
     if not proto.trainer_spec.byte_fallback:
         yield "has no byte fallback"
     if normalizer.precompiled_charsmap or proto.denormalizer_spec.precompiled_charsmap:
-        yield f"normalises text ({normalizer.name or 'by rules of its own'}), which loses what was there"
+        yield f"normalises text ({normalizer.name or 'by its own rules'}), which loses the original"
     if normalizer.remove_extra_whitespaces:
         yield "removes extra spaces"
     if not normalizer.escape_whitespaces:
@@ -141,13 +141,13 @@ def _unsupported_pieces(proto: Any) -> Iterator[str]:
         yield f"has a user-defined piece with a space in it, {spaced[0]!r}"
     characters = {name for name in names[_NORMAL] + names[_USER_DEFINED] if len(name) == 1}
     if sum(len(name) ** 2 for name in names[_NORMAL]) > _MAX_WORK:
-        yield f"has pieces of up to {max(map(len, names[_NORMAL]))} characters, too long to be compared"
+        yield f"has pieces of up to {max(map(len, names[_NORMAL]))} characters, too long to compare"
     if lost := [name for name in names[_NORMAL] if not characters.issuperset(name)]:
         yield f"has a piece, {lost[0]!r}, of characters that are not pieces"
 
 
 def _bpe(proto: Any, *, place: str) -> Any:
-    """Return the byte-pair model; user-defined pieces of one character are never joined with others."""
+    """Return the byte-pair model; user-defined pieces of one character are never merged with others."""
     from tokenizers import models
 
     frozen = {piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED and len(piece.piece) == 1}

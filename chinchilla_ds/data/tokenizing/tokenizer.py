@@ -1,11 +1,11 @@
-"""Tokenizers that lose nothing: what `decode(encode(text))` returns is `text`.
+"""Lossless tokenizers: `decode(encode(text))` is `text`.
 
-Three kinds: a SentencePiece model trained here, one that is given, and a Hugging Face `tokenizer.json`. The ones
-trained here keep white space as it is, split digits, normalise nothing, and write a character outside the vocabulary as
+Three kinds: a SentencePiece model trained here, a given one, and a Hugging Face `tokenizer.json`. Those
+trained here keep white space, split digits, normalise nothing, and encode a character outside the vocabulary as
 its UTF-8 bytes, so there are no unknown tokens. Their one exception is SentencePiece's own marker U+2581, which decodes
 to a space. A given tokenizer that loses or changes ordinary text is refused.
 
-One that came with a token that begins every text (BOS) begins every document and every prompt with it here too.
+If a tokenizer begins every text with a token (BOS), so does every document and every prompt here.
 """
 
 import functools
@@ -33,10 +33,10 @@ EOD_PIECE = "<|endoftext|>"
 """Ends every document; never produced by encoding text."""
 
 MIN_VOCAB_SIZE = 320
-"""The fixed pieces and room for a small alphabet."""
+"""The fixed pieces, with room for a small alphabet."""
 
 _OTHER_EOD_PIECES = ("</s>", "<|end_of_text|>", "<eos>", "<|eos|>")
-"""What others end documents with, looked for where a tokenizer does not say."""
+"""Usual end-of-document tokens, tried if a tokenizer does not name one."""
 
 _PROBES = (
     "  def f(x):\n\treturn x  # 1234",
@@ -45,16 +45,16 @@ _PROBES = (
     "\U0001f642",
     "\u0627\u0644\u0639\u0631\u0628",
 )
-"""Code, Latin, Chinese, emoji, Arabic: a tokenizer that is brought must not lose them."""
+"""Code, Latin, Chinese, emoji, Arabic: a given tokenizer must not lose them."""
 
 MAX_VOCAB_SIZE = 1 << 22
-"""Highest number of tokens that is believed; the largest vocabularies there are have a sixteenth of it."""
+"""Largest number of tokens that is accepted; the largest known vocabularies have a sixteenth of it."""
 
 _NUM_FIXED_PIECES = 258
 """256 bytes, the unknown piece, which never occurs, and `EOD_PIECE`."""
 
 _CHARACTER_COVERAGE = 0.9995
-"""Share of the text whose characters get pieces of their own, SentencePiece's default."""
+"""Share of the text whose characters get their own pieces, SentencePiece's default."""
 
 _RESERVED_CHARACTERS = "\0\u2581\u2585"
 """SentencePiece's terminator, space and unknown marks: never pieces, always bytes (U+2581: a space)."""
@@ -81,7 +81,7 @@ class Tokenizer(ABC):
     """Text to tokens and back."""
 
     files: TokenizerFiles
-    """What it was made of, and what came with it."""
+    """The files it was loaded from, including accompanying ones."""
 
     @staticmethod
     def load(path: Path, *, home: Path | None = None, trusted: bool = False) -> "Tokenizer":
@@ -89,9 +89,9 @@ class Tokenizer(ABC):
 
         Args:
             path: A file or a folder.
-            home: What links in a folder must not leave; None: the folder itself.
-            trusted: Whether this process or its parent has loaded it before; else a child tries it first, since the
-                libraries that read these formats end the process on some input.
+            home: The folder that links must not leave; None: the folder itself.
+            trusted: Whether this process or its parent has loaded it before; otherwise a child tries it first, since
+                the libraries for these formats crash the process on some input.
 
         Raises:
             DataError: it cannot be read, has no end-of-document token, or loses text.
@@ -103,24 +103,24 @@ class Tokenizer(ABC):
 
     @staticmethod
     def of(files: TokenizerFiles, /) -> "Tokenizer":
-        """Return the tokenizer of files that have been read; raises as `load` does."""
+        """Return the tokenizer of files already read; raises as `load` does."""
         kind = SentencePieceTokenizer if files.is_sentencepiece else HuggingFaceTokenizer
         content = files.contents[MODEL_NAME if files.is_sentencepiece else JSON_NAME]
         return kind(content, place=files.place, files=files)
 
     @property
     def saved_as(self) -> str:
-        """Name that `save` is to be given within a folder of prepared data."""
+        """Name to pass to `save` within a folder of prepared data."""
         return MODEL_NAME if self.files.is_one_file else "tokenizer"
 
     def save(self, path: Path) -> None:
-        """Write what `load` reads: all files as they came."""
+        """Write what `load` reads: all files unchanged."""
         self.files.save(path)
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Tokens there really are."""
+        """Actual number of tokens."""
 
     @property
     @abstractmethod
@@ -135,18 +135,18 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def text_sha256(self) -> str:
-        """Hash of what turns text into tokens."""
+        """Hash of everything that turns text into tokens."""
 
     @property
     def sha256(self) -> str:
-        """Hash of all that decides how documents are encoded, which travels with the data."""
+        """Hash of everything that decides how documents are encoded; stored with the data."""
         if self.bos_id is None:
             return self.text_sha256
         return hashlib.sha256(f"{self.text_sha256} bos {self.bos_id}".encode()).hexdigest()
 
     @abstractmethod
     def token(self, token_id: int) -> str:
-        """Return what the tokenizer calls a token."""
+        """Return the tokenizer's name of a token."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -167,10 +167,15 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(
         self, model: bytes, *, place: str = "this SentencePiece model", files: TokenizerFiles | None = None
     ) -> None:
-        """Take the bytes of a model, how messages name it, and what came with it.
+        """Load a model from its bytes.
+
+        Args:
+            model: the bytes of the model.
+            place: its name in messages.
+            files: its files, including accompanying ones; None: only the model.
 
         Raises:
-            DataError: no SentencePiece model, one without an end-of-document token, or one that loses text.
+            DataError: not a SentencePiece model, one without an end-of-document token, or one that loses text.
         """
         import sentencepiece
 
@@ -187,7 +192,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Pieces there really are; a small corpus gives fewer than were asked for."""
+        """Actual number of pieces; a small corpus gives fewer than requested."""
         return int(self._processor.vocab_size())
 
     @property
@@ -220,7 +225,7 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_documents(self, documents: Sequence[bytes], *, num_threads: int) -> "Iterator[npt.NDArray[np.int32]]":
         """Yield the token ids of each UTF-8 document, BOS and end-of-document included: int32 [tokens of it].
 
-        Words that were met before are remembered, which saves time: half of it on prose, less on code.
+        Words encoded before are cached, which saves half of the time on prose, less on code.
         """
         import numpy as np
 
@@ -230,14 +235,14 @@ class SentencePieceTokenizer(Tokenizer):
             yield np.frombuffer(begin + tokens + end, dtype=np.int32)
 
     def _find_bos(self, place: str) -> int | None:
-        """Return the token that the files beside the model put in front of text; a model alone does not."""
+        """Return the token that the accompanying files put in front of text; a model alone has none."""
         if self.files.is_model_alone or not self.files.adds_bos:
             return None
         named = self.files.special_token("bos_token")
         found = int(self._processor.bos_id() if named is None else self._processor.piece_to_id(named))
         if found < 0 or not self._processor.is_control(found):
             raise DataError(
-                f"{place} is to begin texts with {named or 'a bos_token'}, which is not a control piece of it"
+                f"{place} is to begin texts with {named or 'a bos_token'}, which is not one of its control pieces"
             )
         return found
 
@@ -265,16 +270,16 @@ class HuggingFaceTokenizer(Tokenizer):
         place: str = "this tokenizer.json",
         files: TokenizerFiles | None = None,
     ) -> None:
-        """Take the bytes of a `tokenizer.json`.
+        """Load a `tokenizer.json` from its bytes.
 
         Args:
             definition: Its content.
             eod_token: The token that ends documents; None: the one that the files name, or a usual one.
-            place: How messages name it.
-            files: It, and what came with it.
+            place: Its name in messages.
+            files: It and its accompanying files.
 
         Raises:
-            DataError: no tokenizer, one without an end-of-document token, or one that loses text.
+            DataError: not a tokenizer, one without an end-of-document token, or one that loses text.
         """
         import tokenizers
 
@@ -295,7 +300,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """The highest token id plus 1: vocabularies may have holes."""
+        """The highest token id plus 1: vocabularies may have gaps."""
         return self._vocab_size
 
     @functools.cached_property
@@ -334,7 +339,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode_documents(self, documents: Sequence[bytes], *, num_threads: int) -> "Iterator[npt.NDArray[np.int32]]":
         """Yield the token ids of each UTF-8 document, BOS and end-of-document included: int32 [tokens of it].
 
-        The library takes its number of threads from RAYON_NUM_THREADS, and `num_threads` 1 means none.
+        The library reads its number of threads from RAYON_NUM_THREADS; `num_threads` 1 disables threads.
         """
         import numpy as np
 
@@ -350,7 +355,7 @@ class HuggingFaceTokenizer(Tokenizer):
             yield np.array(begin + encoding.ids + end, dtype=np.int32)
 
     def _find_bos(self, place: str) -> int | None:
-        """Return what the tokenizer's own template puts in front of a text, or what its settings ask for."""
+        """Return the token that the tokenizer's template, or its settings, put in front of a text."""
         if self.files.was_saved_without_bos:
             return None
         text = _PROBES[0]
@@ -370,7 +375,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def _id_of_bos(self, named: str, *, place: str) -> int:
         found = self._tokenizer.token_to_id(named)
         if found is None:
-            raise DataError(f"{place} is to begin texts with {named!r}, which is not a token of it")
+            raise DataError(f"{place} is to begin texts with {named!r}, which is not one of its tokens")
         return int(found)
 
     def _find_eod(self, named: str | None, *, place: str) -> str:
@@ -386,7 +391,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def _files_of(definition: bytes, *, eod_token: str | None, place: str) -> TokenizerFiles:
-    """Return the files of a definition that has none: the token that was named must be found again."""
+    """Return the files of a definition without any: they must record the token that was named."""
     named = {} if eod_token is None else {CONFIG_NAME: (json.dumps({"eos_token": eod_token}) + "\n").encode()}
     return TokenizerFiles(contents={JSON_NAME: definition, **named}, place=place)
 
@@ -402,10 +407,15 @@ def train_tokenizer(
 ) -> SentencePieceTokenizer:
     """Train a SentencePiece model of at most `vocab_size` pieces; the same documents give the same bytes.
 
-    Line ends are ordinary characters here, so that frequent ends of lines become pieces of their own.
+    Line ends are ordinary characters here, so that frequent line ends become pieces.
+
+    Args:
+        documents: UTF-8 texts.
+        vocab_size: largest number of pieces.
+        model_type: how SentencePiece chooses pieces.
 
     Raises:
-        DataError: `vocab_size` is below `MIN_VOCAB_SIZE`, or there is nothing to train on.
+        DataError: `vocab_size` is below `MIN_VOCAB_SIZE`, or there is no text to train on.
     """
     import sentencepiece
 
@@ -421,7 +431,7 @@ def train_tokenizer(
             model_type=model_type.value,
             vocab_size=vocab_size,
             hard_vocab_limit=False,
-            character_coverage=1.0,  # of the sentences, which hold nothing else
+            character_coverage=1.0,  # of the sentences, which contain only the alphabet
             required_chars=_SPACE_MARK,  # as bytes it would decode to the mark, not to a space
             normalization_rule_name="identity",
             byte_fallback=True,
@@ -450,10 +460,10 @@ def _sentences(texts: Sequence[str], *, alphabet: set[str]) -> Iterator[str]:
 
 
 def _alphabet(texts: Sequence[str], *, max_characters: int) -> set[str]:
-    """Return the characters that get pieces of their own: the most frequent, 99.95 % of the text unless too many.
+    """Return the characters that get their own pieces: the most frequent, 99.95 % of the text unless too many.
 
-    Done here because SentencePiece refuses a character coverage below 0.98, which a small vocabulary of a large script
-    needs; what is left out becomes bytes.
+    Done here because SentencePiece refuses a character coverage below 0.98, which a small vocabulary for a large script
+    needs; other characters become bytes.
     """
     counts = Counter[str]()
     for text in texts:

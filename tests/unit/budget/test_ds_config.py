@@ -50,7 +50,7 @@ def test_load_reads_an_object(tmp_path: Path) -> None:
         (b"", r"is not JSON: Expecting value at line 1 column 1"),
         (b"[1, 2]", r"must hold a JSON object, not \[1, 2\]"),
         (b"\xff\xfe\x00", r"is not UTF-8: .* at byte 0"),
-        (b'{"fp16": {}, "fp16": {}}', r"key 'fp16' stands twice in one object"),
+        (b'{"fp16": {}, "fp16": {}}', r"key 'fp16' occurs twice in one object"),
         (b'{"gradient_clipping": NaN}', r"NaN is not a finite number"),
     ],
 )

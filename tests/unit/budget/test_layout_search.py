@@ -12,10 +12,10 @@ from chinchilla_ds.budget.layout.search import LayoutRequest, search_layouts
 from chinchilla_ds.budget.layout.space import divisors
 from chinchilla_ds.budget.memory.peak import estimate_memory
 from chinchilla_ds.budget.speed.devices import Device, get_device
-from chinchilla_ds.budget.speed.step_time import estimate_step_time
 from chinchilla_ds.errors import ConfigError, LayoutError
 from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute
 from chinchilla_ds.testing.configs import tiny_shape
+from tests.unit.budget.step_times import estimate_step_time
 
 GIB = 2**30
 
@@ -312,7 +312,7 @@ def test_a_cpu_that_a_file_describes():
 
 def test_nothing_would_do():
     request = seventy(world_size=1, global_batch_size=1, fixed={"zero_stage": 0, "pipeline_model_parallel_size": 1})
-    with pytest.raises(LayoutError, match="no doubling of it and no listed device would do"):
+    with pytest.raises(LayoutError, match="no doubling of it and no listed device would fit"):
         search_layouts(request)
 
 

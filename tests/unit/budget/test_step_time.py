@@ -12,12 +12,12 @@ from chinchilla_ds.budget.speed.step_time import (
     OptimizerTime,
     combine,
     data_parallel_time,
-    estimate_step_time,
     micro_batch_time,
     optimizer_time,
 )
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute, StepTime
+from tests.unit.budget.step_times import estimate_step_time
 
 GIGA = Device(
     name="Giga",

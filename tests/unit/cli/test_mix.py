@@ -182,7 +182,7 @@ def test_flags_that_contradict_one_another_are_refused_together(tmp_path: Path) 
 
 def test_what_is_missing_is_named(corpus: Path, done: Path, tmp_path: Path) -> None:
     (found,) = refused(DataError, "design", tmp_path / "none", "--runs", 8, "--out", tmp_path / "a.csv")
-    assert "holds no prepared data" in found
+    assert "holds no usable prepared data" in found
     single = write_corpus(tmp_path / "single", tokens={"web": 1000})
     (found,) = refused(DataError, "design", single, "--runs", 8, "--out", tmp_path / "a.csv")
     assert "has one source, 'web'" in found

@@ -57,6 +57,7 @@ FREE: dict[str, Any] = {
     "guards": GuardConfig(on_spike=OnSpike.REWIND),
     "checkpoint": CheckpointConfig(save_every=SaveInterval(iters=1), keep=9),
     "sample_interval_tokens": 1000,
+    "run_name": "first",
 }
 DECIDES: dict[str, Any] = {
     "compute_budget_flops": 2e11,

@@ -350,7 +350,7 @@ def test_a_server_that_is_down_is_one_line_without_the_password(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("error: MLflow at http://***@127.0.0.1:9/?*** cannot be brought up to date: ")
-    assert err.endswith(" Connection refused; the same command goes on where this one stopped\n")
+    assert err.endswith(" Connection refused; the same command continues where this one stopped\n")
     assert "hidden" not in err
     assert "veiled" not in err
 
@@ -483,7 +483,7 @@ def test_metrics_of_another_run_are_refused(output: Path, capsys: pytest.Capture
     (run.folder / "plan.json").write_text(tiny_plan().to_json())
     run.metrics.write_text('{"step": 2, "time": 5.5, "train/loss": 2.5, "tokens": 7}\n')
     assert main(["track", str(run.folder)]) == 2
-    assert "metrics.jsonl is of another run: at step 2 `tokens` is 7, and by plan.json" in capsys.readouterr().err
+    assert "metrics.jsonl belongs to another run: at step 2 `tokens` is 7, and by plan.json" in capsys.readouterr().err
 
 
 def test_lines_that_cannot_be_read_are_named(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

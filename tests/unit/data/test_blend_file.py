@@ -106,7 +106,7 @@ def test_a_source_is_read_no_more_often_than_max_epochs(corpus: PreparedData, tm
         ("weights: {code: 0.5, code: 0.5, web: 0.5, wiki: 0}", "key 'code' stands twice in one mapping at line 1"),
         ("weights: {code: !!float x, web: 1, wiki: 0}", "the tag 'tag:yaml.org,2002:float' is not read"),
         ("weights: {code: 1e999, web: 1, wiki: 0}", "is not a finite number, line 1"),
-        ("weights: {coed: 0.5, web: 0.5, wiki: 0}", "'coed' is no source of"),
+        ("weights: {coed: 0.5, web: 0.5, wiki: 0}", "'coed' is not a source of"),
         ("weights: {web: 1, wiki: 0}", "source 'code' of"),
         ("weights: [1, 2]", "must hold one mapping, `weights:`"),
         ("code: 1", "must hold one mapping, `weights:`"),

@@ -96,7 +96,7 @@ def test_lines_in_a_json_file_are_shared_in_ranges(tmp_path: Path) -> None:
         ('{"text": "a "bad" quote"}', "is not JSON: "),
         ('{"text": "5" tall"}', "is not JSON: "),
         ('{"text": "never closed}', "is not JSON: "),
-        ('{"text": "a", "text": "b"}', "is not JSON: key 'text' stands twice in one object"),
+        ('{"text": "a", "text": "b"}', "is not JSON: key 'text' occurs twice in one object"),
         ('{"txt": "a"}', "has no field 'text'; did you mean 'txt'?"),
         ('"a, text"', "is a JSON str, not an object"),
         ("17", "is a JSON int, not an object"),
@@ -122,7 +122,7 @@ def test_deep_nesting_in_an_array_and_in_a_line(tmp_path: Path) -> None:
 def test_an_array_that_is_cut_off(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", json.dumps(RECORDS).encode()[:-10])
     assert texts(path) == TEXTS[:2]
-    assert problems(path)[-1] == f"{path} is not JSON: its array does not end; it may be cut off"
+    assert problems(path)[-1] == f"{path} is not JSON: its array does not end; it may be truncated"
 
 
 def test_an_overlong_record_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_an_overlong_record_of_an_array(tmp_path: Path, monkeypatch: pytest.Monk
     long = {"text": 'x\\"{[' * 2**19, "id": 3}
     path = write(tmp_path / "a.json", json.dumps([RECORDS[0], long, RECORDS[2]]).encode())
     assert texts(path) == [TEXTS[0], TEXTS[2]]
-    assert problems(path) == [f"{path}:1 is a record of more than 512.00 KiB; cut it into documents"]
+    assert problems(path) == [f"{path}:1 is a record of more than 512.00 KiB; split it into documents"]
 
 
 def test_what_python_writes_is_read_and_half_surrogates_become_one_sign(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_quote_that_is_not_closed_within_a_record(tmp_path: Path, monkeypatch:
 
 def test_a_column_that_stands_twice(tmp_path: Path) -> None:
     (problem,) = problems(write(tmp_path / "a.csv", b"text,text\na,b\n"))
-    assert problem == f"{tmp_path}/a.csv:1 names 2 columns 'text'; one of them can be read"
+    assert problem == f"{tmp_path}/a.csv:1 names 2 columns 'text'; only one can be read"
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_an_arrow_folder_that_names_files_elsewhere(tmp_path: Path) -> None:
     from chinchilla_ds.data.reading import hub
 
     hub._saved.cache_clear()
-    with pytest.raises(DataError, match=r"names the data file '\.\./outside\.arrow', which is not one of its folder"):
+    with pytest.raises(DataError, match=r"names the data file '\.\./outside\.arrow', which is not in its folder"):
         read(folder)
     os.mkfifo(folder / "data-00000-of-00001.arrow")
     with pytest.raises(DataError, match=r"data-00000-of-00001\.arrow in it is not a regular file"):
@@ -324,7 +324,7 @@ def test_what_a_folder_holds_and_what_is_left_out_is_counted(tmp_path: Path) -> 
         "not text",
         "empty",
         "hidden",
-        "link to nothing",
+        "broken link",
         "link to a folder",
     }
     assert {one.split(" x ")[-1] for one in told[:-1]} < reasons

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chinchilla_ds.data.feeding import loader as loader_module
-from chinchilla_ds.data.feeding.loader import MicroBatch, TokenLoader
+from chinchilla_ds.data.feeding.loader import TokenBatch, TokenLoader
 from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.errors import OutputError
 from chinchilla_ds.run_plan import RunPlan
@@ -17,11 +17,11 @@ MakePlan = Callable[..., RunPlan]
 LAYOUTS = [(1, 8, 1), (1, 2, 4), (2, 2, 2), (4, 1, 2), (4, 2, 1), (8, 1, 1)]
 
 
-def rows(batches: list[MicroBatch]) -> list[tuple[int, ...]]:
+def rows(batches: list[TokenBatch]) -> list[tuple[int, ...]]:
     return sorted(tuple(row) for batch in batches for row in batch.tokens.tolist())
 
 
-def step(loader: TokenLoader, iteration: int, *, ranks: int) -> list[MicroBatch]:
+def step(loader: TokenLoader, iteration: int, *, ranks: int) -> list[TokenBatch]:
     return [batch for rank in range(ranks) for batch in loader.micro_batches(iteration, rank)]
 
 

@@ -270,7 +270,7 @@ def test_one_line_of_50_mb(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(gzip.compress(content.encode(), 1) if name.endswith("gz") else content.encode())
     place = f"{path}:{32 if name.endswith('csv') else 31}"
-    with pytest.raises(DataError, match=rf"{place} is a line of more than 32\.00 MiB; cut it into documents"):
+    with pytest.raises(DataError, match=rf"{place} is a line of more than 32\.00 MiB; split it into documents"):
         prepare_recipe(recipe_of(path), folder=tmp_path / "out", num_workers=1)
     assert [left.name for left in tmp_path.iterdir()] == [name]
     prepared = prepare_recipe(recipe_of(path, skip_problems=True), folder=tmp_path / "out", num_workers=1)

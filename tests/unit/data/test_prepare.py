@@ -124,9 +124,7 @@ def test_a_broken_manifest(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=f"(?s){message}.*; restore the folder, or remove it to prepare the text again"):
         PreparedData.load(tmp_path)
-    with pytest.raises(
-        DataError, match=r"holds no prepared data that can be used: the manifest .* cannot be read: No such file"
-    ):
+    with pytest.raises(DataError, match=r"holds no usable prepared data: the manifest .* cannot be read: No such file"):
         PreparedData.load(tmp_path / "nowhere")
 
 

@@ -142,7 +142,7 @@ def test_pieces_of_one_score_that_compete_are_refused():
     for piece in proto.pieces:
         if piece.type == 1 and len(piece.piece) > 1:
             piece.score = 0.0
-    with pytest.raises(DataError, match="compete where SentencePiece goes by their place alone"):
+    with pytest.raises(DataError, match="compete, and SentencePiece decides by their position alone"):
         to_tokenizers(proto.SerializeToString(), place="their.model")
 
 

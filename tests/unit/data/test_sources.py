@@ -137,7 +137,7 @@ def test_unknown_type_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "a.josnl").write_text("{}")
     message = problem(tmp_path / "a.josnl")
     assert message.startswith(f"{tmp_path}/a.josnl is of unknown type '.josnl'; did you mean '.jsonl'?; known types: ")
-    assert message.endswith(".ts .txt, also with .gz .bz2 .xz .zst behind")
+    assert message.endswith(".ts .txt, optionally followed by .gz .bz2 .xz .zst behind")
 
 
 def test_not_utf8_names_file_and_offset(tmp_path: Path) -> None:
@@ -177,9 +177,9 @@ def test_bad_jsonl_names_file_and_line(tmp_path: Path, line: bytes, message: str
 def test_truncated_and_false_gzip(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "good"}\n' * 100)[:-9])
-    assert problem(path) == f"{path}:101 cannot be read: it is cut off: the file ends before the archive does"
+    assert problem(path) == f"{path}:101 cannot be read: it is truncated: the file ends before the archive does"
     path.write_bytes(b"not gzip")
-    assert problem(path) == f"{path} cannot be read: it does not begin as a .gz file does"
+    assert problem(path) == f"{path} cannot be read: it does not start like a .gz file"
 
 
 def test_bad_parquet(tmp_path: Path) -> None:

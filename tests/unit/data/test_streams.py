@@ -55,9 +55,9 @@ def test_what_comes_before_a_break_is_read_and_the_break_is_told(tmp_path: Path,
     pack, path = PACKS[suffix], tmp_path / f"a{suffix}"
     whole, rest = pack(content[:100_000]), pack(content[100_000:])
     for ending, message in (
-        (rest[:-3], "it is cut off"),
-        (rest[: len(rest) // 2], "it is cut off"),
-        (b"trailing bytes", "other bytes follow behind the end of the archive"),
+        (rest[:-3], "it is truncated"),
+        (rest[: len(rest) // 2], "it is truncated"),
+        (b"trailing bytes", "other bytes follow the end of the archive"),
     ):
         path.write_bytes(whole + ending)
         read, stream = bytearray(), open_bytes(path)
@@ -73,7 +73,7 @@ def test_what_comes_before_a_break_is_read_and_the_break_is_told(tmp_path: Path,
         unpacked(
             path, whole[:middle] + bytes(byte ^ 0x5A for byte in whole[middle : middle + 60]) + whole[middle + 60 :]
         )
-    with pytest.raises(ArchiveError, match=f"does not begin as a {suffix} file does"):
+    with pytest.raises(ArchiveError, match=f"does not start like a {suffix} file"):
         unpacked(path, b"plain text")
 
 
@@ -88,7 +88,7 @@ def test_skippable_frames_and_frames_of_unknown_size(tmp_path: Path, content: by
     unknown_size = compressor.compress(content[:70_000]) + compressor.flush()
     packed = SKIPPABLE + unknown_size + SKIPPABLE + zstandard.compress(content[70_000:]) + SKIPPABLE
     assert unpacked(tmp_path / "a.zst", packed) == content
-    with pytest.raises(ArchiveError, match="cut off"):
+    with pytest.raises(ArchiveError, match="truncated"):
         unpacked(tmp_path / "a.zst", packed[:-3])
 
 

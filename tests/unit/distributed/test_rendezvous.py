@@ -108,7 +108,7 @@ def test_a_rank_that_gives_no_sign_of_life_ends_all(family) -> None:
     time.sleep(1.8)
     (departure,) = left[0]
     assert departure.exit_code == 86
-    assert "rank 1 has given no sign of life" in departure.reason
+    assert "rank 1 has sent no heartbeat" in departure.reason
 
 
 @pytest.mark.slow

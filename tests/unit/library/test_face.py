@@ -12,12 +12,13 @@ import pytest
 import chinchilla_ds
 from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.errors import ConfigError
+from chinchilla_ds.plugins import PluginSpec
 from chinchilla_ds.runs.command import checked_config, set_fields
 from tests.unit.library import without_cli
 
 NAMES = (
     *("RunConfig", "plan", "fit", "prepare", "train", "initialize", "load", "generate", "evaluate", "export"),
-    "Callback",
+    *("Callback", "Objective"),
 )
 
 
@@ -62,6 +63,12 @@ def test_a_plan_of_a_device_is_searched_and_one_without_is_taken() -> None:
         chinchilla_ds.plan(config, gpu="h100", gpu_hours=5)
 
 
+def test_an_objective_beside_another_in_the_config_is_refused() -> None:
+    config = RunConfig(objective=PluginSpec(name="mine:Loss"))
+    with pytest.raises(ConfigError, match="`objective` is mine:Loss in the config and cross_entropy beside it"):
+        chinchilla_ds.train(config, ds_config={}, objective=chinchilla_ds.Objective())
+
+
 @pytest.mark.slow
 def test_training_needs_no_command_line(tmp_path: Path) -> None:
     """Everything but `cli` is imported, and `train` trains; the second call finds the finished run."""
@@ -77,6 +84,9 @@ def test_training_needs_no_command_line(tmp_path: Path) -> None:
     first, second = facts["folders"]
     assert first == second
     assert facts["losses"][0] == pytest.approx(facts["losses"][1], rel=1e-12)
+    name, loss, optimised = facts["weighted"]
+    assert name == "__main__:Weighted"
+    assert optimised == pytest.approx(0.25 * loss, rel=1e-6), "the loss of the script's own is optimised"
     status = json.loads((Path(first) / "status.json").read_text())
     assert (status["state"], status["step"]) == ("finished", 4)
 

@@ -3,16 +3,19 @@
 python without_cli.py FOLDER
 """
 
+import dataclasses
 import importlib
 import json
 import pkgutil
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import chinchilla_ds
+from chinchilla_ds.objective import DecoderOutput, LossValue, Objective, spec_of
 
 EXTRAS = {"lm_eval", "torchao", "transformer_engine", "datatrove", "spacy", "transformers"}
 
@@ -25,11 +28,22 @@ class _Forbidden:
             raise AssertionError(f"{name} was imported")
 
 
+@dataclass(kw_only=True)
+class Weighted(Objective):
+    """Cross entropy times a number: a loss of the script's own."""
+
+    weight: float
+
+    def loss(self, output: DecoderOutput, /) -> LossValue:
+        """Return it."""
+        return LossValue(loss=self.weight * output.cross_entropy().mean())
+
+
 def import_everything() -> int:
     names = [
         module.name
         for module in pkgutil.walk_packages(chinchilla_ds.__path__, "chinchilla_ds.", onerror=lambda name: None)
-        if not module.name.startswith("chinchilla_ds.cli")
+        if not module.name.startswith(("chinchilla_ds.cli", "chinchilla_ds.__main__"))
     ]
     for name in names:
         try:
@@ -57,12 +71,17 @@ def main(folder: Path) -> None:
     wanted: dict[str, Any] = {"ds_config": ds_config, "plan": tiny_plan(train_iters=4, zero_stage=1, shape=shape)}
     state = chinchilla_ds.train(config, **wanted)
     again = chinchilla_ds.train(config, **wanted)
+    objective = Weighted(weight=0.25)
+    named = dataclasses.replace(wanted["plan"], objective=spec_of(objective))
+    weighted = chinchilla_ds.train(config, **wanted | {"plan": named}, objective=objective)
+    assert weighted.step is not None
     assert state.evaluation is not None
     assert again.evaluation is not None
     facts = {
         "modules": num_modules,
         "iteration": state.iteration,
         "folders": [str(state.run_folder), str(again.run_folder)],
+        "weighted": [weighted.plan.objective.name, weighted.step.loss, weighted.step.objective_loss],
         "losses": [state.evaluation.loss, again.evaluation.loss],
         "callables": [name for name in chinchilla_ds.__all__ if callable(getattr(chinchilla_ds, name))],
     }

@@ -106,7 +106,7 @@ def test_a_failing_backend_warns_once_and_counts(caplog: pytest.LogCaptureFixtur
     tracker.log_artifact(Path("plan.json"))
     tracker.close(RunStatus.FINISHED)
     assert messages(caplog) == [
-        "full disk cannot be written; training goes on, what is not written stays in memory and is tried again: "
+        "full disk cannot be written; training continues, and pending entries stay in memory and are retried: "
         "OSError: no space left on device",
         "full disk lost 3 entries of this run",
     ]
@@ -125,7 +125,7 @@ def test_what_a_backend_failed_to_take_is_written_later_and_in_order(caplog: pyt
     assert backend.seen == [{"a": 1}, (1, {"loss": 1.0}), (2, {"loss": 0.5}), RunStatus.FINISHED]
     assert [message.split(";")[0] for message in messages(caplog)] == [
         "disk cannot be written",
-        "disk is written again",
+        "disk can be written again",
     ]
 
 
@@ -153,7 +153,7 @@ def test_a_backend_that_does_not_open_warns_once_and_counts(caplog: pytest.LogCa
     tracker.log_metrics({"loss": 1.0}, step=1)
     tracker.close(RunStatus.FINISHED)
     assert messages(caplog) == [
-        "elsewhere cannot be written; training goes on, what is not written stays in memory and is tried again: "
+        "elsewhere cannot be written; training continues, and pending entries stay in memory and are retried: "
         "ConnectionError: no server at http://nowhere",
         "elsewhere lost 1 entries of this run",
     ]
@@ -167,7 +167,7 @@ def test_close_waits_only_so_long_for_a_backend_that_hangs(caplog: pytest.LogCap
     assert backend.entered.wait(PATIENCE_S)
     tracker.log_metrics({}, step=1)
     tracker.close(RunStatus.FINISHED)
-    assert messages(caplog) == ["hung was not written to its end within 0.01 s; up to 2 entries are lost"]
+    assert messages(caplog) == ["hung was not written completely within 0.01 s; up to 2 entries are lost"]
     gate.set()
 
 

@@ -93,14 +93,16 @@ def test_a_server_that_is_down_costs_two_lines_and_no_password(
     caplog.set_level(logging.DEBUG)
     file, follower = jsonl_tracker(run_folder=folder), mlflow_tracker(destination=destination, run_folder=folder)
     file.log_metrics({"train/loss": 5.0}, step=1)
-    while not any("is tried again" in message for message in caplog.messages):
+    while not any("will be retried" in message for message in caplog.messages):
         time.sleep(0.01)
     for tracker in (file, follower):
         tracker.close(RunStatus.FINISHED)
     assert len(caplog.messages) == 2
-    assert caplog.messages[0].startswith("MLflow at http://***@127.0.0.1:9/?*** cannot be written and is tried again, ")
+    assert caplog.messages[0].startswith(
+        "MLflow at http://***@127.0.0.1:9/?*** cannot be written and will be retried, "
+    )
     assert caplog.messages[1].startswith("MLflow at http://***@127.0.0.1:9/?*** lacks what this run has logged: ")
-    assert caplog.messages[1].endswith("; `chinchilla-ds track tiny` brings it there")
+    assert caplog.messages[1].endswith("; `chinchilla-ds track tiny` brings it up to date")
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     for text in (caplog.text, *capfd.readouterr(), written, repr(destination)):
         assert not any(secret in text for secret in ("hid%2Fden", "hid/den", "veiled"))
@@ -186,7 +188,7 @@ def test_a_run_that_goes_another_way_gets_a_new_mlflow_run_at_that_step(differs_
     assert (tags["mlflow.note.content"], tags["team"]) == ("look at step 3", "ours")
     assert pairs_of(run.database, "params", second) == pairs_of(run.database, "params", first)
     assert rows(run.database, "SELECT lifecycle_stage FROM runs WHERE run_uuid = ?", first) == [("deleted",)]
-    assert [note.split(":")[0] for note in run.mirror.notes] == ["the run went back to a checkpoint and another way"]
+    assert [note.split(":")[0] for note in run.mirror.notes] == ["the run went back to a checkpoint and diverged"]
 
     run.start()
     assert run.mirrored(RunStatus.FINISHED) is None

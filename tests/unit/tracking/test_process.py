@@ -46,9 +46,9 @@ def test_each_outage_is_said_once_and_its_end_too() -> None:
     place = Place("no route", "no route", None, "disk full", None, None)
     assert place.follow()
     assert place.said == [
-        "There cannot be written and is tried again, training goes on meanwhile: no route",
+        "There cannot be written and will be retried, training continues: no route",
         "There is up to date again",
-        "There cannot be written and is tried again, training goes on meanwhile: disk full",
+        "There cannot be written and will be retried, training continues: disk full",
         "There is up to date again",
     ]
 
@@ -56,7 +56,7 @@ def test_each_outage_is_said_once_and_its_end_too() -> None:
 def test_what_is_lacking_at_the_end_is_said_with_the_remedy() -> None:
     place = Place(None, "no route")
     assert not place.follow()
-    assert place.said == ["There lacks what this run has logged: no route; `mend` brings it there"]
+    assert place.said == ["There lacks what this run has logged: no route; `mend` brings it up to date"]
 
 
 def test_a_run_that_was_killed_ends_without_a_status() -> None:
@@ -139,7 +139,7 @@ def test_a_process_that_hangs_is_ended_and_the_remedy_named(
     tracker = start(module, tmp_path / "log", hangs=True, close_timeout_s=0.01)
     pid_in(tmp_path / "log")
     tracker.close(FINISHED)
-    assert caplog.messages[-1] == "There was not up to date within 0.01 s of the run's end: `mend` brings it there"
+    assert caplog.messages[-1] == "There was not up to date within 0.01 s of the run's end: `mend` brings it up to date"
     assert tracker._process is not None
     assert tracker._process.returncode == -signal.SIGKILL
 

@@ -1,1 +1,1 @@
-"""Fitting scaling laws to a table of finished runs; numpy only, and never imported by the planning path."""
+"""Fitting scaling laws to a table of finished runs; numpy only, never imported by the planning path."""

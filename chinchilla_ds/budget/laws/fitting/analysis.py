@@ -1,4 +1,4 @@
-"""What one `chinchilla-ds fit` does with a table: outliers, approaches 1 to 3, intervals, and what to be wary of."""
+"""The analysis behind `chinchilla-ds fit`: outliers, approaches 1 to 3, intervals, and warnings."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,18 +15,18 @@ from chinchilla_ds.budget.laws.fitting.isoflop import ParabolaBias, fit_isoflop,
 from chinchilla_ds.budget.laws.fitting.outliers import drop_outliers
 from chinchilla_ds.budget.laws.fitting.result import FitReport
 from chinchilla_ds.budget.laws.fitting.runs import RunTable
-from chinchilla_ds.budget.laws.fitting.surface import DEFAULT_DELTA, Form, Objective, SurfaceFit, fit_surface
+from chinchilla_ds.budget.laws.fitting.surface import DEFAULT_DELTA, FitLoss, Form, SurfaceFit, fit_surface
 from chinchilla_ds.budget.laws.lookup import MAX_EXTRAPOLATION
 from chinchilla_ds.errors import DataError
 
 _T = TypeVar("_T")
 ALL_APPROACHES = (1, 2, 3)
 NOTABLE_BIAS = 0.01
-"""A systematic error of approach 2 that is worth a warning, as a share of N* or D*."""
+"""Bias of approach 2 that deserves a warning, as a share of N* or D*."""
 NOTABLE_FLOPS_RATIO = 1.1
-"""FLOPs over 6 N D, on average, from which the two readings of a budget differ visibly."""
+"""Mean deviation of FLOPs from 6 N D above which the two readings of a budget differ visibly."""
 FEWEST_DRAWS = 0.9
-"""Share of the draws that must give a power law for their percentiles to be believed without a warning."""
+"""Share of the draws that must give a power law for their percentiles to be reported without a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,36 +35,36 @@ class FitRequest:
 
     approaches: tuple[int, ...] = (3,)
     form: Form = Form.ADDITIVE
-    objective: Objective = Objective.HUBER
+    objective: FitLoss = FitLoss.HUBER
     delta: float = DEFAULT_DELTA
-    """Huber's, in log loss."""
+    """Huber's delta, in log loss."""
     leave_out_outliers: bool = False
     num_draws: int = 1000
-    """Of the bootstrap; 0 for none."""
+    """Bootstrap draws; 0 for none."""
     seed: int = 42
     compute_budget_flops: float | None = None
-    """Where N* and D* are asked for."""
+    """Budget for which N* and D* are requested."""
 
     @property
     def min_rows(self) -> int:
-        """Constants that are fitted: five or six of the surface, or two power laws of two."""
+        """Number of fitted constants: five or six of the surface, or two power laws of two."""
         if 3 not in self.approaches:
             return 4
         return 6 if self.form is Form.SKALING else 5
 
 
 def analyse(runs: RunTable, /, *, source: str, request: FitRequest) -> FitReport:
-    """Return what the runs say.
+    """Return the results of the fit.
 
-    Where several approaches are asked for, one that fails becomes a warning as long as another gives a result.
+    If several approaches are requested, one that fails becomes a warning as long as another gives a result.
 
     Args:
         runs: Every run that was read.
-        source: Where they are from, for messages.
-        request: What to do with them.
+        source: Where they come from, for messages.
+        request: What to fit, and how.
 
     Raises:
-        DataError: no approach gives a result; says why for each.
+        DataError: no approach gives a result; names the reason for each.
     """
     dropped: tuple[str, ...] | None = None
     if request.leave_out_outliers:
@@ -120,7 +120,7 @@ class _Fits:
 
 
 def _fits(runs: RunTable, request: FitRequest) -> tuple[_Fits, list[str]]:
-    """Return what the approaches give, and why some give nothing."""
+    """Return the results of the approaches, and why some have none."""
     problems: list[str] = []
 
     def attempt(number: int, fit: Callable[[], _T]) -> _T | None:
@@ -146,7 +146,7 @@ def _fits(runs: RunTable, request: FitRequest) -> tuple[_Fits, list[str]]:
 def _bias(
     runs: RunTable, isoflop: FrontierFit | None, *, law: SurfaceFit | None, request: FitRequest
 ) -> ParabolaBias | None:
-    """Return approach 2's bias on the surface of approach 3, which is fitted for it where it was not asked for."""
+    """Return approach 2's bias on the surface of approach 3, which is fitted here if it was not requested."""
     if isoflop is None:
         return None
     if law is None:
@@ -168,9 +168,7 @@ def _form_warnings(surface: SurfaceFit | None, request: FitRequest) -> Iterator[
 
 def _draw_warnings(fits: _Fits, bootstrap: SurfaceBootstrap | None, *, num_draws: int) -> Iterator[str]:
     if bootstrap is not None and bootstrap.num_not_converged:
-        yield (
-            f"{bootstrap.num_not_converged} of {num_draws} draws of approach 3 did not converge; they count as they are"
-        )
+        yield (f"{bootstrap.num_not_converged} of {num_draws} draws of approach 3 did not converge; they are included")
     for fit in fits.frontiers:
         if len(fit.draws) < FEWEST_DRAWS * num_draws:
             yield (
@@ -197,7 +195,7 @@ def _curve_warnings(runs: RunTable, request: FitRequest) -> Iterator[str]:
     count = sum(rows for rows in sizes.values() if rows > 1)
     if count and request.approaches != (1,):
         yield (
-            f"{count} rows share a run's name and N: approach 1 takes them for training curves, approaches 2 and 3 for "
+            f"{count} rows share a run's name and N: approach 1 treats them as training curves, approaches 2 and 3 as "
             "final losses, which points within a curve are not: their learning rate has not decayed yet"
         )
 
@@ -206,7 +204,7 @@ def _flops_warnings(runs: RunTable, request: FitRequest) -> Iterator[str]:
     ratio = float(np.exp(np.log(runs.flops / (6 * runs.num_params * runs.num_tokens)).mean()))
     if not 1 / NOTABLE_FLOPS_RATIO < ratio < NOTABLE_FLOPS_RATIO:
         yield (
-            f"the runs' FLOPs are {ratio:.3g} times 6 N D on average: approach 3 takes a budget as 6 N D, approaches 1 "
+            f"the runs' FLOPs are {ratio:.3g} times 6 N D on average: approach 3 reads a budget as 6 N D, approaches 1 "
             "and 2 as the runs' FLOPs"
         )
     budget = request.compute_budget_flops

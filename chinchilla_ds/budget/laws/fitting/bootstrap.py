@@ -1,4 +1,4 @@
-"""How sure a fitted surface is: the surface fitted again to runs drawn with replacement, all draws at once."""
+"""Uncertainty of a fitted surface: it is refitted to runs drawn with replacement, all draws at once."""
 
 import math
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from chinchilla_ds.budget.laws.fitting.newton import minimise
 from chinchilla_ds.budget.laws.fitting.objective import ALPHA, BETA, LOG_A, LOG_B, LOG_E, LOG_K, Points, center
 from chinchilla_ds.budget.laws.fitting.runs import Floats, RunTable
 from chinchilla_ds.budget.laws.fitting.solve import VERTEX_DELTA, solve
-from chinchilla_ds.budget.laws.fitting.surface import Objective, SurfaceFit, theta_of
+from chinchilla_ds.budget.laws.fitting.surface import FitLoss, SurfaceFit, theta_of
 from chinchilla_ds.errors import DataError
 
 CHUNK_DRAWS = 128
-"""Draws per batch: 240 runs of them fit a core's cache."""
+"""Draws per batch: with 240 runs, a batch fits a core's cache."""
 DEFAULT_LEVEL = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedOptimum:
-    """Where the optimum of a budget lies with probability `level`, (low, high) each."""
+    """Intervals of a budget's optimum with probability `level`, (low, high) each."""
 
     compute_budget_flops: float
     level: float
@@ -33,12 +33,12 @@ class FittedOptimum:
     num_tokens: tuple[float, float]
     tokens_per_param: tuple[float, float]
     loss: tuple[float, float]
-    """Of the predicted loss at each draw's own optimum, nats per token."""
+    """Interval of the predicted loss at each draw's own optimum, nats per token."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SurfaceBootstrap:
-    """The surfaces that resampled runs give, one row each.
+    """The surfaces fitted to resampled runs, one row each.
 
     Intervals are percentiles of the draws for 200 runs or more, and bias-corrected percentiles below: see `intervals`.
     """
@@ -46,7 +46,7 @@ class SurfaceBootstrap:
     draws: Floats
     """(log A, log B, log E, alpha, beta[, log k]) in units of parameters, tokens and nats, [draw, parameter]."""
     estimate: Floats
-    """The same of the full fit, [parameter]."""
+    """The same for the full fit, [parameter]."""
     num_points: int
     """Runs in the table."""
     num_not_converged: int
@@ -54,12 +54,12 @@ class SurfaceBootstrap:
 
     @cached_property
     def constants(self) -> dict[str, Floats]:
-        """The constants E, A, B, alpha, beta (and k, where it is free) of every draw, [draw] each."""
+        """The constants E, A, B, alpha, beta (and k, if it is free) of every draw, [draw] each."""
         return _constants(self.draws)
 
     @property
     def standard_errors(self) -> dict[str, float]:
-        """Standard deviation over the draws of E, A, B, alpha, beta (and k, where it is free)."""
+        """Standard deviation over the draws of E, A, B, alpha, beta (and k, if it is free)."""
         return {name: float(np.std(values)) for name, values in self.constants.items()}
 
     @property
@@ -117,7 +117,7 @@ def bootstrap_surface(runs: RunTable, /, *, fit: SurfaceFit, num_draws: int, see
     points = center(runs)
     weights = resampling_weights(num_runs=len(runs), num_draws=num_draws, seed=seed)
     start = points.from_units(theta_of(fit.surface, form=fit.form)[None])
-    delta = {Objective.HUBER: fit.delta, Objective.LAD: VERTEX_DELTA, Objective.SQUARED: math.inf}[fit.objective]
+    delta = {FitLoss.HUBER: fit.delta, FitLoss.LAD: VERTEX_DELTA, FitLoss.SQUARED: math.inf}[fit.objective]
     draws, failed = [], 0
     for first in range(0, num_draws, CHUNK_DRAWS):
         theta, num_failed = _fit_draws(points, start=start, weights=weights[first : first + CHUNK_DRAWS], delta=delta)
@@ -132,7 +132,13 @@ def bootstrap_surface(runs: RunTable, /, *, fit: SurfaceFit, num_draws: int, see
 
 
 def resampling_weights(*, num_runs: int, num_draws: int, seed: int) -> Floats:
-    """Return how often each run is drawn, [draw, run]."""
+    """Return how often each run is drawn, [draw, run].
+
+    Args:
+        num_runs: runs in the table.
+        num_draws: bootstrap draws.
+        seed: seed of numpy's legacy generator.
+    """
     generator = np.random.RandomState(seed)
     weights = np.empty((num_draws, num_runs))
     for row in weights:

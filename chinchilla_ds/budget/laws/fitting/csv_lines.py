@@ -1,4 +1,4 @@
-"""Lines of a CSV file that people write: numbered, stripped, with what is wrong said of the file."""
+"""Lines of a hand-written CSV file: numbered and stripped, with errors that name the file."""
 
 import csv
 import io

@@ -10,18 +10,23 @@ from chinchilla_ds.budget.laws.fitting.frontier import FrontierFit, FrontierPoin
 from chinchilla_ds.budget.laws.fitting.runs import Floats, RunTable
 
 CURVE_FLOP_VALUES = 1500
-"""Log-spaced compute values at which the best curve is looked for (Hoffmann et al. 2022, section 3.1)."""
+"""Log-spaced compute values at which the best curve is searched for (Hoffmann et al. 2022, section 3.1)."""
 MIN_CURVES = 3
 """Sizes that must reach a compute value for its best one to count."""
 
 
 def fit_envelope(table: RunTable, *, num_draws: int = 1000, seed: int = 42) -> FrontierFit:
-    """Fit approach 1: the model of least loss at each compute value, a power law through them.
+    """Fit approach 1: a power law through the models with the smallest loss at each compute value.
 
     Rows with one label and one N are a training curve, and its loss is interpolated in log C. Without curves, the best
-    run of every compute level counts. A compute value whose best model is the smallest or the largest one there says
-    only on which side the optimum lies, and does not count. Intervals come from drawing whole curves, or every
-    level's runs, anew.
+    run of every compute level counts. A compute value whose best model is the smallest or the largest one there shows
+    only on which side the optimum lies, and does not count. Intervals come from resampling whole curves, or every
+    level's runs.
+
+    Args:
+        table: the runs.
+        num_draws: bootstrap draws.
+        seed: seeds the draws.
 
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), section 3.1. Leaves out that the learning rate has not decayed
     yet within a curve, where the loss is therefore too high for its FLOPs.

@@ -1,6 +1,7 @@
-"""The frontier N*(C) = G C^a, D*(C) = H C^b as approaches 1 and 2 draw it: without a loss surface.
+"""The frontier N*(C) = G C^a, D*(C) = H C^b as approaches 1 and 2 find it: without a loss surface.
 
-`envelope` and `isoflop` find the best model of each compute level; here are the levels and the lines through them.
+`envelope` and `isoflop` find the best model of each compute level; this module has the levels and the lines through
+them.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,7 +64,7 @@ class PowerLaw:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrontierFit:
-    """N* and D* as power laws of FLOPs, with what they go through."""
+    """N* and D* as power laws of FLOPs, with the points that they are fitted to."""
 
     approach: int
     """1 or 2."""
@@ -96,7 +97,7 @@ class FrontierFit:
 def find_levels(table: RunTable) -> tuple[Level, ...]:
     """Return the compute levels of a table, by rising FLOPs; every run belongs to one.
 
-    The window of LEVEL_RATIO that holds most runs is a level; then the same among the runs that are left.
+    The window of LEVEL_RATIO that holds the most runs is a level; the rest are grouped in the same way.
     """
     order = np.argsort(table.flops, kind="stable")
     levels = []
@@ -132,8 +133,8 @@ def fit_levels(
         table: The runs.
         approach: Its number, for messages.
         best: Returns the best point among these rows, or why there is none.
-        num_draws: How often every level's runs are drawn anew, with replacement.
-        seed: Of the draws.
+        num_draws: How often every level's runs are resampled, with replacement.
+        seed: Seeds the draws.
 
     Raises:
         DataError: fewer than MIN_LEVELS levels have a best point.
@@ -178,7 +179,17 @@ def fit_points(
     num_draws: int,
     seed: int,
 ) -> FrontierFit:
-    """Return the least-squares lines of log N and log D in log C, with bootstrap draws that give a line as well."""
+    """Return the least-squares lines of log N and log D in log C, with the bootstrap draws that give a line.
+
+    Args:
+        approach: its number, 1 or 2, for messages.
+        points: the best model at each compute value.
+        refused: levels that were not used, each with the reason.
+        rows: indices of the runs that the points were found among, [row].
+        draw: returns the points of one bootstrap draw.
+        num_draws: bootstrap draws.
+        seed: seeds the draws.
+    """
     generator = np.random.default_rng(seed)
     lines = [line for _ in range(num_draws) if (line := _lines(draw(generator))) is not None]
     line = _lines(points)
@@ -196,7 +207,7 @@ def fit_points(
 
 
 def _lines(points: Sequence[FrontierPoint]) -> Floats | None:
-    """Return log G, a, log H, b; None where the points are too few for a line."""
+    """Return log G, a, log H, b; None if there are too few points for a line."""
     log_flops = np.log([point.flops for point in points])
     if len(np.unique(log_flops)) < MIN_LEVELS:
         return None

@@ -1,4 +1,4 @@
-"""Whether a free outer exponent k pays: both forms predict runs that they were not fitted to."""
+"""Whether a free outer exponent k pays off: both forms predict runs that they were not fitted to."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from chinchilla_ds.budget.laws.fitting.solve import solve
 
 NUM_FOLDS = 5
 MARGIN = 2.0
-"""Standard errors of the difference by which a free k must lower the held-out error, or k stays 1.
+"""Standard errors of the difference by which a free k must lower the held-out error; otherwise k stays 1.
 
 Of 120 synthetic sweeps with k = 1 (30 to 240 runs, 0.3 to 0.5 % noise) none came out with a free k; of 200 with k at
-0.4, 0.75 and 1.6 all did. Judging by the dearest quarter of the runs alone, and a tenth of its error, gave a free k to
+0.4, 0.75 and 1.6 all did. Judging only by the most expensive quarter of the runs, and a tenth of its error, freed k in
 8 to 15 % of the former with 30 and 54 runs.
 """
 FEWEST_RUNS = 12
-"""With fewer, a fold has no two runs."""
+"""With fewer, a fold has less than two runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,13 @@ class HoldOut:
     """How well both forms predict runs that they were not fitted to."""
 
     num_held_out: int
-    """Every run once."""
+    """Number of held-out runs; every run is held out once."""
     additive_error: float
     """Mean absolute log residual of the held-out runs with k = 1."""
     skaling_error: float
     """The same with k fitted."""
     standard_error: float
-    """Of the difference of both, over the runs."""
+    """Standard error of the difference of both, over the runs."""
 
     @property
     def prefers_outer_exponent(self) -> bool:
@@ -42,10 +42,10 @@ class HoldOut:
 def hold_out(runs: RunTable, /, *, delta: float) -> HoldOut | None:
     """Return both forms' errors in five-fold cross-validation; None for too few runs.
 
-    The runs are dealt out in the order of their FLOPs, so that every fold spans the whole range.
+    The runs are distributed over the folds in the order of their FLOPs, so that every fold spans the whole range.
 
     Args:
-        runs: at least 12 runs, or there is nothing to hold out.
+        runs: at least 12 runs; otherwise there are too few to hold out.
         delta: Huber's delta; infinity for least squares, 0 for least absolute deviations.
 
     Source: Stone 1974, Cross-validatory choice, Journal of the Royal Statistical Society B 36, 111; the margin is ours.

@@ -1,4 +1,4 @@
-"""Whether a table of runs can tell the constants of the surface apart; if not, why not."""
+"""Whether a table of runs identifies the constants of the surface; if not, why not."""
 
 import numpy as np
 
@@ -13,35 +13,36 @@ A sweep at one D/N whose ratio varies by +-10 % has 0.07, and its fitted alpha i
 points of Besiroglu et al. have 0.95, five IsoFLOP budgets over +-4x in N 1.1.
 """
 LARGEST_CONDITION = 1e5
-"""Of the residuals' Jacobian in (log A, log B, log E, alpha, beta[, log k]) with columns of length 1.
+"""Largest condition number of the residuals' Jacobian in (log A, log B, log E, alpha, beta[, log k]) with columns of
+length 1.
 
 The 240 points have 33 (with k free 1.5e3); a fixed D/N has 1e7 and more, all N equal has infinity.
 """
 LARGEST_RELATIVE_ERROR = 0.5
-"""Of alpha and beta: a standard error above half the value leaves the split of a budget open."""
+"""Largest relative standard error of alpha and beta: above it the split of a budget is undetermined."""
 STEEPEST_EXPONENT = 5.0
-"""Of alpha and beta: a term that steep is over within the smallest runs, and says nothing of the others."""
+"""Largest alpha and beta: a steeper term vanishes within the smallest runs, and says nothing about the others."""
 SMALLEST_IRREDUCIBLE_SHARE = 1e-4
-"""Of the mean loss: an E below it is E = 0, at the edge of what the form allows."""
+"""Share of the mean loss below which E counts as 0, at the edge of what the form allows."""
 
 
 def check_enough(runs: RunTable, /, *, num_parameters: int) -> None:
     """Refuse a table with fewer different (N, D) than parameters.
 
     Raises:
-        DataError: says how many there are and how many would be enough.
+        DataError: names how many there are and how many would be enough.
     """
     distinct = len(set(zip(runs.num_params.tolist(), runs.num_tokens.tolist(), strict=True)))
     if distinct < num_parameters:
         raise DataError(
             f"{len(runs)} runs at {distinct} different (N, D) cannot determine the {num_parameters} parameters of the "
             f"loss surface; it takes at least {num_parameters + 1}, at several budgets and several D/N for each, and "
-            "30 or more for an interval that means something"
+            "30 or more for a meaningful interval"
         )
 
 
 def problems(points: Points, theta: Floats, /) -> list[str]:
-    """Return why these runs cannot tell the constants apart; empty where they can.
+    """Return why these runs do not identify the constants; empty if they do.
 
     Four tests, none of which depends on the units of N, D or loss: the runs must not lie on a line in (log N, log D);
     alpha and beta must lie below 5; the Jacobian's condition number must stay below 1e5; and alpha and beta must have a
@@ -75,7 +76,7 @@ def problems(points: Points, theta: Floats, /) -> list[str]:
 
 
 def _line(points: Points) -> str | None:
-    """Return what the runs have in common where they lie on a line in (log N, log D)."""
+    """Return what the runs have in common if they lie on a line in (log N, log D)."""
     spread, axes = np.linalg.eigh(np.cov(np.stack([points.log_params, points.log_tokens]), bias=True))
     if np.sqrt(max(spread[0], 0)) >= SMALLEST_SPREAD:
         return None
@@ -102,17 +103,19 @@ def _loose(theta: Floats, residual: Floats, jacobian: Floats) -> list[str]:
     errors = noise * np.sqrt(np.diag(np.linalg.inv(jacobian @ jacobian.T)))
     return [
         f"{name} is {theta[column]:.3g} with a standard error of {errors[column]:.2g}: more than half of it, so that "
-        "the split of a budget between N and D is open; add runs, or runs over a wider range"
+        "the split of a budget between N and D is undetermined; add runs, or runs over a wider range"
         for name, column in (("alpha", ALPHA), ("beta", BETA))
         if errors[column] > LARGEST_RELATIVE_ERROR * theta[column]
     ]
 
 
 def edge_warnings(theta: Floats, /) -> list[str]:
-    """Return what lies at the edge of the form without spoiling the split of a budget."""
+    """Return constants at the edge of the form that do not affect the split of a budget."""
     warnings = []
     if theta[LOG_E] < np.log(SMALLEST_IRREDUCIBLE_SHARE):
-        warnings.append("the fit has E = 0: these runs show no irreducible loss, and extrapolation below them is open")
+        warnings.append(
+            "the fit has E = 0: these runs show no irreducible loss, and extrapolation below them is uncertain"
+        )
     if len(theta) > LOG_K and abs(theta[LOG_K]) > np.log(5):
         warnings.append(f"the outer exponent k is {np.exp(theta[LOG_K]):.3g}, outside .2 to 5: the fit is degenerate")
     return warnings

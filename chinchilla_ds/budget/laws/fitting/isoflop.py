@@ -1,4 +1,4 @@
-"""Approach 2: a parabola per compute level, and how far it misses without any noise."""
+"""Approach 2: a parabola per compute level, and its bias without noise."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from chinchilla_ds.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class ParabolaBias:
-    """How far approach 2 misses the optimum of a known surface without noise, as fractions of the truth."""
+    """Error of approach 2 at the optimum of a known surface without noise, as fractions of the truth."""
 
     compute_budget_flops: float
     num_params: float
@@ -24,12 +24,17 @@ class ParabolaBias:
 
 
 def fit_isoflop(table: RunTable, *, num_draws: int = 1000, seed: int = 42) -> FrontierFit:
-    """Fit approach 2: the minimum of a parabola of the loss in log N per compute level, a power law through the minima.
+    """Fit approach 2: a power law through the minima of parabolas of the loss in log N, one per compute level.
 
-    D* lies at N* on the level's mean N D. Intervals come from drawing every level's runs anew.
+    D* follows from N* and the level's mean N D. Intervals come from resampling every level's runs.
 
-    Source: Hoffmann et al. 2022 (arXiv:2203.15556), section 3.2. Leaves out that the loss at equal FLOPs is no
-    parabola, so that the minimum is missed even without noise (see `parabola_bias`), and that the runs of a level
+    Args:
+        table: the runs.
+        num_draws: bootstrap draws.
+        seed: seeds the draws.
+
+    Source: Hoffmann et al. 2022 (arXiv:2203.15556), section 3.2. Leaves out that the loss at equal FLOPs is not a
+    parabola, so that the minimum is biased even without noise (see `parabola_bias`), and that the runs of a level
     may differ in FLOPs by a factor of LEVEL_RATIO.
 
     Raises:
@@ -65,9 +70,15 @@ def parabola_minimum(table: RunTable, rows: NDArray[np.intp]) -> FrontierPoint |
 def parabola_bias(
     table: RunTable, *, fit: FrontierFit, surface: Surface, compute_budget_flops: float
 ) -> ParabolaBias | None:
-    """Return how far approach 2, on the runs of `fit` with a surface's losses, misses that surface's optimum.
+    """Return the error of approach 2 at a surface's optimum, on the runs of `fit` with that surface's losses.
 
-    None where these losses give approach 2 no power law.
+    None if approach 2 finds no power law in these losses.
+
+    Args:
+        table: the runs, of which N, D and FLOPs are used.
+        fit: approach 2 on these runs.
+        surface: the known surface, whose losses replace the runs' own.
+        compute_budget_flops: budget in FLOPs at which the optima are compared.
 
     Source: Czech et al. 2026 (arXiv:2603.22339): with alpha 0.34, beta 0.28 and grids from D*/8 to 8 D* the parabolas
     miss D* by -2.9 %. Wide grids, grids off the optimum, and unequal exponents each add to it.

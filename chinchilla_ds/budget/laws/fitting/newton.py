@@ -9,25 +9,25 @@ from chinchilla_ds.budget.laws.fitting.runs import Floats, Integers, Mask
 
 MAX_ITERATIONS = 100
 LARGEST_EXPONENT = 8.0
-"""Of alpha and beta; beyond, A and B would overflow, and no sweep has shown one above 1.5."""
+"""Bounds of alpha and beta; beyond them A and B would overflow, and no sweep has shown one above 1.5."""
 LARGEST_LOG_OUTER_EXPONENT = 3.0
 LONGEST_STEP = 3.0
-"""In any centred parameter."""
+"""Largest step in any centred parameter."""
 RELATIVE_TOLERANCE = 1e-12
-"""Of the gradient's norm over the sum of |weight x slope of the loss|: below it the search stops."""
+"""Gradient norm over the sum of |weight x slope of the loss| below which the search stops."""
 ABSOLUTE_TOLERANCE = 1e-15
-"""Of the gradient's norm: what residuals rounded to 1e-16 can reach where the fit is exact."""
+"""Gradient norm that residuals rounded to 1e-16 can reach if the fit is exact."""
 ROUNDING = 1e3
-"""A search that can go no further has converged where the gradient is within this factor of both tolerances."""
+"""A search that cannot improve has converged if the gradient is within this factor of both tolerances."""
 FLAT_METRIC = 1e-6
-"""Of the metric's trace, added to its diagonal: damps the directions that the residuals hardly see, as E near zero."""
+"""Share of the metric's trace added to its diagonal: damps directions that hardly affect the residuals, as E near 0."""
 SMALLEST_CURVATURE = 1e-9
-"""Curvatures below this share of the metric's are taken for it."""
+"""Curvatures below this share of the metric's are replaced by it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Minimum:
-    """Where the search ended, one row per problem."""
+    """Results of the search, one row per problem."""
 
     theta: Floats
     """[m, p]."""
@@ -61,11 +61,11 @@ class _State:
 def minimise(
     points: Points, /, *, start: Floats, weights: Floats, delta: float, max_iterations: int = MAX_ITERATIONS
 ) -> Minimum:
-    """Return the minimum of sum_i weight_i Huber_delta(r_i) that is reached from each start.
+    """Return the minimum of sum_i weight_i Huber_delta(r_i) reached from each start.
 
-    Each step solves (H + mu M) step = -gradient, where H is the exact Hessian with its negative curvature turned round
+    Each step solves (H + mu M) step = -gradient, where H is the exact Hessian with its negative curvature reversed
     and M is that of iteratively re-weighted least squares, which bounds the curvature of Huber's loss from above. mu
-    shrinks on success, so that the end is Newton's method, and grows on failure towards short steps of the latter.
+    shrinks on success, towards Newton's method, and grows on failure, towards short steps of the latter.
 
     Args:
         points: the runs, n of them.
@@ -126,7 +126,7 @@ def _evaluate(points: Points, theta: Floats, weights: Floats, delta: float) -> _
 
 
 def _step(state: _State, damping: Floats) -> tuple[Floats, Floats]:
-    """Return the steps, [m, p], and the decrease of the objective that the quadratic model promises, [m]."""
+    """Return the steps, [m, p], and the decrease of the objective that the quadratic model predicts, [m]."""
     size = np.einsum("mpp->m", state.metric) + 1e-290
     metric = state.metric + FLAT_METRIC * size[:, None, None] * np.eye(state.theta.shape[1])
     inverse = np.linalg.inv(np.linalg.cholesky(metric))
@@ -152,7 +152,7 @@ def _room(theta: Floats, step: Floats) -> Floats:
 
 
 def _judge(state: _State, trial: _State, predicted: Floats) -> tuple[Mask, Mask]:
-    """Return which trials are kept, and which of them did about as well as promised.
+    """Return which trials are accepted, and which of them did about as well as predicted.
 
     Below the rounding of the objective itself the gradient decides.
     """

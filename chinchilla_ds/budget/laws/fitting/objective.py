@@ -30,7 +30,7 @@ class Points:
     mean_log_loss: float
 
     def with_runs(self, runs: RunTable, /) -> "Points":
-        """Return other runs over the means of these, so that a theta fitted to these applies to them."""
+        """Return other runs divided by the means of these, so that a theta fitted to these applies to them."""
         return replace(
             self,
             log_params=np.log(runs.num_params) - self.mean_log_params,
@@ -56,7 +56,7 @@ class Points:
 
 
 def center(runs: RunTable, /) -> Points:
-    """Return the runs as the objective wants them."""
+    """Return the runs in the form that the objective takes."""
     logs = [np.log(column) for column in (runs.num_params, runs.num_tokens, runs.loss)]
     means = [float(np.mean(column)) for column in logs]
     return Points(
@@ -71,7 +71,7 @@ def center(runs: RunTable, /) -> Points:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Linearised:
-    """Residuals at theta, their gradients, and what their second derivatives need."""
+    """Residuals at theta, their gradients, and the terms of their second derivatives."""
 
     residual: Floats
     """log L_predicted - log L_observed, [m, n]."""
@@ -140,7 +140,7 @@ def gram(jacobian: Floats, weights: Floats, /) -> Floats:
 
 
 def hessian(points: Points, at: Linearised, /, *, first: Floats, second: Floats) -> Floats:
-    """Return the sum over runs of first g g^T + second r'', [m, p, p], g and r'' being the residual's derivatives.
+    """Return the sum over runs of first g g^T + second r'', [m, p, p], where g and r'' are the residual's derivatives.
 
     The residual is log-sum-exp of z (the log of the reducible loss) and log E, and z = k log-sum-exp of two functions
     that are linear in theta. With s the share of the reducible loss and e the unit vector of log E,
@@ -173,7 +173,7 @@ def _add_term(out: Floats, weights: Floats, logs: Floats, coefficient: int, expo
 
 
 def _add_outer_exponent(out: Floats, at: Linearised, weights: Floats) -> None:
-    """Add what a k other than 1 brings: s (1 - 1/k) g_z g_z' inside, and the rows of log k."""
+    """Add the terms of a k other than 1: s (1 - 1/k) g_z g_z' inside, and the rows of log k."""
     assert at.log_reducible is not None
     inner = [LOG_A, LOG_B, ALPHA, BETA]
     gradient = at.jacobian[:, inner] / at.share[:, None, :]

@@ -1,4 +1,4 @@
-"""Leaving out runs that do not belong: only on request, by one stated rule, every dropped run with its reason."""
+"""Dropping outliers: only on request, by one stated rule, with a reason for every dropped run."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ LARGEST_DEVIATION = 5.0
 SIGMA_PER_MAD = 1.4826
 """Standard deviation over median absolute deviation of a normal distribution."""
 LARGEST_SHARE = 0.1
-"""Of the runs that the rule may drop; where it would drop more, it is the form that does not fit."""
+"""Largest share of the runs that the rule may drop; if it would drop more, the form itself does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutlierDecision:
-    """Which runs stay, and why the others go."""
+    """Which runs are kept, and why the others are dropped."""
 
     kept: Mask
     """[run]."""
@@ -29,24 +29,24 @@ class OutlierDecision:
 
 
 def drop_outliers(runs: RunTable, /) -> OutlierDecision:
-    """Return which runs lie within five robust standard deviations of the surface; no fit calls this by itself.
+    """Return which runs lie within five robust standard deviations of the surface; no fit calls this implicitly.
 
-    The surface with k = 1 is fitted by least absolute deviations, which a few wild runs hardly move. A run whose log
+    The surface with k = 1 is fitted by least absolute deviations, which a few outliers hardly move. A run whose log
     residual is more than 5 x 1.4826 x the median absolute deviation from the median is dropped, and the rest fitted
-    again, until none is. Both signs count: a run can be wrong by too low a loss, of another text for example.
+    again, until none is. Both signs count: a loss can also be too low, for example on other text.
 
     Args:
         runs: at least 12 runs.
 
     Raises:
-        DataError: too few runs to know their spread, or more than a tenth of them beyond the limit.
+        DataError: too few runs to estimate their spread, or more than a tenth of them beyond the limit.
 
     Source: the rule of the median absolute deviation, Leys et al. 2013 (doi:10.1016/j.jesp.2013.03.013), with 5 in
         place of their 2.5 to 3. It is not that of Besiroglu et al. 2024 (arXiv:2404.10102), who drop the five runs of
         highest loss.
     """
     if len(runs) < FEWEST_RUNS:
-        raise DataError(f"{len(runs)} runs are too few to tell an outlier by; it takes {FEWEST_RUNS} or more")
+        raise DataError(f"{len(runs)} runs are too few to detect an outlier; it takes {FEWEST_RUNS} or more")
     kept = np.ones(len(runs), dtype=np.bool_)
     while True:
         deviation = _deviations(runs, kept)
@@ -59,7 +59,7 @@ def drop_outliers(runs: RunTable, /) -> OutlierDecision:
         if np.sum(~kept) > LARGEST_SHARE * len(runs):
             raise DataError(
                 f"{np.sum(~kept)} of {len(runs)} runs lie more than {LARGEST_DEVIATION:g} robust standard deviations "
-                f"from the surface; above {LARGEST_SHARE:.0%} it is not a matter of outliers: look at the runs"
+                f"from the surface; above {LARGEST_SHARE:.0%} these are no longer outliers: look at the runs"
             )
 
 
@@ -70,7 +70,7 @@ def _deviations(runs: RunTable, kept: Mask) -> Floats:
     residual = residuals(points.with_runs(runs), theta)[0]
     middle = np.median(residual[kept])
     spread = SIGMA_PER_MAD * np.median(np.abs(residual[kept] - middle))
-    # residuals of an exact fit are rounding: nothing is far from it
+    # residuals of an exact fit are rounding errors: no run is an outlier
     out: Floats = (middle - residual) / max(spread, 1e-9)
     return out
 

@@ -33,10 +33,10 @@ _Colour = Callable[[float], Any]
 
 
 def check_picture_name(path: Path, /) -> None:
-    """Check that a picture can have this name.
+    """Check that a picture can be written under this name.
 
     Raises:
-        ConfigError: another suffix than FORMATS.
+        ConfigError: a suffix that is not in FORMATS.
     """
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"`picture={path}` must end in one of {', '.join(FORMATS)}")
@@ -124,7 +124,7 @@ def _draw_minima(axes: "Axes", report: FitReport, levels: list[Level]) -> None:
 
 
 def _profile(report: FitReport, level: Level) -> tuple[Floats, Floats]:
-    """Return the curve through a level's runs: the surface's, or without one approach 2's parabola."""
+    """Return the curve through a level's runs: the surface's, or approach 2's parabola if there is none."""
     runs = report.runs
     params = runs.num_params[level.rows]
     if report.law is not None:
@@ -137,7 +137,7 @@ def _profile(report: FitReport, level: Level) -> tuple[Floats, Floats]:
 
 
 def _law_budget(runs: RunTable, level: Level) -> float:
-    """Return 6 N D of a level, which the law counts by; the runs' own FLOPs may differ."""
+    """Return 6 N D of a level, the law's budget; the runs' own FLOPs may differ."""
     return float(6 * np.exp(np.log(runs.num_params[level.rows] * runs.num_tokens[level.rows]).mean()))
 
 
@@ -146,7 +146,7 @@ def _surface_losses(surface: Surface, sizes: Floats, flops: float) -> Floats:
 
 
 def _limit_losses(axes: "Axes", losses: Floats) -> None:
-    """Show the runs, however far the curves rise beyond them."""
+    """Limit the axis to the runs, however far the curves rise beyond them."""
     margin = 0.06 * max(float(np.ptp(losses)), 0.02)
     axes.set_ylim(losses.min() - margin, losses.max() + margin)
 

@@ -1,4 +1,4 @@
-"""Tables of finished runs, as people have them, checked before anything is fitted to them."""
+"""Tables of finished runs, checked before anything is fitted to them."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,25 +18,25 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "flops": ("flops", "C"),
     "run": ("run",),
 }
-"""What a table may hold, and the names that its header may use, case-sensitive."""
+"""The columns of a table, and the names that its header may use, case-sensitive."""
 REQUIRED = ("num_params", "num_tokens", "loss")
 MAX_PROBLEMS = 10
-"""Problems that are spelt out; the rest are counted."""
+"""Problems that are listed; the rest are counted."""
 FLOPS_FACTOR = 3.0
-"""How far `flops` may lie from 6 N D: attention over long contexts and untied tables stay well within it."""
+"""Largest factor between `flops` and 6 N D: attention over long contexts and untied tables stay well within it."""
 SMALLEST_COUNT = 1e3
-"""Parameters or tokens below this are taken for millions or billions."""
+"""Parameters or tokens below this are assumed to be in millions or billions."""
 LARGEST_COUNT = 1e18
-"""Parameters or tokens above this are in another unit, or another column; where FLOPs are given, those tell."""
+"""Parameters or tokens above this are in another unit, or another column; FLOPs, if given, show which."""
 SMALLEST_LOSS = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run as it was written down."""
+    """One run as it was recorded."""
 
     where: str
-    """Where it stands, such as `row 7`."""
+    """Its place, such as `row 7`."""
     num_params: float
     num_tokens: float
     loss: float
@@ -51,7 +51,7 @@ class ReadRuns:
 
     table: RunTable
     notes: tuple[str, ...] = ()
-    """What was left aside."""
+    """What was ignored."""
 
 
 def read_runs(path: Path, *, min_rows: int) -> ReadRuns:
@@ -61,7 +61,7 @@ def read_runs(path: Path, *, min_rows: int) -> ReadRuns:
 
     Args:
         path: CSV with commas and one header row, UTF-8.
-        min_rows: Rows that the fit needs, which is its number of constants.
+        min_rows: Rows that the fit needs: its number of constants.
 
     Raises:
         DataError: unreadable, or at least one row breaks a rule; every problem is named, up to MAX_PROBLEMS.
@@ -81,14 +81,19 @@ def read_runs(path: Path, *, min_rows: int) -> ReadRuns:
     if not problems and not rows:
         problems = ["has a header and no rows"]
     table = _checked(rows, problems=problems, source=str(path), min_rows=min_rows, check_flops=True)
-    notes = (f"columns that mean nothing here: {', '.join(ignored)}",) if ignored else ()
+    notes = (f"ignored columns: {', '.join(ignored)}",) if ignored else ()
     return ReadRuns(table=table, notes=notes)
 
 
 def table_of(rows: Sequence[Row], *, source: str, min_rows: int) -> RunTable:
-    """Return a table of runs that another program has kept, checked like a file's rows.
+    """Return a table of runs recorded by another program, checked like a file's rows.
 
-    Their `flops` are not held against 6 N D: a tracker's count is exact, and 6 N D is not at toy sizes.
+    Their `flops` are not compared with 6 N D: a tracker's count is exact, and 6 N D is not at toy sizes.
+
+    Args:
+        rows: the runs as recorded.
+        source: where they come from, for messages.
+        min_rows: rows that the fit needs: its number of constants.
 
     Raises:
         DataError: as `read_runs`.
@@ -103,7 +108,7 @@ def table_of(rows: Sequence[Row], *, source: str, min_rows: int) -> RunTable:
 
 
 def _columns(header: Sequence[str], *, path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return each column's index, and the names that mean nothing here."""
+    """Return each column's index, and the names that are ignored."""
     problems = []
     columns: dict[str, int] = {}
     known = [name for names in COLUMNS.values() for name in names]
@@ -124,7 +129,7 @@ def _columns(header: Sequence[str], *, path: Path) -> tuple[dict[str, int], tupl
 
 
 def _meant(names: Sequence[str], header: Sequence[str], *, known: Sequence[str]) -> str:
-    """Return the header's field that was probably meant, which must be renamed: names are case-sensitive."""
+    """Return a hint at the header's field that was probably meant: names are case-sensitive."""
     for field in header:
         if field not in known and any(did_you_mean(field.lower(), [name.lower()]) for name in names):
             return f"; is it {field!r}? Names are case-sensitive"
@@ -166,7 +171,7 @@ def _checked(rows: Sequence[Row], *, problems: list[str], source: str, min_rows:
     """Return the rows as a table.
 
     Raises:
-        DataError: with all problems of values, units, duplicates and their number.
+        DataError: all problems with values, units, duplicates and the number of runs.
     """
     problems = [*problems, *_duplicates(rows), *_unit_problems(rows)]
     if check_flops:
@@ -187,7 +192,7 @@ def _checked(rows: Sequence[Row], *, problems: list[str], source: str, min_rows:
 
 
 def _duplicates(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield every run that stands twice, which would count twice."""
+    """Yield every duplicate run, which would count twice."""
     seen: dict[tuple[float, float, float], Row] = {}
     for row in rows:
         key = (row.num_params, row.num_tokens, row.loss)
@@ -197,7 +202,7 @@ def _duplicates(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _unit_problems(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield counts that look like millions or billions, and losses that are none."""
+    """Yield counts that look like millions or billions, and losses that are not in nats per token."""
     for name in ("num_params", "num_tokens"):
         small = [row for row in rows if getattr(row, name) < SMALLEST_COUNT]
         values = [getattr(row, name) for row in rows]

@@ -14,41 +14,41 @@ from chinchilla_ds.budget.laws.fitting.intervals import (
 )
 from chinchilla_ds.budget.laws.fitting.isoflop import ParabolaBias
 from chinchilla_ds.budget.laws.fitting.runs import RunTable
-from chinchilla_ds.budget.laws.fitting.surface import Objective, Surface, SurfaceFit
+from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Surface, SurfaceFit
 from chinchilla_ds.budget.laws.lookup import LAW_FORMAT, LAW_FORMAT_VERSION, ParamsConvention
 
 INTERVAL_LEVEL = 0.8
-"""Probability of every interval: from the 10th to the 90th percentile of the draws."""
+"""Probability of every interval: 10th to 90th percentile of the draws."""
 CONSTANTS = ("E", "A", "B", "alpha", "beta", "k")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FitReport:
-    """What one call of `fit` found."""
+    """The results of one call of `fit`."""
 
     source: str
     """File name, or `mlflow:experiment`."""
     runs: RunTable
-    """Those that were fitted."""
+    """The fitted runs."""
     dropped: tuple[str, ...] | None = None
-    """Runs that the outlier rule left out, each with the reason; None where the rule was not asked for."""
+    """Runs dropped by the outlier rule, each with the reason; None if the rule was not requested."""
     surface: SurfaceFit | None = None
-    """Approach 3; None where it was not asked for."""
+    """Approach 3; None if it was not requested."""
     bootstrap: SurfaceBootstrap | None = None
-    """Of the surface; None without draws, or where the surface cannot be identified."""
+    """The surface's bootstrap; None without draws, or if the surface cannot be identified."""
     envelope: FrontierFit | None = None
-    """Approach 1; None where it was not asked for, or gave nothing."""
+    """Approach 1; None if it was not requested, or has no result."""
     isoflop: FrontierFit | None = None
-    """Approach 2; None where it was not asked for, or gave nothing."""
+    """Approach 2; None if it was not requested, or has no result."""
     bias: ParabolaBias | None = None
-    """Of approach 2, on the surface of approach 3."""
+    """Bias of approach 2, on the surface of approach 3."""
     compute_budget_flops: float | None = None
-    """Where N* and D* are asked for."""
+    """Budget for which N* and D* are requested."""
     warnings: tuple[str, ...] = ()
 
     @property
     def law(self) -> Surface | None:
-        """The surface, where its constants are known."""
+        """The surface, if its constants are known."""
         return self.surface.surface if self.surface is not None and self.surface.identifiable else None
 
     @property
@@ -77,7 +77,7 @@ def constants(surface: Surface) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class ExponentSpread:
-    """How sure the a and b of N* ~ C^a and D* ~ C^b are."""
+    """Uncertainty of the a and b of N* ~ C^a and D* ~ C^b."""
 
     standard_errors: dict[str, float]
     interval: dict[str, tuple[float, float]]
@@ -102,7 +102,7 @@ def exponent_spread(report: FitReport) -> ExponentSpread | None:
 
 
 def fit_data(report: FitReport) -> dict[str, Any]:
-    """Return the report as plain data; what is not known is None."""
+    """Return the report as plain data; unknown values are None."""
     fit = report.surface
     return {
         "source": report.source,
@@ -113,7 +113,7 @@ def fit_data(report: FitReport) -> dict[str, Any]:
         "b": None if report.law is None else report.law.alpha / (report.law.alpha + report.law.beta),
         "objective": None if fit is None else fit.objective_value,
         "objective_name": None if fit is None else fit.objective.value,
-        "delta": None if fit is None or fit.objective is not Objective.HUBER else fit.delta,
+        "delta": None if fit is None or fit.objective is not FitLoss.HUBER else fit.delta,
         "gradient_norm": None if fit is None else fit.gradient_norm,
         "num_points": len(report.runs),
         "dropped": list(report.dropped or ()),
@@ -130,9 +130,14 @@ def fit_data(report: FitReport) -> dict[str, Any]:
 
 
 def law_data(report: FitReport, *, name: str, params_convention: ParamsConvention) -> dict[str, Any]:
-    """Return the fitted surface as a law file, which `scaling_laws.load_law` reads.
+    """Return the fitted surface as a law file, which `lookup.load_law` reads.
 
-    Its range is that of the runs. The covariance of (log A, log B, log E, alpha, beta) takes k as known.
+    Its range is that of the runs. The covariance of (log A, log B, log E, alpha, beta) treats k as known.
+
+    Args:
+        report: the fit, with an identified surface.
+        name: the law's name.
+        params_convention: what the runs' N counts.
     """
     if report.law is None:
         raise ValueError("no surface was identified")
@@ -170,7 +175,7 @@ def _constant_intervals(report: FitReport) -> dict[str, Any] | None:
 
 
 def _optimal(report: FitReport) -> dict[str, Any] | None:
-    """Return N* and D* of the surface; without one those of the only frontier that was asked for."""
+    """Return N* and D* of the surface; without one, those of the only frontier that was requested."""
     budget = report.compute_budget_flops
     if budget is None:
         return None

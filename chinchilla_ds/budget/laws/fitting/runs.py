@@ -28,13 +28,13 @@ class RunTable:
     flops: Floats
     """C, training FLOPs, [run]."""
     labels: tuple[str, ...] = ()
-    """What each run is called; empty where the runs have no names."""
+    """Names of the runs; empty if they have none."""
 
     def __len__(self) -> int:
         return len(self.loss)
 
     def select(self, rows: ArrayLike, /) -> "RunTable":
-        """Return the runs that a boolean mask or an array of indices names, in that order."""
+        """Return the runs that a boolean mask or an array of indices selects, in that order."""
         chosen = np.arange(len(self))[np.asarray(rows)]
         return RunTable(
             num_params=self.num_params[chosen],
@@ -57,7 +57,7 @@ def run_table(
     flops: ArrayLike | None = None,
     labels: Sequence[str] = (),
 ) -> RunTable:
-    """Return a checked table; `flops` is 6 N D where it is not given.
+    """Return a checked table; `flops` defaults to 6 N D.
 
     Args:
         num_params: N, [run].

@@ -1,4 +1,4 @@
-"""The screen that `chinchilla-ds fit` prints."""
+"""The report that `chinchilla-ds fit` prints."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -7,7 +7,7 @@ from textwrap import wrap
 from chinchilla_ds.budget.laws.fitting.frontier import FrontierFit
 from chinchilla_ds.budget.laws.fitting.hold_out import HoldOut
 from chinchilla_ds.budget.laws.fitting.result import INTERVAL_LEVEL, FitReport, constants, exponent_spread
-from chinchilla_ds.budget.laws.fitting.surface import Form, Objective, SurfaceFit
+from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Form, SurfaceFit
 from chinchilla_ds.units import format_count
 
 WIDTH = 120
@@ -18,7 +18,7 @@ _Row = tuple[str, ...]
 
 
 def fit_text(report: FitReport) -> str:
-    """Return one screen: what was read, what was fitted, how sure it is, and what it says of a budget."""
+    """Return one screen of text: the runs, the fits, their uncertainty, and the optimum of a budget."""
     sections = (_read(report), _surface(report), _frontiers(report), _optimum(report), _warnings(report))
     return "\n\n".join(text for lines in sections if (text := "\n".join(lines)))
 
@@ -73,9 +73,9 @@ def _hold_out(held: HoldOut, form: Form) -> str:
 
 def _objective(fit: SurfaceFit) -> str:
     words = {
-        Objective.HUBER: f"Huber loss (delta {fit.delta:g}) of the log residual, summed",
-        Objective.LAD: "absolute log residual, summed",
-        Objective.SQUARED: "half the squared log residual, summed",
+        FitLoss.HUBER: f"Huber loss (delta {fit.delta:g}) of the log residual, summed",
+        FitLoss.LAD: "absolute log residual, summed",
+        FitLoss.SQUARED: "half the squared log residual, summed",
     }
     return words[fit.objective]
 
@@ -187,4 +187,4 @@ def _four(value: float) -> str:
 
 
 _COUNTS = (format_count, format_count, _three)
-"""How N, D and D / N are written."""
+"""Formats of N, D and D / N."""

@@ -20,9 +20,9 @@ from chinchilla_ds.budget.laws.fitting.start import projected_starts
 
 NUM_STARTS = 4
 FIRST_ITERATIONS = 12
-"""Newton steps for every start; the best one then goes on alone."""
+"""Newton steps for every start; only the best one continues."""
 STAGE_ITERATIONS = 40
-"""Newton steps for every delta on the way to a small one."""
+"""Newton steps for every intermediate delta."""
 OUTER_EXPONENTS: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0, 1.4, 2.0)
 """Starts for k."""
 LARGEST_FIRST_DELTA = 1e-3
@@ -31,9 +31,9 @@ VERTEX_DELTA = 1e-6
 """Least absolute deviations: residuals below this are zero at the optimum, unless the vertex says otherwise."""
 VERTEX_ITERATIONS = 6
 LARGEST_VERTEX_STEP = 0.1
-"""In any centred parameter; the Huber optimum at 1e-6 is far closer than this to the vertex."""
+"""Largest distance in any centred parameter; the Huber optimum at 1e-6 is far closer than this to the vertex."""
 VERTEX_TOLERANCE = 1e-6
-"""Of the subgradient's norm, out of as many units as there are runs."""
+"""Tolerance of the subgradient's norm, per run."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +53,7 @@ def solve(points: Points, /, *, delta: float, free_outer_exponent: bool, weights
         points: the runs, n of them.
         delta: where Huber's loss turns from square to absolute; infinity for least squares, 0 for the exact minimum of
             the absolute residuals, which takes no weights.
-        free_outer_exponent: whether k is fitted or 1.
+        free_outer_exponent: whether k is fitted; otherwise it is 1.
         weights: how often each run counts, [n]; None for once.
     """
     assert delta > 0 or weights is None
@@ -78,7 +78,7 @@ def _solution(end: Minimum) -> Solution:
 
 
 def _best(points: Points, starts: Floats, weights: Floats, delta: float) -> Floats:
-    """Return the start that a few Newton steps bring lowest, after those steps."""
+    """Return the start with the lowest objective after a few Newton steps, after those steps."""
     repeated = np.repeat(weights[None], len(starts), axis=0)
     found = minimise(points, start=starts, weights=repeated, delta=delta, max_iterations=FIRST_ITERATIONS)
     best: Floats = found.theta[np.argmin(found.value)]
@@ -86,7 +86,7 @@ def _best(points: Points, starts: Floats, weights: Floats, delta: float) -> Floa
 
 
 def _outer_starts(theta: Floats) -> Floats:
-    """Return starts with k free that keep each term as it was: (A^(1/k) / N^(alpha/k))^k."""
+    """Return starts with k free that leave each term unchanged: (A^(1/k) / N^(alpha/k))^k."""
     exponents = np.array(OUTER_EXPONENTS)
     starts = np.column_stack([np.repeat(theta[None], len(exponents), axis=0), np.log(exponents)])
     for column in (LOG_A, LOG_B, ALPHA, BETA):
@@ -100,8 +100,8 @@ def _vertex(points: Points, end: Minimum) -> Solution:
 
     There, some residuals r_S are zero, and multipliers lambda between -1 and 1 balance the signs of the others:
     sum_i sign(r_i) g_i + sum_S lambda_i g_i = 0. Newton's method solves both conditions together. The gradient norm is
-    that of this sum with lambda cut to [-1, 1]: it is zero only where 0 is a subgradient. Where Newton's method leads
-    away, as it does from runs that cannot tell the constants apart, the Huber optimum stands.
+    that of this sum with lambda cut to [-1, 1]: it is zero only where 0 is a subgradient. If Newton's method
+    diverges, as it does for runs that do not identify the constants, the Huber optimum is returned.
 
     Source: Clarke 1983, Optimization and Nonsmooth Analysis, proposition 2.3.2 (0 in the subdifferential at a minimum).
     """

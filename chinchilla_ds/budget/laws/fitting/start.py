@@ -1,4 +1,4 @@
-"""Where to start: a grid over alpha and beta, with the best non-negative E, A and B at each node.
+"""Starting points: a grid over alpha and beta, with the best non-negative E, A and B at each node.
 
 This is variable projection: for given alpha and beta the surface is linear in E, A and B, so that only two dimensions
 are left to search.
@@ -12,13 +12,13 @@ from chinchilla_ds.budget.laws.fitting.objective import Points
 from chinchilla_ds.budget.laws.fitting.runs import Floats, Integers, Mask
 
 EXPONENTS: tuple[float, ...] = tuple(float(x) for x in np.geomspace(0.03, 3.0, 24))
-"""Of alpha and of beta; published laws lie between .08 and 1.2."""
+"""Grid of alpha and of beta; published laws lie between .08 and 1.2."""
 SMALLEST_SHARE = 1e-3
-"""Of the mean loss: what a term that the projection sets to zero starts from, its logarithm being fitted."""
+"""Share of the mean loss from which a term starts that the projection sets to zero, since its logarithm is fitted."""
 
 
 def projected_starts(points: Points, /, *, weights: Floats, delta: float, count: int) -> Floats:
-    """Return the `count` best nodes of the grid that are no neighbour of a better one, as theta, [m, 5].
+    """Return the `count` best nodes of the grid without a better neighbour, as theta, [m, 5].
 
     E, A and B are the non-negative least squares of the relative residuals; nodes are then ranked by the objective.
 
@@ -83,7 +83,7 @@ def _non_negative(matrix: Floats, right: Floats) -> Floats:
 
 
 def _best_nodes(value: Floats, complete: Mask, count: int) -> tuple[Integers, Integers]:
-    """Return the nodes of least value: local minima first, and those where all three terms count before the others."""
+    """Return the nodes with the smallest value: local minima first, nodes with all three terms before others."""
     padded = np.pad(value, 1, constant_values=np.inf)
     size = len(value)
     around = [padded[i : i + size, j : j + size] for i, j in itertools.product(range(3), repeat=2) if (i, j) != (1, 1)]

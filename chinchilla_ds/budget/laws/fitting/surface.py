@@ -15,11 +15,11 @@ from chinchilla_ds.budget.laws.lookup import Optimum
 from chinchilla_ds.errors import DataError
 
 
-class Objective(StrEnum):
-    """What is summed over the runs, of r = log L_predicted - log L_observed."""
+class FitLoss(StrEnum):
+    """The function of r = log L_predicted - log L_observed that is summed over the runs."""
 
     HUBER = "huber"
-    """r^2 / 2 up to delta, delta (|r| - delta / 2) beyond: the paper's."""
+    """r^2 / 2 up to delta, delta (|r| - delta / 2) beyond: the paper's objective."""
     LAD = "lad"
     """|r|: least absolute deviations, the limit of huber / delta as delta goes to 0."""
     SQUARED = "squared"
@@ -30,11 +30,11 @@ class Form(StrEnum):
     """Whether the outer exponent k is fixed, fitted, or chosen."""
 
     ADDITIVE = "additive"
-    """k = 1: the paper's."""
+    """k = 1: the paper's form."""
     SKALING = "skaling"
     """k is fitted."""
     AUTO = "auto"
-    """k is fitted only where that predicts held-out runs better; see `hold_out`."""
+    """k is fitted only if that predicts held-out runs better; see `hold_out`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Surface:
         return self.irreducible_loss + math.pow(params_term + tokens_term, self.outer_exponent)
 
     def optimal(self, *, compute_budget_flops: float) -> Optimum:
-        """Return N and D of least loss on 6 N D = C; k does not move them.
+        """Return N and D with the smallest loss on 6 N D = C; k does not move them.
 
         N = G (C/6)^a and D = (C/6)^b / G with a = beta / (alpha + beta), b = 1 - a and
         G = (alpha A / (beta B))^(1 / (alpha + beta)). The outer power is increasing, so that the sum inside decides.
@@ -78,13 +78,13 @@ class Surface:
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceFit:
-    """A fitted surface, and how far to trust it."""
+    """A fitted surface, and how far it can be trusted."""
 
     surface: Surface
-    """The optimum. Where `identifiable` is False its constants are one of many that fit equally well: not knowledge."""
+    """The optimum. If `identifiable` is False, its constants are only one of many sets that fit equally well."""
     form: Form
     """The form that was fitted, never `AUTO`."""
-    objective: Objective
+    objective: FitLoss
     delta: float
     """Huber's delta, in log loss; not used by the other objectives."""
     objective_value: float
@@ -92,14 +92,14 @@ class SurfaceFit:
     gradient_norm: float
     """Norm of its gradient in (log A, log B, log E, alpha, beta[, log k]), N, D and loss over their geometric means.
 
-    For LAD the norm of the subgradient whose values at interpolated runs, within [-1, 1], balance the others best.
+    For LAD, the norm of the subgradient whose values at interpolated runs, within [-1, 1], balance the others best.
     """
     num_points: int
     identifiable: bool
-    """Whether these runs can tell alpha and beta apart."""
+    """Whether these runs identify alpha and beta."""
     warnings: tuple[str, ...] = ()
     hold_out: HoldOut | None = None
-    """Both forms' errors where the form was chosen by hold-out."""
+    """Both forms' errors if the form was chosen by hold-out."""
 
 
 DEFAULT_DELTA = 1e-3
@@ -110,11 +110,11 @@ def fit_surface(
     runs: RunTable,
     /,
     *,
-    objective: Objective = Objective.HUBER,
+    objective: FitLoss = FitLoss.HUBER,
     delta: float = DEFAULT_DELTA,
     form: Form = Form.ADDITIVE,
 ) -> SurfaceFit:
-    """Return the surface of least summed objective over the runs.
+    """Return the surface that minimises the objective summed over the runs.
 
     Starts from variable projection over a grid of alpha and beta, and ends with Newton's method on exact derivatives;
     for least absolute deviations at the exact vertex. Deterministic. No run is left out: see `drop_outliers`.
@@ -129,7 +129,7 @@ def fit_surface(
         DataError: too few runs, or a delta that is not above zero.
 
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), section 3.3, the sum of Huber losses of log-sum-exp residuals;
-        Besiroglu et al. 2024 (arXiv:2404.10102) on its optimum. k is not in either.
+        Besiroglu et al. 2024 (arXiv:2404.10102) on its optimum. Neither has k.
     """
     if not (math.isfinite(delta) and delta > 0):
         raise DataError(f"delta is {delta:g}; it must be a finite log loss above zero (the paper's is {DEFAULT_DELTA})")
@@ -143,12 +143,12 @@ def fit_surface(
     return _describe(points, solution, objective=objective, delta=delta, form=form, trial=trial)
 
 
-HUBER_DELTA = {Objective.LAD: 0.0, Objective.SQUARED: math.inf}
-"""The objectives that are limits of Huber's: delta to 0 (over delta) and to infinity."""
+HUBER_DELTA = {FitLoss.LAD: 0.0, FitLoss.SQUARED: math.inf}
+"""The objectives that are limits of Huber's: delta to 0 (divided by delta) and to infinity."""
 
 
 def _describe(
-    points: Points, solution: Solution, *, objective: Objective, delta: float, form: Form, trial: HoldOut | None
+    points: Points, solution: Solution, *, objective: FitLoss, delta: float, form: Form, trial: HoldOut | None
 ) -> SurfaceFit:
     reasons = problems(points, solution.theta)
     warnings = [*reasons, *edge_warnings(solution.theta)]
@@ -168,12 +168,18 @@ def _describe(
     )
 
 
-def objective_value(residual: Floats, /, *, objective: Objective, delta: float) -> float:
-    """Return the objective summed over log residuals, [run]."""
+def objective_value(residual: Floats, /, *, objective: FitLoss, delta: float) -> float:
+    """Return the objective summed over log residuals, [run].
+
+    Args:
+        residual: log residuals, [run].
+        objective: the function that is summed.
+        delta: Huber's delta, in log loss.
+    """
     size = np.abs(residual)
-    if objective is Objective.LAD:
+    if objective is FitLoss.LAD:
         return float(np.sum(size))
-    inner = np.minimum(size, delta) if objective is Objective.HUBER else size
+    inner = np.minimum(size, delta) if objective is FitLoss.HUBER else size
     return float(np.sum(inner * (size - 0.5 * inner)))
 
 

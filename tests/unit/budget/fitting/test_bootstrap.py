@@ -11,7 +11,7 @@ import pytest
 from chinchilla_ds.budget.laws.fitting.bootstrap import SurfaceBootstrap, bootstrap_surface, resampling_weights
 from chinchilla_ds.budget.laws.fitting.intervals import bias_corrected_interval, percentile_interval
 from chinchilla_ds.budget.laws.fitting.runs import RunTable
-from chinchilla_ds.budget.laws.fitting.surface import Form, Objective, Surface, fit_surface
+from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Form, Surface, fit_surface
 from chinchilla_ds.errors import DataError
 from tests.unit.budget.fitting.synthetic import TRUTH, chinchilla_points, isoflop_design, noisy, sweep
 
@@ -68,9 +68,9 @@ def test_indices_are_those_of_numpy_s_global_generator() -> None:
     assert weights.tolist() == [[draw[index] for index in kept.tolist()] for draw in draws]
 
 
-@pytest.mark.parametrize("objective", list(Objective))
+@pytest.mark.parametrize("objective", list(FitLoss))
 @pytest.mark.parametrize("form", [Form.ADDITIVE, Form.SKALING])
-def test_a_draw_is_the_fit_of_the_table_that_was_drawn(objective: Objective, form: Form) -> None:
+def test_a_draw_is_the_fit_of_the_table_that_was_drawn(objective: FitLoss, form: Form) -> None:
     runs = sweep(noise=0.004, seed=6)
     fit = fit_surface(runs, objective=objective, form=form)
     bootstrap = bootstrap_surface(runs, fit=fit, num_draws=6, seed=11)
@@ -79,7 +79,7 @@ def test_a_draw_is_the_fit_of_the_table_that_was_drawn(objective: Objective, for
         table = runs.select(generator.choice(len(runs), len(runs)))
         surface = fit_surface(table, objective=objective, form=form).surface
         # least absolute deviations are exact in a fit, and Huber at 1e-6 in a draw
-        tolerance = 2e-3 if objective is Objective.LAD else 1e-6
+        tolerance = 2e-3 if objective is FitLoss.LAD else 1e-6
         for name, values in bootstrap.constants.items():
             assert values[draw] == pytest.approx(getattr(surface, NAMES[name]), rel=tolerance), name
 
@@ -151,7 +151,7 @@ def test_unusable_settings() -> None:
         bootstrap_surface(runs, fit=fit, num_draws=10, seed=-1)
 
 
-def coverage(tables: list[RunTable], *, num_draws: int, objective: Objective = Objective.HUBER) -> dict[str, float]:
+def coverage(tables: list[RunTable], *, num_draws: int, objective: FitLoss = FitLoss.HUBER) -> dict[str, float]:
     """Return the share of tables whose 80 % interval holds the truth, for each constant and for the optimum."""
     budget = 5.76e23
     optimum = TRUTH.optimal(compute_budget_flops=budget)

@@ -5,7 +5,7 @@ import pytest
 
 from chinchilla_ds.budget.laws.fitting.bootstrap import bootstrap_surface
 from chinchilla_ds.budget.laws.fitting.runs import run_table
-from chinchilla_ds.budget.laws.fitting.surface import Form, Objective, fit_surface
+from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Form, fit_surface
 from tests.unit.budget.fitting.synthetic import (
     STEEP,
     TRUTH,
@@ -33,8 +33,8 @@ CEREBRAS_LOSS = (2.566, 2.299, 2.184, 1.996, 1.834, 1.704, 1.575)
 
 @pytest.mark.parametrize("shared", LINES)
 @pytest.mark.parametrize("noise", [0.0, 0.005, 0.02])
-@pytest.mark.parametrize("objective", list(Objective))
-def test_runs_on_a_line(shared: str, noise: float, objective: Objective) -> None:
+@pytest.mark.parametrize("objective", list(FitLoss))
+def test_runs_on_a_line(shared: str, noise: float, objective: FitLoss) -> None:
     fit = fit_surface(noisy(TRUTH, *LINES[shared], noise=noise, seed=1), objective=objective)
     assert not fit.identifiable
     assert shared in fit.warnings[0]
@@ -76,9 +76,9 @@ def test_two_ratios_are_enough() -> None:
     assert fit_surface(noisy(TRUTH, SIZES, ratio * SIZES, noise=0.002)).identifiable
 
 
-@pytest.mark.parametrize("objective", list(Objective))
+@pytest.mark.parametrize("objective", list(FitLoss))
 @pytest.mark.parametrize("form", [Form.ADDITIVE, Form.SKALING])
-def test_240_points(objective: Objective, form: Form) -> None:
+def test_240_points(objective: FitLoss, form: Form) -> None:
     fit = fit_surface(chinchilla_points(), objective=objective, form=form)
     assert fit.identifiable
     assert fit.warnings == ()

@@ -50,7 +50,7 @@ def test_245_points() -> None:
 
 
 def test_too_few_runs_to_judge_by() -> None:
-    with pytest.raises(DataError, match="11 runs are too few to tell an outlier by; it takes 12"):
+    with pytest.raises(DataError, match="11 runs are too few to detect an outlier; it takes 12"):
         drop_outliers(sweep(noise=0.004).select(range(11)))
 
 

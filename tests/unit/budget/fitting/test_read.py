@@ -41,7 +41,7 @@ def test_short_names_suffixes_labels_flops_blank_lines_and_other_columns(tmp_pat
     assert runs.table.num_tokens.tolist() == [2e9, 2e9]
     assert runs.table.flops.tolist() == pytest.approx([1.3e18, 2.4e18])
     assert runs.table.labels == ("a", "row 4")
-    assert runs.notes == ("columns that mean nothing here: seed",)
+    assert runs.notes == ("ignored columns: seed",)
 
 
 def test_no_such_file_names_the_nearest(tmp_path: Path) -> None:

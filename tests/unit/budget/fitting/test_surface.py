@@ -8,16 +8,16 @@ import pytest
 
 from chinchilla_ds.budget.laws.fitting.objective import center, hessian, linearise, residuals
 from chinchilla_ds.budget.laws.fitting.runs import RunTable, run_table
-from chinchilla_ds.budget.laws.fitting.surface import Form, Objective, Surface, fit_surface
+from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Form, Surface, fit_surface
 from chinchilla_ds.errors import DataError
 from tests.unit.budget.fitting.synthetic import STEEP, chinchilla_points, surface_of, sweep
 
 # A, B, E, alpha, beta on the 240 points of Besiroglu et al. 2024 (arXiv:2404.10102), to the digits written. LAD is
 # their published fit; the others were found by a second implementation (BFGS from 300 starts) on the same points.
 ON_240_POINTS = {
-    Objective.HUBER: ("477.826", "2143.417", "1.81722", "0.34731", "0.36717"),
-    Objective.LAD: ("482.01", "2085.4", "1.81686", "0.34781", "0.36585"),
-    Objective.SQUARED: ("593.3", "4876", "1.8646", "0.3603", "0.4059"),
+    FitLoss.HUBER: ("477.826", "2143.417", "1.81722", "0.34731", "0.36717"),
+    FitLoss.LAD: ("482.01", "2085.4", "1.81686", "0.34781", "0.36585"),
+    FitLoss.SQUARED: ("593.3", "4876", "1.8646", "0.3603", "0.4059"),
 }
 ON_245_POINTS = ("495.7", "12846", "1.8913", "0.3493", "0.453")
 
@@ -36,22 +36,22 @@ def rounded_like(values: tuple[float, ...], texts: tuple[str, ...]) -> tuple[str
     return tuple(f"{value:.{len(text.partition('.')[2])}f}" for value, text in zip(values, texts, strict=True))
 
 
-def written_out(runs: RunTable, surface: Surface, objective: Objective, delta: float) -> float:
+def written_out(runs: RunTable, surface: Surface, objective: FitLoss, delta: float) -> float:
     """The objective as the paper writes it, one run at a time."""
     total = 0.0
     for n, d, observed in zip(runs.num_params, runs.num_tokens, runs.loss, strict=True):
         size = abs(math.log(surface.loss(num_params=n, num_tokens=d)) - math.log(observed))
-        if objective is Objective.LAD:
+        if objective is FitLoss.LAD:
             total += size
-        elif objective is Objective.SQUARED or size <= delta:
+        elif objective is FitLoss.SQUARED or size <= delta:
             total += size**2 / 2
         else:
             total += delta * (size - delta / 2)
     return total
 
 
-@pytest.mark.parametrize("objective", list(Objective))
-def test_240_points(objective: Objective) -> None:
+@pytest.mark.parametrize("objective", list(FitLoss))
+def test_240_points(objective: FitLoss) -> None:
     fit = fit_surface(chinchilla_points(), objective=objective)
     assert rounded_like(constants(fit.surface), ON_240_POINTS[objective]) == ON_240_POINTS[objective]
     assert fit.num_points == 240
@@ -71,8 +71,8 @@ def test_245_points() -> None:
 
 
 @pytest.mark.parametrize("values", STEEP, ids=lambda values: f"alpha{values[3]}-beta{values[4]}-k{values[5]}")
-@pytest.mark.parametrize("objective", list(Objective))
-def test_exact_runs_give_the_surface_back(values: tuple[float, ...], objective: Objective) -> None:
+@pytest.mark.parametrize("objective", list(FitLoss))
+def test_exact_runs_give_the_surface_back(values: tuple[float, ...], objective: FitLoss) -> None:
     truth = surface_of(values)
     form = Form.ADDITIVE if truth.outer_exponent == 1 else Form.SKALING
     fit = fit_surface(sweep(truth), objective=objective, form=form)
@@ -81,9 +81,9 @@ def test_exact_runs_give_the_surface_back(values: tuple[float, ...], objective: 
     assert fit.warnings == ()
 
 
-@pytest.mark.parametrize("objective", list(Objective))
+@pytest.mark.parametrize("objective", list(FitLoss))
 @pytest.mark.parametrize("form", [Form.ADDITIVE, Form.SKALING])
-def test_units_do_not_change_the_answer(objective: Objective, form: Form) -> None:
+def test_units_do_not_change_the_answer(objective: FitLoss, form: Form) -> None:
     """N in millions, D in billions, loss in bits."""
     runs = sweep(noise=0.004, seed=3)
     other = run_table(
@@ -105,9 +105,9 @@ def test_units_do_not_change_the_answer(objective: Objective, form: Form) -> Non
     assert again.identifiable is fit.identifiable
 
 
-@pytest.mark.parametrize("objective", list(Objective))
+@pytest.mark.parametrize("objective", list(FitLoss))
 @pytest.mark.parametrize("form", [Form.ADDITIVE, Form.SKALING])
-def test_no_surface_nearby_is_better(objective: Objective, form: Form) -> None:
+def test_no_surface_nearby_is_better(objective: FitLoss, form: Form) -> None:
     runs = sweep(noise=0.005, seed=1)
     fit = fit_surface(runs, objective=objective, form=form, delta=2e-3)
     best = written_out(runs, fit.surface, objective, 2e-3)
@@ -144,7 +144,7 @@ def test_derivatives(num_parameters: int) -> None:
 def test_least_absolute_deviations_end_in_a_vertex() -> None:
     """Five constants pass through five runs to rounding, and the subgradient is zero."""
     runs = sweep(noise=0.005, seed=4)
-    fit = fit_surface(runs, objective=Objective.LAD)
+    fit = fit_surface(runs, objective=FitLoss.LAD)
     predicted = [
         fit.surface.loss(num_params=n, num_tokens=d) for n, d in zip(runs.num_params, runs.num_tokens, strict=True)
     ]
@@ -156,16 +156,16 @@ def test_least_absolute_deviations_do_not_see_how_far_an_outlier_is() -> None:
     runs = sweep(noise=0.005, seed=4)
     far, further = runs.loss.copy(), runs.loss.copy()
     far[10], further[10] = 1.5 * runs.loss[10], 3 * runs.loss[10]
-    fits = [fit_surface(dataclasses.replace(runs, loss=loss), objective=Objective.LAD) for loss in (far, further)]
+    fits = [fit_surface(dataclasses.replace(runs, loss=loss), objective=FitLoss.LAD) for loss in (far, further)]
     assert constants(fits[0].surface) == pytest.approx(constants(fits[1].surface), rel=1e-9)
 
 
 def test_huber_lies_between_its_limits() -> None:
     """A delta above every residual is least squares; one below all but five is least absolute deviations."""
     runs = sweep(noise=0.005, seed=5)
-    squared = fit_surface(runs, objective=Objective.SQUARED)
+    squared = fit_surface(runs, objective=FitLoss.SQUARED)
     assert constants(fit_surface(runs, delta=10.0).surface) == pytest.approx(constants(squared.surface), rel=1e-9)
-    absolute = fit_surface(runs, objective=Objective.LAD)
+    absolute = fit_surface(runs, objective=FitLoss.LAD)
     small = fit_surface(runs, delta=1e-10)
     assert constants(small.surface) == pytest.approx(constants(absolute.surface), rel=1e-6)
     assert small.objective_value / 1e-10 == pytest.approx(absolute.objective_value, rel=1e-6)

@@ -92,7 +92,7 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
         "row 13: weight:code is -0.5; it must be a finite number of at least 0",
         "row 14: loss is nan; it must be a positive finite number",
         "row 15: loss is -1; it must be a positive finite number",
-        "row 16: weight:code is 'x', which is no number",
+        "row 16: weight:code is 'x', which is not a number",
         "row 17 has 3 fields; the header has 4",
         "row 18: weight:code is empty",
         "row 19: the weights sum to 0; they must sum to 1 within 0.001",
@@ -132,7 +132,7 @@ def test_names_that_are_none_say_what_was_meant(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "run,weight:cod,weight:web,loss:web", *GOOD)
     assert problems(path, targets=("loss:wbe",), known=("code", "web")) == (
         "column loss:wbe is missing; did you mean 'loss:web'?",
-        "weight:cod is no source of the corpus; did you mean 'code'?",
+        "weight:cod is not a source of the corpus; did you mean 'code'?",
         "column weight:code is missing: code is a source of the corpus",
     )
 
@@ -187,10 +187,10 @@ def test_a_design_is_read_with_and_without_losses(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         (["weight:code,weight:web", "0.5,0.5"], "column run is missing: it names each run"),
-        (["run,weight:code,weight:wbe", "a,0.5,0.5"], "weight:wbe is no source of the corpus; did you mean 'web'?"),
+        (["run,weight:code,weight:wbe", "a,0.5,0.5"], "weight:wbe is not a source of the corpus; did you mean 'web'?"),
         (["run,weight:code,weight:web", "a,0.5,0.5", "a,0.4,0.6"], "rows 2 and 3 are both named a"),
         (["run,weight:code,weight:web", ",0.5,0.5"], "row 2: run is ''; it names a folder"),
-        (["run,weight:code,weight:web,loss", "a,0.5,0.5,x"], "row 2: loss is 'x', which is no number"),
+        (["run,weight:code,weight:web,loss", "a,0.5,0.5,x"], "row 2: loss is 'x', which is not a number"),
         (["run,weight:code,weight:web"], "there is no run in it"),
         ([""], "no column weight:SOURCE"),
     ],
