@@ -39,7 +39,7 @@ def initialize(
 
     Args:
         plan: What `plan` returned, for as many ranks as there are.
-        ds_config: The DeepSpeed JSON: a file, or its content.
+        ds_config: The DeepSpeed JSON: a file, a shipped one by its name such as `zero3`, or its content.
         objective: What makes the loss; None is what the plan names.
         eod_id: The end-of-document token; needed where the plan masks documents.
 

@@ -63,7 +63,7 @@ def train(
 
     Args:
         config: What is wanted; None is the default run.
-        ds_config: The DeepSpeed JSON: a file, or its content.
+        ds_config: The DeepSpeed JSON: a file, a shipped one by its name such as `zero3`, or its content.
         plan: A plan to run as it is, or its file; None makes one of `config`.
         callbacks: Called on every rank after our own and after those of the config, in this order.
         objective: What makes the loss; None is what the config names. Class and plain fields stand in the plan, the
