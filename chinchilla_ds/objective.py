@@ -107,6 +107,11 @@ class Site(Protocol):
         `set_tensor_model_parallel_attributes` says so; a replica that is used on what is cut passes through
         `copy_to_tensor_model_parallel_region`. Under ZeRO-3 a parameter is whole while its module's forward runs.
 
+        Args:
+            parent: a module of the decoder on this stage.
+            name: the module's name within it.
+            module: the module with the objective's parameters.
+
         Raises:
             ConfigError: a parameter has another dtype than the decoder's, or neither one nor two dimensions.
         """
@@ -359,7 +364,13 @@ class Sum(Objective):
         return self.parts[key].folds(inner)
 
     def fold(self, name: str, weight: "Tensor", own: OwnWeights, /) -> "Tensor":
-        """Fold the parts' weights one after the other."""
+        """Fold the parts' weights one after the other.
+
+        Args:
+            name: global name of the decoder's weight.
+            weight: all of it, in fp32.
+            own: the objectives' weights.
+        """
         for key, part in self.parts.items():
             weight = part.fold(name, weight, _PartWeights(own, key))
         return weight
@@ -369,7 +380,13 @@ class Sum(Objective):
         return sum(part.flops_per_token(shape) for part in self.parts.values())
 
     def rank_bytes(self, *, shape: ModelShape, batch: BatchPlan, layout: ParallelLayout) -> RankBytes:
-        """Return the sum over all parts."""
+        """Return the sum over all parts.
+
+        Args:
+            shape: the decoder.
+            batch: its micro-batch size and number of micro-batches.
+            layout: the layout that divides states and activations.
+        """
         parts = [part.rank_bytes(shape=shape, batch=batch, layout=layout) for part in self.parts.values()]
         return RankBytes(states=sum(part.states for part in parts), activations=sum(part.activations for part in parts))
 
