@@ -21,7 +21,7 @@ from chinchilla_ds.distributed import cpu_backend
 from chinchilla_ds.distributed.mpu import Mpu
 from chinchilla_ds.errors import ConfigError, LayoutError
 from chinchilla_ds.model.decoder import PipelineStage
-from chinchilla_ds.objective import MicroBatch
+from chinchilla_ds.objective import LabelledTokens
 from chinchilla_ds.run_plan import Recompute, RunPlan
 
 
@@ -55,7 +55,7 @@ def companion_plan(plan: RunPlan, *, beside: RunPlan) -> RunPlan:
 
 
 class CompanionDecoder:
-    """A `chinchilla_ds.objective.FrozenDecoder`, with the interface that the schedules need."""
+    """A `chinchilla_ds.objective.Companion`, with the interface that the schedules need."""
 
     def __init__(self, stage: PipelineStage, *, plan: RunPlan, ds_config: dict[str, Any] | None) -> None:
         """Freeze a stage.
@@ -83,7 +83,7 @@ class CompanionDecoder:
         self.stage.set_input_tensor(tensor.detach(), chunk=chunk)
 
     @torch.no_grad()
-    def logits(self, batches: Sequence[MicroBatch], /) -> Sequence[Tensor | None]:
+    def logits(self, batches: Sequence[LabelledTokens], /) -> Sequence[Tensor | None]:
         """Run separate passes; return the logits [s, b, v/tp] of every micro-batch, None on stages without them."""
         if self.plan.layout.pipeline_model_parallel_size == 1:
             return [self.run(batch.tokens) for batch in batches]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chinchilla_ds.model.cross_entropy import token_losses
-from chinchilla_ds.objective import OWN, MicroBatch, Objective, spec_of
+from chinchilla_ds.objective import OWN, LabelledTokens, Objective, spec_of
 
 
 class Output:
@@ -19,7 +19,7 @@ class Output:
     def __init__(
         self,
         logits: Tensor,
-        batch: MicroBatch,
+        batch: LabelledTokens,
         *,
         prepared: Any,
         companion_logits: Tensor | None,
@@ -53,7 +53,7 @@ class MicroStep:
     `Decoder.compute_language_model_loss`, which calls it.
     """
 
-    def __init__(self, batch: MicroBatch, *, objective: Objective, trains: bool, prepared: Any = None) -> None:
+    def __init__(self, batch: LabelledTokens, *, objective: Objective, trains: bool, prepared: Any = None) -> None:
         """Take the micro-batch.
 
         Args:

@@ -72,16 +72,16 @@ def _broken_promises(spec: OptimizerSpec, plan: RunPlan) -> Iterator[str]:
     if rates := [group["lr"] for group in optimizer.param_groups if group["lr"] != 0]:
         yield f"it is built with a learning rate of {rates[0]}, and must be with 0, until the engine sets the plan's"
     optimizer.step()
-    kept = {name: value for name, value in optimizer.state[weight].items() if value is not None}
-    step = kept.pop("step", None)
+    state = {name: value for name, value in optimizer.state[weight].items() if value is not None}
+    step = state.pop("step", None)
     count = StepCount.NONE if step is None else StepCount.TENSOR if isinstance(step, Tensor) else StepCount.NUMBER
     if count is not spec.step_count:
         yield f"its count of steps is {count}, and its step_count says {spec.step_count}"
-    if kept.keys() != set(spec.states):
-        names = [" and ".join(sorted(some)) or "nothing" for some in (kept, spec.states)]
+    if state.keys() != set(spec.states):
+        names = [" and ".join(sorted(some)) or "nothing" for some in (state, spec.states)]
         yield f"it keeps {names[0]} for a weight, and its states are {names[1]}"
-    for name in sorted(kept.keys() & set(spec.states)):
-        value = kept[name]
+    for name in sorted(state.keys() & set(spec.states)):
+        value = state[name]
         if not isinstance(value, Tensor) or value.shape != weight.shape or value.dtype != torch.float32:
             yield f"its state {name} is not an FP32 tensor of the weight's shape"
 

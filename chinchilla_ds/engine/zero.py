@@ -26,7 +26,7 @@ from chinchilla_ds.engine.schedule import make_schedule, mean_loss, means_and_vo
 from chinchilla_ds.engine.site import AttachmentSite, own_groups
 from chinchilla_ds.model.decoder import PipelineStage, build_stage
 from chinchilla_ds.model.initialization import initialize
-from chinchilla_ds.objective import OWN, MicroBatch, Objective, Step, make_objective, spec_of
+from chinchilla_ds.objective import OWN, LabelledTokens, Objective, Step, make_objective, spec_of
 from chinchilla_ds.run_plan import Precision, RunPlan
 
 
@@ -124,7 +124,7 @@ class TrainingEngine:
         return stage
 
     def train_step(
-        self, batches: Sequence[MicroBatch], *, learning_rate: float, stop: bool = False, save: bool = False
+        self, batches: Sequence[LabelledTokens], *, learning_rate: float, stop: bool = False, save: bool = False
     ) -> StepResult:
         """Take one optimizer step; one with a non-finite loss or gradients is skipped on every rank.
 
@@ -168,7 +168,7 @@ class TrainingEngine:
             save=saves > 0,
         )
 
-    def _prepared(self, batches: Sequence[MicroBatch]) -> list[MicroStep]:
+    def _prepared(self, batches: Sequence[LabelledTokens]) -> list[MicroStep]:
         """Return the micro-batches with the objective's preparation for them."""
         scale = precision.loss_scale(self.engine, self.plan.precision) / len(batches)
         prepared = self.objective.prepare(batches, step=Step(number=self.attempts, gradient_scale=scale))
@@ -199,7 +199,7 @@ class TrainingEngine:
         return self.watch.of_all_ranks()
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[MicroBatch]) -> float:
+    def evaluate(self, batches: Sequence[LabelledTokens]) -> float:
         """Return the objective's measured loss, the mean over all data-parallel ranks' batches, on every rank.
 
         It is in nats per token, unless the objective measures something else.

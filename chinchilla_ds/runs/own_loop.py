@@ -39,7 +39,7 @@ def initialize(
 
     Args:
         plan: The result of `plan`, for the current number of ranks.
-        ds_config: The DeepSpeed JSON: a file, or its content.
+        ds_config: The DeepSpeed JSON: a file, a shipped one by its name such as `zero3`, or its content.
         objective: What makes the loss; None is what the plan names.
         eod_id: The end-of-document token; required if the plan masks documents.
 

@@ -63,7 +63,7 @@ def train(
 
     Args:
         config: The configuration; None is the default run.
-        ds_config: The DeepSpeed JSON: a file, or its content.
+        ds_config: The DeepSpeed JSON: a file, a shipped one by its name such as `zero3`, or its content.
         plan: A plan to run unchanged, or its file; None makes one from `config`.
         callbacks: Called on every rank after our own and after those of the config, in this order.
         objective: Computes the loss; None: the one that the config names. Class and plain fields are stored in the

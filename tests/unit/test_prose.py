@@ -16,9 +16,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 PHRASES = {
-    r"\b(is|are|was|were|been) no numbers?\b": "is non-finite; is not a number",
+    r"(?<!there )(?<!There )\b(is|are|was|were|been) no numbers?\b": "is non-finite; is not a number",
     r"(?<!there )(?<!There )\b(is|are|was|were) no (?!longer|more|less|better|larger|smaller|older|slower|other|such"
-    r"|need|one|further|way|room)[a-z]+": "is not a ...",
+    r"|need|one|further|way|room|number)[a-z]+": "is not a ...",
     r"\b(go|goes|went|going|gone) on\b": "resume, continue",
     r"[,;] else\b(?! [\w.]+\(|:)": "otherwise",
     r"\bor else\b": "otherwise",
