@@ -196,6 +196,8 @@ class SurfaceLaw(Law):
 
         The three share one uncertainty: on 6 N D = C, log D* = const - log N* and log(D*/N*) = const - 2 log N*. None
         if there is no covariance, or one so large that the interval is uninformative.
+
+        Source: Hoffmann et al. 2022 (arXiv:2203.15556), equation 4, for the optimum whose logarithm is propagated.
         """
         if self.covariance is None:
             return None

@@ -48,6 +48,8 @@ def optimal_with_inference(*, law: SurfaceLaw, loss: float, inference_tokens: fl
 
     Raises:
         PlanError: no model reaches that loss.
+
+    Source: Sardana et al. 2023 (arXiv:2401.00448), section 2.
     """
     if loss <= law.irreducible_loss:
         raise PlanError(

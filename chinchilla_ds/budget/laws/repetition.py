@@ -42,6 +42,8 @@ def repeated_loss(*, num_params: float, num_tokens: float, unique_tokens: float)
         num_params: N, all parameters.
         num_tokens: D, training tokens, repetitions included.
         unique_tokens: U, distinct training tokens.
+
+    Source: Muennighoff et al. 2023 (arXiv:2305.16264), section 3.1.
     """
     matched = min(num_params, _matched_params(min(unique_tokens, num_tokens)))
     return MUENNIGHOFF.loss(
@@ -51,7 +53,10 @@ def repeated_loss(*, num_params: float, num_tokens: float, unique_tokens: float)
 
 
 def effective_tokens(*, num_tokens: float, unique_tokens: float) -> float:
-    """Return D', the distinct tokens that are worth as much as `num_tokens`, of which `unique_tokens` are distinct."""
+    """Return D', the distinct tokens that are worth as much as `num_tokens`, of which `unique_tokens` are distinct.
+
+    Source: Muennighoff et al. 2023 (arXiv:2305.16264), section 3.1.
+    """
     return _effective(num_tokens, min(unique_tokens, num_tokens), TOKENS_HALF_LIFE)
 
 
@@ -61,6 +66,8 @@ def optimal_with_repetition(*, compute_budget_flops: float, unique_tokens: float
     If U covers the plain optimum's D, that is the answer. Otherwise the optimum lies at N between U_N and C / 6U:
     the loss falls with a step in log N at the first, and rises at the second. Between them the two marginal gains are
     compared in logarithms, so that neither underflows however many epochs there are.
+
+    Source: Muennighoff et al. 2023 (arXiv:2305.16264), section 3.1.
     """
     plain = MUENNIGHOFF.optimal(compute_budget_flops=compute_budget_flops)
     num_params = plain.num_params

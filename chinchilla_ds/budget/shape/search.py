@@ -53,8 +53,10 @@ def choose_vocab_size(*, compute_budget_flops: float) -> int:
     """Return the vocabulary for a budget: 32000 from 1e19 FLOPs, smaller powers of two below.
 
     The rule keeps the two embedding tables at a fifth to two fifths of N*, so that a small budget is not spent on rows
-    that are rarely seen. It is ours; that the best vocabulary grows with compute, more slowly than N, is Tao et al.
-    2024 (arXiv:2407.13623), and 32000 is the vocabulary of Hoffmann et al. 2022.
+    that are rarely seen.
+
+    Source: ours; that the best vocabulary grows with compute, more slowly than N, is Tao et al. 2024
+    (arXiv:2407.13623), and 32000 is the vocabulary of Hoffmann et al. 2022 (arXiv:2203.15556).
     """
     return next(size for limit, size in _VOCAB_BY_BUDGET if compute_budget_flops < limit)
 
@@ -75,8 +77,8 @@ def pad_vocab(*, vocab_size: int) -> int:
 def target_aspect_ratio(*, num_params: float) -> float:
     """Return the wanted hidden_size / num_layers: 128 from 7e9 parameters, 55 at 1e8, 19 at 5e5.
 
-    Ours, through shapes that are known to train well (Llama 2 7B: 128; GPT-2 small: 64). Loss is flat around it:
-    Kaplan et al. 2020 (arXiv:2001.08361), figure 5, under 3 % for a fortyfold change.
+    Source: ours, through shapes that are known to train well (Llama 2 7B: 128; GPT-2 small: 64). Loss is flat around
+    it: Kaplan et al. 2020 (arXiv:2001.08361), figure 5, under 3 % for a fortyfold change.
     """
     return float(max(8.0, min(128.0, 128.0 * (num_params / 7e9) ** 0.2)))
 

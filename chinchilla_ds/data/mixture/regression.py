@@ -150,7 +150,10 @@ class TermForm:
 
 
 def fit_linear(weights: Floats, losses: Floats, /) -> Regression:
-    """Return the ridge regression on the weights alone, one of RegMix's two (Liu et al. 2024, arXiv:2407.01492)."""
+    """Return the ridge regression on the weights alone.
+
+    Source: one of RegMix's two regressions, Liu et al. 2024 (arXiv:2407.01492).
+    """
     return _best_ridge([TermForm()], weights=weights, losses=losses)
 
 

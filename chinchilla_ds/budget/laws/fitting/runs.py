@@ -63,11 +63,13 @@ def run_table(
         num_params: N, [run].
         num_tokens: D in tokens, [run].
         loss: final loss in nats per token, [run].
-        flops: C, [run]; None for C = 6 N D (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
+        flops: C, [run]; None for C = 6 N D.
         labels: names of the runs; empty for none.
 
     Raises:
         DataError: columns of different lengths, or a value that is not finite and positive; names every such run.
+
+    Source: Kaplan et al. 2020 (arXiv:2001.08361), section 2.1, for C = 6 N D.
     """
     columns = {
         "num_params": np.atleast_1d(np.asarray(num_params, dtype=np.float64)),
