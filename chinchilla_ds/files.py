@@ -130,7 +130,13 @@ def sync(path: Path, /) -> None:
 
 
 def write_text(path: Path, /, *, text: str, named: str | None = "out") -> None:
-    """Write a whole text file where the user asks for it; see `write_output`."""
+    """Write a whole text file where the user asks for it; see `write_output`.
+
+    Args:
+        path: the file.
+        text: its content.
+        named: the parameter that named it, for messages; None names only the path.
+    """
     write_output(path, content=text.encode(), named=named)
 
 

@@ -27,7 +27,7 @@ OWN = "objective"
 _SCALAR_NAME = re.compile(r"[a-z][a-z0-9_]*(/[a-z][a-z0-9_]*)*")
 
 
-class MicroBatch(Protocol):
+class LabelledTokens(Protocol):
     """Text of one forward pass."""
 
     @property
@@ -47,7 +47,7 @@ class DecoderOutput(Protocol):
         """[s, b, v/tp], in the model's precision; this tensor-parallel rank's part of the vocabulary."""
 
     @property
-    def batch(self) -> MicroBatch:
+    def batch(self) -> LabelledTokens:
         """The micro-batch."""
 
     @property
@@ -73,7 +73,7 @@ class LossValue:
     data-parallel ranks."""
 
 
-class FrozenDecoder(Protocol):
+class Companion(Protocol):
     """A decoder that is not trained, cut as the trained one is."""
 
     @property
@@ -84,7 +84,7 @@ class FrozenDecoder(Protocol):
     def stage(self) -> "nn.Module":
         """This rank's part, whose weights may be written until training begins."""
 
-    def logits(self, batches: Sequence[MicroBatch], /) -> "Sequence[Tensor | None]":
+    def logits(self, batches: Sequence[LabelledTokens], /) -> "Sequence[Tensor | None]":
         """Run passes of its own; return the logits [s, b, v/tp] of every micro-batch, None on stages without them."""
 
 
@@ -107,6 +107,11 @@ class Site(Protocol):
         `set_tensor_model_parallel_attributes` says so; a replica that is used on what is cut passes through
         `copy_to_tensor_model_parallel_region`. Under ZeRO-3 a parameter is whole while its module's forward runs.
 
+        Args:
+            parent: a module of the decoder on this stage.
+            name: the module's name within it.
+            module: the module with the objective's parameters.
+
         Raises:
             ConfigError: a parameter has another dtype than the decoder's, or neither one nor two dimensions.
         """
@@ -114,7 +119,7 @@ class Site(Protocol):
     def partition(self) -> AbstractContextManager[Any]:
         """Return a context in which new modules are partitioned at once under ZeRO-3; one that does nothing else."""
 
-    def frozen_decoder(self, plan: RunPlan, /, *, partitioned: bool = False) -> FrozenDecoder:
+    def frozen_decoder(self, plan: RunPlan, /, *, partitioned: bool = False) -> Companion:
         """Build a companion with initial weights.
 
         Args:
@@ -188,11 +193,11 @@ class Objective:
         """Return all parameters that were registered, in groups."""
         return ()
 
-    def companion(self) -> FrozenDecoder | None:
+    def companion(self) -> Companion | None:
         """Return a decoder of `Site.frozen_decoder` that is to run beside the trained one, in the same passes."""
         return None
 
-    def prepare(self, batches: Sequence[MicroBatch], /, *, step: Step) -> Sequence[Any]:
+    def prepare(self, batches: Sequence[LabelledTokens], /, *, step: Step) -> Sequence[Any]:
         """Return what `loss` needs of each micro-batch besides logits; on stages without a loss it is not read.
 
         Called before the step's first pass: the place for passes of a companion's own, for numbers of all ranks, and
@@ -300,7 +305,7 @@ class Sum(Objective):
         """Return the groups of all parts."""
         return [group for part in self.parts.values() for group in part.parameter_groups()]
 
-    def companion(self) -> FrozenDecoder | None:
+    def companion(self) -> Companion | None:
         """Return the one companion that there is.
 
         Raises:
@@ -314,7 +319,7 @@ class Sum(Objective):
             )
         return next(iter(companions.values()), None)
 
-    def prepare(self, batches: Sequence[MicroBatch], /, *, step: Step) -> Sequence[Any]:
+    def prepare(self, batches: Sequence[LabelledTokens], /, *, step: Step) -> Sequence[Any]:
         """Return, for each micro-batch, what every part has prepared by its name."""
         prepared = {key: part.prepare(batches, step=step) for key, part in self.parts.items()}
         return [{key: values[index] for key, values in prepared.items()} for index in range(len(batches))]
@@ -359,7 +364,13 @@ class Sum(Objective):
         return self.parts[key].folds(inner)
 
     def fold(self, name: str, weight: "Tensor", own: OwnWeights, /) -> "Tensor":
-        """Fold the parts' weights one after the other."""
+        """Fold the parts' weights one after the other.
+
+        Args:
+            name: global name of the decoder's weight.
+            weight: all of it, in fp32.
+            own: the objectives' weights.
+        """
         for key, part in self.parts.items():
             weight = part.fold(name, weight, _PartWeights(own, key))
         return weight
@@ -369,7 +380,13 @@ class Sum(Objective):
         return sum(part.flops_per_token(shape) for part in self.parts.values())
 
     def rank_bytes(self, *, shape: ModelShape, batch: BatchPlan, layout: ParallelLayout) -> RankBytes:
-        """Return the sum over all parts."""
+        """Return the sum over all parts.
+
+        Args:
+            shape: the decoder.
+            batch: its micro-batch size and number of micro-batches.
+            layout: the layout that divides states and activations.
+        """
         parts = [part.rank_bytes(shape=shape, batch=batch, layout=layout) for part in self.parts.values()]
         return RankBytes(states=sum(part.states for part in parts), activations=sum(part.activations for part in parts))
 

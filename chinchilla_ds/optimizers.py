@@ -92,7 +92,7 @@ def find_optimizer(plugin: PluginSpec, /) -> OptimizerSpec:
     """Return the optimizer of a name, or of `module:function`, with its arguments.
 
     Raises:
-        ConfigError: it cannot be loaded, or is no function that returns an OptimizerSpec.
+        ConfigError: it cannot be loaded, or is not a function that returns an OptimizerSpec.
     """
     if not isinstance(plugin, PluginSpec):
         raise ConfigError(

@@ -167,7 +167,7 @@ def find_object(kind: Kind, text: str, /, *, kind_of: type) -> Any:
         raise ConfigError(f"{what} {text!r}: {error}") from None
     loaded = load(kind, spec.name)
     if isinstance(loaded, kind_of) and spec.arguments:
-        raise ConfigError(f"{what} {text}: {spec.name} is no function, so it takes no arguments")
+        raise ConfigError(f"{what} {text}: {spec.name} is not a function, so it takes no arguments")
     made = loaded if isinstance(loaded, kind_of) else make(kind, spec)
     if not isinstance(made, kind_of):
         raise ConfigError(f"{what} {text} is a {type(made).__name__}; it must be a {kind_of.__name__}, or return one")

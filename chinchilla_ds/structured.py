@@ -187,7 +187,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         seen: set[str] = set()
         doubled = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {shown(doubled)} stands twice in one object")
+        raise ValueError(f"key {shown(doubled)} occurs twice in one object")
     return values
 
 
@@ -310,7 +310,7 @@ def _yaml_loader() -> Any:
                     )
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"key {shown(key.value)} stands twice in one mapping", problem_mark=key.start_mark
+                        problem=f"key {shown(key.value)} occurs twice in one mapping", problem_mark=key.start_mark
                     )
                 seen.add(key.value)
             values: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)

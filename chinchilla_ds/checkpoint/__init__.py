@@ -1,1 +1,1 @@
-"""Checkpoints on disk: whole or not there, the same for every parallel layout, readable one tensor at a time."""
+"""Checkpoints on disk: complete or absent, the same for every parallel layout, readable one tensor at a time."""

@@ -38,10 +38,10 @@ class Box:
     """A box of a whole weight, whose values lie together in a flat piece."""
 
     start: int
-    """Of its values within the piece."""
+    """Offset of its values within the piece."""
     sizes: tuple[int, ...]
     offsets: tuple[int, ...]
-    """Within the whole weight."""
+    """Offsets within the whole weight."""
 
     @property
     def numel(self) -> int:
@@ -53,10 +53,10 @@ def cut_of(*, full_shape: Sequence[int], split: Split | None, rank: int, world_s
     """Return the part of tensor-parallel rank `rank` of `world_size`.
 
     Args:
-        full_shape: Of the whole weight.
+        full_shape: Shape of the whole weight.
         split: How it is cut; None: every rank has it whole.
-        rank: Of tensor parallelism.
-        world_size: Of tensor parallelism.
+        rank: Tensor-parallel rank.
+        world_size: Tensor-parallel size.
     """
     full, local = tuple(full_shape), list(full_shape)
     whole = Span(local_start=0, length=full[0], global_start=0)
@@ -73,7 +73,13 @@ def cut_of(*, full_shape: Sequence[int], split: Split | None, rank: int, world_s
 
 
 def boxes_of(cut: Cut, *, start: int, numel: int) -> Iterator[Box]:
-    """Yield the boxes of values [start, start + numel) of the flattened part, in their order."""
+    """Yield the boxes of values [start, start + numel) of the flattened part, in their order.
+
+    Args:
+        cut: a rank's part of a weight.
+        start: first value of the piece, within the flattened part.
+        numel: number of values.
+    """
     width = math.prod(cut.local_shape[1:])
     for span in cut.spans:
         first = max(start, span.local_start * width)

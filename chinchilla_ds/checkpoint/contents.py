@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the values of its tensors. Nothing here imports torch."""
+"""The content of a checkpoint apart from the values of its tensors. Nothing here imports torch."""
 
 import os
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def read_contents(checkpoint: Path, /) -> Contents:
     """Read a checkpoint's small files; the manifest must name them, but for the tokenizer.
 
     Raises:
-        CheckpointError: one is missing, lies elsewhere, or does not hold what it must.
+        CheckpointError: one is missing, elsewhere, or invalid.
     """
     manifest = folders.read_manifest(checkpoint)
     state = CheckpointState.load(folders.file_inside(checkpoint, folders.STATE_NAME))
@@ -75,7 +75,7 @@ def find_tokenizer(checkpoint: Path, /) -> Path | None:
 
 
 def problems_of(checkpoint: Path, /) -> list[str]:
-    """Return everything that is wrong with a checkpoint, files and what they hold; empty where it is whole."""
+    """Return all problems of a checkpoint, of its files and their content; empty if it is intact."""
     if problems := folders.problems_of(checkpoint):
         return problems
     try:

@@ -1,4 +1,4 @@
-"""The index of checkpoints of format version 2: torch.distributed.checkpoint's `.metadata`, a pickle, which is not run.
+"""The index of checkpoints of format version 2: torch.distributed.checkpoint's `.metadata`, a pickle that is not run.
 
 Unpickling calls what the pickle names, so a checkpoint from elsewhere could run anything. Here its opcodes are followed
 one by one into plain data: only those that such a file has, only the names of its classes, and nothing is imported,
@@ -34,7 +34,7 @@ _NAMES = {
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
     "pathlib": ("PosixPath",),
 }
-"""What torch writes into the file, by module."""
+"""The names that torch writes into the file, by module."""
 _VALUES = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1"})
 """Opcodes that push their argument."""
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -50,7 +50,7 @@ class _Name:
 
 @dataclass
 class _Object:
-    """What the pickle would have made."""
+    """The object that the pickle would have created."""
 
     kind: str
     arguments: Any
@@ -65,7 +65,7 @@ def read_metadata(path: Path, /) -> TensorIndex:
     """Return the index in a `.metadata` file.
 
     Raises:
-        CheckpointError: it cannot be read, holds what torch does not write, or its blocks do not make tensors.
+        CheckpointError: it cannot be read, holds what torch does not write, or its blocks do not form tensors.
     """
     content = read_bytes(path, what="index of tensors", error=CheckpointError, max_bytes=_MAX_BYTES)
     try:
@@ -85,7 +85,7 @@ class _Unpickling:
         self.memo: dict[int, Any] = {}
 
     def follow(self, content: bytes) -> Any:
-        """Return what the pickle describes.
+        """Return the data described by the pickle.
 
         Raises:
             ValueError: an opcode or a name that torch's metadata does not have.
@@ -180,7 +180,8 @@ _STEPS: dict[str, Any] = {
 }
 
 
-# ---- what it describes -----------------------------------------------------------------------------------------------
+# ---- the described index
+# -----------------------------------------------------------------------------------------------
 
 
 def _data_of(metadata: Any) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def _data_of(metadata: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """What `.metadata` says of a tensor."""
+    """A tensor as described by `.metadata`."""
 
     shape: tuple[int, ...]
     blocks: dict[tuple[int, ...], tuple[int, ...]]
@@ -250,7 +251,7 @@ def _text(value: Any) -> str:
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
-    """Return what a torch.Size holds."""
+    """Return the numbers of a torch.Size."""
     if type(value) is not _Object or value.kind != "Size" or type(value.arguments) is not tuple:
         raise ValueError("a shape is missing")
     [numbers] = value.arguments

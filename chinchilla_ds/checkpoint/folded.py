@@ -10,13 +10,13 @@ from chinchilla_ds.objective import Objective, is_own, make_objective, own_name
 
 
 class FoldedReader(CheckpointReader):
-    """A whole checkpoint for what knows the decoder alone: generation, evaluation, export."""
+    """An intact checkpoint for users of the plain decoder: generation, evaluation, export."""
 
     def __init__(self, checkpoint: Path) -> None:
         """Read plan, state and the list of tensors of a checkpoint's folder.
 
         Raises:
-            CheckpointError: a part of it is missing or not what it must be, or its objective has weights of its own
+            CheckpointError: a part of it is missing or invalid, or its objective has its own weights
                 and cannot be loaded, or does not fold them.
         """
         super().__init__(checkpoint)
@@ -31,7 +31,7 @@ class FoldedReader(CheckpointReader):
             raise CheckpointError([f"{what}, which only that objective can fold", *error.problems]) from None
         if unfolded := [name for name in own if not objective.folds(name)]:
             raise CheckpointError(
-                f"{what}, and it does not fold {unfolded[0]} into the decoder's, which alone compute something else"
+                f"{what}, and it does not fold {unfolded[0]} into the decoder's, which compute another function without"
             )
         return objective
 
@@ -40,7 +40,13 @@ class FoldedReader(CheckpointReader):
         return tuple(name for name in super().names() if not is_own(name))
 
     def read_rows(self, name: str, /, *, rows: slice, state: str | None = None) -> Tensor:
-        """Return some rows of a weight, the objective's own weights folded in; `state` as training left it."""
+        """Return some rows of a weight, the objective's own weights folded in; `state` as training left it.
+
+        Args:
+            name: global name of the weight.
+            rows: consecutive rows.
+            state: name of an optimizer state, as training left it; None: the weight.
+        """
         if self._objective is None or state is not None:
             return super().read_rows(name, rows=rows, state=state)
         whole = super().read_rows(name, rows=slice(None))
@@ -52,7 +58,7 @@ class FoldedReader(CheckpointReader):
 
 
 class _OwnWeights:
-    """What `Objective.fold` is given to read with."""
+    """Reads weights for `Objective.fold`."""
 
     def __init__(self, reader: FoldedReader) -> None:
         self._reader = reader

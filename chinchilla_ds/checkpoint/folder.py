@@ -1,4 +1,4 @@
-"""The folder of a checkpoint: written aside, made durable, then renamed, so that what has the name is whole.
+"""The folder of a checkpoint: written aside, made durable, then renamed, so that a folder with the name is complete.
 
     RUN/checkpoints/step_0000500/    a checkpoint
     RUN/checkpoints/.step_...        one that is being written, replaced, or removed
@@ -37,17 +37,18 @@ LATEST_NAME = "latest"
 CHECKPOINTS_NAME = "checkpoints"
 
 _NAME = re.compile(r"(?P<replaced>\.)?step_(?P<iteration>\d{7,})(?(replaced)\.replaced)")
-"""Of a checkpoint, or of one that is making room for another of the same step."""
+"""The name of a checkpoint, or of one that is being replaced by another of the same step."""
 _READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """What the manifest knows of a file."""
+    """The manifest's record of a file."""
 
     bytes: Annotated[int, Ge(0)]
     xxh3: Annotated[str, Len(32, 32)]
-    """128 bits of its content, in hexadecimal: finds damage at the speed of memory, and is no proof against forgery."""
+    """128 bits of its content, in hexadecimal: finds damage at the speed of memory, but does not protect against
+    forgery."""
 
 
 def checkpoint_name(iteration: int) -> str:
@@ -56,20 +57,20 @@ def checkpoint_name(iteration: int) -> str:
 
 
 def iteration_of(checkpoint: Path) -> int:
-    """Return the optimizer steps that a checkpoint's name tells."""
+    """Return the optimizer steps in a checkpoint's name."""
     match = _NAME.fullmatch(checkpoint.name)
     assert match, f"{checkpoint.name} is not the name of a checkpoint"
     return int(match["iteration"])
 
 
 def run_folder_of(checkpoint: Path, /) -> Path:
-    """Return the folder of the run that wrote a checkpoint; of one that stands alone, the folder that holds it."""
+    """Return the folder of the run that wrote a checkpoint; of a lone one, the folder that holds it."""
     checkpoints = checkpoint.resolve().parent
     return checkpoints.parent if checkpoints.name == CHECKPOINTS_NAME else checkpoints
 
 
 def aside_of(checkpoint: Path) -> Path:
-    """Return where a checkpoint is written until it is whole."""
+    """Return where a checkpoint is written until it is complete."""
     return checkpoint.with_name(f".{checkpoint.name}.partial")
 
 
@@ -81,7 +82,7 @@ def _replaced_of(checkpoint: Path) -> Path:
 def list_checkpoints(checkpoints: Path) -> list[Path]:
     """Return the checkpoints in a folder, newest first, damaged ones included.
 
-    One that was to be replaced counts where its place is empty: the process was killed between two renames.
+    One that was being replaced counts if its place is empty: the process was killed between two renames.
     """
     if not checkpoints.is_dir():
         return []
@@ -101,7 +102,7 @@ def record_file(path: Path) -> FileRecord:
 
 
 def begin(checkpoint: Path) -> Path:
-    """Make the folder in which `checkpoint` is written, empty, and return it."""
+    """Create the empty folder in which `checkpoint` is written, and return it."""
     aside = aside_of(checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     for left in list_checkpoints(checkpoint.parent):  # of a process that was killed, here and below
@@ -115,18 +116,18 @@ def begin(checkpoint: Path) -> Path:
 
 
 def commit(checkpoint: Path, *, records: Mapping[str, FileRecord]) -> None:
-    """Give a checkpoint that lies whole in its aside folder its name, then let `latest` name it.
+    """Rename a complete checkpoint from its aside folder, then let `latest` name it.
 
-    Another one of the same step makes room first, and is removed last: at every moment one of them is there.
+    Another one of the same step is moved away first, and removed last: at every moment one of them exists.
 
     Args:
         checkpoint: The final folder.
-        records: Of every file, by its path within the folder; the files must be on the disk already.
+        records: Record of every file, by its path within the folder; the files must already be on the disk.
     """
     aside = aside_of(checkpoint)
     files = {name: {"bytes": record.bytes, "xxh3": record.xxh3} for name, record in sorted(records.items())}
     manifest = {"format_version": FORMAT_VERSION, "files": files}
-    # no line break at the end, whose loss would go unseen: the manifest has no hash of its own
+    # no line break at the end, whose loss would go unnoticed: the manifest has no hash itself
     write_durably(aside / MANIFEST_NAME, json.dumps(manifest, indent=2))
     for folder in (*(path for path in aside.rglob("*") if path.is_dir()), aside):
         sync(folder)
@@ -146,7 +147,7 @@ def abandon(checkpoint: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint: its name first, so that half of one never has the name."""
+    """Remove a checkpoint: its name first, so that an incomplete one never has the name."""
     removed = checkpoint.with_name(f".{checkpoint_name(iteration_of(checkpoint))}.removed")
     checkpoint.rename(removed)
     shutil.rmtree(removed)
@@ -158,7 +159,7 @@ def prune(checkpoints: Path, *, keep: int, milestone_iters: int | None) -> list[
     Args:
         checkpoints: The folder of a run's checkpoints.
         keep: At least 1.
-        milestone_iters: Checkpoints at multiples of this many steps stay for ever; None: there are none.
+        milestone_iters: Checkpoints at multiples of this many steps are kept permanently; None: there are none.
     """
     old = list_checkpoints(checkpoints)[keep:]
     removed = [path for path in old if not (milestone_iters and iteration_of(path) % milestone_iters == 0)]
@@ -169,7 +170,7 @@ def prune(checkpoints: Path, *, keep: int, milestone_iters: int | None) -> list[
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointManifest:
-    """What a checkpoint consists of."""
+    """The files of a checkpoint."""
 
     format_version: int
     files: dict[str, FileRecord]
@@ -179,7 +180,7 @@ class CheckpointManifest:
         """Check the names.
 
         Raises:
-            ValueError: one leads out of the folder, or is not the name of a file.
+            ValueError: one is outside the folder, or is not the name of a file.
         """
         for name in self.files:
             parts = PurePosixPath(name).parts
@@ -226,7 +227,7 @@ def file_inside(checkpoint: Path, name: str, /) -> Path:
     """Return the path of a regular file of a checkpoint.
 
     Raises:
-        CheckpointError: as of `inside`; or it is a folder, a FIFO, a socket or a device.
+        CheckpointError: as for `inside`; or it is a folder, a FIFO, a socket or a device.
     """
     path = inside(checkpoint, name)
     if not path.is_file():
@@ -238,7 +239,7 @@ def read_small_file(checkpoint: Path, name: str, /) -> str:
     """Return the text of a small file of a checkpoint.
 
     Raises:
-        CheckpointError: as of `file_inside`; or it is too large, or not UTF-8.
+        CheckpointError: as for `file_inside`; or it is too large, or not UTF-8.
     """
     content = read_bytes(file_inside(checkpoint, name), what="file", error=CheckpointError)
     try:
@@ -248,11 +249,11 @@ def read_small_file(checkpoint: Path, name: str, /) -> str:
 
 
 def damage(checkpoint: Path, *, names: frozenset[str] | None = None) -> Iterator[str]:
-    """Yield what is wrong with a checkpoint's files: missing, of another size, of another content.
+    """Yield the problems of a checkpoint's files: missing, of another size, with other content.
 
     Args:
         checkpoint: A checkpoint with a manifest.
-        names: The files to read; None is all of them. Sizes are looked at in any case.
+        names: The files to read; None: all of them. Sizes are checked in any case.
     """
     files = read_manifest(checkpoint).files
     for name in (STATE_NAME, PLAN_NAME):
@@ -273,7 +274,7 @@ def damage(checkpoint: Path, *, names: frozenset[str] | None = None) -> Iterator
 
 
 def problems_of(checkpoint: Path) -> list[str]:
-    """Return everything that is wrong with a checkpoint's files; empty where they are as the manifest says."""
+    """Return all problems of a checkpoint's files; empty if they match the manifest."""
     try:
         return list(damage(checkpoint))
     except CheckpointError as error:
@@ -281,7 +282,7 @@ def problems_of(checkpoint: Path) -> list[str]:
 
 
 def find_checkpoints(path: Path) -> list[Path]:
-    """Return the checkpoints that `path` means, newest first: one itself, a folder of them, or a run.
+    """Return the checkpoints of `path`, newest first: one itself, a folder of them, or a run.
 
     Raises:
         CheckpointError: there is none.
@@ -298,7 +299,7 @@ def find_checkpoints(path: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def reported_as(checkpoint: Path) -> Iterator[None]:
-    """Turn what the operating system says of a checkpoint that is read into a CheckpointError."""
+    """Turn the operating system's error on reading a checkpoint into a CheckpointError."""
     try:
         yield
     except OSError as error:

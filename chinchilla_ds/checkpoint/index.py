@@ -44,11 +44,11 @@ class StoredTensor:
 
     shape: tuple[Size, ...]
     file_numbers: tuple[Place, ...]
-    """Of each block: the place of its file in the index's list."""
+    """Index of each block's file in the list of files."""
     starts: tuple[Place, ...]
-    """Of each block within its file, in bytes."""
+    """Offset of each block within its file, bytes."""
     offsets: tuple[Place, ...]
-    """Of each block within the tensor."""
+    """Offsets of each block within the tensor."""
     sizes: tuple[Size, ...]
     """Shape of each block."""
 
@@ -56,7 +56,7 @@ class StoredTensor:
         """Check that the blocks fill the tensor.
 
         Raises:
-            ValueError: columns of other lengths, a block that reaches out of the tensor, another number of values.
+            ValueError: columns of different lengths, a block outside the tensor, another number of values.
         """
         dims, blocks = len(self.shape), len(self.file_numbers)
         if dims not in (1, 2):
@@ -100,7 +100,7 @@ class TensorIndex:
         """Check names.
 
         Raises:
-            ValueError: of a file that lies elsewhere, of a tensor that is none of a decoder's; a block in no file.
+            ValueError: a file elsewhere, a tensor that is not one of a decoder's, or a block in no file.
         """
         if bad := [name for name in self.files if not _FILE.fullmatch(name)]:
             raise ValueError(f"{_shown(bad[0])} is not the name of a file with tensors")
@@ -111,10 +111,10 @@ class TensorIndex:
                 raise ValueError(f"{key} lies in file {max(tensor.file_numbers)} of {len(self.files)}")
 
     def check_kinds(self, states: Sequence[str], /) -> None:
-        """Check that there are weights and the optimizer's states alone.
+        """Check that there are only weights and the optimizer's states.
 
         Args:
-            states: Of the optimizer.
+            states: Names of the optimizer's states.
 
         Raises:
             ValueError: a tensor is neither.
@@ -127,10 +127,10 @@ class TensorIndex:
             )
 
     def check_files(self, sizes: Mapping[str, int], /) -> None:
-        """Check that every block has bytes of its own within its file.
+        """Check that every block has its own bytes within its file.
 
         Args:
-            sizes: Of the files that there are, in bytes.
+            sizes: Sizes of the existing files, bytes.
 
         Raises:
             ValueError: a file is missing or ends before its last block, or two blocks lie over one another.
@@ -167,12 +167,12 @@ class IndexBuilder:
         """Add a block.
 
         Args:
-            key: Of its tensor.
-            shape: Of its tensor.
+            key: Key of its tensor.
+            shape: Shape of its tensor.
             file: Its name within the folder of the index.
-            start: Of the block within the file, in bytes.
-            offsets: Of the block within the tensor.
-            sizes: Of the block.
+            start: Offset of the block within the file, bytes.
+            offsets: Offsets of the block within the tensor.
+            sizes: Shape of the block.
         """
         tensor = self._tensors.setdefault(key, {"file_numbers": [], "starts": [], "offsets": [], "sizes": []})
         tensor["shape"] = list(shape)
@@ -194,7 +194,7 @@ def read_index(path: Path, /) -> TensorIndex:
     """Return the index in a JSON file.
 
     Raises:
-        CheckpointError: it cannot be read, or is not an index; the first problem is told.
+        CheckpointError: it cannot be read, or is not an index; the first problem is reported.
     """
     what = "index of tensors"
     content = read_bytes(path, what=what, error=CheckpointError, max_bytes=MAX_INDEX_BYTES)
@@ -202,14 +202,14 @@ def read_index(path: Path, /) -> TensorIndex:
 
 
 def index_of(data: Any, *, where: Path) -> TensorIndex:
-    """Return the index that plain data holds.
+    """Return the index in plain data.
 
     Args:
         data: In the form of the JSON.
         where: The file that it comes from.
 
     Raises:
-        CheckpointError: it is not an index; the first problem is told.
+        CheckpointError: it is not an index; the first problem is reported.
     """
     try:
         index: TensorIndex = build(TensorIndex, data, where="index", error=CheckpointError)

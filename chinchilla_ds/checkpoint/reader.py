@@ -15,13 +15,13 @@ from chinchilla_ds.structured import parse_json
 
 
 class CheckpointReader:
-    """A whole checkpoint."""
+    """An intact checkpoint."""
 
     def __init__(self, checkpoint: Path) -> None:
         """Read plan, state and the list of tensors of a checkpoint's folder.
 
         Raises:
-            CheckpointError: a part of it is missing, unreadable, or not what it must be.
+            CheckpointError: a part of it is missing, unreadable, or invalid.
         """
         self.folder = checkpoint
         contents = read_contents(checkpoint)
@@ -29,12 +29,12 @@ class CheckpointReader:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open the newest whole checkpoint that `path` means: a checkpoint, a folder of them, or a run's folder.
+        """Open the newest intact checkpoint of `path`: a checkpoint, a folder of them, or a run's folder.
 
-        Files are read in full and held against the manifest first.
+        Files are first read in full and compared with the manifest.
 
         Raises:
-            CheckpointError: there is none, or none that is whole; what is damaged is named.
+            CheckpointError: there is none, or no intact one; damaged ones are named.
         """
         problems = []
         for checkpoint in folders.find_checkpoints(path):
@@ -64,7 +64,7 @@ class CheckpointReader:
 
     @property
     def has_optimizer(self) -> bool:
-        """Whether the optimizer's states are there, so that training can go on as if it had never stopped."""
+        """Whether the optimizer's states are there, so that training can resume exactly."""
         states = self.plan.optimizer.states
         return not states or any(key.startswith(f"{states[0]}/") for key in self.index.tensors)
 
@@ -82,7 +82,13 @@ class CheckpointReader:
         return self.read_rows(name, rows=slice(None), state=state)
 
     def read_rows(self, name: str, /, *, rows: slice, state: str | None = None) -> Tensor:
-        """Return some rows of a weight."""
+        """Return some rows of a weight.
+
+        Args:
+            name: global name of the weight.
+            rows: consecutive rows.
+            state: name of an optimizer state; None: the weight.
+        """
         size = self._stored(name, state).shape
         start, stop, step = rows.indices(size[0])
         assert step == 1, "rows must be consecutive"

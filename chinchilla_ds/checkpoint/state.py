@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside its tensors: where the run stands, and what it was trained with. JSON in and out."""
+"""A checkpoint's content apart from its tensors: the run's state, and what it was trained with. JSON in and out."""
 
 import dataclasses
 import json
@@ -14,18 +14,18 @@ from chinchilla_ds.run_plan import FUNCTION_FIELDS, ModelShape, RunPlan
 from chinchilla_ds.structured import build, parse_json, read_bytes
 
 LOSS_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-"""Of FP16's dynamic loss scale, by DeepSpeed's names."""
+"""Fields of FP16's dynamic loss scale, by DeepSpeed's names."""
 Count = Annotated[int, Ge(0), Le(10**18)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointState:
-    """Where a run stood when it was saved."""
+    """The state of a run when it was saved."""
 
     iteration: Count
     """Optimizer steps taken."""
     data_step: Count
-    """Global batches consumed: those of steps taken, and those that were left out for good."""
+    """Global batches consumed: those of steps taken, and those that were skipped permanently."""
     attempts: Count
     """Steps tried, skipped ones included."""
     bad_batches: Count = 0
@@ -33,13 +33,13 @@ class CheckpointState:
     rewinds: Count = 0
     """How often the run went back because of a loss spike."""
     optimizer_step: Count = 0
-    """The optimizer's own count, such as for AdamW's bias correction; the engine fills it in."""
+    """The optimizer's own step count, as for AdamW's bias correction; filled in by the engine."""
     elapsed_s: Annotated[float, Ge(0), Le(1e18)]
     """Training time so far."""
     loss_scaler: dict[str, int | float] = field(default_factory=dict)
     """FP16's dynamic loss scale and its counters; empty in other precisions."""
     objective_state: dict[str, Any] = field(default_factory=dict)
-    """What the objective keeps besides parameters, by its own names; the engine fills it in."""
+    """The objective's state besides parameters, by its own names; filled in by the engine."""
     tokenizer_sha256: str | None = None
     data_key: str | None = None
     """Hash of the prepared text's manifest."""
@@ -49,11 +49,11 @@ class CheckpointState:
     complete: bool = False
     """Whether the run had reached its end."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of chinchilla-ds, torch, deepspeed, megatron-core and Python."""
+    """Versions of chinchilla-ds, torch, deepspeed, megatron-core and Python."""
     loss: float | None = None
-    """Of the last step, nats per token; None where it was not finite."""
+    """Loss of the last step, nats per token; None if it was non-finite."""
     held_out_loss: float | None = None
-    """Of the last evaluation, nats per token; None where it was not finite."""
+    """Loss of the last evaluation, nats per token; None if it was non-finite."""
     held_out_bits_per_byte: float | None = None
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """State of the callbacks from outside, by name and arguments; those that keep none have an empty one."""
@@ -110,7 +110,7 @@ def plan_of_checkpoint(checkpoint: Path, /) -> RunPlan:
 
 
 def state_problems(state: CheckpointState, plan: RunPlan) -> Iterator[str]:
-    """Yield the counts of a run that the plan in the same checkpoint does not lead to."""
+    """Yield the counts of a run that contradict the plan in the same checkpoint."""
     if state.data_step > plan.batch.train_iters:
         yield f"data_step is {state.data_step}, and its plan has {plan.batch.train_iters} batches (batch.train_iters)"
     if state.optimizer_step > state.attempts + 1:  # DeepSpeed may take a step of its own before the first
@@ -118,7 +118,13 @@ def state_problems(state: CheckpointState, plan: RunPlan) -> Iterator[str]:
 
 
 def objective_problems(saved: RunPlan, wanted: RunPlan, *, checkpoint: Path) -> list[str]:
-    """Return why a run cannot be resumed: it was trained with another objective than the plan names."""
+    """Return why a run cannot be resumed: it was trained with another objective than the plan names.
+
+    Args:
+        saved: the checkpoint's plan.
+        wanted: the plan of the run to resume.
+        checkpoint: the checkpoint, for messages.
+    """
     if saved.objective == wanted.objective:
         return []
     return [
@@ -131,7 +137,12 @@ def objective_problems(saved: RunPlan, wanted: RunPlan, *, checkpoint: Path) -> 
 def shape_problems(saved: ModelShape, wanted: ModelShape, *, checkpoint: Path) -> list[str]:
     """Return where a checkpoint's decoder differs from a plan's, so that its weights would compute something else.
 
-    Tensors of equal sizes do not tell: another rotary base, norm epsilon or split into heads fits them all.
+    The tensors' sizes do not show it: another rotary base, norm epsilon or split into heads fits them all.
+
+    Args:
+        saved: the checkpoint's shape.
+        wanted: the plan's shape.
+        checkpoint: the checkpoint, for messages.
     """
     different = [name for name in FUNCTION_FIELDS if getattr(saved, name) != getattr(wanted, name)]
     problems = [

@@ -1,9 +1,9 @@
-"""How blocks lie in a checkpoint's files: raw, one after another, in place of torch.save's archive for each of them.
+"""Layout of blocks in a checkpoint's files: raw, one after another, instead of torch.save's archive for each of them.
 
 A block is its FP32 values in row-major order and in the machine's byte order (little-endian where torch runs). Rows are
 read into the memory that wants them, without a copy, and nothing but the rows that are wanted. torch's own format costs
-a checksum and a copy of every block, and reads blocks as a whole. The whole file has its hash in the manifest. Where
-the blocks lie stands in the index (`index.py`).
+a checksum and a copy of every block, and reads blocks as a whole. The whole file has its hash in the manifest. The
+places of the blocks are in the index (`index.py`).
 
 torch.distributed.checkpoint (DCP) plans what each rank writes; this is the end that touches files. Its own writer
 leaves a pickle for an index, and its reader runs one, so neither is used.
@@ -47,7 +47,7 @@ def write_values(stream: IO[bytes], values: Tensor) -> int:
 
 
 def write_index(builder: IndexBuilder, *, folder: Path) -> None:
-    """Write the index of the blocks in a folder's files through to the disk."""
+    """Write the index of the blocks in a folder's files and flush it to the disk."""
     write_durably(folder / INDEX_NAME, builder.to_json())
 
 
@@ -97,15 +97,15 @@ class BlockWriter(FileSystemWriter):
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """Part of a stored block that is wanted."""
+    """Part of a stored block to read."""
 
     file: str
     start: int
-    """Of the block in the file, in bytes."""
+    """Offset of the block in the file, bytes."""
     sizes: tuple[int, ...]
     """Shape of the block."""
     first: tuple[int, ...]
-    """Where the part begins within the block."""
+    """Offsets of the part within the block."""
     target: Tensor
     """Memory for it, of the part's shape."""
 
@@ -114,9 +114,9 @@ def reads_of(stored: StoredTensor, *, files: Sequence[str], offsets: Sequence[in
     """Return what must be read to fill a box of a tensor.
 
     Args:
-        stored: Where the tensor's blocks lie.
+        stored: The tensor's blocks.
         files: Names of the index's files.
-        offsets: Of the box within the tensor.
+        offsets: Offsets of the box within the tensor.
         values: Memory of the box's shape.
     """
     begin = np.maximum(stored.block_offsets, np.array(offsets))
@@ -139,7 +139,7 @@ def reads_of(stored: StoredTensor, *, files: Sequence[str], offsets: Sequence[in
 
 
 def read_all(reads: Iterable[Read], *, folder: Path) -> None:
-    """Read everything that is asked for, file by file and in the order of the file.
+    """Read everything requested, file by file and in the order of the file.
 
     Raises:
         CheckpointError: a file ends before its blocks do.
@@ -154,7 +154,7 @@ def read_all(reads: Iterable[Read], *, folder: Path) -> None:
 
 
 def _read(stream: IO[bytes], read: Read) -> None:
-    """Read whole rows of a block; of their columns those that are wanted are kept."""
+    """Read whole rows of a block, and keep the requested columns."""
     target = read.target
     start, *before = read.first
     width = int(np.prod(read.sizes[1:], dtype=np.int64))
@@ -171,7 +171,7 @@ def _read(stream: IO[bytes], read: Read) -> None:
 
 
 def _fill(stream: IO[bytes], values: Tensor) -> None:
-    """Fill a tensor with what comes next in a file."""
+    """Fill a tensor with the next bytes of a file."""
     left = _as_bytes(values)
     while left:
         taken = stream.readinto(left)  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
 """The tensors of a checkpoint: boxes of whole weights, in global names.
 
 Every rank writes the boxes that it owns into a file of its own; torch.distributed.checkpoint (DCP) has the ranks agree
-on who writes what, and the index says where everything lies. Whoever reads asks for other boxes. So a checkpoint knows
-no layout.
+on who writes what, and the index records all places. Readers may request other boxes. So a checkpoint does not depend
+on a layout.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.files import sync
 
 BLOCK_BYTES = 64 * 2**20
-"""Of a block in a file, at most, but for a single row. Bounds the memory that an import takes, which makes a block when
-it is written, and that reading some columns takes; still large enough for a disk to be at full speed."""
+"""Largest block in a file, except for a single row, bytes. Bounds the memory of an import, which creates a block when
+it is written, and of reading some columns; still large enough for a disk's full speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,14 @@ class Block:
     full_shape: tuple[int, ...]
     offsets: tuple[int, ...]
     values: Tensor
-    """Of the box's shape, FP32; on the device `meta` where `read` returns them."""
+    """The values in the box's shape, FP32; on the device `meta` if `read` returns them."""
     read: Callable[["Block"], Tensor] | None = None
     """Called when the block is written, so that it need not be in memory before, with the block or some rows of it, and
     returns their values; None: `values` are there."""
 
 
 def row_blocks(block: Block, /) -> Iterator[Block]:
-    """Cut a block into blocks of whole rows, of at most BLOCK_BYTES where a row allows it."""
+    """Split a block into blocks of whole rows, of at most BLOCK_BYTES if a row allows it."""
     values = block.values
     rows = max(1, BLOCK_BYTES // (values[0].numel() * values.element_size()))
     for start in range(0, len(values), rows):
@@ -62,7 +62,7 @@ def row_blocks(block: Block, /) -> Iterator[Block]:
 
 
 class _SavePlanner(DefaultSavePlanner):
-    """Writes blocks; what two ranks offer is written by one of them."""
+    """Writes blocks; a block offered by two ranks is written by one of them."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -96,7 +96,7 @@ def _write_item(block: Block) -> WriteItem:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Keep torch's advice on its own use off the user's screen."""
+    """Hide torch's advice on its own use from the user."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.distributed")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -107,8 +107,8 @@ def save_blocks(blocks: Iterable[Block], *, folder: Path, group: Any) -> None:
     """Write the blocks of all ranks below `folder`, with their index, and flush them to the disk.
 
     Args:
-        blocks: This rank's.
-        folder: The same on every rank; on a file system that all share.
+        blocks: This rank's blocks.
+        folder: The same on every rank, on a shared file system.
         group: Process group whose ranks all call this; it must carry objects on the CPU.
     """
     planner = _SavePlanner(part for block in blocks for part in row_blocks(block))
@@ -117,11 +117,11 @@ def save_blocks(blocks: Iterable[Block], *, folder: Path, group: Any) -> None:
 
 
 def save_tensors(tensors: Iterable[Block], *, folder: Path) -> None:
-    """Write whole tensors from one process, each into a file of its own, with their index; flush them to the disk.
+    """Write whole tensors from one process, each into its own file, with their index; flush them to the disk.
 
     Args:
         tensors: Blocks that are tensors in full; one of them is in memory at a time, or some rows of it.
-        folder: Exists.
+        folder: An existing folder.
     """
     builder = IndexBuilder()
     for number, tensor in enumerate(tensors):
@@ -142,15 +142,15 @@ def save_tensors(tensors: Iterable[Block], *, folder: Path) -> None:
 
 
 def load_blocks(blocks: Iterable[Block], *, index: TensorIndex, folder: Path) -> None:
-    """Read the values of blocks; every rank by itself.
+    """Read the values of blocks; every rank independently.
 
     Args:
         blocks: Their memory is filled.
-        index: Of the tensors in `folder`.
+        index: Index of the tensors in `folder`.
         folder: Holds the files.
 
     Raises:
-        CheckpointError: a tensor is missing, incomplete, or of another shape; nothing has been read then.
+        CheckpointError: a tensor is missing, incomplete, or of another shape; nothing is then read.
     """
     reads: list[Read] = []
     for block in blocks:
@@ -172,5 +172,5 @@ def load_blocks(blocks: Iterable[Block], *, index: TensorIndex, folder: Path) ->
 
 
 def whole_block(key: str, values: Tensor) -> Block:
-    """Return a block that is a tensor in full."""
+    """Return a block that is a whole tensor."""
     return Block(key=key, full_shape=tuple(values.shape), offsets=(0,) * values.dim(), values=values)

@@ -1,4 +1,4 @@
-"""DeepSpeed's universal checkpoint format, written from one of ours: for programs that run DeepSpeed by themselves.
+"""DeepSpeed's universal checkpoint format, written from one of ours, for other programs on DeepSpeed.
 
     OUT/latest_universal                                names the tag
     OUT/TAG/zero/NAME/{fp32,exp_avg,exp_avg_sq,step}.pt one folder per parameter
@@ -26,7 +26,7 @@ from chinchilla_ds.weights import kind_of
 _MODEL_STATES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
 """Names of the counters' file: of ZeRO 0 to 2, and of ZeRO-3."""
 _DS_VERSION = "0.19.8"
-"""Where a checkpoint does not say which version wrote it: that whose format this is."""
+"""The version of this format, for checkpoints that do not record which version wrote them."""
 
 
 def write_universal(reader: CheckpointReader, *, out: Path) -> int:
@@ -40,12 +40,12 @@ def write_universal(reader: CheckpointReader, *, out: Path) -> int:
         Bytes written.
 
     Raises:
-        CheckpointError: an objective's own weights are among them, and how tensor parallelism cuts those is not known.
+        CheckpointError: it has an objective's own weights, and how tensor parallelism cuts those is unknown.
     """
     if own := [name for name in reader.names() if is_own(name)]:
         raise CheckpointError(
             f"{reader.folder} holds {len(own)} weights of its objective {reader.plan.objective}, such as {own[0]}: the "
-            "universal format cannot carry them, for it must say how ranks cut each weight"
+            "universal format cannot carry them, since it must record how ranks cut each weight"
         )
     tag = reader.folder.name
     zero = out / tag / "zero"
@@ -75,10 +75,10 @@ def _step(reader: CheckpointReader) -> Tensor:
 
 
 def _optimizer_state(reader: CheckpointReader) -> dict[str, Any]:
-    """Return AdamW's settings, in the places where ZeRO 1 and 2, and where ZeRO-3 look for them.
+    """Return AdamW's settings, in the places where ZeRO 1 and 2, and ZeRO-3, expect them.
 
-    One entry for each parameter group of the program that reads it, at most two: with and without weight decay. Which
-    is which it knows by itself, so neither decay nor learning rate are among them.
+    One entry for each parameter group of the program that reads it, at most two: with and without weight decay. That
+    program knows which is which, so neither decay nor learning rate are among them.
     """
     settings = reader.plan.optimizer
     group = {"betas": (settings.beta1, settings.beta2), "eps": settings.epsilon}

@@ -1,4 +1,4 @@
-"""Checkpoints from one process: of weights that come from elsewhere, and of other checkpoints."""
+"""Checkpoints from one process: of foreign weights, and of other checkpoints."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ class WeightRows:
 
 
 def library_versions() -> dict[str, str]:
-    """Return what a checkpoint says of the software that wrote it."""
+    """Return the versions of the software, as recorded in a checkpoint."""
     return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
@@ -51,15 +51,15 @@ def write_checkpoint(
     """Write a checkpoint from one process; one weight is in memory at a time, or some of its rows.
 
     Args:
-        checkpoint: The folder to make; its name must be that of a checkpoint.
-        plan: What the weights belong to.
-        ds_config: The DeepSpeed JSON to go on with.
+        checkpoint: The folder to create; its name must be that of a checkpoint.
+        plan: The plan of the weights.
+        ds_config: The DeepSpeed JSON to resume with.
         weights: Global names and weights; a name `exp_avg/NAME` is that state of NAME, of the plan's optimizer.
         tokenizer: A SentencePiece model, or a Hugging Face folder; copied.
-        state: Where the run stands; None for weights alone, before the first step.
+        state: The run's state; None for weights alone, before the first step.
 
     Raises:
-        OutputError: the folder is there already, or cannot be written.
+        OutputError: the folder already exists, or cannot be written.
     """
     if checkpoint.exists():
         raise OutputError(f"{checkpoint} exists already; name a new folder")
@@ -104,7 +104,15 @@ def _block(key: str, weight: Tensor | WeightRows) -> tensors.Block:
 def write_small_files(
     aside: Path, *, plan: RunPlan, ds_config: Mapping[str, Any], state: CheckpointState, tokenizer: Path | None
 ) -> None:
-    """Write everything but the tensors, through to the disk."""
+    """Write everything except the tensors, and flush it to the disk.
+
+    Args:
+        aside: the folder in which the checkpoint is written.
+        plan: the plan of the weights.
+        ds_config: the DeepSpeed JSON to resume with.
+        state: the run's state.
+        tokenizer: a SentencePiece model, or a Hugging Face folder; copied. None: none is written.
+    """
     write_durably(aside / folders.STATE_NAME, state.to_json())
     write_durably(aside / folders.PLAN_NAME, plan.to_json())
     write_durably(aside / folders.DS_CONFIG_NAME, json.dumps(ds_config, indent=2) + "\n")
@@ -119,5 +127,5 @@ def write_small_files(
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return the files in a folder and below, in order; the manifest is none of them."""
+    """Return the files in a folder and below, in order, without the manifest."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != folders.MANIFEST_NAME)

@@ -301,7 +301,15 @@ _METAVARS = {whole: "N", _whole_or_0: "N", str: "NAME", run_name: "NAME"}
 
 
 def flag(group: Group, name: str, kind: Callable[[str], Any], text: str, **more: Any) -> None:
-    """Add a flag with its parser, its help and a placeholder that fits."""
+    """Add a flag with its parser, its help and a placeholder that fits.
+
+    Args:
+        group: the parser or group that receives it.
+        name: its name, without dashes.
+        kind: parses a value.
+        text: its help.
+        **more: further arguments of `add_argument`.
+    """
     group.add_argument(f"--{name}", type=kind, help=text, **({"metavar": _METAVARS.get(kind, "X")} | more))
 
 

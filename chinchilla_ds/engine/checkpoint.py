@@ -1,8 +1,8 @@
 """Checkpoints of a training engine: saved by every rank, at once or in the background, and loaded under any layout.
 
-The carrier is torch.distributed.checkpoint, with global names and boxes of whole weights, and not DeepSpeed's own files
-or its universal format: those are written per layout and converted by another program, which reads the model-parallel
-rank as the tensor-parallel one and so loses pipeline stages under ZeRO-3.
+They are written through torch.distributed.checkpoint, with global names and boxes of whole weights, not in DeepSpeed's
+own or universal format: those are written per layout and converted by another program, which reads the model-parallel
+rank as the tensor-parallel one and therefore loses pipeline stages under ZeRO-3.
 """
 
 import dataclasses
@@ -37,12 +37,12 @@ from chinchilla_ds.units import format_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """Which checkpoints stay."""
+    """Which checkpoints are kept."""
 
     keep: int = 3
-    """The newest ones."""
+    """Number of newest checkpoints that are kept."""
     milestone_iters: int | None = None
-    """Those at multiples of this many steps stay for ever."""
+    """Checkpoints at multiples of this many steps are kept permanently."""
 
 
 class Checkpointer:
@@ -57,35 +57,35 @@ class Checkpointer:
         tokenizer: Path | None = None,
         retention: Retention | None = None,
     ) -> None:
-        """Make ready to save.
+        """Prepare to save.
 
         Args:
-            engine: What is saved.
+            engine: The engine to save.
             folder: Receives the checkpoints; all ranks share it.
             ds_config: The resolved DeepSpeed JSON.
             tokenizer: Copied into every checkpoint.
-            retention: Which checkpoints stay.
+            retention: Which checkpoints are kept.
         """
         self.engine, self.folder, self.tokenizer = engine, folder, tokenizer
         self._ds_config, self._retention = ds_config, retention or Retention()
-        # Its own group: a save in the background must not meet the training's collectives.
+        # A separate group: a save in the background must not interfere with the training's collectives.
         self._group = dist.new_group(backend="gloo")
         self._writing: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._buffers: list[dict[str, torch.Tensor]] = []
 
     def save(self, state: CheckpointState, *, in_background: bool = False) -> Path:
-        """Write a checkpoint; return when it has its name, or in the background when the states have been copied.
+        """Write a checkpoint; return when it is complete, or in the background as soon as the states have been copied.
 
         Args:
-            state: Where the run stands; what the engine knows of it is filled in here.
-            in_background: Whether training goes on while the copy is written. States on NVMe are written at once.
+            state: The state of the run; the engine's part is filled in here.
+            in_background: Whether training continues while the copy is written. States on NVMe are written at once.
 
         Returns:
             The checkpoint's folder.
 
         Raises:
-            OutputError: it cannot be written, or the one before could not; nothing half-written has the name.
+            OutputError: it, or the previous one, cannot be written; nothing incomplete has the name.
         """
         self.wait()
         checkpoint = self.folder / folders.checkpoint_name(state.iteration)
@@ -105,9 +105,9 @@ class Checkpointer:
         return checkpoint
 
     def rehearse(self, state: CheckpointState) -> None:
-        """Write a checkpoint of a few values through the real writer, read it back, remove it: before the first step.
+        """Write a checkpoint of a few values with the real writer, read it back, and remove it, before the first step.
 
-        What cannot be saved, written, or seen by every rank is known then, and not after an hour of training.
+        What cannot be saved, written, or read by every rank is found then, not after an hour of training.
 
         Args:
             state: As for `save`.
@@ -115,7 +115,7 @@ class Checkpointer:
         Raises:
             CheckpointError: the optimizer keeps states that a checkpoint cannot hold.
             OutputError: the folder cannot be written, is too full for a checkpoint, is not shared by all ranks, or
-                gives back something else.
+                returns something else.
         """
         states, rank = self._states(), dist.get_rank(self._group)
         self._agree(rehearsal.precision_problems(states), kind=CheckpointError)
@@ -149,7 +149,7 @@ class Checkpointer:
         return owned_states(self.engine.engine, self.engine.stage, plan=self.engine.plan)
 
     def _completed(self, state: CheckpointState, states: list[OwnedState]) -> CheckpointState:
-        """Return where the run stands with what the engine knows of it."""
+        """Return the state of the run with the engine's part filled in."""
         return dataclasses.replace(
             state,
             optimizer_step=max((owned.step for owned in states), default=0),
@@ -183,7 +183,7 @@ class Checkpointer:
         self._writing.start()
 
     def _copied_blocks(self, states: list[OwnedState]) -> list[Block]:
-        """Return blocks over copies on the host, whose memory is kept from save to save."""
+        """Return blocks over copies on the host, whose memory is reused from save to save."""
         tensors = [owned.tensors() for owned in states]
         if not self._buffers:
             pinned = torch.cuda.is_available()
@@ -203,7 +203,7 @@ class Checkpointer:
         ]
 
     def _write(self, checkpoint: Path, *, blocks: Iterable[Block], state: CheckpointState) -> None:
-        """Write this rank's part, and on rank 0 what there is of it once; then the checkpoint has its name."""
+        """Write this rank's part, and on rank 0 the shared files; then give the checkpoint its name."""
         aside, rank = folders.aside_of(checkpoint), dist.get_rank(self._group)
         tensors = aside / folders.TENSORS_NAME
         try:
@@ -226,7 +226,7 @@ class Checkpointer:
     def _commit(
         self, checkpoint: Path, *, records: dict[str, folders.FileRecord], state: CheckpointState
     ) -> ChinchillaError | None:
-        """Finish a checkpoint whose tensors are written; return what hindered that."""
+        """Finish a checkpoint whose tensors are written; return the error, if any."""
         aside = folders.aside_of(checkpoint)
         try:
             write_small_files(
@@ -254,18 +254,18 @@ def _begin(checkpoint: Path, *, num_bytes: int) -> None:
         folders.abandon(checkpoint)
         raise OutputError(
             f"cannot write the checkpoint {checkpoint}: it takes {format_bytes(num_bytes)} and {format_bytes(free)} "
-            "are free; free some and start the same command again, which goes on from the last checkpoint"
+            "are free; free some and start the same command again, which resumes from the last checkpoint"
         )
 
 
 def _output_error(checkpoint: Path, failures: Iterable[Any]) -> OutputError:
-    """Return what to tell the user of failures in writing; what is none of theirs is raised."""
+    """Return the error to report for failures in writing; other failures are raised."""
     errors = [failure[0] if isinstance(failure, tuple) else failure for failure in failures]
     for error in errors:
         if isinstance(error, OSError):
             return OutputError(
-                f"cannot write the checkpoint {checkpoint}: {reason(error)}; the checkpoints before it are whole, and "
-                "the same command goes on from the last one"
+                f"cannot write the checkpoint {checkpoint}: {reason(error)}; the earlier checkpoints are intact, and "
+                "the same command resumes from the last one"
             )
     raise errors[0]
 
@@ -282,7 +282,7 @@ def _blocks(states: list[OwnedState]) -> list[Block]:
 
 
 class _OnNvme:
-    """States on NVMe on their way into a checkpoint: one sub-group is on the host at a time, since not all may fit."""
+    """Streams states on NVMe into a checkpoint: one sub-group is on the host at a time, since not all may fit."""
 
     def __init__(self) -> None:
         self._held: OwnedState | None = None
@@ -313,7 +313,7 @@ def _loss_scaler(engine: Any) -> dict[str, Any]:
 
 
 def _scaler_of(engine: Any) -> Any:
-    """Return what holds FP16's dynamic loss scale; None in other precisions."""
+    """Return the object with FP16's dynamic loss scale; None in other precisions."""
     if not engine.fp16_enabled():
         return None
     return getattr(engine.optimizer, "loss_scale_config", None) or engine.optimizer.loss_scaler
@@ -329,7 +329,7 @@ def newest_whole(path: Path, *, warn: Callable[[str], None]) -> Path:
 
     Args:
         path: A checkpoint, a folder of them, or a run's folder.
-        warn: Called on rank 0 with what is wrong with newer ones.
+        warn: Called on rank 0 with the problems of newer ones.
 
     Raises:
         CheckpointError: there is none.
@@ -341,15 +341,15 @@ def newest_whole(path: Path, *, warn: Callable[[str], None]) -> Path:
         problems = sorted({problem for part in found for problem in part})
         if not problems:
             if damaged and dist.get_rank() == 0:
-                for problem in (*damaged, f"going on from {checkpoint}, the newest that is whole"):
+                for problem in (*damaged, f"resuming from {checkpoint}, the newest that is intact"):
                     warn(problem)
             return Path(checkpoint)
         damaged += problems
-    raise CheckpointError([*damaged, f"{path} holds no checkpoint that is whole"])
+    raise CheckpointError([*damaged, f"{path} holds no intact checkpoint"])
 
 
 def _problems_of_share(checkpoint: Path) -> list[str]:
-    """Return what is wrong with this rank's share of a checkpoint's files, on rank 0 with what the small ones hold."""
+    """Return the problems of this rank's share of a checkpoint's files, on rank 0 also of the small files' content."""
     rank = dist.get_rank()
     try:
         names = sorted(folders.read_manifest(checkpoint).files)
@@ -367,15 +367,15 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
     """Read a checkpoint into an engine of any layout; every rank reads what it holds.
 
     Args:
-        engine: Its plan must be of the checkpoint's shape.
-        checkpoint: One whose files are known to be whole.
-        weights_only: Whether to leave optimizer and counters as they are: to begin a new run from these weights.
+        engine: Its plan must have the checkpoint's shape.
+        checkpoint: A checkpoint whose files are known to be intact.
+        weights_only: Whether to leave optimizer and counters unchanged: to start a new run from these weights.
 
     Returns:
-        Where the run stood.
+        The saved state of the run.
 
     Raises:
-        CheckpointError: it is of another model, or of another optimizer.
+        CheckpointError: it belongs to another model, or to another optimizer.
     """
     reader = CheckpointReader(checkpoint)
     problems = shape_problems(reader.plan.shape, engine.plan.shape, checkpoint=checkpoint)
@@ -385,7 +385,7 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
     if saved != here and not weights_only:
         problems.append(
             f"the checkpoint {checkpoint} was trained by the optimizer {saved}, and the plan says {here}: resume with "
-            f"`optimizer={saved}`, or begin a new run from its weights with `checkpoint.init_from={checkpoint}`"
+            f"`optimizer={saved}`, or start a new run from its weights with `checkpoint.init_from={checkpoint}`"
         )
     if problems:
         raise CheckpointError(problems)
@@ -411,10 +411,10 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
 
 
 def _absent_weights(engine: TrainingEngine, reader: CheckpointReader, *, weights_only: bool) -> frozenset[str]:
-    """Return the objective's weights that the checkpoint lacks, and that may keep their initial values.
+    """Return the objective's weights that the checkpoint lacks and that may keep their initial values.
 
     Raises:
-        CheckpointError: the checkpoint holds weights that the model has no place for, and would train without.
+        CheckpointError: the checkpoint holds weights that the model lacks, and would be trained without.
     """
     names = [name for name, _ in global_named_parameters(engine.stage)]
     of_ranks: list[Any] = [None] * dist.get_world_size()
@@ -442,7 +442,7 @@ def _load_state(owned: OwnedState, *, reader: CheckpointReader, kinds: tuple[str
 
 
 def _raise_together(problems: tuple[str, ...]) -> None:
-    """Raise on every rank what any rank has met: one alone would leave the others waiting for it."""
+    """Raise on every rank what any rank has found: a single one would leave the others waiting."""
     of_ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(of_ranks, problems)
     if found := sorted({problem for of_rank in of_ranks for problem in of_rank}):

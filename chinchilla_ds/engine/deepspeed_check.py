@@ -1,4 +1,4 @@
-"""What DeepSpeed is told of the resolved ds_config, and its own opinion of it before anything slow."""
+"""The JSON that DeepSpeed gets from the resolved ds_config, and DeepSpeed's own check of it before anything slow."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +14,10 @@ from chinchilla_ds.run_plan import ADAMW, Offload, Precision, RunPlan
 
 
 def for_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
-    """Return what DeepSpeed is told, from the resolved ds_config that the user sees.
+    """Return the JSON for DeepSpeed, from the resolved ds_config that the user sees.
 
     * The optimizer is built here, with a group that is not decayed, so its section is left out.
-    * Under a pipeline Megatron averages over micro-batches, so DeepSpeed accumulates 1 step as far as it knows; the
+    * Under a pipeline Megatron averages over micro-batches, so DeepSpeed is configured for 1 accumulation step; the
       plan carries the global batch, and `train_batch_size` is left for DeepSpeed to derive.
     * Whether an optimizer that DeepSpeed has not tested may run, and step offloaded states, its OptimizerSpec has said.
     * ZeRO-0 in fp32 has no optimizer wrapper that reports the norm; `TrainingEngine` clips there itself.
@@ -33,18 +33,18 @@ def for_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
 
 
 def clips_itself(plan: RunPlan) -> bool:
-    """Return whether `TrainingEngine` clips gradients, and not DeepSpeed."""
+    """Return whether `TrainingEngine` clips gradients instead of DeepSpeed."""
     return plan.layout.zero_stage == 0 and plan.precision is Precision.FP32
 
 
 def check_with_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> None:
-    """Let DeepSpeed read the JSON and look at the device, as `deepspeed.initialize` will once the text is prepared.
+    """Let DeepSpeed parse the JSON and check the device, as `deepspeed.initialize` will once the text is prepared.
 
-    After `groups.initialize`, which tells DeepSpeed what our CPU backend can do.
+    Call it after `groups.initialize`, which declares the features of our CPU backend to DeepSpeed.
 
     Raises:
-        DsConfigError: DeepSpeed refuses a value of the user's, the device does not know the precision, or a folder
-            cannot be made. What DeepSpeed refuses of the plan's own values is a bug of ours, and keeps its traceback.
+        DsConfigError: DeepSpeed refuses a value of the user's, the device does not support the precision, or a folder
+            cannot be created. A refusal of the plan's own values is a bug of ours, and keeps its traceback.
     """
     from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
@@ -68,11 +68,11 @@ def check_with_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> None:
 
 
 def _nvme_problems(ds_config: dict[str, Any]) -> Iterator[str]:
-    """Yield folders on NVMe that this machine cannot make: a plan may have been made, and looked at, on another."""
+    """Yield folders on NVMe that this machine cannot create: a plan may come from another machine."""
     for name in ("offload_optimizer", "offload_param"):
         section = find(ds_config, (ZERO, name)) or {}
         if section.get("device") == Offload.NVME and not can_be_made(Path(section["nvme_path"])):
-            yield f"{ZERO}.{name}.nvme_path is {show(section['nvme_path'])}, where this machine can make no folder"
+            yield f"{ZERO}.{name}.nvme_path is {show(section['nvme_path'])}, where this machine cannot create a folder"
 
 
 def _texts(refusal: Exception) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""A decoder that is not trained, cut as the trained one is: the companion of an objective, such as a teacher.
+"""A decoder that is not trained, split like the trained one: the companion of an objective, such as a teacher.
 
-It runs beside the trained decoder, one micro-batch after the other, its logits waiting where the loss is made. Between
-pipeline stages the two hidden states travel as one tensor, [s, b, h + h of the companion]; megatron's interleaved
-schedules take no other width than the model's, and there its passes come before the step.
+It runs beside the trained decoder, one micro-batch after the other; its logits are available where the loss is
+computed. Between pipeline stages the two hidden states travel as one tensor, [s, b, h + h of the companion]; megatron's
+interleaved schedules support only the model's width, and there its passes precede the step.
 
 Shapes, TP-local: s sequence, b micro-batch, h hidden, v padded vocabulary.
 """
@@ -21,7 +21,7 @@ from chinchilla_ds.distributed import cpu_backend
 from chinchilla_ds.distributed.mpu import Mpu
 from chinchilla_ds.errors import ConfigError, LayoutError
 from chinchilla_ds.model.decoder import PipelineStage
-from chinchilla_ds.objective import MicroBatch
+from chinchilla_ds.objective import LabelledTokens
 from chinchilla_ds.run_plan import Recompute, RunPlan
 
 
@@ -29,11 +29,11 @@ def companion_plan(plan: RunPlan, *, beside: RunPlan) -> RunPlan:
     """Return the plan of a companion with the layout and precision of the trained decoder.
 
     Args:
-        plan: The companion's, of any layout.
-        beside: The trained decoder's.
+        plan: The companion's plan, of any layout.
+        beside: The trained decoder's plan.
 
     Raises:
-        ConfigError: its vocabulary or sequence length is another, or the layout cannot cut its shape.
+        ConfigError: its vocabulary or sequence length differs, or the layout cannot split its shape.
     """
     ours, theirs = beside.shape, plan.shape
     problems = [
@@ -55,20 +55,20 @@ def companion_plan(plan: RunPlan, *, beside: RunPlan) -> RunPlan:
 
 
 class CompanionDecoder:
-    """A `chinchilla_ds.objective.FrozenDecoder`, and what the schedules ask of one."""
+    """A `chinchilla_ds.objective.Companion`, with the interface that the schedules need."""
 
     def __init__(self, stage: PipelineStage, *, plan: RunPlan, ds_config: dict[str, Any] | None) -> None:
         """Freeze a stage.
 
         Args:
             stage: This rank's part, with its weights.
-            plan: As `companion_plan` returns it.
-            ds_config: What DeepSpeed is told, where ZeRO-3 partitions the stage; None: it is whole on every rank.
+            plan: The result of `companion_plan`.
+            ds_config: DeepSpeed's JSON, if ZeRO-3 partitions the stage; None: it is whole on every rank.
         """
         self.plan = plan
         stage.requires_grad_(False).eval()
         self.stage, self._run = stage, stage.to(cpu_backend.device()) if ds_config is None else stage
-        if ds_config is not None:  # without an optimizer DeepSpeed makes the hooks that gather weights, and no more
+        if ds_config is not None:  # without an optimizer DeepSpeed only installs the hooks that gather weights
             self._run, *_ = deepspeed.initialize(model=stage, mpu=Mpu, config=ds_config)
             self._run.eval()
 
@@ -79,12 +79,12 @@ class CompanionDecoder:
         return output.transpose(0, 1) if self.stage.decoders[chunk].post_process else output
 
     def set_input_tensor(self, tensor: Tensor, *, chunk: int) -> None:
-        """Give `chunk` the hidden states [s, b, h] that the stage before it sent."""
+        """Give `chunk` the hidden states [s, b, h] received from the previous stage."""
         self.stage.set_input_tensor(tensor.detach(), chunk=chunk)
 
     @torch.no_grad()
-    def logits(self, batches: Sequence[MicroBatch], /) -> Sequence[Tensor | None]:
-        """Run passes of its own; return the logits [s, b, v/tp] of every micro-batch, None on stages without them."""
+    def logits(self, batches: Sequence[LabelledTokens], /) -> Sequence[Tensor | None]:
+        """Run separate passes; return the logits [s, b, v/tp] of every micro-batch, None on stages without them."""
         if self.plan.layout.pipeline_model_parallel_size == 1:
             return [self.run(batch.tokens) for batch in batches]
         faces = [_Face(self, index) for index in range(len(self.stage.decoders))]
@@ -107,7 +107,7 @@ def _logits_step(tokens: Iterator[Tensor], face: "_Face") -> tuple[Tensor, Any]:
 
 
 class _Face(torch.nn.Module):
-    """The face of one model chunk that megatron's schedules expect."""
+    """The interface of one model chunk that megatron's schedules expect."""
 
     def __init__(self, decoder: CompanionDecoder, index: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A micro-batch on its way through a pass; on the last stage it makes the loss.
+"""A micro-batch in a pass; on the last stage it computes the loss.
 
 Shapes: s sequence, b micro-batch, v padded vocabulary.
 """
@@ -10,21 +10,30 @@ import torch
 from torch import Tensor
 
 from chinchilla_ds.model.cross_entropy import token_losses
-from chinchilla_ds.objective import OWN, MicroBatch, Objective, spec_of
+from chinchilla_ds.objective import OWN, LabelledTokens, Objective, spec_of
 
 
 class Output:
-    """What an objective sees of the last stage: a `chinchilla_ds.objective.DecoderOutput`."""
+    """The last stage as an objective sees it: a `chinchilla_ds.objective.DecoderOutput`."""
 
     def __init__(
         self,
         logits: Tensor,
-        batch: MicroBatch,
+        batch: LabelledTokens,
         *,
         prepared: Any,
         companion_logits: Tensor | None,
         overwrites_logits: bool,
     ) -> None:
+        """Store one micro-batch's output.
+
+        Args:
+            logits: [s, b, v/tp], in the model's precision.
+            batch: tokens and labels.
+            prepared: the objective's preparation for this micro-batch.
+            companion_logits: [s, b, v/tp] of the companion; None: there is none.
+            overwrites_logits: whether nothing else reads the logits.
+        """
         self.logits, self.batch = logits, batch
         self.prepared, self.companion_logits = prepared, companion_logits
         self._overwrites_logits = overwrites_logits
@@ -38,26 +47,26 @@ class Output:
 
 
 class MicroStep:
-    """A micro-batch with what makes its loss, and what came of it.
+    """A micro-batch with the objective that computes its loss, and the results.
 
-    It is handed to the decoder in place of labels: GPTModel passes those untouched to
+    It is passed to the decoder instead of labels: GPTModel passes those untouched to
     `Decoder.compute_language_model_loss`, which calls it.
     """
 
-    def __init__(self, batch: MicroBatch, *, objective: Objective, trains: bool, prepared: Any = None) -> None:
+    def __init__(self, batch: LabelledTokens, *, objective: Objective, trains: bool, prepared: Any = None) -> None:
         """Take the micro-batch.
 
         Args:
             batch: Tokens and labels.
-            objective: What makes the loss.
-            trains: Whether the loss is to be optimised; else it is what text is measured by.
-            prepared: What the objective has prepared for this micro-batch.
+            objective: Computes the loss.
+            trains: Whether the loss is to be optimised; otherwise it is the loss by which text is measured.
+            prepared: The objective's preparation for this micro-batch.
         """
         self.batch, self._objective, self._trains, self._prepared = batch, objective, trains, prepared
         self.companion_logits: Tensor | None = None
-        """[s, b, v/tp], set by the schedule before the loss is made."""
+        """[s, b, v/tp], set by the schedule before the loss is computed."""
         self.reported: dict[str, Tensor] = {}
-        """On the last stage, once the loss is made: what `reported_names` names."""
+        """On the last stage, once the loss is computed: the values of `reported_names`."""
 
     @property
     def tokens(self) -> Tensor:
@@ -65,7 +74,7 @@ class MicroStep:
         return self.batch.tokens
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return the loss of logits [s, b, v/tp]; what was prepared for it is then let go."""
+        """Return the loss of logits [s, b, v/tp]; the preparation is then released."""
         output = Output(
             logits,
             self.batch,
@@ -95,12 +104,12 @@ class MicroStep:
 
 
 def reported_names(objective: Objective) -> Sequence[str]:
-    """Return what a step reports, in an order that is the same on every rank; the measured loss comes first."""
+    """Return the names that a step reports, in the same order on every rank; the measured loss comes first."""
     if objective.is_evaluation_loss:
         return ("loss",)
     return ("loss", "objective_loss", *(f"{OWN}/{name}" for name in objective.scalar_names))
 
 
 def _no_number_unless_finite(loss: Tensor, measured: Tensor) -> Tensor:
-    """Return the loss; NaN where what text is measured by is not finite, for such a step is not to be taken."""
+    """Return the loss; NaN if the measured loss is non-finite, since such a step must not be taken."""
     return loss + torch.where(torch.isfinite(measured), 0.0, torch.nan)

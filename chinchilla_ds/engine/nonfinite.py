@@ -1,7 +1,7 @@
-"""Where a loss or gradient that is no number came from: what each rank saw first, kept on the device until it is asked.
+"""The origin of a non-finite loss or gradient: what each rank saw first, kept on the device until needed.
 
 Two sums per micro-batch and model chunk, in fp32: of the chunk's output, and of the gradient of the norm weight nearest
-to its input, which everything that is no number in a backward pass flows into. A step costs no wait for the device.
+to its input, into which every non-finite value of a backward pass flows. It does not synchronise with the device.
 """
 
 from collections import defaultdict
@@ -20,22 +20,22 @@ _NOWHERE = -1
 
 
 class NonFinitePlace(NamedTuple):
-    """Where a rank saw numbers that are none."""
+    """Where a rank saw non-finite values."""
 
     chunk: int
-    """Model chunk of the rank; 0 but under interleaved schedules."""
+    """Model chunk of the rank; 0 except under interleaved schedules."""
     micro_batch: int
     """The first of the rank's micro-batches in which it saw them there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstBad:
-    """What one rank saw of a step; None where all were numbers."""
+    """What one rank saw of a step; None if all values were finite."""
 
     forward: NonFinitePlace | None
-    """The first chunk whose output, or loss, is no number."""
+    """The first chunk with a non-finite output or loss."""
     backward: NonFinitePlace | None
-    """The first chunk, on the way back from the loss, whose gradient is none."""
+    """The first chunk, in the order of the backward pass, with a non-finite gradient."""
 
 
 class NonFiniteWatch:

@@ -22,17 +22,17 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the plan's optimizer.
 
-    Its learning rate is 0 until `train_step` sets it, so that the step which DeepSpeed takes to allocate states moves
+    Its learning rate is 0 until `train_step` sets it, so that the step that DeepSpeed takes to allocate states changes
     no weight.
 
     Args:
-        stage: This rank's.
+        stage: This rank's stage.
         plan: The run's plan.
-        more_groups: Parameter groups of an objective, which the optimizer's last group takes; `lr_scale` is a factor
+        more_groups: Parameter groups of an objective, added to the optimizer's last group; `lr_scale` is a factor
             of the learning rate.
 
     Raises:
-        ConfigError: it cannot be built, or is not what its spec says.
+        ConfigError: it cannot be built, or differs from its spec.
     """
     spec = optimizer_of(plan.optimizer)
     if plan.optimizer.plugin != ADAMW and (problems := list(_broken_promises(spec, plan))):
@@ -62,9 +62,9 @@ def _build(spec: OptimizerSpec, groups: list[dict[str, Any]], plan: RunPlan) -> 
 
 
 def _broken_promises(spec: OptimizerSpec, plan: RunPlan) -> Iterator[str]:
-    """Yield what an optimizer does otherwise than its spec says, in one step of a weight that has no gradient.
+    """Yield the differences of an optimizer from its spec, in one step of a weight without a gradient.
 
-    A checkpoint holds the states that the spec names; what else there were would be missing in a resumed run.
+    A checkpoint holds the states that the spec names; any others would be missing in a resumed run.
     """
     weight = torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.zeros(2)
@@ -72,27 +72,27 @@ def _broken_promises(spec: OptimizerSpec, plan: RunPlan) -> Iterator[str]:
     if rates := [group["lr"] for group in optimizer.param_groups if group["lr"] != 0]:
         yield f"it is built with a learning rate of {rates[0]}, and must be with 0, until the engine sets the plan's"
     optimizer.step()
-    kept = {name: value for name, value in optimizer.state[weight].items() if value is not None}
-    step = kept.pop("step", None)
+    state = {name: value for name, value in optimizer.state[weight].items() if value is not None}
+    step = state.pop("step", None)
     count = StepCount.NONE if step is None else StepCount.TENSOR if isinstance(step, Tensor) else StepCount.NUMBER
     if count is not spec.step_count:
         yield f"its count of steps is {count}, and its step_count says {spec.step_count}"
-    if kept.keys() != set(spec.states):
-        names = [" and ".join(sorted(some)) or "nothing" for some in (kept, spec.states)]
+    if state.keys() != set(spec.states):
+        names = [" and ".join(sorted(some)) or "nothing" for some in (state, spec.states)]
         yield f"it keeps {names[0]} for a weight, and its states are {names[1]}"
-    for name in sorted(kept.keys() & set(spec.states)):
-        value = kept[name]
+    for name in sorted(state.keys() & set(spec.states)):
+        value = state[name]
         if not isinstance(value, Tensor) or value.shape != weight.shape or value.dtype != torch.float32:
             yield f"its state {name} is not an FP32 tensor of the weight's shape"
 
 
 def parameter_groups(stage: PipelineStage, *, spec: OptimizerSpec, weight_decay: float) -> list[dict[str, Any]]:
-    """Return torch's groups: of each of the optimizer's groups what `weights.TABLE` says is decayed, then the rest.
+    """Return torch's groups: for each of the optimizer's groups the weights that `weights.TABLE` decays, then the rest.
 
     Args:
         stage: Holds the weights.
-        spec: Says which weights go together.
-        weight_decay: Of matrices; norms are not decayed.
+        spec: Gives the groups of weights.
+        weight_decay: Decay of matrices; norms are not decayed.
 
     Raises:
         ConfigError: no group of the optimizer takes a weight.
@@ -116,7 +116,13 @@ def parameter_groups(stage: PipelineStage, *, spec: OptimizerSpec, weight_decay:
 
 
 def build_adamw(groups: list[dict[str, Any]], *, plan: OptimizerPlan, offload: Offload) -> torch.optim.Optimizer:
-    """Return AdamW with decoupled decay: DeepSpeed's CPU kernel for offloaded states, otherwise torch's fused one."""
+    """Return AdamW with decoupled decay: DeepSpeed's CPU kernel for offloaded states, otherwise torch's fused one.
+
+    Args:
+        groups: parameter groups of torch.
+        plan: the optimizer's plan.
+        offload: where its states are kept.
+    """
     betas = (plan.beta1, plan.beta2)
     if offload is not Offload.NONE:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -129,12 +135,12 @@ def build_adamw(groups: list[dict[str, Any]], *, plan: OptimizerPlan, offload: O
 
 
 def fresh_state(optimizer: torch.optim.Optimizer, key: Tensor, *, spec: OptimizerSpec) -> dict[str, Any]:
-    """Return what the optimizer would make before its first step of a tensor.
+    """Return the states that the optimizer would create before its first step of a tensor.
 
     Args:
         optimizer: Built from `spec`.
         key: The tensor under which it keeps the states.
-        spec: Names them.
+        spec: Names the states.
     """
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 

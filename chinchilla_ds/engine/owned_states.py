@@ -1,4 +1,4 @@
-"""What this rank owns of the FP32 weights and the optimizer's states, for every ZeRO stage of DeepSpeed 0.19.8.
+"""This rank's share of the FP32 weights and the optimizer's states, for every ZeRO stage of DeepSpeed 0.19.8.
 
 | engine | FP32 weights | cut |
 |---|---|---|
@@ -8,7 +8,7 @@
 | ZeRO-1, BF16 (BF16_Optimizer) | `fp32_groups_flat_partition` | the same |
 | ZeRO-3 | `fp32_partitioned_groups_flat` | an equal part of every parameter, the last one padded |
 
-ZeRO-3's states may lie on NVMe; `resident` brings them to the host, one sub-group at a time.
+ZeRO-3's states may be on NVMe; `resident` brings them to the host, one sub-group at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,32 +38,32 @@ class Piece:
     """Global name of the parameter."""
     cut: Cut
     flat_start: int
-    """Of the values within the flat tensor."""
+    """Offset of the values within the flat tensor."""
     start: int
-    """Of the values within the flattened tensor-parallel part of the parameter."""
+    """Offset of the values within the flattened tensor-parallel part of the parameter."""
     numel: int
     is_first_copy: bool
-    """Whether no other tensor-parallel rank, of lower number, holds the same values."""
+    """Whether no lower tensor-parallel rank holds the same values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnedState:
-    """A flat FP32 weight tensor with the optimizer's states of it, and the pieces of parameters in it."""
+    """A flat FP32 weight tensor with its optimizer states, and the pieces of parameters in it."""
 
     weight: Tensor
     """[n]; on NVMe it is empty outside of `resident`."""
     optimizer: torch.optim.Optimizer
     spec: OptimizerSpec
-    """Of the optimizer."""
+    """Spec of the optimizer."""
     key: Tensor
     """The tensor under which the optimizer keeps its states."""
     pieces: tuple[Piece, ...]
     resident: Callable[[], AbstractContextManager[Any]] = nullcontext
     swapped: bool = False
-    """Whether it lies on NVMe."""
+    """Whether it is on NVMe."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return weight and states, flat; states that the optimizer has not made yet are made, as zeros."""
+        """Return weight and states, flat; states that the optimizer has not created yet are created as zeros."""
         state = self.optimizer.state[self.key]
         if not state:
             state.update(fresh_state(self.optimizer, self.key, spec=self.spec))
@@ -71,22 +71,22 @@ class OwnedState:
 
     @property
     def step(self) -> int:
-        """The optimizer's count of steps; 0 where it does not count."""
+        """The optimizer's count of steps; 0 if it does not count."""
         return int(self.optimizer.state[self.key].get("step", 0)) if self.key in self.optimizer.state else 0
 
     def set_step(self, step: int) -> None:
-        """Set the optimizer's count of steps, where it counts."""
+        """Set the optimizer's count of steps, if it counts."""
         state = self.optimizer.state[self.key]
         if "step" in state:
             state["step"] = torch.full_like(state["step"], step) if isinstance(state["step"], Tensor) else step
 
 
 def catch_up(optimizer: torch.optim.Optimizer, *, step: int) -> None:
-    """Let DeepSpeed's CPU kernel count to `step` as it did in the run that was saved; other optimizers need nothing.
+    """Let DeepSpeed's CPU kernel count to `step` as in the saved run; other optimizers need nothing.
 
-    The kernel keeps the powers of AdamW's betas, and multiplies them step by step; where the count jumps it computes
-    them anew (IncrementStep in DeepSpeed 0.19.8's cpu_adam.h). In FP32 the two differ in the last bits, and so would a
-    run that goes on from one that was never interrupted.
+    The kernel keeps the powers of AdamW's betas, and multiplies them step by step; when the count jumps it recomputes
+    them (IncrementStep in DeepSpeed 0.19.8's cpu_adam.h). In FP32 the two differ in the last bits, and so would a
+    resumed run from an uninterrupted one.
     """
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -104,9 +104,9 @@ def owned_states(engine: Any, stage: PipelineStage, *, plan: RunPlan) -> list[Ow
     """Return this rank's states; together all ranks' pieces hold every value of the model.
 
     Args:
-        engine: DeepSpeed's.
+        engine: DeepSpeed's engine.
         stage: The module that it trains.
-        plan: Says the ZeRO stage and the optimizer.
+        plan: Gives the ZeRO stage and the optimizer.
     """
     names = {id(parameter): name for name, parameter in global_named_parameters(stage)}
     wrapper, spec = engine.optimizer, optimizer_of(plan.optimizer)
@@ -133,7 +133,7 @@ def _piece(name: str, parameter: nn.Parameter, *, flat_start: int, start: int, n
 
 
 def _whole_pairs(wrapper: Any) -> Iterator[tuple[Tensor, nn.Parameter]]:
-    """Yield ZeRO-0's FP32 weights and the parameters that they belong to."""
+    """Yield ZeRO-0's FP32 weights and their parameters."""
     if hasattr(wrapper, "fp32_groups"):
         for masters, parameters in zip(wrapper.fp32_groups, wrapper.fp16_groups, strict=True):
             yield from zip(masters, parameters, strict=True)
@@ -161,7 +161,7 @@ def _flat_state(
     pieces = []
     for parameter in group:
         fragment: Any = vars(parameter)["_hp_mapping"]
-        if fragment is not None:  # None: all of it lies on other ranks
+        if fragment is not None:  # None: it is entirely on other ranks
             pieces.append(
                 _piece(
                     names[id(parameter)],
@@ -199,7 +199,7 @@ def _zero3_state(wrapper: Any, index: int, names: dict[int, str], spec: Optimize
 
 @contextmanager
 def _swapped_in(wrapper: Any, index: int) -> Iterator[None]:
-    """Hold a sub-group's states on the host; what was written to them goes back to NVMe."""
+    """Hold a sub-group's states on the host; changes are written back to NVMe."""
     wrapper._optimizer_states_and_gradient_swap_in(index)
     try:
         yield
@@ -213,7 +213,7 @@ def blocks_of(state: OwnedState, *, tensors: dict[str, Tensor], copies: bool) ->
     Args:
         state: Its pieces are cut into boxes.
         tensors: Flat tensors by kind, laid out as the state's own.
-        copies: Whether to include pieces that another tensor-parallel rank holds as well: to read, not to write.
+        copies: Whether to include pieces that another tensor-parallel rank also holds: to read, not to write.
     """
     for piece in state.pieces:
         if not (piece.is_first_copy or copies):
@@ -228,7 +228,7 @@ def blocks_of(state: OwnedState, *, tensors: dict[str, Tensor], copies: bool) ->
 
 @torch.no_grad()
 def publish(engine: Any, *, zero_stage: int) -> None:
-    """Write the FP32 weights, which have been read, into the weights that the model computes with, on every rank."""
+    """Copy the loaded FP32 weights into the model's compute weights, on every rank."""
     wrapper = engine.optimizer
     if zero_stage == 3:
         for index in range(len(wrapper.fp16_groups)):

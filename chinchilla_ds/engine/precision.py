@@ -1,4 +1,4 @@
-"""Loss scaling and skipped steps, read off a DeepSpeed engine."""
+"""Loss scaling and skipped steps, read from a DeepSpeed engine."""
 
 import math
 from typing import Any
@@ -15,6 +15,6 @@ def loss_scale(engine: Any, precision: Precision) -> float:
 
 
 def grad_norm(engine: Any, *, skipped: bool) -> float:
-    """Return the global gradient norm of the last step before clipping; NaN where the step was skipped."""
+    """Return the global gradient norm of the last step before clipping; NaN if the step was skipped."""
     norm = engine.get_global_grad_norm()
     return math.nan if skipped or norm is None else float(norm)

@@ -1,4 +1,4 @@
-"""What is tried of a checkpoint before the first step: a few values of this rank's states, written and read back."""
+"""The rehearsal of a checkpoint before the first step: a few values of this rank's states, written and read back."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from chinchilla_ds.errors import ChinchillaError
 from chinchilla_ds.run_plan import RunPlan
 
 FOLDER_NAME = ".rehearsal"
-"""In the folder of a run's checkpoints, for as long as it takes."""
+"""Name of the rehearsal in the folder of a run's checkpoints, while it lasts."""
 _VALUES = 256
 
 
 def precision_problems(states: list[OwnedState]) -> list[str]:
-    """Return why states that the optimizer keeps cannot be saved: a checkpoint holds FP32."""
+    """Return why the optimizer's states cannot be saved: a checkpoint holds FP32."""
     found: dict[str, torch.dtype] = {}
     for owned in states:
         held = owned.optimizer.state.get(owned.key, {})
@@ -26,33 +26,40 @@ def precision_problems(states: list[OwnedState]) -> list[str]:
             f"states ({kind})": held[kind].dtype for kind in owned.spec.states if kind in held
         }
     return [
-        f"the optimizer keeps its {what} in {str(dtype).removeprefix('torch.')}, and checkpoints hold FP32: leave out "
-        "of the ds_config what asks for that, such as bf16_master_weights_and_grads or bf16_optimizer_states"
+        f"the optimizer keeps its {what} in {str(dtype).removeprefix('torch.')}, and checkpoints hold FP32: remove "
+        "the ds_config's keys for that, such as bf16_master_weights_and_grads or bf16_optimizer_states"
         for what, dtype in found.items()
         if dtype != torch.float32
     ]
 
 
 def sample_values(states: list[OwnedState]) -> dict[str, Tensor]:
-    """Return the first values of the smallest state, by their kind; none where this rank owns nothing."""
+    """Return the first values of the smallest state, by kind; none if this rank owns nothing."""
     if not states:
         return {}
     owned = min(states, key=lambda state: max((p.flat_start + p.numel for p in state.pieces), default=0))
     is_new = not owned.optimizer.state.get(owned.key)
     with owned.resident():
         values = {kind: flat[:_VALUES].detach().cpu().clone() for kind, flat in owned.tensors().items()}
-    if is_new:  # leave the optimizer as it was
+    if is_new:  # leave the optimizer unchanged
         owned.optimizer.state.pop(owned.key)
     return {kind: flat for kind, flat in values.items() if flat.numel()}
 
 
 def sample_blocks(values: dict[str, Tensor], *, rank: int) -> list[Block]:
-    """Return one block for each kind, under names that no other rank has."""
+    """Return one block for each kind, under names unique to this rank."""
     return [whole_block(f"{kind}/rank{rank}", flat) for kind, flat in values.items()]
 
 
 def read_back(checkpoint: Path, *, values: dict[str, Tensor], rank: int, plan: RunPlan) -> list[str]:
-    """Return what this rank finds wrong with a checkpoint that was just written with its values."""
+    """Return what this rank finds wrong with a checkpoint that was just written with its values.
+
+    Args:
+        checkpoint: the checkpoint that was just written.
+        values: the values that this rank wrote, by kind.
+        rank: this rank.
+        plan: the run's plan.
+    """
     try:
         if damaged := folders.problems_of(checkpoint):
             return damaged

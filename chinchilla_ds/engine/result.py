@@ -1,4 +1,4 @@
-"""What a step and an evaluation return. Pure data."""
+"""Results of a step and of an evaluation. Pure data."""
 
 import math
 from collections.abc import Mapping
@@ -10,24 +10,24 @@ class StepResult:
     """One optimizer step; the same on every rank."""
 
     loss: float
-    """Mean over the global batch of what text is measured by: cross entropy, nats per token."""
+    """Mean over the global batch of the measured loss: cross entropy, nats per token."""
     grad_norm: float
-    """Global L2 norm before clipping, over all model-parallel ranks; NaN where the step was skipped."""
+    """Global L2 norm before clipping, over all model-parallel ranks; NaN if the step was skipped."""
     learning_rate: float
     skipped: bool
-    """Whether a loss or gradient that is no number, FP16 overflow among them, kept the optimizer from stepping."""
+    """Whether a non-finite loss or gradient, such as an FP16 overflow, prevented the optimizer step."""
     loss_scale: float
     """FP16 loss scale after this step; 1.0 in other precisions."""
     objective_loss: float | None = None
-    """Mean of what was optimised; None where that is `loss`."""
+    """Mean of the optimised loss; None if that is `loss`."""
     scalars: Mapping[str, float] = field(default_factory=dict)
-    """Means of what the objective reports, by its names."""
+    """Means of the objective's scalars, by name."""
     stop: bool = False
     """Whether any rank was asked to stop."""
     save: bool = False
-    """Whether some rank found that it was time to save."""
+    """Whether it is time to save, by the clock of some rank."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether the losses are numbers, the measured one and the optimised one."""
+        """Whether both losses, the measured and the optimised one, are finite."""
         return math.isfinite(self.loss) and (self.objective_loss is None or math.isfinite(self.objective_loss))

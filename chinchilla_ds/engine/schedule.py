@@ -1,18 +1,18 @@
 """Forward and backward passes of one optimizer step: accumulation on one stage, 1F1B over several.
 
-Shapes: s sequence, b micro-batch. A pipeline runs megatron-core's own schedules over the DeepSpeed engine. What that
-takes (deepspeed 0.19.8, megatron-core 0.16):
+Shapes: s sequence, b micro-batch. A pipeline runs megatron-core's own schedules over the DeepSpeed engine. This
+requires (deepspeed 0.19.8, megatron-core 0.16):
 
 * Only one side may average over micro-batches. Megatron divides the loss on the last stage; DeepSpeed would divide
-  every stage's output gradient by gradient_accumulation_steps, so under a pipeline DeepSpeed is told 1 (`zero.py`).
+  every stage's output gradient by gradient_accumulation_steps, so under a pipeline DeepSpeed gets 1 (`zero.py`).
 * 1F1B ends with backwards that have no forward between them, while DeepSpeed resets its per-backward state in
   `engine.forward` only. `_before_backward` resets it before every backward, and marks the step's last one, on which
   ZeRO-1 reduces and offloaded gradients leave for the CPU. It is a hook on the stage's output, so it runs before
   DeepSpeed's own.
-* FP16: the loss is scaled where it is made; the other stages receive gradients that are scaled already.
+* FP16: the loss is scaled where it is computed; the other stages receive gradients that are already scaled.
 
-A loss that is no number makes gradients that are none (`_with_its_gradient`), and DeepSpeed's optimizers do not step on
-those (`distributed.deepspeed_patches` holds them to that), so every rank skips the same step.
+A non-finite loss gives non-finite gradients (`_with_its_gradient`), and DeepSpeed's optimizers skip such
+steps (`distributed.deepspeed_patches` verifies that), so every rank skips the same step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,10 +36,17 @@ class AccumulationSchedule:
     """One pipeline stage: micro-batches one after the other, DeepSpeed accumulating the gradients."""
 
     def __init__(self, *, engine: Any, plan: RunPlan, companion: CompanionDecoder | None) -> None:
+        """Store the engine.
+
+        Args:
+            engine: DeepSpeed's engine.
+            plan: the run's plan.
+            companion: a decoder that runs beside the trained one.
+        """
         self.engine, self.companion = engine, companion
 
     def train(self, steps: Sequence[MicroStep]) -> None:
-        """Run forward and backward; every micro-step keeps what is reported of it."""
+        """Run forward and backward; every micro-step keeps its reported values."""
         for index, step in enumerate(steps):
             self.engine.set_gradient_accumulation_boundary(index == len(steps) - 1)
             if self.companion is not None:
@@ -58,24 +65,24 @@ class AccumulationSchedule:
 
 
 class _Chunk(nn.Module):
-    """The face of one model chunk that megatron's schedules expect, with the engine behind it.
+    """The interface of one model chunk that megatron's schedules expect, backed by the engine.
 
     `engine.config` is DeepSpeed's and would shadow the TransformerConfig that the schedules look for.
     """
 
     def __init__(self, *, engine: Any, stage: PipelineStage, index: int) -> None:
         super().__init__()
-        self._run = engine.__call__  # a bound method, so that the engine is no submodule of this face
+        self._run = engine.__call__  # a bound method, so that the engine is not a submodule of this one
         self._set_input_tensor = stage.set_input_tensor
         model = stage.decoders[index]
         self.index = index
         self.config, self.model_type, self.vp_stage = model.config, model.model_type, model.vp_stage
         self.makes_loss = model.post_process
         self.companion: CompanionDecoder | None = None
-        """What runs in the same passes; set while a step with a companion is taken."""
+        """The companion in the same passes; set during a step with a companion."""
 
     def set_input_tensor(self, tensors: list[Tensor | None]) -> None:
-        """Receive [s, b, h] from the stage before, the companion's hidden states behind them."""
+        """Receive [s, b, h] from the previous stage, followed by the companion's hidden states."""
         received = tensors[0]
         if self.companion is not None and received is not None:
             width = self.config.hidden_size
@@ -84,7 +91,7 @@ class _Chunk(nn.Module):
         self._set_input_tensor(received, chunk=self.index)
 
     def forward(self, tokens: Tensor, step: MicroStep | None) -> Tensor:
-        """Run the chunk; the last one makes the loss."""
+        """Run the chunk; the last one computes the loss."""
         theirs = None if self.companion is None else self.companion.run(tokens, chunk=self.index)
         if self.makes_loss and step is not None and theirs is not None:
             step.companion_logits = theirs
@@ -93,9 +100,16 @@ class _Chunk(nn.Module):
 
 
 class PipelineSchedule:
-    """Several pipeline stages: megatron-core's 1F1B, interleaved where there are virtual stages."""
+    """Several pipeline stages: megatron-core's 1F1B, interleaved if there are virtual stages."""
 
     def __init__(self, *, engine: Any, plan: RunPlan, companion: CompanionDecoder | None) -> None:
+        """Register the hooks that megatron-core's schedules need.
+
+        Args:
+            engine: DeepSpeed's engine.
+            plan: the run's plan.
+            companion: a decoder that runs beside the trained one.
+        """
         stage: PipelineStage = engine.module
         self.engine, self.plan, self.companion = engine, plan, companion
         self.chunks = [_Chunk(engine=engine, stage=stage, index=index) for index in range(len(stage.decoders))]
@@ -123,11 +137,11 @@ class PipelineSchedule:
             self.engine.optimizer.micro_step_id = self._backwards_done[chunk]
             is_last = self._backwards_done[chunk] == self._num_micro_batches - 1
         self.engine.set_gradient_accumulation_boundary(is_last)
-        self.engine._manual_backward_expected = True  # gradients of this stage's output are scaled already
+        self.engine._manual_backward_expected = True  # gradients of this stage's output are already scaled
         self._backwards_done[chunk] += 1
 
     def train(self, steps: Sequence[MicroStep]) -> None:
-        """Run forward and backward; on the last stage every micro-step keeps what is reported of it."""
+        """Run forward and backward; on the last stage every micro-step keeps its reported values."""
         self._num_micro_batches = len(steps)
         self._backwards_left = len(steps) * len(self.chunks)
         self._backwards_done = [0] * len(self.chunks)
@@ -137,7 +151,7 @@ class PipelineSchedule:
 
     @contextmanager
     def _beside(self, steps: Sequence[MicroStep]) -> Iterator[None]:
-        """Let the companion run in the passes of a step; before them all under an interleaved schedule."""
+        """Let the companion run in the passes of a step, or before all of them under an interleaved schedule."""
         if self.companion is not None and len(self.chunks) > 1:
             for step, logits in zip(steps, self.companion.logits([step.batch for step in steps]), strict=True):
                 step.companion_logits = logits
@@ -174,27 +188,27 @@ class PipelineSchedule:
         return kept
 
     def _widen(self, received: list[Any], _sent: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Tell megatron how wide the tensors between stages are where a companion's hidden states travel along."""
+        """Set the width of the tensors between stages when a companion's hidden states are included."""
         assert self.companion is not None
         shape = (*received[0][:-1], received[0][-1] + self.companion.plan.shape.hidden_size)
         return [shape], [shape]
 
 
 def _loss_step(steps: Iterator[MicroStep], chunk: _Chunk) -> tuple[Tensor, Any]:
-    """What megatron's schedule calls for every micro-batch and chunk of a training or evaluation pass."""
+    """The function that megatron's schedule calls for every micro-batch and chunk of a training or evaluation pass."""
     step = next(steps)
     return chunk(step.tokens, step), _keep_loss
 
 
 def _keep_loss(loss: Tensor) -> tuple[Tensor, Tensor]:
-    """Hand megatron a loss of its own to divide by the number of micro-batches, and keep this one."""
+    """Give megatron a separate loss to divide by the number of micro-batches, and keep this one."""
     return _with_its_gradient(loss.clone()), loss.detach().clone()
 
 
 def _with_its_gradient(loss: Tensor) -> Tensor:
-    """Return the loss; where it is no number, its gradient is none either.
+    """Return the loss; if it is non-finite, so is its gradient.
 
-    An infinite loss can have finite gradients: of a probability that underflows to 0, say.
+    An infinite loss can have finite gradients, for example of a probability that underflows to 0.
     """
     if loss.requires_grad:
         value = loss.detach()
@@ -203,7 +217,7 @@ def _with_its_gradient(loss: Tensor) -> Tensor:
 
 
 def _logits_step(tokens: Iterator[Tensor], chunk: _Chunk) -> tuple[Tensor, Any]:
-    """What megatron's schedule calls for every micro-batch and chunk of a pass that keeps logits."""
+    """The function that megatron's schedule calls for every micro-batch and chunk of a pass that keeps logits."""
     return chunk(next(tokens), None), lambda logits, non_loss_data: logits
 
 
@@ -213,7 +227,7 @@ def make_schedule(
     """Return the schedule that the plan's layout needs.
 
     Args:
-        engine: DeepSpeed's.
+        engine: DeepSpeed's engine.
         plan: The run's plan.
         companion: A decoder that runs beside the trained one in training.
     """
@@ -236,8 +250,8 @@ def means_and_votes(values: Sequence[Sequence[Tensor]], *, votes: Sequence[bool]
     """Return means over micro-batches and data-parallel ranks, and how many ranks voted, in one all-reduce.
 
     Args:
-        values: Of every quantity, its value in each micro-batch; stages without a loss have none.
-        votes: This rank's, for each motion.
+        values: The values of every quantity in each micro-batch; stages without a loss have none.
+        votes: This rank's vote on each motion.
 
     Returns:
         fp32 tensor [quantities + motions], the same on every rank.

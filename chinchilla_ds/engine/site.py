@@ -15,11 +15,11 @@ from chinchilla_ds.objective import OWN, Objective, is_own, spec_of
 from chinchilla_ds.run_plan import RunPlan
 
 Partition = Callable[[], AbstractContextManager[Any]]
-"""Makes a context in which new modules are partitioned at once under ZeRO-3; one that does nothing in other stages."""
+"""Creates a context in which new modules are partitioned at once under ZeRO-3; a no-op in other stages."""
 
 
 class AttachmentSite:
-    """This rank's stage, to an objective: a `chinchilla_ds.objective.Site`."""
+    """This rank's stage as an objective sees it: a `chinchilla_ds.objective.Site`."""
 
     def __init__(
         self,
@@ -33,23 +33,28 @@ class AttachmentSite:
         """Take the stage, whose weights are initialised.
 
         Args:
-            stage: This rank's.
-            plan: The run's.
-            partition: Of ZeRO-3.
-            build_frozen: Builds a companion of a plan, partitioned or not.
-            path: Names of the parts of sums that the objective is.
+            stage: This rank's stage.
+            plan: The run's plan.
+            partition: ZeRO-3's partitioning context.
+            build_frozen: Builds a companion from a plan, partitioned or not.
+            path: Names of the parts of sums that lead to the objective.
         """
         self.stage, self.plan, self.partition = stage, plan, partition
         self._build_frozen, self._path = build_frozen, path
 
     def register(self, parent: nn.Module, name: str, module: nn.Module) -> None:
-        """Put a module with parameters of the objective's into a module of the decoder.
+        """Add a module with the objective's parameters to a module of the decoder.
+
+        Args:
+            parent: a module of the decoder on this stage.
+            name: the module's name within it.
+            module: the module with the objective's parameters.
 
         Raises:
-            ConfigError: a parameter has another dtype than the decoder's, or neither one nor two dimensions.
+            ConfigError: a parameter's dtype differs from the decoder's, or it has neither one nor two dimensions.
         """
         assert any(parent is one for chunk in self.stage.decoders for one in chunk.modules()), (
-            f"{type(parent).__name__} is no module of this rank's decoders"
+            f"{type(parent).__name__} is not a module of this rank's decoders"
         )
         if problems := list(_problems(name, module, plan=self.plan)):
             raise ConfigError(problems)
@@ -65,7 +70,7 @@ class AttachmentSite:
         """Build a companion with initial weights.
 
         Raises:
-            ConfigError: its vocabulary or sequence length is another, or the layout cannot cut its shape.
+            ConfigError: its vocabulary or sequence length differs, or the layout cannot split its shape.
         """
         return self._build_frozen(companion_plan(plan, beside=self.plan), partitioned)
 
@@ -86,7 +91,7 @@ def _problems(name: str, module: nn.Module, *, plan: RunPlan) -> Iterable[str]:
         what, shape = f"the objective's parameter {name}.{inner}", full_shape(parameter)
         if parameter.dtype != dtype:
             yield (
-                f"{what} is {_name(parameter.dtype)}, and ZeRO takes parameters of one type alone: make it "
+                f"{what} is {_name(parameter.dtype)}, and ZeRO supports only one type of parameters: make it "
                 f"{_name(dtype)} as the decoder's are, and compute with it in float32"
             )
         if len(shape) not in (1, 2):
@@ -98,10 +103,10 @@ def _name(dtype: Any) -> str:
 
 
 def own_groups(objective: Objective, stage: PipelineStage) -> list[dict[str, Any]]:
-    """Return the optimizer's groups of what an objective has registered on this stage; there may be none.
+    """Return the optimizer's groups of an objective's parameters on this stage; there may be none.
 
     Raises:
-        ConfigError: a parameter is in no group, or in two, or is none that was registered.
+        ConfigError: a parameter is in no group, in two, or was never registered.
     """
     groups = objective.parameter_groups()
     grouped = [id(parameter) for group in groups for parameter in group.parameters]

@@ -26,7 +26,7 @@ from chinchilla_ds.engine.schedule import make_schedule, mean_loss, means_and_vo
 from chinchilla_ds.engine.site import AttachmentSite, own_groups
 from chinchilla_ds.model.decoder import PipelineStage, build_stage
 from chinchilla_ds.model.initialization import initialize
-from chinchilla_ds.objective import OWN, MicroBatch, Objective, Step, make_objective, spec_of
+from chinchilla_ds.objective import OWN, LabelledTokens, Objective, Step, make_objective, spec_of
 from chinchilla_ds.run_plan import Precision, RunPlan
 
 
@@ -65,8 +65,8 @@ class TrainingEngine:
         Args:
             plan: The resolved plan.
             ds_config: The resolved DeepSpeed JSON, without our own section and without "auto".
-            eod_id: The end-of-document token; needed where the plan masks documents.
-            objective: What makes the loss; None: what the plan names.
+            eod_id: The end-of-document token; required if the plan masks documents.
+            objective: Computes the loss; None: the one that the plan names.
 
         Raises:
             ConfigError: the objective that the plan names cannot be made, or cannot be attached.
@@ -80,12 +80,14 @@ class TrainingEngine:
         optimizer = make_optimizer(stage, plan=plan, more_groups=own_groups(self.objective, stage))
         self.engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, mpu=Mpu, config=told)
         if plan.layout.zero_stage == 0 and plan.precision is not Precision.FP32:
-            # DeepSpeed's wrapper has taken a step on zero gradients, which a count of steps would hold
+            # DeepSpeed's wrapper has taken a step on zero gradients, which a step count would include
             self.engine.optimizer.optimizer.state.clear()
         if plan.layout.zero_stage == 0 and plan.layout.data_parallel_size == 1:
-            self.engine.enable_backward_allreduce = False  # else every gradient is copied, to be summed over one rank
+            self.engine.enable_backward_allreduce = (
+                False  # otherwise every gradient is copied, to be summed over one rank
+            )
         if plan.precision is Precision.FP16:
-            # at the smallest scale DeepSpeed would raise a bare Exception; the loop counts such batches as bad ones
+            # at the smallest scale DeepSpeed would raise a bare Exception; the loop counts such batches as bad
             self.engine.optimizer.loss_scaler.raise_error_at_min_scale = False
         self.schedule = make_schedule(engine=self.engine, plan=plan, companion=self._companion())
         self.watch = NonFiniteWatch(stage)
@@ -111,7 +113,7 @@ class TrainingEngine:
     def _companion(self) -> CompanionDecoder | None:
         companion = self.objective.companion()
         assert companion is None or isinstance(companion, CompanionDecoder), (
-            "a companion is made by Site.frozen_decoder"
+            "a companion must come from Site.frozen_decoder"
         )
         return companion
 
@@ -122,15 +124,15 @@ class TrainingEngine:
         return stage
 
     def train_step(
-        self, batches: Sequence[MicroBatch], *, learning_rate: float, stop: bool = False, save: bool = False
+        self, batches: Sequence[LabelledTokens], *, learning_rate: float, stop: bool = False, save: bool = False
     ) -> StepResult:
-        """Take one optimizer step; one whose loss or gradients are no numbers is skipped on every rank.
+        """Take one optimizer step; one with a non-finite loss or gradients is skipped on every rank.
 
         Args:
-            batches: This data-parallel rank's micro-batches of the step, plan.batch.gradient_accumulation_steps many.
+            batches: This data-parallel rank's plan.batch.gradient_accumulation_steps micro-batches of the step.
             learning_rate: AdamW's learning rate for this step.
             stop: Whether this rank was asked to stop.
-            save: Whether this rank finds that it is time to save.
+            save: Whether, by this rank's clock, it is time to save.
 
         Returns:
             The step's loss, gradient norm, whether it was skipped, to stop and to save, the same on every rank.
@@ -166,8 +168,8 @@ class TrainingEngine:
             save=saves > 0,
         )
 
-    def _prepared(self, batches: Sequence[MicroBatch]) -> list[MicroStep]:
-        """Return the micro-batches with what the objective has prepared for them."""
+    def _prepared(self, batches: Sequence[LabelledTokens]) -> list[MicroStep]:
+        """Return the micro-batches with the objective's preparation for them."""
         scale = precision.loss_scale(self.engine, self.plan.precision) / len(batches)
         prepared = self.objective.prepare(batches, step=Step(number=self.attempts, gradient_scale=scale))
         return [
@@ -185,22 +187,22 @@ class TrainingEngine:
         self.engine.global_steps = count
 
     def _clip(self) -> float:
-        """Clip this rank's gradients by the global norm, which is returned; drop them where it is no number."""
+        """Clip this rank's gradients by the global norm, which is returned; drop them if it is non-finite."""
         largest = self.plan.optimizer.gradient_clipping or math.inf
         norm = float(clip_grad_norm_(self.stage.parameters(), largest, mpu=Mpu))
         if not math.isfinite(norm):
-            self.engine.zero_grad()  # AdamW passes over a weight without a gradient, moments and step count included
+            self.engine.zero_grad()  # AdamW skips a weight without a gradient, moments and step count included
         return norm
 
     def first_bad_micro_batches(self) -> list[FirstBad]:
-        """Return, of every rank, where the last step's numbers were none first. Every rank calls this."""
+        """Return, for every rank, where the last step first became non-finite. Every rank calls this."""
         return self.watch.of_all_ranks()
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[MicroBatch]) -> float:
-        """Return what the objective measures text by, the mean over all data-parallel ranks' batches, on every rank.
+    def evaluate(self, batches: Sequence[LabelledTokens]) -> float:
+        """Return the objective's measured loss, the mean over all data-parallel ranks' batches, on every rank.
 
-        Nats per token, but for an objective that measures by something else.
+        It is in nats per token, unless the objective measures something else.
         """
         self.engine.eval()
         steps = [MicroStep(batch, objective=self.objective, trains=False) for batch in batches]

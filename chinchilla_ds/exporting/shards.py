@@ -46,7 +46,14 @@ class ShardWriter:
     def __init__(
         self, folder: Path, /, *, num_tensors: int, max_shard_bytes: int = MAX_SHARD_BYTES, stem: str = STEM
     ) -> None:
-        """Write below `folder`, which exists, at most `num_tensors` tensors, in files named `stem`."""
+        """Write below `folder`, which exists, at most `num_tensors` tensors, in files named `stem`.
+
+        Args:
+            folder: an existing folder.
+            num_tensors: most tensors that will be written.
+            max_shard_bytes: largest size of a file, unless a single tensor exceeds it.
+            stem: start of the files' names.
+        """
         self._folder, self._max_bytes, self._stem = folder, max_shard_bytes, stem
         self._room = num_tensors * _HEADER_BYTES_PER_TENSOR + 4096
         self._metadata: dict[str, str] = {}
@@ -57,7 +64,14 @@ class ShardWriter:
         """Of all tensors so far."""
 
     def add(self, name: str, /, *, shape: tuple[int, ...], dtype: torch.dtype, parts: Iterable[Tensor]) -> None:
-        """Write a tensor whose rows come in `parts`, each of which is converted to `dtype`."""
+        """Write a tensor whose rows come in `parts`, each of which is converted to `dtype`.
+
+        Args:
+            name: the tensor's name.
+            shape: its shape.
+            dtype: type in which it is stored.
+            parts: its rows, part after part.
+        """
         size = math.prod(shape) * dtype.itemsize
         full = self._bytes and self._bytes + size > self._max_bytes
         if self._stream is None or full or self._bytes % dtype.itemsize:  # readers need tensors to be aligned

@@ -72,7 +72,13 @@ class Coded:
 
 
 def encode(weight: Tensor, /, *, codec: Codec, seed: int = 0) -> Coded:
-    """Return the code of a matrix [o, i] in FP32."""
+    """Return the code of a matrix [o, i] in FP32.
+
+    Args:
+        weight: the matrix, FP32 [o, i].
+        codec: the codec.
+        seed: seeds k-means.
+    """
     scales = weight.square().mean(dim=1).sqrt()
     unit = weight / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
     vectors = unit.reshape(-1, codec.dimension).numpy()
@@ -109,7 +115,13 @@ def pack(indices: npt.NDArray[np.uint16], /, *, bits: int) -> npt.NDArray[np.uin
 
 
 def unpack(codes: npt.NDArray[np.uint8], /, *, bits: int, number: int) -> npt.NDArray[np.int64]:
-    """Return the `number` indices that `pack` wrote."""
+    """Return the `number` indices that `pack` wrote.
+
+    Args:
+        codes: the packed stream of bits.
+        bits: bits per index.
+        number: number of indices.
+    """
     indices = np.empty(number, dtype=np.int64)
     places = 1 << np.arange(bits - 1, -1, -1)
     step = 8 * (_CHUNK_VECTORS // 8)

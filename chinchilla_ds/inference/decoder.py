@@ -37,6 +37,11 @@ class Context:
 def rotary_tables(shape: ModelShape, *, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return cos and sin of the rotary angles in fp32, both [positions, d]; channel i turns with i + d/2.
 
+    Args:
+        shape: the decoder, for head width and rotary base.
+        num_positions: number of positions.
+        device: device of the tables.
+
     Source: Su et al. 2021 (arXiv:2104.09864), section 3.4.2.
     """
     channels = torch.arange(0, shape.kv_channels, 2, dtype=torch.float32, device=device)
@@ -56,6 +61,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) ->
 
     Without a mask a single new token sees every place, and several see their past. Heads of a group stand below one
     another as if they were more queries, so that keys and values are never repeated for them.
+
+    Args:
+        query: [b, s, g, r, d]
+        key: [b, g, l, d]
+        value: [b, g, l, d]
+        mask: True where attention is allowed, [b or 1, 1, s, l]; None: causal.
     """
     b, s, g, r, d = query.shape
     if mask is None and s > 1 and r > 1:
@@ -94,7 +105,13 @@ class Layer(nn.Module):
     linear_fc2: nn.Parameter
 
     def __init__(self, shape: ModelShape, *, ranks: ModelRanks, index: int) -> None:
-        """Make room for the weights of this tensor-parallel rank; `index` counts within the stage."""
+        """Make room for the weights of this tensor-parallel rank; `index` counts within the stage.
+
+        Args:
+            shape: the decoder.
+            ranks: the layout for inference.
+            index: number of the layer within the stage.
+        """
         super().__init__()
         self.ranks, self.index, self.epsilon = ranks, index, shape.norm_epsilon
         self.groups = shape.num_query_groups // ranks.tp_size

@@ -48,6 +48,15 @@ class OpenContinuation:
         stop: Sequence[str],
         on_text: Callable[[str], None],
     ) -> None:
+        """Start after a prompt.
+
+        Args:
+            tokenizer: turns tokens into text.
+            prompt: its tokens.
+            max_new_tokens: most tokens to draw.
+            stop: the continuation ends before the first of these strings.
+            on_text: receives text as it becomes certain.
+        """
         self._eod_id, self.max_new_tokens, self._on_text = tokenizer.eod_id, max_new_tokens, on_text
         self._stream = TextStream(tokenizer, prompt=prompt, stop=stop)
         self._pieces: list[str] = []
@@ -92,7 +101,15 @@ def make_rows(
     stop: Sequence[str],
     on_text: OnText | None,
 ) -> list[OpenContinuation]:
-    """Return a row for every prompt."""
+    """Return a row for every prompt.
+
+    Args:
+        prompts: tokens of each prompt, at least one.
+        tokenizer: turns tokens into text.
+        max_new_tokens: most tokens to draw.
+        stop: a continuation ends before the first of these strings.
+        on_text: receives the number of a prompt and its text as it becomes certain.
+    """
     assert prompts, "there is a prompt"
     assert all(prompts), "a prompt has at least one token"
     if "" in stop:

@@ -39,6 +39,13 @@ def load_decoder(
 ) -> InferenceDecoder:
     """Return this rank's stage of the decoder, with its weights.
 
+    Args:
+        reader: the checkpoint.
+        ranks: the layout for inference.
+        eod_id: the end-of-document token.
+        dtype: type of weights and activations.
+        device: where the weights go; None: the CPU.
+
     Raises:
         LayoutError: the layout cannot cut this shape.
     """

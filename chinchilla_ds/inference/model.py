@@ -112,6 +112,12 @@ def new_tokens_within(
 ) -> int:
     """Return how many tokens to draw at most: what was asked for, or `default` as far as the context goes.
 
+    Args:
+        context_tokens: the model's context.
+        prompts: tokens of each prompt.
+        max_new_tokens: requested number of tokens; None: not set.
+        default: number of tokens if none is requested.
+
     Raises:
         ConfigError: a prompt fills the context, or what was asked for does not fit behind the longest.
     """

@@ -82,7 +82,13 @@ def draw(distribution: Tensor, *, generator: torch.Generator) -> int:
 
 
 def choose(logits: Tensor, *, sampling: Sampling, generator: torch.Generator) -> int:
-    """Return the next token, from its logits [v]."""
+    """Return the next token, from its logits [v].
+
+    Args:
+        logits: [v]
+        sampling: how tokens are drawn.
+        generator: source of randomness.
+    """
     if sampling.temperature == 0:
         return int(logits.argmax())
     return draw(probabilities(logits, sampling=sampling), generator=generator)

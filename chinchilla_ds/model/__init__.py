@@ -1,1 +1,1 @@
-"""The decoder: Megatron-core blocks from our own layer spec, initialised alike for every layout."""
+"""The decoder: Megatron-core blocks from our own layer spec, initialised identically for every layout."""

@@ -15,18 +15,18 @@ from chinchilla_ds.distributed.recompute import recomputed
 
 
 def document_mask(tokens: Tensor, *, eod_id: int, dtype: torch.dtype) -> Tensor:
-    """Return what is added to attention scores so that each token sees its own document up to itself, and nothing else.
+    """Return the term added to attention scores so that each token attends only to its own document up to itself.
 
-    An end-of-document token belongs to the document that it ends. Positions are not reset: rotary attention depends on
-    distances alone, so within a document nothing changes.
+    An end-of-document token belongs to the document that it ends. Positions are not reset: rotary attention depends
+    only on distances, so within a document nothing changes.
 
     Args:
         tokens: [b, s]
         eod_id: The end-of-document token.
-        dtype: Of queries and keys.
+        dtype: Type of queries and keys.
 
     Returns:
-        [b, 1, s, s], 0 where attention is allowed and minus infinity elsewhere. Every token sees itself.
+        [b, 1, s, s], 0 where attention is allowed and minus infinity elsewhere. Every token attends to itself.
     """
     ends = (tokens == eod_id).int()
     documents = ends.cumsum(dim=1) - ends  # [b, s]: how many documents ended before
@@ -42,24 +42,24 @@ class SdpaCoreAttention(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig, recompute: bool = False, **_: Any) -> None:
-        """Take what megatron's SelfAttention passes; `recompute` keeps q, k, v alone for the backward pass."""
+        """Take the arguments of megatron's SelfAttention; `recompute` saves only q, k, v for the backward pass."""
         super().__init__()
         self.recompute = recompute
         self.softmax_scale = config.softmax_scale
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
-        """Attend causally, within documents where there is a mask.
+        """Attend causally, within documents if there is a mask.
 
         Args:
             query: [s, b, n, d]
             key: [s, b, g, d]
             value: [s, b, g, d]
-            attention_mask: What `document_mask` made, [b, 1, s, s]; None for causal attention over the sequence.
+            attention_mask: The result of `document_mask`, [b, 1, s, s]; None for causal attention over the sequence.
 
         Returns:
             [s, b, n * d]
         """
-        attend = partial(self._attend, mask=attention_mask)  # no input of the checkpoint: not split over ranks
+        attend = partial(self._attend, mask=attention_mask)  # not an input of the recomputation: not split over ranks
         if self.recompute and torch.is_grad_enabled():
             return recomputed(attend, query, key, value)
         return attend(query, key, value)

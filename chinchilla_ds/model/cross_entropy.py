@@ -1,4 +1,4 @@
-"""Next-token cross entropy, over tensor-parallel ranks too: the default objective's tensors.
+"""Next-token cross entropy, also over tensor-parallel ranks: the default objective's tensors.
 
 Shapes, TP-local: s sequence, b micro-batch, v padded vocabulary.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 def token_losses(logits: Tensor, labels: Tensor, *, overwrites_logits: bool = False) -> Tensor:
     """Return the cross entropy of every token, [b, s] in fp32 nats, equal on all tensor-parallel ranks.
 
-    It is torch's fused kernel where the vocabulary is not split.
+    Without tensor parallelism it is torch's fused kernel.
 
     Args:
         logits: [s, b, v/tp], in the model's precision.
         labels: [b, s], the tokens that follow.
-        overwrites_logits: Whether nothing else reads the logits: megatron-core's kernel turns those that it is given
+        overwrites_logits: Whether nothing else reads the logits: megatron-core's kernel turns its input
             into probabilities, in place. Otherwise it gets a copy.
     """
     if parallel_state.get_tensor_model_parallel_world_size() > 1:

@@ -23,7 +23,7 @@ from chinchilla_ds.run_plan import Precision, RunPlan
 
 
 def _leave(_weight: Tensor) -> None:
-    """Initialise nothing; megatron-core marks a weight as tensor-parallel only where it initialises it."""
+    """Initialise nothing; megatron-core marks a weight as tensor-parallel only if it initialises it."""
 
 
 def transformer_config(plan: RunPlan) -> TransformerConfig:
@@ -72,18 +72,18 @@ MakeLoss = Callable[[Tensor], Tensor]
 
 
 class Decoder(GPTModel):  # type: ignore[misc]
-    """One model chunk; what it is handed as labels makes the loss of its logits."""
+    """One model chunk; the object passed as labels computes the loss of its logits."""
 
     def compute_language_model_loss(self, labels: MakeLoss, logits: Tensor) -> Tensor:
-        """Return the loss; GPTModel hands over untouched what its `forward` was given as labels."""
+        """Return the loss; GPTModel passes the labels of its `forward` on untouched."""
         return labels(logits)
 
 
 class PipelineStage(nn.Module):
-    """What this rank computes: one model chunk, or several under interleaved scheduling."""
+    """This rank's part of the model: one chunk, or several under interleaved scheduling."""
 
     def __init__(self, chunks: list[Decoder], *, masked_eod_id: int | None = None) -> None:
-        """Take the chunks, and the token that ends a document where attention stays within documents."""
+        """Store the chunks, and the end-of-document token if attention stays within documents."""
         super().__init__()
         self.chunks = nn.ModuleList(chunks)
         self._masked_eod_id = masked_eod_id
@@ -97,13 +97,13 @@ class PipelineStage(nn.Module):
         """Run one chunk.
 
         Args:
-            tokens: [b, s]; embedded by the first chunk of the first stage, while others use the tensor they were sent.
-                Document masks are made of them on every stage.
-            make_loss: What makes the loss of the logits, on the last chunk of the last stage; None to get logits.
+            tokens: [b, s]; embedded by the first chunk of the first stage, while others use the tensor they received.
+                Document masks are derived from them on every stage.
+            make_loss: Computes the loss from the logits, on the last chunk of the last stage; None to get logits.
             chunk: Index of the model chunk.
 
         Returns:
-            What `make_loss` returns, logits [b, s, v/tp], or hidden states [s, b, h] for the next stage.
+            The result of `make_loss`, logits [b, s, v/tp], or hidden states [s, b, h] for the next stage.
         """
         model = self.decoders[chunk]
         mask = None
@@ -113,7 +113,7 @@ class PipelineStage(nn.Module):
         return output
 
     def set_input_tensor(self, tensor: Any, *, chunk: int) -> None:
-        """Give `chunk` the hidden states [s, b, h] that the stage before it sent."""
+        """Give `chunk` the hidden states [s, b, h] received from the previous stage."""
         self.decoders[chunk].set_input_tensor(tensor)
 
 
@@ -149,7 +149,7 @@ def _check_takes_masks(chunk: Decoder) -> None:
     if others := kinds - {SdpaCoreAttention}:
         raise ConfigError(
             f"document_mask is on and attention is {', '.join(sorted(kind.__name__ for kind in others))}, which is"
-            " called without document masks here; use `layout.recompute=selective`, which takes torch's attention, or"
+            " called without document masks here; use `layout.recompute=selective`, which uses torch's attention, or"
             " `document_mask=false`"
         )
 
@@ -171,7 +171,7 @@ def _build_chunk(plan: RunPlan, config: TransformerConfig, num_layers: int, vp_s
 
 
 def _rotary(plan: RunPlan) -> RotaryEmbedding:
-    """Return rotary frequencies in fp32; under zero.Init in bf16 every tensor that a constructor makes is bf16."""
+    """Return rotary frequencies in fp32; under zero.Init in bf16 every tensor created in a constructor is bf16."""
     return RotaryEmbedding(
         kv_channels=plan.shape.kv_channels,
         rotary_percent=1.0,

@@ -1,4 +1,4 @@
-"""The precisions of a plan as torch has them."""
+"""The precisions of a plan as torch dtypes."""
 
 import torch
 

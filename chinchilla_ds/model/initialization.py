@@ -1,7 +1,7 @@
-"""Initial weights that depend on the seed and the parameter's name alone, never on the layout.
+"""Initial weights that depend only on the seed and the parameter's name, never on the layout.
 
-Every weight is drawn in full from a generator seeded by (seed, global name) and cut for this tensor-parallel rank; one
-weight at a time is whole on a rank, never the model.
+Every weight is drawn in full from a generator seeded by (seed, global name) and cut for this tensor-parallel rank; a
+rank holds one whole weight at a time, never the model.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.weights import Split, kind_of
 
 GatherForWriting = Callable[[nn.Parameter], AbstractContextManager[Any]]
-"""Context in which a parameter is whole on this rank and what rank 0 of its partition group writes is kept."""
+"""Context in which a parameter is gathered on this rank and the values written by rank 0 of its group are kept."""
 
 
 def global_named_parameters(stage: PipelineStage) -> Iterator[tuple[str, nn.Parameter]]:
@@ -37,7 +37,7 @@ def partition_dim(parameter: nn.Parameter) -> int | None:
 
 
 def full_shape(parameter: nn.Parameter) -> list[int]:
-    """Return the shape of a parameter before tensor parallelism; ZeRO-3's partitioning is seen through."""
+    """Return the shape of a parameter before tensor parallelism; ZeRO-3's partitioning is ignored."""
     shape = list(getattr(parameter, "ds_shape", parameter.shape))
     if (dim := partition_dim(parameter)) is not None:
         shape[dim] *= parallel_state.get_tensor_model_parallel_world_size()
@@ -47,7 +47,7 @@ def full_shape(parameter: nn.Parameter) -> list[int]:
 def split_of(name: str, parameter: nn.Parameter) -> Split | None:
     """Return how tensor parallelism cuts a parameter, by its global name; None: every rank has it whole.
 
-    One that is no weight of the decoder is cut in one run along the dimension that it is marked with.
+    A parameter that is not a weight of the decoder is cut in one run along its marked dimension.
     """
     kind = kind_of(name)
     if kind is not None:
@@ -62,23 +62,23 @@ def cut_for_tensor_parallel_rank(full: Tensor, *, split: Split, rank: int, world
     Args:
         full: The whole weight.
         split: How it is cut.
-        rank: Of tensor parallelism.
-        world_size: Of tensor parallelism.
+        rank: Tensor-parallel rank.
+        world_size: Tensor-parallel size.
     """
     parts = split.parts(full.size(split.dim), rank=rank, world_size=world_size)
     return torch.cat([full.narrow(split.dim, part.start, part.stop - part.start) for part in parts], split.dim)
 
 
 def initial_weight(*, name: str, shape: list[int], plan: RunPlan) -> Tensor:
-    """Draw the full initial weight in fp32 on the CPU: normal, or one, as `weights.TABLE` says.
+    """Draw the full initial weight in fp32 on the CPU: normal, or ones, by `weights.TABLE`.
 
     Args:
         name: Its global name.
-        shape: Of the whole weight.
-        plan: Its seed and shape.
+        shape: Shape of the whole weight.
+        plan: Gives seed and shape.
     """
     kind = kind_of(name)
-    assert kind is not None, f"{name} is no weight of the decoder"
+    assert kind is not None, f"{name} is not a weight of the decoder"
     std = kind.std(plan.shape)
     if std is None:
         return torch.ones(shape)
@@ -93,8 +93,8 @@ def initialize(stage: PipelineStage, *, plan: RunPlan, gather: GatherForWriting 
 
     Args:
         stage: The stage to write.
-        plan: Its seed, shape and layout.
-        gather: Under ZeRO-3, the context in which one parameter is whole.
+        plan: Gives seed, shape and layout.
+        gather: Under ZeRO-3, the context in which one parameter is gathered.
     """
     rank = parallel_state.get_tensor_model_parallel_rank()
     world_size = parallel_state.get_tensor_model_parallel_world_size()

@@ -1,7 +1,7 @@
 """The decoder layer as a megatron-core spec: RMSNorm, grouped-query attention, SwiGLU, no biases.
 
 Shapes, TP-local: s sequence, b micro-batch, h hidden, n heads, d channels of a head; under sequence parallelism norms
-of the residual stream see [s/tp, b, h].
+of the residual stream get [s/tp, b, h].
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ class RMSNorm(nn.Module):
 
     Source: Zhang and Sennrich 2019 (arXiv:1910.07467). Megatron-core's torch norm refuses sequence parallelism; here
     the weight passes through a region whose backward sums its gradient over the tensor-parallel ranks, where each of
-    them sees a part of what is normed. ZeRO's hooks come after, and see the sum.
+    them sees a part of what is normed. ZeRO's hooks run afterwards, on the sum.
     """
 
     def sees_a_part(self, config: TransformerConfig) -> bool:
@@ -39,6 +39,14 @@ class RMSNorm(nn.Module):
         return bool(config.sequence_parallel)
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        """Create the weight, as ones.
+
+        Args:
+            config: megatron-core's configuration.
+            hidden_size: values that are normalised together.
+            eps: added to the mean square.
+            **_: other arguments of megatron-core's norms; unused.
+        """
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=cpu_backend.device()))
         self.eps = eps
@@ -53,8 +61,8 @@ class RMSNorm(nn.Module):
 class HeadNorm(RMSNorm):
     """RMSNorm of each head's queries or keys [s, b, n, d], with one weight [d] for all heads.
 
-    Every tensor-parallel rank has the weight and sees its own heads alone, with or without sequence parallelism.
-    Megatron-core sums the gradient in finalize_model_grads, of which ZeRO does not know.
+    Every tensor-parallel rank has the weight and sees only its own heads, with or without sequence parallelism.
+    Megatron-core sums the gradient in finalize_model_grads, which ZeRO does not call.
 
     Source: Qwen Team 2025 (arXiv:2505.09388), section 2; Henry et al. 2020 (arXiv:2010.04245) for the idea.
     """
@@ -65,10 +73,10 @@ class HeadNorm(RMSNorm):
 
 
 class RecomputedTransformerLayer(TransformerLayer):  # type: ignore[misc]
-    """A transformer layer that keeps its input alone and computes the rest again in the backward pass."""
+    """A transformer layer that saves only its input and recomputes the rest in the backward pass."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
-        """Run the layer on [s, b, h], keeping nothing else for the backward pass."""
+        """Run the layer on [s, b, h], saving nothing else for the backward pass."""
         if not torch.is_grad_enabled():
             return super().forward(hidden_states, **kwargs)  # type: ignore[no-any-return]
 
@@ -89,7 +97,7 @@ def _add_residual(_training: bool, _fused: bool) -> Any:
 
 
 def _core_attention(recompute: Recompute) -> ModuleSpec:
-    """Return Transformer Engine's attention where it is installed and there is CUDA, torch's fused kernel elsewhere.
+    """Return Transformer Engine's attention if it is installed and there is CUDA, otherwise torch's fused kernel.
 
     Transformer Engine's module does not recompute itself, so selective recomputation stays with torch's kernel.
     """
@@ -135,9 +143,9 @@ def block_spec(shape: ModelShape, /, *, num_layers: int, recompute: Recompute) -
     """Return the spec of this rank's layers and the final norm.
 
     Args:
-        shape: The decoder's.
-        num_layers: Of this rank's model chunk.
-        recompute: What the backward pass computes again.
+        shape: The decoder's shape.
+        num_layers: Layers of this rank's model chunk.
+        recompute: What the backward pass recomputes.
     """
     return TransformerBlockSubmodules(
         layer_specs=[decoder_layer_spec(shape, recompute=recompute)] * num_layers, layer_norm=RMSNorm

@@ -1,1 +1,1 @@
-"""Processes: how they end, what they share, worker pools."""
+"""Processes: how they exit, what they share, worker pools."""

@@ -1,21 +1,21 @@
-"""How a rank leaves a run that does not reach its end: what there is to say is said once, and no rank stays behind.
+"""How a rank exits a run that does not reach its end: the reason is printed once, and no rank is left behind.
 
-The deepspeed launcher looks at its ranks every second; when one has exited with a code other than 0, it sends SIGTERM
+The deepspeed launcher polls its ranks every second; when one has exited with a code other than 0, it sends SIGTERM
 to the others and returns that code. So:
 
-- A user's error: rank 0 prints it and exits with 2. The other ranks meet the same one, or lose rank 0: they wait,
-  silently, for the launcher. One that nobody ends within `PATIENCE_S` met the error alone, and prints it itself.
-- A bug: the rank that meets it prints its traceback and exits with 1. The others lose their peer in a collective; what
-  that raises on them is noise, so they wait for the launcher too.
-- SIGINT, SIGTERM and SIGUSR1 ask a run that takes steps to stop (`processes.stopping`): it saves and exits with 85. A
+- A user's error: rank 0 prints it and exits with 2. The other ranks have the same one, or lose rank 0: they wait
+  silently for the launcher. A rank that is not ended within `PATIENCE_S` had the error alone, and prints it itself.
+- A bug: the rank that hits it prints its traceback and exits with 1. The others lose their peer in a collective; the
+  resulting exceptions are noise, so they wait for the launcher too.
+- SIGINT, SIGTERM and SIGUSR1 ask a run to stop during its steps (`processes.stopping`): it saves and exits with 85. A
   second one of the same kind, one outside the steps, and the SIGTERM of a launcher that has lost another rank are
-  raised as `Interrupted` in the main thread, so that open files and trackers are closed. A main thread that sits in a
+  raised as `Interrupted` in the main thread, so that open files and trackers are closed. A main thread blocked in a
   collective or a kernel never sees them; a watching thread then ends the process.
-- A launcher that was killed tells nobody: the watching thread notices, and takes that for SIGTERM.
-- A rank that was killed says nothing: the lowest rank left on its machine says which is gone (`processes.siblings`).
-- A rank that leaves tells all others why (`distributed.peers`), which then follow with its exit code: on other
+- A launcher that was killed sends no signal: the watching thread detects it, and treats it like SIGTERM.
+- A rank that was killed cannot report: the lowest rank left on its machine names it (`processes.siblings`).
+- A rank that exits tells all others why (`distributed.peers`), and they exit with the same code: on other
   machines, and under srun, no launcher ends them.
-- A library that calls `exit()` has not finished the run: that is an error, whatever code it gave.
+- A library that calls `exit()` has not finished the run: that is an error, whatever its code.
 """
 
 import math
@@ -44,31 +44,32 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 PATIENCE_S = 10.0
-"""How long a rank waits to be ended by the launcher; longer than another one that is ended before it may take."""
+"""How long a rank waits to be ended by the launcher; longer than a rank that is ended before it may take."""
 STUCK_S = 3.0
 """How long the main thread may take to see a signal."""
 CLEAN_UP_S = 5.0
-"""How long it may then take to leave."""
+"""How long it may then take to exit."""
 FOLLOW_S = 3.0
-"""After another rank has said why it leaves: this one may meet the same problem, or be ended by the launcher."""
+"""Wait after another rank has reported why it exits: this one may have the same problem, or be ended by the
+launcher."""
 _LAUNCHER_POLL_S = 0.25
-"""More often than the launcher, which looks every second and then takes note of a death: nobody else sees it after."""
+"""Polling interval, shorter than the launcher's second: once the launcher has reaped a process, it is gone."""
 _DEATH_SEEN_S = 1.0
 _waiting = threading.Event()
-"""Set where the SIGTERM that comes is the launcher's, after another rank has said why."""
+"""Set when an expected SIGTERM is the launcher's, after another rank has reported why."""
 _siblings = Siblings()
 _order: "_Order | None" = None
-"""Set where this rank has to leave because another one has."""
+"""Set when this rank must exit because another one has."""
 
 _LOST_PEER = re.compile(
     r"by peer|gloo/transport|broken pipe|recvValue|got 0 bytes|client socket|remote process exited|DistStoreError",
     re.IGNORECASE,
 )
-"""What gloo, NCCL and torch's store say when the rank at the other end is gone."""
+"""Messages of gloo, NCCL and torch's store when the rank at the other end is gone."""
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to end. No Exception, so that nothing on its way takes it for a failure of its own."""
+    """A signal asked the run to end. Not an Exception, so that no handler on its way treats it as a failure."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -76,7 +77,7 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a process that a signal ended: 130, 143 or 138."""
+        """A shell's exit code for a process ended by a signal: 130, 143 or 138."""
         return 128 + self.number
 
 
@@ -86,7 +87,7 @@ class Ending:
 
     exit_code: int
     reason: str = ""
-    """Why, where that is not the plan's end or a request to stop; several lines where there are several problems."""
+    """The reason, unless it is the plan's end or a request to stop; one line per problem."""
     asked: bool = False
     """Whether a signal asked for it."""
 
@@ -102,12 +103,12 @@ _hooks: list[Callable[[Ending], object]] = []
 
 
 def at_ending(hook: Callable[[Ending], object]) -> None:
-    """Have `hook` called once, when it is known how the work of `end_well` ends; it may run in another thread."""
+    """Register a hook that is called once the outcome of `end_well` is known, perhaps in another thread."""
     _hooks.append(hook)
 
 
 def tell(ending: Ending) -> None:
-    """Call the hooks, each with so much time as a clean-up has: their disk may be what hangs."""
+    """Call the hooks, each with the time limit of a clean-up: their disk may be the cause of a hang."""
     while _hooks:
         telling = threading.Thread(target=_hooks.pop(0), args=(ending,), daemon=True)
         telling.start()
@@ -118,8 +119,8 @@ def end_well(work: Callable[[], int], *, stop: StopRequest | None = None) -> int
     """Return the exit code of `work`: its own, 2 for a user's error, 128 + n for signal n; a bug keeps its traceback.
 
     Args:
-        work: What to do.
-        stop: Takes the signals that come while the run takes steps; None: every signal ends the work at once.
+        work: The function.
+        stop: Receives signals during the steps; None: every signal ends the work at once.
     """
     _forget()
     try:
@@ -132,16 +133,16 @@ def end_well(work: Callable[[], int], *, stop: StopRequest | None = None) -> int
 
 
 def raise_well(work: Callable[[], _T], *, stop: StopRequest, exit_code_of: Callable[[_T], int]) -> _T:
-    """Return what `work` returns, for a program that goes on: hooks and signals as in `end_well`, and errors raised.
+    """Return the result of `work`, for a program that continues: as `end_well`, but errors are raised.
 
     Args:
-        work: What to do.
-        stop: Takes the signals that come while the run takes steps.
-        exit_code_of: What `end_well` would exit with, for the hooks.
+        work: The function.
+        stop: Receives signals during the steps.
+        exit_code_of: The exit code for a result, for the hooks.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C where no stop can be honoured.
-        SystemExit: another signal there, or another rank has left; with the exit code that `end_well` would return.
+        KeyboardInterrupt: Ctrl-C when no stop can be honoured.
+        SystemExit: another signal then, or another rank has exited; with the exit code that `end_well` would return.
     """
     _forget()
     try:
@@ -164,10 +165,10 @@ def raise_well(work: Callable[[], _T], *, stop: StopRequest, exit_code_of: Calla
 
 
 def exit_process(work: Callable[[], int], /) -> NoReturn:
-    """Exit with the code that `work` returns, without taking torch down.
+    """Exit with the code that `work` returns, without tearing torch down.
 
-    A process group that is left after a failure aborts or hangs in its destructors: the exit code would be lost, and
-    ranks would stay.
+    After a failure a process group aborts or hangs in its destructors: the exit code would be lost, and
+    ranks would remain.
     """
     try:
         exit_code = work()
@@ -181,7 +182,7 @@ def exit_process(work: Callable[[], int], /) -> NoReturn:
 
 
 def _forget() -> None:
-    """Forget what belonged to the work before."""
+    """Reset the state of earlier work."""
     global _order
     _waiting.clear()
     _hooks.clear()
@@ -210,7 +211,7 @@ def _carry_out(work: Callable[[], int]) -> int:
 
 @contextmanager
 def no_library_exits() -> Iterator[None]:
-    """Raise RuntimeError where a library calls `exit()`, as DeepSpeed's autotuning does, with 0 and nothing done."""
+    """Raise RuntimeError if a library calls `exit()`, as DeepSpeed's autotuning does, with 0 and without a result."""
     try:
         yield
     except SystemExit as error:
@@ -219,19 +220,19 @@ def no_library_exits() -> Iterator[None]:
 
 def leave_hung(exit_code: int) -> None:
     """End the process for the watchdog."""
-    tell(Ending(exit_code=exit_code, reason="no step within hang_timeout_s; stacks-rank*.txt say where it stands"))
+    tell(Ending(exit_code=exit_code, reason="no step within hang_timeout_s; stacks-rank*.txt show where it hangs"))
     os._exit(exit_code)
 
 
 def follow(departure: "Departure", *, place: Place) -> None:
-    """Leave because another rank has, with its exit code; one rank per machine says why."""
+    """Exit because another rank has, with its exit code; one rank per machine prints the reason."""
     global _order
     time.sleep(FOLLOW_S)
     machine = departure.rank - departure.local_rank
     there = departure.local_rank >= 0 and place.rank - place.local_rank == machine
     speaks = place.local_rank == (1 if there and departure.local_rank == 0 else 0)
     if there and departure.rank == 0:
-        speaks = False  # rank 0 has said it here
+        speaks = False  # rank 0 has printed it here
     lines = departure.reason.splitlines()
     named = lines if departure.local_rank < 0 else [f"rank {departure.rank}: {line}" for line in lines]
     _order = _Order(exit_code=departure.exit_code, reason="\n".join(named), speaks=speaks)
@@ -239,7 +240,7 @@ def follow(departure: "Departure", *, place: Place) -> None:
 
 
 def _interrupted(interruption: Interrupted) -> Ending:
-    """Return what a signal means: a person's wish, or the end of a run that another rank has left."""
+    """Return the ending for a signal: a user's request, or the end of a run that another rank has left."""
     if _order is not None:
         return Ending(exit_code=_order.exit_code, reason=_order.reason)
     gone = _siblings.gone()
@@ -268,7 +269,7 @@ def _has_lost_its_peer(error: Exception) -> bool:
 
 
 def _say_who_is_gone() -> None:
-    """Say, on one rank, which one was killed; one that left by itself has said why.
+    """Report, on one rank, which one was killed; one that exited has reported why.
 
     A process that dies closes its connections a moment before it counts as dead.
     """
@@ -281,7 +282,7 @@ def _say_who_is_gone() -> None:
 def _report_killed(gone: Sequence[Gone]) -> None:
     killed = [one for one in gone if not one.left_by_itself]
     if killed and _siblings.is_lowest_left(own_rank=_rank()):
-        _say(*(f"error: {one}; the others leave" for one in killed))
+        _say(*(f"error: {one}; the others exit" for one in killed))
 
 
 def _wait_for_the_launcher() -> None:
@@ -290,7 +291,7 @@ def _wait_for_the_launcher() -> None:
 
 
 def _say(*lines: str) -> None:
-    with suppress(OSError):  # nobody listens any more
+    with suppress(OSError):  # the reader is gone
         sys.stdout.flush()
         sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()
@@ -305,9 +306,9 @@ def _rank() -> int:
 
 @contextmanager
 def signals_raised(stop: StopRequest) -> Iterator[None]:
-    """Hand signals to `stop`; raise `Interrupted` for the first that it does not take, and ignore later ones.
+    """Pass signals to `stop`; raise `Interrupted` for the first that it does not accept, and ignore later ones.
 
-    Elsewhere than in the main thread Python admits no handlers, and nothing happens here.
+    Outside the main thread Python allows no handlers, and this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -331,12 +332,12 @@ def signals_raised(stop: StopRequest) -> Iterator[None]:
         signal.set_wakeup_fd(fd_before)
         for number, handler in before.items():
             signal.signal(number, handler)
-        bell.close()  # by which the thread ends
+        bell.close()  # which ends the thread
         watch.join()
 
 
 class _Judge:
-    """Tells requests to stop from orders to leave. The handler has one and the thread another, for each sees all."""
+    """Distinguishes requests to stop from orders to exit. Handler and thread each have one, since both see all."""
 
     def __init__(self, stop: StopRequest) -> None:
         self._stop = stop
@@ -344,7 +345,7 @@ class _Judge:
 
     @property
     def takes_steps(self) -> bool:
-        """Whether the run takes steps, in which every rank waits for all others."""
+        """Whether the run is taking steps, in which every rank waits for all others."""
         return self._stop.can_be_honoured
 
     def is_request(self, number: int) -> bool:
@@ -360,7 +361,7 @@ class _Judge:
 
 
 def _watch(alarm: socket.socket, seen: threading.Event, judge: _Judge) -> None:
-    """Wait for a signal, which Python's C handler writes to the other end; see to it that the process ends."""
+    """Wait for a signal, which Python's C handler writes to the other end, and make sure that the process exits."""
     ancestors, alone_since_s = _launchers(), math.inf
     with alarm:
         while True:
@@ -385,15 +386,15 @@ def _watch(alarm: socket.socket, seen: threading.Event, judge: _Judge) -> None:
 
 
 def _promise(number: int) -> str:
-    more = "; Ctrl-C once more to leave without" if number == signal.SIGINT else ""
+    more = "; Ctrl-C once more to exit without saving" if number == signal.SIGINT else ""
     return f"{signal.Signals(number).name}: finishing the step, then saving{more}"
 
 
 def _leave_if_alone(judge: _Judge, since_s: float) -> float:
-    """End the process where another rank was killed in a step long ago: it waits for that rank, and nobody ends it.
+    """End the process if another rank was killed in a step long ago: it waits for that rank, and no launcher ends it.
 
     Returns:
-        When a killed rank was seen first; infinite where none was.
+        When a killed rank was first seen; infinite if none was.
     """
     gone = [one for one in _siblings.gone() if not one.left_by_itself]
     if not gone or not judge.takes_steps:
@@ -406,7 +407,7 @@ def _leave_if_alone(judge: _Judge, since_s: float) -> float:
 
 
 def _enforce(number: int, alarm: socket.socket, seen: threading.Event) -> None:
-    """Say what happened, and end the process unless it sees the signal, and then leaves, in time."""
+    """Report what happened, and end the process unless it handles the signal, and then exits, in time."""
     if _order is not None:
         if _order.speaks:
             _say(*(f"error: {line}" for line in _order.reason.splitlines()))
@@ -428,7 +429,7 @@ def _enforce(number: int, alarm: socket.socket, seen: threading.Event) -> None:
 def _launchers() -> tuple[int, ...]:
     """Return the process ids of the deepspeed launcher and of the `deepspeed` command above it, or of torchrun.
 
-    None without them. The daemons of srun and mpirun take their tasks with them.
+    Empty without them. The daemons of srun and mpirun end their tasks themselves.
     """
     launcher = os.getppid()
     with suppress(OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""What the libraries behind training, `export` and `import` are told before they are imported."""
+"""Settings of the libraries behind training, `export` and `import`, made before they are imported."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import warnings
 
 
 def quieten_training() -> None:
-    """Keep what concerns the developers of torch, Megatron and DeepSpeed off the user's screen; errors still show."""
+    """Hide developers' messages of torch, Megatron and DeepSpeed from the user; errors still show."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
@@ -16,7 +16,7 @@ def quieten_training() -> None:
 
 
 def use_cores(num_ranks: int, /) -> None:
-    """Share the machine's cores between its ranks, unless OMP_NUM_THREADS says otherwise."""
+    """Share the machine's cores between its ranks, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
 
@@ -25,7 +25,7 @@ def use_cores(num_ranks: int, /) -> None:
 
 
 def quieten() -> None:
-    """Keep what concerns the developers of the libraries off the user's screen; errors still show."""
+    """Hide developers' messages of the libraries from the user; errors still show."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(megatron|torchao|torch)\.")

@@ -1,4 +1,4 @@
-"""What to say of a package that is not installed: `pip install --no-deps chinchilla-ds` brings none."""
+"""Messages about packages that are not installed: `pip install --no-deps chinchilla-ds` installs none."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ DISTRIBUTIONS = {
         )
     },
 }  # fmt: skip
-"""What pip calls the package of each module that pyproject.toml's dependencies bring."""
+"""pip's name of the package of each module in pyproject.toml's dependencies."""
 
 
 class MissingPackageError(ChinchillaError):
@@ -30,8 +30,8 @@ def missing_packages(command: str, *, needed: Sequence[str] = ()) -> Iterator[No
     """Raise MissingPackageError for a dependency that cannot be found; any other module that is missing is a bug.
 
     Args:
-        command: What is being done: `fit`.
-        needed: The modules of all packages that it needs, where these are few.
+        command: The command, such as `fit`.
+        needed: The modules of all packages that it needs, if these are few.
     """
     try:
         yield
@@ -41,9 +41,9 @@ def missing_packages(command: str, *, needed: Sequence[str] = ()) -> Iterator[No
             raise
         absent = [DISTRIBUTIONS[name] for name in needed if find_spec(name) is None]
         advice = (
-            f"`pip install {' '.join(absent)}` brings all that it needs"
+            f"`pip install {' '.join(absent)}` installs all that it needs"
             if module in needed
-            else "install chinchilla-ds without --no-deps, which brings all that training needs"
+            else "install chinchilla-ds without --no-deps, which installs all that training needs"
         )
         raise MissingPackageError(
             f"chinchilla-ds {command} needs {DISTRIBUTIONS[module]}, which is not installed: {advice}"

@@ -1,4 +1,4 @@
-"""Worker processes that end with the process that started them, however that ends."""
+"""Worker processes that exit with the process that started them, however that exits."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ def num_cores() -> int:
 
 
 class Workers:
-    """A pool of processes, started when there is first something to do; one worker works in this process instead.
+    """A pool of processes, started with the first task; a single worker runs in this process instead.
 
     One pool serves all stages of a preparation. Its processes are spawned, not forked: the caller may hold threads and
     process groups.
@@ -34,7 +34,7 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[[T], R], tasks: Sequence[T], /) -> Iterator[tuple[T, R]]:
-        """Yield each task and what `function` returns of it, as they are done; tasks start in the given order.
+        """Yield each task and the result of `function`, as they finish; tasks start in the given order.
 
         Raises:
             WorkerError: a worker process was killed.

@@ -1,7 +1,7 @@
-"""The other ranks on this machine, seen through /proc: which of them have died, and of what.
+"""The other ranks on this machine, seen through /proc: which of them have died, and why.
 
-A rank that is killed (kill -9, the kernel out of memory) says nothing, and the others only lose a connection. Where
-there is no /proc, nobody is seen and nobody is missed.
+A rank that is killed (kill -9, the kernel out of memory) cannot report, and the others only lose a connection. Without
+/proc, no rank is seen and none is missed.
 """
 
 import os
@@ -19,14 +19,14 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True, kw_only=True)
 class Gone:
-    """A rank that is no longer there."""
+    """A rank that has exited."""
 
     rank: int
     process_id: int
     signal_number: int | None
-    """What killed it; None where it left by itself or its parent has already taken note of its death."""
+    """The signal that killed it; None if it exited itself or its parent has already reaped it."""
     left_by_itself: bool
-    """Whether it is known to have exited: it has then said why."""
+    """Whether it is known to have exited by itself: it has then reported why."""
 
     def __str__(self) -> str:
         """Return `rank 1 (process 4242) was killed by SIGKILL`."""
@@ -37,16 +37,16 @@ class Gone:
 
 
 class Siblings:
-    """The ranks that the parent of this process has started."""
+    """The ranks started by the parent of this process."""
 
     def __init__(self) -> None:
         self._rank_of: dict[tuple[int, str], int] = {}
-        """By process id and start time: ids are used again."""
+        """Ranks by process id and start time, since ids are reused."""
         self._others: set[int] = set()
         self._first_gone: list[Gone] = []
 
     def refresh(self) -> None:
-        """Look for ranks that are not known yet."""
+        """Find ranks that are not known yet."""
         parent = os.getppid()
         if len(self._rank_of) + 1 >= _local_size():
             return
@@ -65,7 +65,7 @@ class Siblings:
                 self._rank_of[child, _stat(child)[19]] = place.rank
 
     def gone(self) -> list[Gone]:
-        """Return the ranks that died first, lowest first; the launcher, which ends the others, does not change that."""
+        """Return the ranks that died first, lowest first; later deaths by the launcher do not count."""
         if not self._first_gone:
             found = (_look_at(process_id, started, rank) for (process_id, started), rank in self._rank_of.items())
             self._first_gone = sorted((one for one in found if one is not None), key=lambda one: one.rank)
@@ -85,7 +85,7 @@ def _local_size() -> int:
 
 
 def _look_at(process_id: int, started: str, rank: int) -> Gone | None:
-    """Return how a rank's process died, as far as can be seen; None where it lives."""
+    """Return how a rank's process died, as far as known; None if it is alive."""
     try:
         stat = _stat(process_id)
     except OSError:

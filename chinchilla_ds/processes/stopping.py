@@ -1,6 +1,6 @@
-"""Asked to stop: the step that runs is finished, the run is saved, and every rank leaves together.
+"""Requests to stop: the current step is finished, the run is saved, and all ranks exit together.
 
-One signal or the file `STOP` in the run's folder is enough, on one rank alone: what a rank was asked travels with the
+One signal or the file `STOP` in the run's folder is enough, even on a single rank: a request travels with the
 loss in the step's own all-reduce, so all ranks know it after the same step, at no cost.
 """
 
@@ -15,24 +15,25 @@ from chinchilla_ds.errors import EXIT_CODE_STOPPED
 __all__ = ["EXIT_CODE_STOPPED", "SIGNALS", "STOP_FILE", "StopRequest"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""SIGUSR1 is what SLURM sends ahead of the time limit with `--signal=USR1@...`."""
+"""SLURM sends SIGUSR1 ahead of the time limit with `--signal=USR1@...`."""
 STOP_FILE = "STOP"
 
 
 class StopRequest:
-    """What this rank was asked. Its handlers run in the main thread and in the one that watches signals."""
+    """The request to this rank. Its handlers run in the main thread and in the one that watches signals."""
 
     def __init__(self) -> None:
         self._steps = threading.Event()
-        """Set while there are steps: only then can a stop be honoured."""
+        """Set during steps: only then can a stop be honoured."""
         self._taken: int | None = None
         self._done = False
 
     @contextmanager
     def honoured(self) -> Iterator[None]:
-        """Say that within this block steps are taken and `asked` is read after each.
+        """Declare that within this block steps are taken and `asked` is checked after each.
 
-        A signal that came too late for the last step is raised again at the end of the block, where it is no request.
+        A signal that arrived too late for the last step is raised again at the end of the block, where it is not a
+        request.
         """
         self._steps.set()
         try:
@@ -48,11 +49,11 @@ class StopRequest:
         return self._steps.is_set()
 
     def take(self, number: int) -> bool:
-        """Take a signal as a request, if there are steps.
+        """Accept a signal as a request, during steps.
 
         A second signal of another kind belongs to the first: Ctrl-C reaches a rank as SIGINT from the terminal and as
-        SIGTERM from the launcher. Once the run has saved it only leaves, and signals are taken without effect: a
-        launcher sends SIGTERM as soon as the first rank has left.
+        SIGTERM from the launcher. Once the run has saved it only exits, and signals have no effect: a
+        launcher sends SIGTERM as soon as the first rank has exited.
         """
         if self._done:
             return True
@@ -63,7 +64,7 @@ class StopRequest:
         return True
 
     def done(self) -> None:
-        """Say that the request was honoured."""
+        """Record that the request was honoured."""
         self._done = True
 
     def asked(self, *, run_folder: Path | None) -> bool:

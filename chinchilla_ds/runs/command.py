@@ -1,4 +1,4 @@
-"""What is to be trained: what a command line, a search over mixtures or a script asks `runs.train` for."""
+"""The request for a run: from a command line, a search over mixtures or a script to `runs.train`."""
 
 import dataclasses
 import json
@@ -22,26 +22,26 @@ BESIDE_A_PLAN = {"output", "run_name", "sample_interval_tokens"} | {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand:
-    """A run that is asked for."""
+    """A requested run."""
 
     config: RunConfig
     ds_config: Path | Mapping[str, Any]
     """The DeepSpeed JSON: a file, or its content."""
     plan: Path | RunPlan | None = None
-    """A plan to run as it is, instead of making one; a file, or the plan itself."""
+    """A plan to run unchanged, instead of making one; a file, or the plan itself."""
     explicit: frozenset[str] = frozenset()
-    """Names of the config fields that somebody has set, and of those of its parts."""
+    """Names of the config fields, and of those of its parts, that were set explicitly."""
     dry_run: bool = False
-    """Whether to plan and check alone, and to write nothing."""
+    """Whether to plan and check only, without writing anything."""
     words: Callable[[str], str] = dataclasses.field(default=str, compare=False)
-    """Puts a message, which names fields, into the words of whoever asked: a command line's into flags."""
+    """Translates a message that names fields for the caller: into flags on a command line."""
 
 
 def checked_config(config: RunConfig | None, /) -> RunConfig:
-    """Return a config that a script has made, its paths as Path; None is the default one.
+    """Return a script's config with its paths as Path; None is the default one.
 
     Raises:
-        ConfigError: fields of another type, or outside their range, all of them.
+        ConfigError: all fields of another type, or out of range.
     """
     if config is None:
         return RunConfig()
@@ -50,7 +50,7 @@ def checked_config(config: RunConfig | None, /) -> RunConfig:
     try:
         text = json.dumps(dataclasses.asdict(config), default=str)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the config holds what is no plain value: {error}") from None
+        raise ConfigError(f"the config holds a value that is not plain data: {error}") from None
     checked: RunConfig = build(RunConfig, parse_json(text, where="the config"), where="config")
     return checked
 

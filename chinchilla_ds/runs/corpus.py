@@ -1,4 +1,4 @@
-"""What a prepared corpus tells the planner: its vocabulary, and how many distinct tokens it has."""
+"""A prepared corpus's facts for the planner: its vocabulary, and its number of distinct tokens."""
 
 import dataclasses
 from pathlib import Path
@@ -13,20 +13,20 @@ def corpus_data(folder: Path, /, *, max_epochs: float = DataConfig().max_epochs)
     """Return the data of a prepared corpus.
 
     Raises:
-        DataError: the folder is not prepared, so that its tokens are not known.
+        DataError: the folder is not prepared, so that its tokens are unknown.
     """
     if not is_prepared(folder):
         raise DataError(
-            f"{folder} is no prepared corpus, so that its tokens are not known: name what `chinchilla-ds prepare` made"
+            f"{folder} is not a prepared corpus, so that its tokens are unknown: name one of `chinchilla-ds prepare`"
         )
     return DataConfig(paths=(folder,), max_epochs=max_epochs)
 
 
 def with_prepared_corpus(config: RunConfig, /) -> RunConfig:
-    """Return the config with vocabulary and unique tokens of the prepared folder that it names, unless it says its own.
+    """Return the config with vocabulary and unique tokens of the prepared folder that it names, unless it sets them.
 
-    Of text that is not prepared yet neither is known. With `inference_tokens` the unique tokens stay out, as no law
-    joins the two; that the corpus is large enough is checked before training in any case.
+    For text that is not prepared yet neither is known. With `inference_tokens` the unique tokens are left out, since no
+    law combines the two; whether the corpus is large enough is checked before training in any case.
 
     Raises:
         DataError: the folder, or the blend of it, is broken.

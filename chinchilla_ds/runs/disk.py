@@ -1,4 +1,4 @@
-"""Whether the output folder can take a run, asked before the run, and what to say when it turns out that it cannot."""
+"""Checks before a run that the output folder can hold it, and the error if it turns out that it cannot."""
 
 import errno
 import os
@@ -15,14 +15,14 @@ from chinchilla_ds.units import format_bytes
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _PERMISSION = {errno.EACCES, errno.EPERM}
 _TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|iostream")
-"""What torch.save says of a disk that is full."""
+"""torch.save's message on a full disk."""
 
 
 def check_output(output: Path, *, num_bytes: int) -> None:
     """Check, without leaving anything behind, that checkpoints of `num_bytes` can be written below `output`.
 
     Raises:
-        OutputError: it is no folder, cannot be written to, or lies on a disk too full for a checkpoint.
+        OutputError: it is not a folder, cannot be written to, or is on a disk too full for a checkpoint.
     """
     nearest = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
@@ -41,9 +41,9 @@ def check_output(output: Path, *, num_bytes: int) -> None:
 
 @contextmanager
 def output_errors(run_folder: Path) -> Iterator[None]:
-    """Raise OutputError for what says that the disk is full or read-only.
+    """Raise OutputError for errors that mean that the disk is full or read-only.
 
-    Any other error is none of the user's.
+    Any other error passes.
     """
     try:
         yield

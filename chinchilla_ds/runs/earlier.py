@@ -1,4 +1,4 @@
-"""The run that a command goes on with: the last one of the same command, or the one that is named."""
+"""The run that a command resumes: the last one of the same command, or the one that is named."""
 
 import dataclasses
 import os
@@ -28,23 +28,23 @@ from chinchilla_ds.runs.request import (
     plain_config,
 )
 
-_ADVICE = "leave it out to go on with that run, or begin another with `checkpoint.resume=none`"
+_ADVICE = "leave it out to resume that run, or start another with `checkpoint.resume=none`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Continued:
-    """A run to go on with."""
+    """A run to resume."""
 
     folder: Path
     checkpoint: Path
-    """Its newest whose plan and state are whole; tensors may turn out to be damaged. Or the one that was asked for."""
+    """Its newest with an intact plan and state; tensors may turn out to be damaged. Or the requested one."""
     request: RunRequest
     plan: RunPlan
-    """Of the checkpoint, with the layout that it was saved under."""
+    """The checkpoint's plan, with the layout under which it was saved."""
     state: CheckpointState
-    """Of the checkpoint."""
+    """The checkpoint's state."""
     all_checkpoints: bool = True
-    """Whether an older checkpoint may be taken where the newest is damaged."""
+    """Whether an older checkpoint may be used if the newest is damaged."""
 
     @property
     def is_finished(self) -> bool:
@@ -58,8 +58,8 @@ def find_run(request: RunRequest) -> Continued | None:
     With a name it is the run of that name, or of that name and a number.
 
     Raises:
-        CheckpointError: all of its checkpoints are damaged; or what some run with checkpoints was asked for cannot be
-            read, so that nobody knows whether it is the one; or the name belongs to a run of another command.
+        CheckpointError: all of its checkpoints are damaged; or the request of some run with checkpoints cannot be
+            read, so that it may be the one; or the name belongs to a run of another command.
     """
     runs, name = request.config.output, request.config.run_name
     if not runs.is_dir():
@@ -85,36 +85,36 @@ def is_named(folder: Path, name: str) -> bool:
 
 
 def _saved_at(folder: Path) -> int:
-    """Return when a run saved last; the folder of the run itself changes with an evaluation or a look at it too."""
+    """Return when a run saved last; the time of the run's folder also changes with an evaluation."""
     return (folder / folders.CHECKPOINTS_NAME).stat().st_mtime_ns
 
 
 def _key_of(folder: Path) -> str | None:
-    """Return the key of a run when it began; None for what no run of ours has made, such as an import."""
+    """Return the key of a run when it started; None for folders that are not runs, such as an import."""
     if not (folder / REQUEST_NAME).exists() and not (folder / PLAN_NAME).exists():
         return None
     try:
         return SavedRequest.load(folder).key
     except CheckpointError as error:
         advice = (
-            f"whether the run {folder} is the one to go on with cannot be told: restore the file, move the folder "
-            "elsewhere, or begin another run with `checkpoint.resume=none`"
+            f"it is unknown whether the run {folder} is the one to resume: restore the file, move the folder "
+            "elsewhere, or start another run with `checkpoint.resume=none`"
         )
         raise CheckpointError([*error.problems, advice]) from None
 
 
 def continued(path: Path, /) -> Continued:
-    """Return the run that `path` means: its folder, or one checkpoint of it.
+    """Return the run of `path`: its folder, or one of its checkpoints.
 
     Raises:
-        CheckpointError: it is no run, or has no checkpoint whose plan can be read.
+        CheckpointError: it is not a run, or has no checkpoint with a readable plan.
     """
     found = folders.find_checkpoints(path)
     folder = found[0].parent.parent
     if not (folder / REQUEST_NAME).exists():
         raise CheckpointError(
-            f"{path} belongs to no run that can be continued: there is no {folder / REQUEST_NAME}; "
-            f"`checkpoint.init_from={path}` begins a new run with its weights"
+            f"{path} belongs to no run that can be resumed: there is no {folder / REQUEST_NAME}; "
+            f"`checkpoint.init_from={path}` starts a new run with its weights"
         )
     request = SavedRequest.load(folder).request
     problems: list[str] = []
@@ -139,7 +139,7 @@ def continued(path: Path, /) -> Continued:
             all_checkpoints=checkpoint != path,
         )
     raise CheckpointError(
-        [*problems, f"no checkpoint of {folder} is whole; `checkpoint.resume=none` begins another run"]
+        [*problems, f"no checkpoint of {folder} is intact; `checkpoint.resume=none` starts another run"]
     )
 
 
@@ -147,19 +147,19 @@ def continued(path: Path, /) -> Continued:
 
 
 def named_run(name: str) -> Continued:
-    """Return the run of a path, relative to where the process stands; raises as `continued` does."""
+    """Return the run of a path, relative to the working directory; raises as `continued` does."""
     return continued(Path(os.path.abspath(name)))
 
 
 def take_over(command: TrainCommand, run: Continued, *, config: RunConfig) -> TrainCommand:
-    """Return a command that names a run with what that run was asked for, where the command does not say otherwise.
+    """Return a command that names a run, completed with that run's request.
 
-    Output, text and tracking are the run's own. ZeRO and the micro-batch are this command's, as its ds_config says.
+    Output, text and tracking are the run's own. ZeRO and the micro-batch are this command's, by its ds_config.
 
     Args:
-        command: It names the run.
+        command: The command that names the run.
         run: The run that it names.
-        config: The command's, with what its ds_config says.
+        config: The command's config, with its ds_config applied.
 
     Raises:
         CheckpointError: some flags contradict the run; each is named with both values.
@@ -189,13 +189,13 @@ def take_over(command: TrainCommand, run: Continued, *, config: RunConfig) -> Tr
 
 
 def _given(here: Any, before: Any, *, explicit: frozenset[str]) -> Any:
-    """Return `before` with the fields that flags have set here."""
+    """Return `before` with the fields set here by flags."""
     names = (field.name for field in dataclasses.fields(here) if field.name in explicit)
     return dataclasses.replace(before, **{name: getattr(here, name) for name in names})
 
 
 def _layout(here: LayoutConfig, before: LayoutConfig, *, explicit: frozenset[str]) -> LayoutConfig:
-    """Return the layout that is asked for here, with the run's own where neither a flag nor the ds_config says any."""
+    """Return the layout requested here, with the run's own for what neither a flag nor the ds_config sets."""
     default, always_said = LayoutConfig(), ("zero_stage", "offload_optimizer", "offload_param")
     unsaid = [
         field.name
@@ -217,11 +217,11 @@ def _different_place(config: RunConfig, run: Continued, *, explicit: frozenset[s
     if "run_name" in explicit and config.run_name is not None and not is_named(run.folder, config.run_name):
         yield f"`run_name` is {config.run_name} here, and the run {run.folder} keeps its name; {_ADVICE}"
     if "output" in explicit and config.output.resolve() != run.folder.resolve().parent:
-        yield f"`output` is {config.output} here, and the run {run.folder} stays where it is; {_ADVICE}"
+        yield f"`output` is {config.output} here, and the run {run.folder} keeps its place; {_ADVICE}"
 
 
 def _different_plan(plan: Path | RunPlan, run: Continued) -> Iterator[str]:
-    """Yield what a plan says of learning that the run's plan does not; its layout may be another."""
+    """Yield the differences of a plan from the run's plan in what decides learning; its layout may differ."""
     given = given_plan(plan)
     here, there = learning_part(given), learning_part(run.plan)
     if names := [name for name in here if here[name] != there[name]]:

@@ -1,4 +1,4 @@
-"""What a command says whose run is finished already: the run's table, from its last checkpoint."""
+"""The output of a command whose run is already finished: the run's table, from its last checkpoint."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from chinchilla_ds.units import format_duration
 
 
 def finished_state(run: Continued) -> TrainingState:
-    """Return the state that the run ended with, as far as its last checkpoint tells."""
+    """Return the final state of the run, as far as its last checkpoint records it."""
     saved, plan, folder = run.state, run.plan, run.folder
     return TrainingState(
         plan=plan,
@@ -31,7 +31,7 @@ def finished_state(run: Continued) -> TrainingState:
 
 
 def describe_finished(run: Continued) -> str:
-    """Return the table that the run printed at its end, and how to begin another."""
+    """Return the table that the run printed at its end, and how to start another."""
     saved, folder, state = run.state, run.folder, finished_state(run)
     rows = [
         *model_rows(state),
@@ -41,13 +41,13 @@ def describe_finished(run: Continued) -> str:
         *place_rows(state, mlflow=_mlflow(folder)),
     ]
     return (
-        f"finished      {folder}: the run that this command asks for has reached its plan's end, and nothing is left "
-        f"to do; `checkpoint.resume=none` begins another\n{plain_table(rows, note=footnote(state))}"
+        f"finished      {folder}: the run of this command has reached its plan's end, and nothing is left "
+        f"to do; `checkpoint.resume=none` starts another\n{plain_table(rows, note=footnote(state))}"
     )
 
 
 def _mlflow(folder: Path) -> MlflowDestination | None:
-    """Return where the run was tracked; None where that is not known any more."""
+    """Return where the run was tracked; None if that is no longer known."""
     try:
         return MlflowDestination.resolve(output=folder.parent, run_name=folder.name, record=RunRecord.load(folder))
     except TrackingError:

@@ -1,4 +1,4 @@
-"""The folder of one run: made once everything that can be refused has been."""
+"""The folder of one run: created once all checks have passed."""
 
 import json
 import shutil
@@ -28,6 +28,14 @@ def make_run_folder(
 ) -> tuple[Path, dict[str, str]]:
     """Make `output/<run_name>`, or `<budget>-<time>` there, and write request, plan and resolved ds_config into it.
 
+    Args:
+        output: the folder of all runs.
+        plan: the run's plan.
+        ds_config: the resolved DeepSpeed JSON.
+        prepared: the tokenised corpus.
+        request: the run's request.
+        now: the time in a default name.
+
     Returns:
         The folder, and name to path of what a tracker should keep.
 
@@ -48,13 +56,19 @@ def make_run_folder(
 def open_run_folder(
     run: Continued, /, *, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData
 ) -> tuple[Path, dict[str, str]]:
-    """Write what is new of plan and ds_config, whose layout may be another, into the folder of a run that goes on.
+    """Write the changed plan and ds_config, whose layout may differ, into the folder of a resumed run.
+
+    Args:
+        run: the run to resume.
+        plan: its plan, perhaps in another layout.
+        ds_config: the resolved DeepSpeed JSON.
+        prepared: the tokenised corpus.
 
     Returns:
         As `make_run_folder`.
 
     Raises:
-        CheckpointError: the run was trained on other text or with another tokenizer; nothing has been written.
+        CheckpointError: the run was trained on other text or with another tokenizer; nothing is written.
         OutputError: it cannot be written.
     """
     folder = run.folder
@@ -87,7 +101,7 @@ def _artifacts(folder: Path, *, prepared: PreparedData) -> dict[str, str]:
 
 
 def _new_folder(output: Path, *, name: str) -> Path:
-    """Make a folder that was not there; a second run of the same name or second gets a number."""
+    """Create a new folder; a second run with the same name or start time gets a number."""
     for attempt in range(1, 100):
         folder = output / (name if attempt == 1 else f"{name}-{attempt}")
         try:

@@ -1,4 +1,4 @@
-"""Whether a run can begin with the weights of a checkpoint, told before anything slow."""
+"""Checks, before anything slow, that a run can start with the weights of a checkpoint."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ _READ = frozenset({folders.PLAN_NAME, folders.STATE_NAME})
 
 
 def check_initial_weights(path: Path, /, *, plan: RunPlan) -> None:
-    """Check that the newest checkpoint that `path` means is there and computes what the plan's decoder computes.
+    """Check that the newest checkpoint of `path` exists and computes the same function as the plan's decoder.
 
     Its tensors are read later, and its tokenizer is compared when the text has been prepared.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or its shape is another; every difference is named.
+        CheckpointError: there is none, it is damaged, or its shape differs; every difference is named.
     """
     problems: list[str] = []
     try:
@@ -31,7 +31,7 @@ def check_initial_weights(path: Path, /, *, plan: RunPlan) -> None:
 
 
 def check_initial_tokenizer(path: Path, /, *, prepared: PreparedData) -> None:
-    """Check that the text was prepared with the tokenizer that the checkpoint's weights know.
+    """Check that the text was prepared with the tokenizer of the checkpoint's weights.
 
     Raises:
         CheckpointError: it was not; both are named.
@@ -43,10 +43,10 @@ def check_initial_tokenizer(path: Path, /, *, prepared: PreparedData) -> None:
 
 
 def newest_readable(path: Path, /) -> Path:
-    """Return the newest checkpoint that `path` means whose files have their sizes, and whose plan and state are whole.
+    """Return the newest checkpoint of `path` whose files have their sizes, and whose plan and state are intact.
 
     Raises:
-        CheckpointError: there is none; what is damaged is named.
+        CheckpointError: there is none; damaged ones are named.
     """
     problems: list[str] = []
     for checkpoint in folders.find_checkpoints(path):
@@ -57,7 +57,7 @@ def newest_readable(path: Path, /) -> Path:
 
 
 def small_problems(checkpoint: Path, /) -> list[str]:
-    """Return what is wrong with the sizes of a checkpoint's files, and with the content of plan and state."""
+    """Return the problems of the sizes of a checkpoint's files, and of the content of plan and state."""
     try:
         return list(folders.damage(checkpoint, names=_READ))
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""Out of memory, as something a user can put right: what was needed, by the plan, and the nearest changes that fit."""
+"""Out of memory as an error that a user can fix: the memory needed, by the plan, and the nearest changes that fit."""
 
 import re
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from chinchilla_ds.units import format_bytes
 _CANNOT_ALLOCATE = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|std::bad_alloc", re.IGNORECASE
 )
-"""What torch's allocators, CUDA's libraries and C++ say where there is no exception of its own."""
+"""Messages of torch's allocators, CUDA's libraries and C++ without a dedicated exception."""
 _WANTED = re.compile(r"tried to allocate ([0-9.]+ \w+)", re.IGNORECASE)
 
 
 @contextmanager
 def memory_errors(plan: RunPlan) -> Iterator[None]:
-    """Raise OutOfMemoryError for what says that memory ran out.
+    """Raise OutOfMemoryError for errors that mean that memory ran out.
 
     Any other error passes.
     """
@@ -37,9 +37,9 @@ def explain(plan: RunPlan, /, *, said: str, capacity_bytes: int | None) -> str:
     """Return what happened, the plan's memory table, and what would fit.
 
     Args:
-        plan: What ran.
-        said: What the allocator said.
-        capacity_bytes: Memory of this rank's device, or its share of the machine's; None where that is not known.
+        plan: The plan that ran.
+        said: The allocator's message.
+        capacity_bytes: Memory of this rank's device, or its share of the machine's; None if unknown.
     """
     stages = estimate_stages(
         shape=plan.shape, layout=plan.layout, batch=plan.batch, precision=plan.precision, device=plan.device

@@ -1,4 +1,4 @@
-"""A plan's decoder over ZeRO for a training loop of your own, in a DeepSpeed script of your own."""
+"""A plan's decoder over ZeRO for your own training loop, in your own DeepSpeed script."""
 
 import copy
 import dataclasses
@@ -32,16 +32,16 @@ def initialize(
     objective: Objective | None = None,
     eod_id: int | None = None,
 ) -> "Engine":
-    """Build a plan's decoder over a DeepSpeed engine on the ranks that were started, for a loop of your own.
+    """Build a plan's decoder over a DeepSpeed engine on the ranks that were started, for your own loop.
 
-    Every rank calls this. The process group is started here, unless the script has started one; it is cut into the
+    Every rank calls this. The process group is started here, unless the script has started one; it is split into the
     plan's tensor-, pipeline- and data-parallel groups.
 
     Args:
-        plan: What `plan` returned, for as many ranks as there are.
+        plan: The result of `plan`, for the current number of ranks.
         ds_config: The DeepSpeed JSON: a file, a shipped one by its name such as `zero3`, or its content.
         objective: What makes the loss; None is what the plan names.
-        eod_id: The end-of-document token; needed where the plan masks documents.
+        eod_id: The end-of-document token; required if the plan masks documents.
 
     Raises:
         DsConfigError: the JSON contradicts the plan, or DeepSpeed refuses it.
@@ -78,7 +78,7 @@ class Engine:
     """This rank's part of a decoder in training. Every rank calls every method."""
 
     def __init__(self, engine: "TrainingEngine", *, ds_config: dict[str, Any]) -> None:
-        """Take what `initialize` has built."""
+        """Wrap the engine built by `initialize`."""
         self.engine = engine
         self.plan = engine.plan
         self.iteration = 0
@@ -97,19 +97,19 @@ class Engine:
 
     @property
     def owns_loss(self) -> bool:
-        """Whether this rank speaks for the run: it prints what is to be printed once."""
+        """Whether this rank reports for the run: it prints whatever should be printed once."""
         from chinchilla_ds.distributed import groups
 
         return groups.owns_loss()
 
     def train_step(self, batches: "Sequence[TokenBatch]", *, learning_rate: float | None = None) -> "StepResult":
-        """Take one optimizer step; one whose loss or gradients are not finite is skipped on every rank.
+        """Take one optimizer step; one with a non-finite loss or gradients is skipped on every rank.
 
         Args:
             batches: This data-parallel rank's micro-batches of the step, `plan.batch.gradient_accumulation_steps` many;
                 model-parallel ranks of one data-parallel rank give the same ones. A `data.feeding.loader.TokenBatch`
                 each, or a dataclass of yours with `tokens` and `labels`, int64 [micro_batch_size, seq_length].
-            learning_rate: Of this step; None is the plan's schedule at `iteration`.
+            learning_rate: Learning rate of this step; None: the plan's schedule at `iteration`.
 
         Returns:
             Loss, what was optimised where that is another, gradient norm, and whether the step was skipped; the same on
@@ -143,11 +143,11 @@ class Engine:
         """Return the mean loss of all data-parallel ranks' micro-batches, nats per token.
 
         Args:
-            batches: This rank's, as many on every rank; under a pipeline with several chunks per stage a multiple of
-                its length.
+            batches: This rank's micro-batches, the same number on every rank; under a pipeline with several chunks
+                per stage a multiple of its length.
 
         Raises:
-            ConfigError: none, or of another shape than the plan has.
+            ConfigError: there are none, or their shape differs from the plan's.
         """
         moved = self._on_device(batches)
         if not moved:
@@ -158,15 +158,15 @@ class Engine:
         """Write a checkpoint `step_N` into a folder that all ranks share.
 
         Args:
-            folder: Receives the checkpoints, of which the newest `keep` stay.
-            tokenizer: Copied into it: `load`, `generate` and `export` need one.
+            folder: Receives the checkpoints, of which the newest `keep` are kept.
+            tokenizer: Copied into the checkpoint: `load`, `generate` and `export` need one.
             keep: At least 1.
 
         Returns:
             The checkpoint, which `load` reads under any layout.
 
         Raises:
-            OutputError: it cannot be written; nothing half-written has the name.
+            OutputError: it cannot be written; nothing incomplete has the name.
         """
         from chinchilla_ds.checkpoint.state import CheckpointState
         from chinchilla_ds.engine.checkpoint import Checkpointer, Retention
@@ -186,14 +186,14 @@ class Engine:
         )
 
     def load(self, path: str | Path, *, weights_only: bool = False) -> None:
-        """Take weights, optimizer states and counts from a checkpoint of any layout.
+        """Load weights, optimizer states and counts from a checkpoint of any layout.
 
         Args:
-            path: A checkpoint, or a folder whose newest whole one is taken.
-            weights_only: Whether to leave optimizer and counts as they are.
+            path: A checkpoint, or a folder whose newest intact one is used.
+            weights_only: Whether to leave optimizer and counts unchanged.
 
         Raises:
-            CheckpointError: there is none that is whole, or it is of another model.
+            CheckpointError: there is no intact one, or it belongs to another model.
         """
         from chinchilla_ds.engine import checkpoint
 
@@ -213,7 +213,7 @@ class Engine:
         """Return the micro-batches on this rank's device.
 
         Raises:
-            ConfigError: one has another shape than the plan's.
+            ConfigError: the shape of one differs from the plan's.
         """
         from chinchilla_ds.distributed import cpu_backend
 

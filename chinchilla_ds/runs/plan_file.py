@@ -1,4 +1,4 @@
-"""A plan that was made before, in a file or in memory, checked before it is trusted."""
+"""An existing plan, in a file or in memory, checked before it is trusted."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ def read_plan(path: Path, *, world_size: int | None = None) -> RunPlan:
     """Return the plan in a file.
 
     Args:
-        path: what `chinchilla-ds plan` or a run wrote.
-        world_size: ranks that are there to run it, if it was made for a machine; None where it is only looked at.
+        path: the file, written by `chinchilla-ds plan` or a run.
+        world_size: number of ranks that run it, if it was made for a machine; None if it is only inspected.
 
     Raises:
-        ConfigError: no such file, no plan, or numbers that contradict one another.
+        ConfigError: no such file, not a plan, or numbers that contradict one another.
         LayoutError: it is for another number of ranks, or for none.
     """
     content = read_bytes(path, what="plan")
@@ -31,14 +31,20 @@ def read_plan(path: Path, *, world_size: int | None = None) -> RunPlan:
 
 
 def given_plan(plan: Path | RunPlan, /, *, world_size: int | None = None) -> RunPlan:
-    """Return a plan that is given as a file or as itself; see `read_plan` for arguments and errors."""
+    """Return a plan given as a file or as an object; see `read_plan` for arguments and errors."""
     if isinstance(plan, RunPlan):
         return checked_plan(plan, named="the plan", world_size=world_size)
     return read_plan(plan, world_size=world_size)
 
 
 def checked_plan(plan: RunPlan, *, named: str, world_size: int | None) -> RunPlan:
-    """Return a plan whose numbers hold together; `named` stands for it in messages, the rest is as for `read_plan`."""
+    """Return a plan whose numbers are consistent; raises as `read_plan` does.
+
+    Args:
+        plan: the plan.
+        named: its name in messages.
+        world_size: number of ranks that run it, if it was made for a machine; None if it is only inspected.
+    """
     if problems := list(plan_problems(plan)):
         raise ConfigError([f"{named}: {problem}" for problem in problems])
     if world_size is not None and is_laid_out(plan) and plan.layout.world_size != world_size:

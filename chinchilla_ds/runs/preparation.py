@@ -1,4 +1,4 @@
-"""What the screen says while the corpus is prepared, and of the corpus afterwards."""
+"""The output during the preparation of a corpus, and its description afterwards."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from chinchilla_ds.data.prepared import PreparedData
 from chinchilla_ds.units import format_bytes, format_count
 
 WITHOUT_DIGESTS = (
-    "this corpus was prepared before files had digests: their sizes and the tokenizer are right, the tokens are not "
+    "this corpus was prepared before files had digests: their sizes and the tokenizer match, the tokens are not "
     "checked; prepare the text again to have them checked"
 )
 
 
 @contextmanager
 def show_preparation(*, to_stderr: bool = False) -> Iterator[Callable[[str, float], None]]:
-    """Yield a function that shows a stage's name and its share done: a bar in a terminal, a line per stage else."""
+    """Yield a function that shows a stage's name and progress: a bar in a terminal, otherwise a line per stage."""
     console = Console(stderr=to_stderr)
     seen: dict[str, TaskID] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

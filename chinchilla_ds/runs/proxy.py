@@ -1,4 +1,4 @@
-"""One small run of a mixture search, in a process of its own."""
+"""One small run of a mixture search, in a separate process."""
 
 import os
 import shutil
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     from chinchilla_ds.runs.command import TrainCommand
 
 PATIENCE_S = 120.0
-"""How long an interrupted run may take to finish its step, save and leave."""
+"""How long an interrupted run may take to finish its step, save and exit."""
 PLAN_NAME, BLEND_NAME, LOG_NAME = "plan.json", "blend.yaml", "log.txt"
 _SHOWN_LINES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proxy:
-    """A run that is to be made."""
+    """A run to train."""
 
     name: str
     weights: Mapping[str, float]
-    """Of the corpus's sources; sum to 1."""
+    """Weights of the corpus's sources; they sum to 1."""
     plan: RunPlan
     corpus: Path
     max_epochs: float
     ds_config: Path
     folder: Path
-    """Receives plan, blend, log and the run's own folder. A run of the same plan and blend in it is gone on with."""
+    """Receives plan, blend, log and the run's own folder. A run with the same plan and blend in it is resumed."""
 
 
 def train_proxy(proxy: Proxy, /) -> float:
     """Train to the end and return the held-out loss in nats per token.
 
     Raises:
-        ConfigError: the run was refused; its own words are given.
+        ConfigError: the run was refused; its messages are passed on.
         OutputError: the folder cannot be written.
         RuntimeError: the run failed.
     """
@@ -65,7 +65,7 @@ def train_proxy(proxy: Proxy, /) -> float:
 
 
 def _fail(proxy: Proxy, *, exit_code: int, log: Path) -> NoReturn:
-    """Raise what the run has said."""
+    """Raise the run's own error."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if exit_code == EXIT_CODE_USER_ERROR and said:
@@ -75,7 +75,7 @@ def _fail(proxy: Proxy, *, exit_code: int, log: Path) -> NoReturn:
 
 
 def _lay_out(proxy: Proxy) -> None:
-    """Write the run's plan and blend; what another run left in the folder is removed."""
+    """Write the run's plan and blend; remains of another run in the folder are removed."""
     from chinchilla_ds.data.mixture.screen import blend_text
 
     files = {
@@ -109,7 +109,7 @@ def _command(proxy: Proxy) -> list[str]:
 
 
 def _train_command(words: Sequence[str]) -> "TrainCommand":
-    """Return what `_command` asks for."""
+    """Return the request of `_command`."""
     from chinchilla_ds.runs.command import TrainCommand, set_fields
 
     values = dict(zip(words[::2], words[1::2], strict=True))
@@ -131,9 +131,9 @@ def _environment(proxy: Proxy) -> dict[str, str]:
 
 
 def _run_to_end(command: list[str], *, log: int, environment: dict[str, str]) -> int:
-    """Return the exit code; whatever ends the wait for the run asks it to stop first.
+    """Return the exit code; if the wait for the run is interrupted, the run is asked to stop first.
 
-    It has a session of its own, so that it hears of a Ctrl-C once, from here.
+    It has its own session, so that it receives a Ctrl-C only once, from here.
     """
     with _ended_like_interrupted():
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -166,7 +166,7 @@ def _ended_like_interrupted() -> Iterator[None]:
 
 
 def _held_out_loss(folder: Path) -> float:
-    """Return the last held-out loss of the newest run in `folder`; one that saved nothing was begun again."""
+    """Return the last held-out loss of the newest run in `folder`; a run that saved nothing was restarted."""
     from chinchilla_ds.tracking.metrics_file import METRICS_FILE, read_metrics
 
     metrics = max(folder.glob(f"*/{METRICS_FILE}"), key=lambda path: path.stat().st_mtime_ns)

@@ -1,4 +1,4 @@
-"""What a run was asked for, kept in its folder, so that the same command finds it again (`runs.earlier`)."""
+"""The request of a run, stored in its folder, so that the same command finds it again (`runs.earlier`)."""
 
 import dataclasses
 import fcntl
@@ -19,10 +19,10 @@ from chinchilla_ds.structured import build, parse_json, read_json
 
 REQUEST_NAME = "request.json"
 PLAN_NAME = "plan.json"
-"""Of the run's plan, in its folder."""
+"""Name of the run's plan in its folder."""
 LOCK_NAME = ".lock"
 FREE_FIELDS = ("layout", "micro_batch_size", "output", "guards", "checkpoint", "sample_interval_tokens", "run_name")
-"""Parts of a config that may change from start to start of one run: none decides what the model learns, but for
+"""Parts of a config that may change between starts of one run: none decides what the model learns, except
 `checkpoint.init_from`."""
 _FIRST_FIELDS = (
     "compute_budget_flops",
@@ -45,24 +45,24 @@ _FIRST_FIELDS = (
     "seed",
     "eval_interval_tokens",
 )
-"""Parts of a config that the first keys were made of, in their order."""
+"""Parts of a config from which the first keys were computed, in their order."""
 _PLACE = ("layout", "device", "cluster", "memory_bytes", "step_time", "step_time_s", "wall_clock_s", "reasons", REPORT)
-"""Parts of a plan file that say where it runs, and why."""
+"""Parts of a plan file about where it runs, and why."""
 _SHARE_OF_A_RANK = ("micro_batch_size", "gradient_accumulation_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """A command line, but for where and on how many ranks it runs."""
+    """A command line, except where and on how many ranks it runs."""
 
     config: RunConfig
     plan: Path | RunPlan | None = None
     """A plan that was given: a file, or the plan itself."""
 
     def to_json(self) -> str:
-        """Return indented JSON, paths absolute, with the key: the files that were named may change later.
+        """Return indented JSON with absolute paths and the key: the named files may change later.
 
-        A plan that came in no file is the one in the run's folder.
+        A plan without a file is the one in the run's folder.
         """
         plan = PLAN_NAME if isinstance(self.plan, RunPlan) else None if self.plan is None else _absolute(self.plan)
         values = {"config": plain_config(self.config), "plan": plan, "key": self.key}
@@ -85,9 +85,9 @@ class RunRequest:
 
 
 def _deciding_values(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides what the model learns.
+    """Return the values that decide what the model learns.
 
-    A field that was added later counts where it is not at its default, so that the commands of earlier versions keep
+    A field that was added later counts only if it is not at its default, so that the commands of earlier versions keep
     their keys.
     """
     defaults = plain_config(RunConfig())
@@ -100,7 +100,7 @@ def _deciding_values(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
-    """Return a config as JSON has it."""
+    """Return a config as plain JSON data."""
     values: dict[str, Any] = parse_json(json.dumps(dataclasses.asdict(config), default=_absolute), where="the config")
     return values
 
@@ -112,7 +112,7 @@ def _absolute(value: Any) -> str:
 
 
 def _law_content(path: Path) -> str:
-    """Return the content of a fitted law's file, or the name of a law; the law's own reader says what is wrong."""
+    """Return the content of a fitted law's file, or the name of a law; the law's own reader reports problems."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -120,7 +120,7 @@ def _law_content(path: Path) -> str:
 
 
 def _plan_content(plan: Path | RunPlan) -> Any:
-    """Return what a plan says of learning; the reader of plan files says what is wrong with one."""
+    """Return the part of a plan that decides learning; problems are reported by the reader of plan files."""
     if isinstance(plan, RunPlan):
         values = parse_json(plan.to_json(), where="the plan")
     else:
@@ -135,7 +135,7 @@ def _plan_content(plan: Path | RunPlan) -> Any:
 
 
 def learning_part(plan: RunPlan) -> dict[str, Any]:
-    """Return what a plan says of learning, by the names of its fields."""
+    """Return the part of a plan that decides learning, by the names of its fields."""
     values = dataclasses.asdict(plan)
     batch = {name: value for name, value in values["batch"].items() if name not in _SHARE_OF_A_RANK}
     return {name: value for name, value in values.items() if name not in _PLACE} | {"batch": batch}
@@ -143,12 +143,12 @@ def learning_part(plan: RunPlan) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRequest:
-    """A request as a run's folder holds it."""
+    """A request as stored in a run's folder."""
 
     config: RunConfig
     plan: Path | None
     key: str
-    """Of the request when the run began."""
+    """The key of the request when the run started."""
 
     @classmethod
     def load(cls, folder: Path) -> "SavedRequest":
@@ -164,12 +164,12 @@ class SavedRequest:
 
     @property
     def request(self) -> RunRequest:
-        """What was asked for."""
+        """The request."""
         return RunRequest(config=self.config, plan=self.plan)
 
 
 class RunLock:
-    """Holds a run's folder against other processes; it ends with this process, however that ends."""
+    """Locks a run's folder against other processes; released when this process exits, however it exits."""
 
     def __init__(self, folder: Path) -> None:
         """Take the lock.
@@ -183,23 +183,23 @@ class RunLock:
         except BlockingIOError:
             os.close(self._descriptor)
             raise CheckpointError(
-                f"the run {folder}, which this command would continue, is being trained by another process; wait for"
-                " it, or begin another run with `checkpoint.resume=none`"
+                f"the run {folder}, which this command would resume, is being trained by another process; wait for"
+                " it, or start another run with `checkpoint.resume=none`"
             ) from None
-        except OSError:  # a file system without locks: the user's care
+        except OSError:  # a file system without locks: exclusion is up to the user
             pass
 
     def release(self) -> None:
-        """Give the lock back, in a process that goes on."""
+        """Release the lock, in a process that continues."""
         os.close(self._descriptor)
 
 
 def known_problems(config: RunConfig) -> Iterator[str]:
-    """Yield what is wrong with the parts of a config that are none of the plan: guards and checkpoints."""
+    """Yield the problems of the parts of a config outside the plan: guards and checkpoints."""
     chosen = config.checkpoint
     if chosen.init_from is not None and chosen.resume not in ("latest", "none"):
         yield (
-            f"`checkpoint.init_from={chosen.init_from}` begins a new run and "
+            f"`checkpoint.init_from={chosen.init_from}` starts a new run and "
             f"`checkpoint.resume={chosen.resume}` resumes an old one; give one of them"
         )
     if config.run_name is not None and not RUN_NAME.fullmatch(config.run_name):
@@ -212,5 +212,5 @@ def known_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _about_field(problem: str) -> str:
-    """Return a problem that begins with the path of a value as one of the config's field, which is its first part."""
+    """Return a problem that starts with the path of a value, reworded for the config's field, its first part."""
     return re.sub(r"^(\w+\.\w+)(\.?)", lambda place: f"`{place[1]}`{place[2] and ' '}", problem)

@@ -1,7 +1,7 @@
-"""`status.json` in a run's folder: whether the run goes on, and how it ended, for scripts that start it again.
+"""`status.json` in a run's folder: whether the run is running, and how it ended, for scripts that restart it.
 
-The exit code of `deepspeed` cannot tell: it is 0 when the launcher itself was killed, and 1 when it was signalled. Rank
-0 writes the file whole or not at all, when a run begins or is continued and when it ends. A run that was killed with
+The exit code of `deepspeed` does not show it: it is 0 when the launcher itself was killed, and 1 after a signal. Rank
+0 writes the file atomically, when a run starts or is resumed and when it ends. A run that was killed with
 its ranks still says `running`; its `.lock` is free then.
 """
 
@@ -19,10 +19,10 @@ STATUS_NAME = "status.json"
 
 
 class State(StrEnum):
-    """What a run does or how it ended."""
+    """The state of a run, or how it ended."""
 
     RUNNING = "running"
-    """Or killed together with its ranks."""
+    """Running, or killed together with its ranks."""
     FINISHED = "finished"
     """Trained to its plan's end."""
     STOPPED = "stopped"
@@ -35,10 +35,10 @@ class StatusFile(Callback):
     """Writes the file, on rank 0."""
 
     def __init__(self, folder: Path, *, train_iters: int) -> None:
-        """Write that the run goes on.
+        """Write that the run is running.
 
         Args:
-            folder: The run's.
+            folder: The run's folder.
             train_iters: Steps of its plan.
 
         Raises:
@@ -56,7 +56,7 @@ class StatusFile(Callback):
         self._training = state
 
     def end(self, ending: Ending) -> None:
-        """Write how it ended; a disk that takes no more must not hide why."""
+        """Write how it ended; a full disk must not hide the reason."""
         state = _state_of(ending)
         stopped_by = None if self._training is None else self._training.stopped_by
         why = stopped_by if ending.exit_code == EXIT_CODE_STOPPED else ending.reason

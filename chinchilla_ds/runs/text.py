@@ -1,4 +1,4 @@
-"""Where the prepared text of a run is: for its resume, and for whoever evaluates or exports what it trained."""
+"""Where the prepared text of a run is: for resuming, evaluating and exporting."""
 
 import json
 import os
@@ -20,23 +20,23 @@ DATA_NAME = "data.json"
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceOfText:
-    """Where a run's prepared text stood when the run was started last."""
+    """Where a run's prepared text was when the run was last started."""
 
     prepared: Path
-    """From the root of that machine."""
+    """Absolute path on that machine."""
     prepared_from_here: Path
-    """From the run's folder."""
+    """Path relative to the run's folder."""
 
 
 def place_of_text(prepared: PreparedData, *, run_folder: Path) -> str:
-    """Return the content of `data.json`: the place seen from the root of this machine, and from the run's folder."""
+    """Return the content of `data.json`: the absolute path, and the path relative to the run's folder."""
     place = prepared.folder.resolve()
     places = {"prepared": str(place), "prepared_from_here": os.path.relpath(place, run_folder.resolve())}
     return json.dumps(places, indent=2, ensure_ascii=False) + "\n"
 
 
 def find_text(run_folder: Path, /) -> Path | None:
-    """Return the folder of a run's prepared text, where it still stands or has moved along with the run; else None.
+    """Return the folder of a run's prepared text, if it is still there or has moved with the run; otherwise None.
 
     Raises:
         DataError: the run's `data.json` is damaged.
@@ -61,18 +61,18 @@ def folder_of_texts(run_folder: Path, /) -> Path:
 
 
 def text_of_checkpoint(reader: "CheckpointReader", /, *, named: Path | None = None) -> PreparedData | None:
-    """Return the prepared text that a checkpoint was trained on, or None where nobody knows where that is.
+    """Return the prepared text that a checkpoint was trained on, or None if its place is unknown.
 
-    It is the folder that the run's `data.json` names, if the checkpoint's tokenizer made it. A run that has none, as
-    those of the first version, and one whose text has moved, are looked for below `data` beside the run, where training
-    puts what it prepares: there the text must be the very one that the checkpoint notes, by the hash of its content.
+    It is the folder that the run's `data.json` names, if it was made with the checkpoint's tokenizer. The text of a run
+    without that file, as in the first version, or whose text has moved, is searched for below `data` beside the run,
+    where training puts prepared text: there it must match the hash of the content recorded in the checkpoint.
 
     Args:
         reader: The checkpoint.
-        named: A prepared folder to take instead, for its held-out part: other text of the same tokenizer.
+        named: A prepared folder to use instead, for its held-out part: other text with the same tokenizer.
 
     Raises:
-        DataError: the named folder is no prepared text or of another tokenizer, or the run's `data.json` is damaged.
+        DataError: the named folder is not prepared or has another tokenizer, or the run's `data.json` is damaged.
     """
     tokenizer = _tokenizer_of(reader)
     if named is not None:
@@ -97,13 +97,13 @@ def _texts_beside(run_folder: Path) -> Iterator[PreparedData]:
 
 
 def _is_text_of(reader: "CheckpointReader", text: PreparedData, *, tokenizer: str | None) -> bool:
-    """Return whether a checkpoint was trained on this text; where it does not say on which, whether on its tokens."""
+    """Return whether a checkpoint was trained on this text, or, if that is not recorded, with its tokenizer."""
     key = reader.state.data_key
     return text.tokenizer_sha256 == tokenizer if key is None else text.content_key == key
 
 
 def _tokenizer_of(reader: "CheckpointReader") -> str | None:
-    """Return the SHA-256 of the tokenizer in a checkpoint; of one that holds none, what it notes of its training."""
+    """Return the SHA-256 of the tokenizer in a checkpoint; without one, the hash recorded in training."""
     if reader.tokenizer_path is None:
         return reader.state.tokenizer_sha256
     from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer

@@ -1,6 +1,6 @@
-"""From a config to a trained model: what the launcher, a search over mixtures and a script of your own call.
+"""From a config to a trained model: called by the launcher, a search over mixtures and your own script.
 
-Everything that can be refused is refused before torch is imported, or at least before anything is built or written.
+All checks run before torch is imported, or at least before anything is built or written.
 """
 
 import copy
@@ -59,21 +59,21 @@ def train(
     """Plan a run, train it on the ranks that were started, evaluate and save it, as launchers/pretrain.py does.
 
     The same call resumes its last unfinished run. A signal, or the file STOP in the run's folder, ends it early: it
-    saves, and `stopped_by` of what is returned says who asked.
+    saves, and `stopped_by` of the result says who asked.
 
     Args:
-        config: What is wanted; None is the default run.
+        config: The configuration; None is the default run.
         ds_config: The DeepSpeed JSON: a file, a shipped one by its name such as `zero3`, or its content.
-        plan: A plan to run as it is, or its file; None makes one of `config`.
+        plan: A plan to run unchanged, or its file; None makes one from `config`.
         callbacks: Called on every rank after our own and after those of the config, in this order.
-        objective: What makes the loss; None is what the config names. Class and plain fields stand in the plan, the
-            request and the checkpoints, so the class must be one that they make again.
+        objective: Computes the loss; None: the one that the config names. Class and plain fields are stored in the
+            plan, the request and the checkpoints, so the class must be reconstructible from them.
 
     Returns:
         The state at the end: iterations, losses, `run_folder`, and the paths of what was written, on every rank.
 
     Raises:
-        ChinchillaError: what the user can put right, on every rank: a config, plan or ds_config that contradicts
+        ChinchillaError: what the user can fix, on every rank: a config, plan or ds_config that contradicts
             itself, missing text, a full disk, a loss that diverges.
     """
     config = _with_objective(checked_config(config), objective)
@@ -98,7 +98,7 @@ def _with_objective(config: RunConfig, objective: Objective | None) -> RunConfig
     """Return the config of a run with this objective.
 
     Raises:
-        ConfigError: the config names another one, or its class cannot be made from its plain fields.
+        ConfigError: the config names another one, or its class cannot be reconstructed from its plain fields.
     """
     if objective is None:
         return config
@@ -110,9 +110,9 @@ def _with_objective(config: RunConfig, objective: Objective | None) -> RunConfig
 
 
 def train_and_end(read: Callable[[], TrainCommand], /) -> int:
-    """Train what `read` asks for, and return the exit code of a process that does nothing else.
+    """Train the request of `read`, and return the exit code of a process that does nothing else.
 
-    Errors are printed and signals taken as `processes.endings` says: 0, 2 for a user's error, 85 stopped on request;
+    Errors are printed and signals handled by `processes.endings`: 0, 2 for a user's error, 85 stopped on request;
     docs/faults.md has them all.
     """
     started_s, stop = time.monotonic(), StopRequest()
@@ -141,14 +141,14 @@ def train_command(
     started_s: float,
     stop: StopRequest,
 ) -> "TrainingState":
-    """Train what a command asks for and return the state at the end; the caller takes signals and ends the process.
+    """Train a command's request and return the final state; the caller handles signals and exits the process.
 
     Args:
         command: What to train.
         callbacks: Called on every rank after our own.
-        objective: What the command's config names, made already; None makes it.
-        started_s: `time.monotonic()` when the command began.
-        stop: Where signals ask for a stop.
+        objective: The objective that the command's config names; None: it is created here.
+        started_s: `time.monotonic()` when the command started.
+        stop: Receives stop requests by signal.
 
     Raises:
         ChinchillaError: as `train`.
@@ -181,7 +181,7 @@ def dry_run(command: TrainCommand, /) -> None:
     """Print what a command would train: its plan, memory, DeepSpeed JSON and text; write nothing.
 
     Raises:
-        ChinchillaError: what `train` raises before ranks meet, and what is wrong with a prepared corpus.
+        ChinchillaError: what `train` raises before ranks meet, and the problems of a prepared corpus.
     """
     place = settle()
     run, command, ds = _asked(command)
@@ -209,17 +209,17 @@ def _ds_config(given: Path | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leave_groups() -> None:
-    """Let this process begin another run; with other ranks, tearing down would wait for some that are gone."""
+    """Let this process start another run; with other ranks, tearing down would wait for ranks that are gone."""
     groups = sys.modules.get("chinchilla_ds.distributed.groups")
     if groups is not None and read_place().world_size == 1:
         groups.shut_down()
 
 
-# ---- what is asked for -----------------------------------------------------------------------------------------------
+# ---- the request -----------------------------------------------------------------------------------------------------
 
 
 def _asked(command: TrainCommand) -> tuple[Continued | None, TrainCommand, dict[str, Any]]:
-    """Return the run that this command resumes, if any, the command as that was asked for, and the DeepSpeed JSON."""
+    """Return the run that this command resumes, if any, the command with that run's request, and the DeepSpeed JSON."""
     ds = _ds_config(command.ds_config)
     return *_run_to_continue(command, ds), ds
 
@@ -227,7 +227,7 @@ def _asked(command: TrainCommand) -> tuple[Continued | None, TrainCommand, dict[
 def _planned(
     command: TrainCommand, *, run: Continued | None, ds: Mapping[str, Any], place: Place
 ) -> tuple[RunPlan, dict[str, Any], dict[str, "Callback"]]:
-    """Return what passes every check that needs no other rank; rank 0 prints it.
+    """Return the plan, after every check that needs no other rank; rank 0 prints it.
 
     Returns:
         Plan, resolved DeepSpeed JSON, and the callbacks that the plan names.
@@ -249,10 +249,10 @@ def _planned(
 
 
 def _run_to_continue(command: TrainCommand, ds: Mapping[str, Any]) -> tuple[Continued | None, TrainCommand]:
-    """Return the run that this command resumes, if any, and the command as that run was asked for.
+    """Return the run that this command resumes, if any, and the command with that run's request.
 
     Raises:
-        CheckpointError: `checkpoint.resume` names no run, or one that was asked for something else.
+        CheckpointError: `checkpoint.resume` names no run, or one with another request.
     """
     config = with_prepared_corpus(ds_json.apply_to_config(command.config, ds, explicit=command.explicit))
     if problems := list(known_problems(config)):
@@ -285,7 +285,7 @@ def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
         if is_laid_out(plan):
             return plan
         return lay_out(plan, config=config, world_size=world_size, device=device_type())
-    # What is wrong on any device is said before torch is imported.
+    # Problems on any device are reported before torch is imported.
     if problems := list(config_problems(config, world_size=world_size, device="cpu")):
         raise ConfigError(problems)
     return make_plan(config, world_size=world_size, device=device_type())
@@ -297,7 +297,7 @@ def _agree(config: RunConfig, plan: RunPlan, name: str) -> bool:
 
 
 def _makes(config: RunConfig, plan: RunPlan, *, explicit: frozenset[str]) -> bool:
-    """Return whether a plan is what a config asks for: the same learning, in the layout that it names."""
+    """Return whether a plan matches a config: the same learning, in the layout that it names."""
     here = dataclasses.asdict(plan.layout) | {"micro_batch_size": plan.batch.micro_batch_size}
     there = dataclasses.asdict(config.layout) | {"micro_batch_size": config.micro_batch_size}
     if any(here[name] != there[name] for name in explicit & here.keys()):
@@ -310,7 +310,7 @@ def _makes(config: RunConfig, plan: RunPlan, *, explicit: frozenset[str]) -> boo
 
 
 def _check_places(config: RunConfig, *, plan: RunPlan, place: Place) -> None:
-    """Check text and output before the slow imports, where rank 0 alone can: others on its machine go with it."""
+    """Check text and output before the slow imports, on rank 0 only: it ends the others."""
     if place.on_one_machine:
         check_output(config.output, num_bytes=checkpoint_bytes(plan))
         check_source(config.data, vocab_size=plan.shape.vocab_size)
@@ -324,24 +324,24 @@ class _Launch:
     """A run that has passed every check that needs no other rank."""
 
     command: TrainCommand
-    """With what the run that it resumes was asked for."""
+    """The command, completed with the request of the run that it resumes."""
     run: Continued | None
     plan: RunPlan
     resolved: dict[str, Any]
-    """The DeepSpeed JSON that DeepSpeed gets."""
+    """The resolved DeepSpeed JSON."""
     callbacks: Sequence["Callback"]
     """From outside."""
     saved_callbacks: Mapping[str, "Callback"]
-    """Those whose state the checkpoints hold, by name."""
+    """Callbacks whose state the checkpoints hold, by name."""
     objective: Objective | None
-    """None makes what the plan names."""
+    """None: the one that the plan names is created."""
     started_s: float
     stop: StopRequest
     statuses: list["StatusFile"] = dataclasses.field(default_factory=list)
-    """Of rank 0."""
+    """Hooks of rank 0."""
 
     def on_ranks(self, place: Place) -> "TrainingState":
-        """Meet the other ranks, train, and leave together."""
+        """Meet the other ranks, train, and exit together."""
         from chinchilla_ds.distributed.extensions import use_private_extensions_folder
 
         use_private_extensions_folder()
@@ -353,7 +353,7 @@ class _Launch:
         check_with_deepspeed(self.resolved, self.plan)
         state = self._train(store=store, peers=peers)
         peers.close()
-        groups.wait_for_all()  # the first rank to leave makes the launcher end the others
+        groups.wait_for_all()  # the first rank to exit makes the launcher end the others
         groups.shut_down()
         return state
 
@@ -443,7 +443,7 @@ class _Launch:
         return folder, artifacts
 
     def _take(self, folder: Path) -> None:
-        """Hold the run's folder, and say that it goes on, until it is known how it ends."""
+        """Lock the run's folder, and mark it as running, until it is known how it ends."""
         from chinchilla_ds.runs.status import StatusFile
 
         lock = RunLock(folder)
@@ -453,7 +453,7 @@ class _Launch:
 
 
 def _meet(place: Place) -> "tuple[Store, Peers]":
-    """Wait for all ranks; from here on each of them knows when, and why, another leaves."""
+    """Wait for all ranks; from here on each of them learns when, and why, another exits."""
     from chinchilla_ds.distributed.peers import Peers
     from chinchilla_ds.distributed.rendezvous import open_store
 

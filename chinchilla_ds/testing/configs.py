@@ -54,6 +54,23 @@ def tiny_plan(
 
     The layout's sizes and everything else may be chosen; what follows from them (global batch, tokens, parameters,
     FLOPs) is computed here. `layout` takes the other fields of ParallelLayout.
+
+    Args:
+        train_iters: optimizer steps.
+        micro_batch_size: sequences of a micro-batch.
+        gradient_accumulation_steps: micro-batches per step.
+        data_parallel_size: data-parallel size.
+        tensor_model_parallel_size: tensor-parallel size.
+        pipeline_model_parallel_size: pipeline-parallel size.
+        zero_stage: ZeRO stage, 0 to 3.
+        precision: compute precision.
+        learning_rate: peak learning rate.
+        gradient_clipping: largest gradient norm.
+        weight_decay: decay of matrices.
+        warmup_iters: steps of warm-up.
+        seed: seed of weights and data order.
+        shape: the decoder; None: `tiny_shape()`.
+        **layout: other fields of ParallelLayout.
     """
     shape = shape or tiny_shape()
     global_batch_size = micro_batch_size * gradient_accumulation_steps * data_parallel_size

@@ -35,6 +35,13 @@ class RankError(RuntimeError):
     """A rank raised, or died; `__cause__` is what it raised, where that could be sent."""
 
     def __init__(self, *, rank: int, report: str, exception: BaseException | None = None) -> None:
+        """Describe a failure.
+
+        Args:
+            rank: the rank that failed.
+            report: its traceback, or how it died.
+            exception: what it raised, if that could be sent.
+        """
         self.rank = rank
         self.exception = exception
         super().__init__(f"rank {rank} failed:\n{report}")

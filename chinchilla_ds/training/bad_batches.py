@@ -1,4 +1,4 @@
-"""Batches whose loss or gradients are no numbers: passed over, counted, written down; too many in a row end the run."""
+"""Batches with a non-finite loss or gradients: passed over, counted, recorded; too many in a row end the run."""
 
 import dataclasses
 import itertools
@@ -15,8 +15,8 @@ from chinchilla_ds.run_plan import BatchPlan, ParallelLayout, Precision, RunPlan
 from chinchilla_ds.training.callback import StepResult, TrainingState
 
 SAME_SCALE_OVERFLOWS = 8
-"""FP16 overflows in a row that leave the loss scale as it is, after which it is the batch: more than the 2 that
-DeepSpeed's hysteresis waits by default. The scale then is static, or at its smallest."""
+"""FP16 overflows in a row with an unchanged loss scale after which the batch is bad: more than the 2 that
+DeepSpeed's hysteresis waits by default. The scale is then static, or at its smallest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +24,16 @@ class BadBatch:
     """One batch that was passed over, as a line of bad_batches.jsonl."""
 
     step: int
-    """Optimizer step that it would have been, from 1."""
+    """The optimizer step that it would have been, counted from 1."""
     data_step: int
-    """The global batch, from 0."""
+    """The global batch, counted from 0."""
     loss: str
-    """What it was: a number, "nan" or "inf"."""
+    """The loss: a number, "nan" or "inf"."""
     ranks: tuple[int, ...]
-    """Global ranks that saw it first: of the first pipeline stage whose output, or else of the last one whose gradient,
-    was no number. Empty where neither was: the numbers broke in the sum over data-parallel ranks."""
+    """Global ranks that saw it first: those of the first pipeline stage with a non-finite output, otherwise of the last
+    one with a non-finite gradient. Empty if there is neither: the sum over data-parallel ranks became non-finite."""
     samples: tuple[tuple[int, int], ...]
-    """Training sequences of those ranks' micro-batches: first, and one past the last. Empty where `ranks` is."""
+    """Training sequences of those ranks' micro-batches: first, and one past the last. Empty if `ranks` is."""
 
     def __str__(self) -> str:
         """Return `step 12: loss nan, samples 96-99, first seen on ranks 2, 3`."""
@@ -46,16 +46,22 @@ class BadBatch:
 
 
 class BadBatches:
-    """The same on every rank, but for the file, which one rank writes."""
+    """The bad batches of a run: the same on every rank, except the file, which one rank writes."""
 
     def __init__(self, *, plan: RunPlan, limit: int, file: Path | None) -> None:
-        """Take the plan, how many bad batches in a row end the run, and where to write them down; None: nowhere."""
+        """Watch a run.
+
+        Args:
+            plan: the run's plan.
+            limit: bad batches in a row that end the run.
+            file: receives a line per bad batch; None: none is written.
+        """
         self._plan, self._limit, self._file = plan, limit, file
         self._row: list[BadBatch] = []
         self._scale, self._same_scale = math.nan, 0
 
-    def comes_again(self, step: StepResult) -> bool:
-        """Return whether a skipped step is an ordinary FP16 overflow: of gradients alone, and the scale still falls."""
+    def is_repeated(self, step: StepResult) -> bool:
+        """Return whether a skipped step is an ordinary FP16 overflow: only of gradients, and the scale still falls."""
         if self._plan.precision is not Precision.FP16 or not step.is_finite:
             return False
         self._same_scale = self._same_scale + 1 if step.loss_scale == self._scale else 0
@@ -63,15 +69,15 @@ class BadBatches:
         return self._same_scale < SAME_SCALE_OVERFLOWS
 
     def add(self, seen: Sequence[FirstBad], *, step: StepResult, state: TrainingState) -> BadBatch:
-        """Take in a batch that is passed over, and return its record; every rank calls this.
+        """Record a batch that is passed over, and return the record; every rank calls this.
 
         Args:
-            seen: Of every rank.
+            seen: What every rank saw, by global rank.
             step: The skipped step.
-            state: As it was when the batch was read.
+            state: The state when the batch was read.
 
         Raises:
-            DivergedError: it is one too many in a row.
+            DivergedError: there are too many in a row.
         """
         bad = locate(seen, step=step, number=state.iteration + 1, data_step=state.data_step, plan=self._plan)
         self._row.append(bad)
@@ -79,11 +85,11 @@ class BadBatches:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(bad)) + "\n")
         if len(self._row) >= self._limit:
-            groups.wait_for_all()  # the first rank that leaves takes the others with it: the line must be written
+            groups.wait_for_all()  # the first rank that exits ends the others: the line must be written before
             raise DivergedError(
                 [
-                    f"{len(self._row)} batches in a row made a loss or gradients that are no numbers (learning rate "
-                    f"{step.learning_rate:.3g}, {state.plan.precision}); lower `learning_rate`, or look at the samples "
+                    f"{len(self._row)} batches in a row had a non-finite loss or gradients (learning rate "
+                    f"{step.learning_rate:.3g}, {state.plan.precision}); lower `learning_rate`, or check the samples "
                     f"listed in {state.run_folder / 'bad_batches.jsonl'}",
                     *map(str, self._row),
                 ]
@@ -91,13 +97,21 @@ class BadBatches:
         return bad
 
     def end_row(self) -> None:
-        """Take in a step that was taken."""
+        """Record a step that was taken."""
         self._row.clear()
         self._same_scale = 0
 
 
 def locate(seen: Sequence[FirstBad], *, step: StepResult, number: int, data_step: int, plan: RunPlan) -> BadBatch:
-    """Return the record of a bad batch from what every rank saw, by global rank."""
+    """Return the record of a bad batch.
+
+    Args:
+        seen: what every rank saw, by global rank.
+        step: the skipped step.
+        number: the optimizer step that it would have been, counted from 1.
+        data_step: the global batch, counted from 0.
+        plan: the run's plan.
+    """
     ranks: list[int] = []
     samples: set[tuple[int, int]] = set()
     for replica in range(plan.layout.data_parallel_size):
@@ -115,10 +129,10 @@ def locate(seen: Sequence[FirstBad], *, step: StepResult, number: int, data_step
 
 
 def _first_in_replica(seen: Sequence[FirstBad], *, replica: int, layout: ParallelLayout) -> list[tuple[int, int]]:
-    """Return the ranks of a replica where it began, and their first bad micro-batch.
+    """Return the ranks of a replica where it started, and their first bad micro-batch.
 
-    What is no number flows forward through the chunks, each over all stages, and then back: it began in the first whose
-    output is none or, where all outputs are numbers, in the last one whose gradient is none.
+    Non-finite values flow forward through the chunks, each over all stages, and then back: they started in the first
+    chunk with a non-finite output or, if all outputs are finite, in the last one with a non-finite gradient.
     """
     stages = range(layout.pipeline_model_parallel_size)
     order = list(itertools.product(range(layout.virtual_pipeline_model_parallel_size), stages))
@@ -133,14 +147,20 @@ def _first_in_replica(seen: Sequence[FirstBad], *, replica: int, layout: Paralle
 
 
 def ranks_of_stage(layout: ParallelLayout, *, stage: int, replica: int) -> range:
-    """Return the tensor-parallel ranks of one stage of one replica, in megatron-core's order: tp, dp, pp."""
+    """Return the tensor-parallel ranks of one stage of one replica, in megatron-core's order: tp, dp, pp.
+
+    Args:
+        layout: the parallel layout.
+        stage: the pipeline stage, counted from 0.
+        replica: the data-parallel rank.
+    """
     tensor = layout.tensor_model_parallel_size
     first = tensor * (replica + layout.data_parallel_size * stage)
     return range(first, first + tensor)
 
 
 def _samples(batch: BatchPlan, *, data_step: int, micro_batch: int, replica: int, plan: RunPlan) -> tuple[int, int]:
-    """Return the training sequences of a micro-batch, as `data.feeding.loader.TokenLoader` deals them."""
+    """Return the training sequences of a micro-batch, as distributed by `data.feeding.loader.TokenLoader`."""
     place = micro_batch * plan.layout.data_parallel_size + replica
     first = data_step * batch.global_batch_size + place * batch.micro_batch_size
     return first, first + batch.micro_batch_size

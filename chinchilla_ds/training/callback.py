@@ -1,4 +1,4 @@
-"""What a callback sees and when it is called. The loop owns the steps; callbacks own everything else."""
+"""The interface of callbacks, and when they are called. The loop owns the steps; callbacks own everything else."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ class Sample:
     """Text that the trained model wrote."""
 
     prompt: str
-    """Held-out text that it was given."""
+    """The held-out text given to the model."""
     continuation: str
 
 
@@ -45,37 +45,37 @@ class TrainingState:
     owns_loss: bool
     """Whether this rank holds the loss: last pipeline stage, tensor-parallel and data-parallel rank 0."""
     peak_flops_per_s: float | None
-    """Peak of all ranks together, where the devices are known; None means MFU is not reported."""
+    """Peak of all ranks together, if the devices are known; None means MFU is not reported."""
     iteration: int = 0
     """Optimizer steps taken; skipped steps do not count."""
     data_step: int = 0
-    """Global batches used up: the next step reads this one. A skipped bad batch is used up, an FP16 overflow's is not;
-    the run ends at plan.batch.train_iters."""
+    """Global batches consumed: the next step reads this one. A skipped bad batch is consumed, an FP16 overflow's is
+    not; the run ends at plan.batch.train_iters."""
     resumed_at: int | None = None
-    """Optimizer steps that had been taken when this process went on with the run; None: it began it."""
+    """Optimizer steps already taken when this process resumed the run; None: it started it."""
     attempts: int = 0
     """Optimizer steps tried, skipped ones included."""
     bad_batches: int = 0
-    """Batches passed over because of a loss or gradient that was no number."""
+    """Batches passed over because of a non-finite loss or gradient."""
     stopped_by: str | None = None
     """Who asked the run to stop before its end; set once it has saved."""
     elapsed_s: float = 0.0
     """Training time, evaluation left out."""
     tokens_per_s: float = 0.0
-    """Over the last step."""
+    """Speed over the last step."""
     mfu: float | None = None
     step: StepResult | None = None
     notes: tuple[str, ...] = ()
-    """What the last step gave cause to tell the user: a bad batch, a spike, a slow rank."""
+    """Messages of the last step for the user: a bad batch, a spike, a slow rank."""
     stragglers: "StragglerReport | None" = None
-    """Of the last step, where it was measured."""
+    """The report of the last step, if it was measured."""
     rewind: Rewind | None = None
-    """What a loss spike asks for; the loop carries it out and clears it."""
+    """The rewind requested after a loss spike; the loop carries it out and clears it."""
     rewinds: int = 0
     """How often this run went back because of a loss spike."""
     evaluation: EvaluationResult | None = None
     sample: Sample | None = None
-    """The last one."""
+    """The last sample."""
     artifacts: dict[str, str] = field(default_factory=dict)
     """Name to path of what the run wrote (plan, checkpoint, tokenizer, ...); callbacks may add to it."""
 
@@ -91,7 +91,7 @@ class TrainingState:
 
     @contextmanager
     def read_by(self, callback: "Callback") -> Iterator[None]:
-        """Refuse writes within this block, in which a callback has the state.
+        """Refuse writes within this block, in which a callback uses the state.
 
         Raises:
             ConfigError: the callback would change a field, or a value in one.
@@ -113,28 +113,28 @@ class TrainingState:
         super().__setattr__(name, value)
 
 
-_READ_ONLY = "callbacks read the training state, which the loop alone writes; keep values of your own in the callback"
+_READ_ONLY = "callbacks read the training state, which only the loop writes; keep your own values in the callback"
 
 
 class Callback:
     """Base of all callbacks: every hook does nothing until it is overridden.
 
     Hooks are called on every rank, in this order, each for all callbacks one after the other: ours first, then those
-    from outside as they were given.
+    from outside in the given order.
 
         on_train_start
-        on_step_end             after every step; then, where they are due,
+        on_step_end             after every step; then, if they are due,
             on_evaluation_end
             on_sample
             (a checkpoint is saved, with `state_dict`)
         on_evaluation_end       at the end, over the whole held-out part
         on_sample
-        on_train_end            or `on_stop` in place of these three, where the run was asked to stop
+        on_train_end            or `on_stop` instead of these three, if the run was asked to stop
         on_close
 
-    A callback may read all of `state`, add to `state.artifacts`, write files of its own and raise to end the run. It
-    may change nothing that training depends on: the state refuses to be written, and the results in it are frozen.
-    Collectives belong in no hook, unless every rank calls them.
+    A callback may read all of `state`, add to `state.artifacts`, write its own files and raise to end the run. It
+    may change nothing that training depends on: the state refuses writes, and the results in it are frozen.
+    Hooks must not call collectives, unless every rank calls them.
     """
 
     def on_train_start(self, state: TrainingState) -> None:
@@ -150,7 +150,7 @@ class Callback:
         """After every sample of text; `state.sample` is fresh, and `state.artifacts["sample"]` its file."""
 
     def on_stop(self, state: TrainingState) -> None:
-        """After the save of a run that was asked to stop before its end, in place of `on_train_end`."""
+        """After the save of a run that was asked to stop before its end, instead of `on_train_end`."""
 
     def on_train_end(self, state: TrainingState) -> None:
         """After the last step, the last evaluation and the checkpoint."""
@@ -159,14 +159,14 @@ class Callback:
         """Always, also after an exception: release what is held."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to know, as JSON; called on every rank at each save, and rank 0's is saved.
+        """Return what a resumed run needs, as JSON; called on every rank at each save, and rank 0's is saved.
 
-        What hooks see of losses and counts is the same on every rank, so that a state made of it is too.
+        Losses and counts are the same on every rank, and so is a state derived from them.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` returned, on every rank; before `on_train_start`, and when a loss spike is undone."""
+        """Restore the result of `state_dict`, on every rank; before `on_train_start`, and after a rewind."""
 
 
 def name_of(callback: Callback, /) -> str:

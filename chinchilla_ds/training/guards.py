@@ -1,6 +1,6 @@
-"""What watches the steps themselves: bad batches, loss spikes, slow ranks. The same decisions on every rank.
+"""Guards of the steps: bad batches, loss spikes, slow ranks. Every rank makes the same decisions.
 
-The loop calls it around every step, for some of it talks to all ranks and all of it decides what the next step reads;
+The loop calls them around every step, because some use collectives and all decide what the next step reads;
 callbacks may do neither.
 """
 
@@ -31,9 +31,9 @@ class Guards:
         Args:
             config: What to do.
             plan: The run's plan.
-            stage: This rank's.
+            stage: This rank's stage.
             run_folder: Receives bad_batches.jsonl.
-            writes: Whether this rank is the one that does so.
+            writes: Whether this rank writes it.
         """
         self._config, self._plan = config, plan
         file = run_folder / BAD_BATCHES_FILE if writes else None
@@ -59,14 +59,14 @@ class Guards:
             state.notes += (str(state.stragglers),)
         if not step.skipped:
             self._count(step, state)
-        elif not self._bad_batches.comes_again(step):
+        elif not self._bad_batches.is_repeated(step):
             bad = self._bad_batches.add(engine.first_bad_micro_batches(), step=step, state=state)
             state.notes += (f"{bad}; the batch is passed over",)
             state.bad_batches += 1
             state.data_step += 1
 
     def rewound(self) -> None:
-        """Start anew on weights from before a spike."""
+        """Start from scratch on weights from before a spike."""
         self._spikes = SpikeDetector()
 
     def _count(self, step: StepResult, state: TrainingState) -> None:
@@ -88,4 +88,4 @@ class Guards:
         if self._config.on_spike is OnSpike.REWIND:
             state.rewind = rewind_of(spike, data_step=state.data_step, rewinds=state.rewinds)
             if state.rewind is None:
-                state.notes += (f"{state.rewinds} rewinds did not help: going on",)
+                state.notes += (f"{state.rewinds} rewinds did not help: training continues",)

@@ -32,9 +32,9 @@ from chinchilla_ds.training.watchdog import Watchdog
 EVALUATION_TOKENS = 32_768
 """Held-out tokens of the evaluations within a run; the last one reads all of it, in whole global batches."""
 SAVE_SCALE = 3.0
-"""How many times the limit for a step a checkpoint may take."""
+"""Time limit of a checkpoint, in multiples of a step's."""
 START_SCALE = 6.0
-"""How many times the limit for a step building the engine and loading a checkpoint may take."""
+"""Time limit of building the engine and loading a checkpoint, in multiples of a step's."""
 
 
 def pretrain(
@@ -61,25 +61,25 @@ def pretrain(
         ds_config: The resolved DeepSpeed JSON.
         prepared: The tokenised corpus.
         run_folder: Receives the checkpoints.
-        artifacts: Name to path of what the run has written so far.
+        artifacts: Name to path of the files that the run has written so far.
         callbacks: Called on every rank, in this order.
-        saved_callbacks: Those among them whose state the checkpoints hold, by name.
+        saved_callbacks: Those whose state the checkpoints hold, by name.
         guards: What to do about bad batches and the like; None for the defaults.
-        saving: When to save and what to begin with; None for the defaults.
-        resume_from: A run's folder or one checkpoint, to go on from the newest of it that is whole.
-        stop: Where signals ask for a stop; None listens to the file STOP alone.
-        sample_interval_tokens: Trained tokens between samples of text; None samples at the end alone.
+        saving: When to save and where to start; None for the defaults.
+        resume_from: A run's folder or one checkpoint, to resume from its newest intact one.
+        stop: Receives stop requests by signal; None: only the file STOP is checked.
+        sample_interval_tokens: Trained tokens between samples of text; None samples only at the end.
         leave: Ends the process with an exit code when something hangs.
-        objective: What makes the loss; None: what the plan names.
+        objective: Computes the loss; None: the one that the plan names.
 
     Returns:
-        The state at the end; `stopped_by` says whether that is the plan's.
+        The state at the end; `stopped_by` is None if that is the plan's end.
 
     Raises:
-        DivergedError: losses or gradients are no numbers, batch after batch.
-        CheckpointError: no checkpoint in `resume_from` is whole, it is of other text, or the optimizer keeps what
-            cannot be saved.
-        ConfigError: a callback changes the training state, or its own state is no JSON.
+        DivergedError: losses or gradients are non-finite, batch after batch.
+        CheckpointError: no checkpoint in `resume_from` is intact, it belongs to other text, or the optimizer keeps
+            states that cannot be saved.
+        ConfigError: a callback changes the training state, or its own state is not JSON.
         OutputError: a checkpoint cannot be written.
     """
     guards, saving, stop = guards or GuardConfig(), saving or CheckpointConfig(), stop or StopRequest()
@@ -145,7 +145,7 @@ class _Run:
         self.watchdog = watchdog
 
     def begin(self, resume_from: Path | None, *, init_from: Path | None) -> None:
-        """Try a save; then go on from a checkpoint, or begin with given or with fresh weights."""
+        """Rehearse a save; then resume from a checkpoint, or start with given or with fresh weights."""
         self.saver.rehearse()
         if resume_from is not None:
             self.saver.resume(resume_from)
@@ -170,7 +170,7 @@ class _Run:
         return self.state
 
     def _take_steps(self) -> None:
-        """Train until the data is used up, or until a rank was asked to stop and all have saved."""
+        """Train until the data is consumed, or until a rank was asked to stop and all have saved."""
         while self.state.data_step < self.plan.batch.train_iters:
             self._step()
             if self.state.step is not None and self.state.step.stop:
@@ -180,7 +180,7 @@ class _Run:
                 self.state.stopped_by = reason
                 self.stop.done()
                 if groups.is_rank_zero():
-                    (self.state.run_folder / STOP_FILE).unlink(missing_ok=True)  # the next start goes on
+                    (self.state.run_folder / STOP_FILE).unlink(missing_ok=True)  # so that the next start resumes
                 return
             if self.state.data_step == self.plan.batch.train_iters:
                 break
@@ -194,10 +194,10 @@ class _Run:
             with self.watchdog.phase("the checkpoint", scale=SAVE_SCALE):
                 self.saver.save_if_due()
         with self.watchdog.phase("the checkpoint", scale=SAVE_SCALE):
-            self.saver.save_last_step()  # what comes now may be long, and is no step that a signal waits for
+            self.saver.save_last_step()  # the rest may be long, and signals do not wait for it
 
     def _rewind(self, rewind: Rewind) -> None:
-        """Go back to weights from before a loss spike; the data goes on after it."""
+        """Go back to weights from before a loss spike; the data continues after it."""
         self.state.rewind = None
         with self.watchdog.phase("going back before a loss spike", scale=SAVE_SCALE):
             if self.saver.rewind(rewind):
@@ -211,8 +211,8 @@ class _Run:
     def _step(self) -> None:
         """Take one optimizer step.
 
-        A skipped step has trained nothing: its learning rate comes again. The batch of an FP16 overflow comes again as
-        well; one that makes a loss or gradients that are no numbers is passed over.
+        A skipped step has trained nothing: its learning rate is used again. The batch of an FP16 overflow is also used
+        again; one with a non-finite loss or gradients is passed over.
         """
         state, plan = self.state, self.plan
         started = time.perf_counter()
@@ -272,7 +272,7 @@ class _Run:
         )
 
     def _sample(self, path: Path) -> None:
-        """Let the model write, on every rank, and keep it in `path`."""
+        """Let the model generate a sample, on every rank, and write it to `path`."""
         tokenizer = Tokenizer.load(self.prepared.tokenizer_path, trusted=True)
         with self.watchdog.phase("the sample", scale=samples.NEW_TOKENS):
             sample = samples.draw_sample(
@@ -295,7 +295,7 @@ def _on_device(batches: Iterable[TokenBatch]) -> list[TokenBatch]:
 
 
 def _cluster_peak_flops_per_s(plan: RunPlan) -> float | None:
-    """Return the peak of all ranks together, taking every device for this rank's kind; None where that is unknown."""
+    """Return the peak of all ranks together, assuming equal devices; None if it is unknown."""
     if not cpu_backend.has_cuda():
         return None
     peak = peak_flops_per_s(

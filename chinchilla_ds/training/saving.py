@@ -1,4 +1,4 @@
-"""When a run is saved, and how it goes on from what was saved."""
+"""When a run is saved, and how it resumes from a checkpoint."""
 
 import logging
 import math
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves a run and brings it back. All methods are called on every rank."""
+    """Saves and restores a run. All methods are called on every rank."""
 
     def __init__(
         self,
@@ -36,7 +36,16 @@ class Saver:
         prepared: PreparedData,
         callbacks: Mapping[str, Callback] | None = None,
     ) -> None:
-        """Take the engine, the state, which `resume` writes, and the callbacks whose state is saved, by name."""
+        """Connect an engine and its state to a run's checkpoints.
+
+        Args:
+            engine: the engine to save and restore.
+            state: the run's state, which `resume` writes.
+            saving: when to save, and which checkpoints are kept.
+            ds_config: the resolved DeepSpeed JSON.
+            prepared: the tokenised corpus.
+            callbacks: the callbacks whose state is saved, by name.
+        """
         self.engine, self.state = engine, state
         self._saving, self._prepared, self._callbacks = saving, prepared, callbacks or {}
         self._checkpointer = checkpoint.Checkpointer(
@@ -49,15 +58,15 @@ class Saver:
         self._saved_at_s = time.monotonic()
         self._saved_tokens = 0
         self._saved_data_step: int | None = None
-        """Of the newest checkpoint; None: there is none yet."""
+        """Step of the newest checkpoint; None: there is none yet."""
 
     def time_is_up(self) -> bool:
-        """Return whether this rank, whose clock decides, finds that it is time to save."""
+        """Return whether, by this rank's clock, it is time to save."""
         seconds = self._saving.save_every.seconds
         return seconds is not None and groups.is_rank_zero() and time.monotonic() - self._saved_at_s >= seconds
 
     def save_if_due(self) -> None:
-        """Save after a step that was due for it: by the clock, by tokens, or by steps."""
+        """Save after a step if a save is due: by time, by tokens, or by steps."""
         state, every = self.state, self._saving.save_every
         step = state.step
         if step is None or step.skipped:
@@ -69,7 +78,7 @@ class Saver:
             self.save(in_background=self._saving.save_in_background)
 
     def save_last_step(self) -> None:
-        """Save after the last step, unless the step itself was due for it: the evaluation that follows takes long.
+        """Save after the last step, unless a save was due anyway: the evaluation that follows takes long.
 
         Raises:
             OutputError: it cannot be written.
@@ -82,7 +91,7 @@ class Saver:
 
         Args:
             complete: Whether the run has reached its end.
-            in_background: Whether to return when the states have been copied.
+            in_background: Whether to return as soon as the states have been copied.
 
         Raises:
             OutputError: this checkpoint, or the one before, cannot be written.
@@ -94,7 +103,7 @@ class Saver:
         state.artifacts["checkpoint"] = str(folder)
 
     def _stands(self, *, complete: bool) -> CheckpointState:
-        """Return where the run stands; a loss that is not finite is left out, for JSON has no such number."""
+        """Return the state to save; a non-finite loss is left out, since JSON has no such number."""
         state, prepared, evaluation = self.state, self._prepared, self.state.evaluation
         return CheckpointState(
             iteration=state.iteration,
@@ -114,7 +123,7 @@ class Saver:
         )
 
     def rehearse(self) -> None:
-        """Save a few values, read them back and remove them: a save that cannot work is known before the first step.
+        """Save a few values, read them back and remove them: a save that cannot work is found before the first step.
 
         Raises:
             CheckpointError: the optimizer keeps states that cannot be saved.
@@ -131,7 +140,7 @@ class Saver:
         self._checkpointer.wait()
 
     def resume(self, path: Path) -> None:
-        """Go on from the newest whole checkpoint of a run, or from a given one.
+        """Resume from the newest intact checkpoint of a run, or from a given one.
 
         Raises:
             CheckpointError: there is none, or it was trained on other text, with another tokenizer or with other
@@ -149,9 +158,9 @@ class Saver:
         self._saved_tokens, self._saved_data_step = state.consumed_tokens, state.data_step
 
     def rewind(self, rewind: Rewind) -> bool:
-        """Go back to the newest whole checkpoint from before a loss spike; return whether there is one.
+        """Go back to the newest intact checkpoint from before a loss spike; return whether there is one.
 
-        The data goes on where it is, and so do the counts of what was tried. Checkpoints from within the spike are
+        The data continues where it is, and so do the counts of attempts. Checkpoints from within the spike are
         removed, and the new state is saved: a run that is interrupted now does not meet the spike again.
 
         Raises:
@@ -161,7 +170,7 @@ class Saver:
         self.finish()
         state = self.state
         if not run_on_rank_zero(lambda: _keep_before(rewind.before, folder=state.run_folder / CHECKPOINTS_NAME)):
-            state.notes += (f"no checkpoint of at most {rewind.before} steps to go back to: going on",)
+            state.notes += (f"no checkpoint of at most {rewind.before} steps to go back to: training continues",)
             return False
         kept = (state.attempts, state.elapsed_s, state.bad_batches)
         rewinds = state.rewinds + 1
@@ -175,10 +184,10 @@ class Saver:
         return True
 
     def take_weights(self, path: Path) -> None:
-        """Begin with the weights of the newest whole checkpoint below `path`, and with a fresh optimizer.
+        """Start with the weights of the newest intact checkpoint below `path`, and with a fresh optimizer.
 
         Raises:
-            CheckpointError: there is none, or it is of another shape or of another tokenizer.
+            CheckpointError: there is none, or it has another shape or another tokenizer.
         """
         newest = checkpoint.newest_whole(path, warn=_log.warning)
         saved = checkpoint.load(self.engine, checkpoint=newest, weights_only=True)
@@ -186,7 +195,12 @@ class Saver:
 
 
 def check_tokenizer(saved: CheckpointState, *, where: Path, prepared: PreparedData) -> None:
-    """Check that the text was prepared with the tokenizer of a checkpoint; arguments as of `check_text`.
+    """Check that the text was prepared with the tokenizer of a checkpoint.
+
+    Args:
+        saved: the checkpoint's state.
+        where: the checkpoint.
+        prepared: the current text.
 
     Raises:
         CheckpointError: it was not; both are named.
@@ -196,12 +210,12 @@ def check_tokenizer(saved: CheckpointState, *, where: Path, prepared: PreparedDa
 
 
 def check_text(saved: CheckpointState, *, where: Path, prepared: PreparedData) -> None:
-    """Check that a run goes on with the text and the tokenizer of its checkpoint.
+    """Check that a run resumes with the text and the tokenizer of its checkpoint.
 
     Args:
-        saved: What the checkpoint says.
+        saved: The checkpoint's state.
         where: The checkpoint.
-        prepared: What there is now.
+        prepared: The current text.
 
     Raises:
         CheckpointError: one of them differs; both are named.
@@ -210,8 +224,8 @@ def check_text(saved: CheckpointState, *, where: Path, prepared: PreparedData) -
     if saved.data_key is not None and saved.data_key != prepared.content_key:
         problems.append(
             f"the checkpoint {where} was trained on text with key {saved.data_key}, and {prepared.folder} has "
-            f"key {prepared.content_key}: text or preparation have changed, so the samples that are left are not "
-            "known; give the same text, or begin a new run with `checkpoint.resume=none` and "
+            f"key {prepared.content_key}: text or preparation have changed, so the remaining samples are not "
+            "known; give the same text, or start a new run with `checkpoint.resume=none` and "
             f"`checkpoint.init_from={where}`"
         )
     problems += _tokenizer_problems(saved, where=where, prepared=prepared)

@@ -1,4 +1,4 @@
-"""Loss spikes: when the loss has jumped above what the last steps vary by, and stays there.
+"""Loss spikes: the loss has jumped above the variation of the last steps, and stays there.
 
 A loss x is high when
 
@@ -6,11 +6,11 @@ A loss x is high when
 
 over a window of the last WINDOW losses that were not high. Median and MAD, the median absolute deviation (1.4826 of
 them are a standard deviation of normal noise), do not follow a few outliers, as mean and deviation would. Losses fall
-over a run, so the median lags above the trend, on the safe side. One high loss is a batch of its own; a spike is
+over a run, so the median lags above the trend, on the safe side. One high loss is an outlier; a spike is
 `LASTING` of them in a row.
 
-A rewind restores the last checkpoint from before the spike and passes over the batches since: the spike comes from the
-state of the weights meeting those batches, and neither alone. Sources: PaLM (Chowdhery et al. 2022, arXiv:2204.02311,
+A rewind restores the last checkpoint from before the spike and passes over the batches since: a spike results from the
+combination of weights and batches, not from either alone. Sources: PaLM (Chowdhery et al. 2022, arXiv:2204.02311,
 section 5.1) restarts about 100 steps before the spike and skips 200 to 500 batches; OLMo 2 (arXiv:2501.00656, section
 3) filters the data behind it. Both are choices of experience, not theory.
 """
@@ -22,26 +22,26 @@ from enum import Enum, auto
 from statistics import median
 
 WINDOW = 128
-"""Losses that the rule looks back on."""
+"""Window of the rule, in losses."""
 LEAST_LOSSES = 32
-"""Before so many it says nothing: the loss falls fast at the start of a run."""
+"""Losses needed before the rule applies: the loss falls fast at the start of a run."""
 WIDTH = 10.0
 LEAST_RISE = 0.2
-"""Nats per token; less is not worth a rewind, however quiet the loss was."""
+"""Nats per token; a smaller rise does not justify a rewind, however smooth the loss was."""
 LASTING = 5
 MAX_REWINDS = 3
-"""A run that spikes on is not helped by a fourth."""
+"""Most rewinds: a run that keeps spiking is not helped by a fourth."""
 _DEVIATIONS_PER_MAD = 1.4826
 
 
 class Verdict(Enum):
-    """What one loss means."""
+    """Verdict on one loss."""
 
     ORDINARY = auto()
     HIGH = auto()
-    """An outlier, so far."""
+    """An outlier so far."""
     SPIKE = auto()
-    """The loss that makes it a spike; said once per spike."""
+    """The loss that makes it a spike; returned once per spike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +61,16 @@ class Spike:
 
 
 class SpikeDetector:
-    """Pure and the same on every rank, as the loss is; starts anew after a rewind."""
+    """Detects spikes; pure and, like the loss, the same on every rank. Start a new one after a rewind."""
 
     def __init__(self) -> None:
         self._usual: deque[float] = deque(maxlen=WINDOW)
         self._high: list[tuple[int, float]] = []
         self.spike: Spike | None = None
-        """The present spike, once it has lasted."""
+        """The current spike, once it has lasted."""
 
     def add(self, loss: float, *, iteration: int) -> Verdict:
-        """Take in the finite loss of an optimizer step."""
+        """Add the finite loss of an optimizer step."""
         assert math.isfinite(loss), "bad batches are passed over before this"
         if not self._is_high(loss):
             self._usual.append(loss)
@@ -84,7 +84,7 @@ class SpikeDetector:
         self.spike = Spike(
             began=self._high[0][0], level=median(self._usual), peak=max(value for _, value in self._high)
         )
-        if len(self._high) >= WINDOW:  # it is no spike: this is the level now
+        if len(self._high) >= WINDOW:  # it is not a spike: this is the new level
             self._usual.clear()
         return Verdict.HIGH if known else Verdict.SPIKE
 
@@ -98,21 +98,21 @@ class SpikeDetector:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewind:
-    """What to do about a spike: load the newest checkpoint of at most `before` steps, and leave the data as it is."""
+    """Response to a spike: load the newest checkpoint of at most `before` steps, and leave the data where it is."""
 
     before: int
-    """Optimizer steps; a checkpoint of more has seen the spike."""
+    """Optimizer steps; a later checkpoint contains the spike."""
     data_step: int
-    """Global batch to go on with: those that the checkpoint had before it, up to this one, are passed over."""
+    """Global batch to continue with: those between the checkpoint and this one are passed over."""
 
 
 def rewind_of(spike: Spike, *, data_step: int, rewinds: int) -> Rewind | None:
-    """Return the rewind that a spike asks for, or None where there were MAX_REWINDS already.
+    """Return the rewind for a spike, or None after MAX_REWINDS of them.
 
     Args:
-        spike: What was found.
-        data_step: Global batches used up.
-        rewinds: How many there were in this run.
+        spike: The spike.
+        data_step: Global batches consumed.
+        rewinds: Number of earlier rewinds in this run.
     """
     if rewinds >= MAX_REWINDS:
         return None

@@ -1,9 +1,9 @@
-"""Which rank is slow: the time of the same local work on every rank, now and then, in one small all-gather.
+"""Which rank is slow: the time of the same local work on every rank, periodically, in one small all-gather.
 
-Step times do not tell: in every layout ranks wait for each other, and all take as long as the slowest. Core attention
-does: it is the same work on every rank, and holds no collective under tensor, pipeline or data parallelism and no ZeRO
-stage, for it has no weights. A device that is throttled, or a rank whose cores are taken by others, takes longer for
-it. What it cannot see: a slow disk, a slow network card.
+Step times do not show it: in every layout ranks wait for each other, and all take as long as the slowest. Core
+attention does: it is the same work on every rank, without collectives under tensor, pipeline or data parallelism and
+any ZeRO stage, since it has no weights. It takes longer on a throttled device, or on a rank whose cores are used by
+others. It does not detect a slow disk or a slow network card.
 """
 
 import time
@@ -17,9 +17,9 @@ from torch import nn
 from chinchilla_ds.distributed import cpu_backend
 
 INTERVAL_STEPS = 50
-"""Steps between measurements; the others have no hook to run but a test of a flag."""
+"""Steps between measurements; the other steps only test a flag."""
 WORTH_SAYING = 1.2
-"""Ratio of slowest to median from which the user is told."""
+"""Ratio of slowest to median above which the user is warned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class StragglerReport:
     slowest_rank: int
     """Global rank."""
     ratio: float
-    """Its time by the median of all ranks."""
+    """Its time over the median of all ranks."""
 
     def __str__(self) -> str:
         """Return `rank 3 computes 1.42 times as long as the median rank`."""
@@ -37,7 +37,7 @@ class StragglerReport:
 
 
 class Stragglers:
-    """Times core attention on the steps that it measures."""
+    """Times core attention on the measured steps."""
 
     def __init__(self, stage: nn.Module) -> None:
         self._measures = False
@@ -50,11 +50,11 @@ class Stragglers:
                 module.register_forward_hook(self._after)
 
     def start_step(self, attempt: int) -> None:
-        """Measure this step, or not; steps are counted from 0."""
+        """Decide whether to measure this step; steps are counted from 0."""
         self._measures = attempt % INTERVAL_STEPS == INTERVAL_STEPS - 1
 
     def end_step(self) -> StragglerReport | None:
-        """Return the report of a step that was measured. Every rank calls this, once the step's results are there."""
+        """Return the report of a step that was measured. Every rank calls this, after the step has finished."""
         if not self._measures:
             return None
         self._measures = False
@@ -65,7 +65,7 @@ class Stragglers:
         return report([float(one) for one in seen])
 
     def _mean_s(self) -> float:
-        """Return the mean time of a call; of the faster half, for the first calls wait for what came before them."""
+        """Return the mean time of a call, over the faster half, since the first calls wait for earlier work."""
         times = sorted([*self._seconds, *(start.elapsed_time(end) / 1e3 for start, end in self._events)])
         self._seconds.clear()
         self._events.clear()
@@ -94,7 +94,7 @@ class Stragglers:
 
 
 def report(seconds: list[float]) -> StragglerReport:
-    """Return who is slowest, from every rank's time by global rank."""
+    """Return the slowest rank, from every rank's time by global rank."""
     middle = median(seconds)
     slowest = max(range(len(seconds)), key=seconds.__getitem__)
     return StragglerReport(slowest_rank=slowest, ratio=seconds[slowest] / middle if middle > 0 else 1.0)

@@ -1,7 +1,7 @@
-"""A watchdog per rank: when a step takes far too long, say so, write the stacks of all threads, and end the process.
+"""A watchdog per rank: if a step takes far too long, it reports, writes the stacks of all threads, and exits.
 
-A collective waits for ever for a rank that is stuck, stopped or dead on another machine. Every rank watches itself, so
-every rank's stacks are written, and the one that differs from the others is the cause.
+A collective waits permanently for a rank that is stuck, stopped or dead on another machine. Every rank watches itself,
+so every rank's stacks are written, and the one that differs from the others is the cause.
 """
 
 import faulthandler
@@ -17,19 +17,19 @@ from types import FrameType
 from chinchilla_ds.errors import EXIT_CODE_HUNG
 
 SLOWER = 5.0
-"""A step may always take so many times what the slowest one before it took."""
+"""A step may always take this multiple of the slowest one before it."""
 FIRST_STEP = 3.0
-"""The first step, which builds kernels and connections, may take so many times the limit."""
+"""The first step, which builds kernels and connections, may take this multiple of the limit."""
 OTHERS_DUMP_S = 5.0
-"""Between stacks and exit, for the other ranks to write theirs: the first exit makes the launcher end them all."""
+"""Pause between stacks and exit, for the other ranks to write theirs: the launcher ends all after the first exit."""
 _FILE_S = 5.0
-"""For the file of stacks: its disk may be what hangs."""
+"""Time limit for the file of stacks: its disk may be the cause of the hang."""
 _POLL_S = 1.0
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class Watchdog:
-    """Watches what runs within `phase`; used as a context, whose thread does the watching."""
+    """Watches what runs within `phase`; a context manager whose thread does the watching."""
 
     def __init__(
         self, *, timeout_s: float, run_folder: Path, rank: int, leave: Callable[[int], object] = os._exit
@@ -37,7 +37,7 @@ class Watchdog:
         """Set the limit.
 
         Args:
-            timeout_s: For one step, unless steps are slow anyway.
+            timeout_s: Limit of one step in seconds, unless steps are slow anyway.
             run_folder: Receives `stacks-rank{rank}.txt`.
             rank: Global rank.
             leave: Ends the process with an exit code.
@@ -63,13 +63,13 @@ class Watchdog:
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Watch one optimizer step, whose time sets the pace."""
+        """Watch one optimizer step, whose time sets later limits."""
         first = self._slowest_step_s is None
         with self.phase(f"step {number}", scale=FIRST_STEP if first else 1.0):
             started_s = time.monotonic()
             yield
         seconds = time.monotonic() - started_s
-        if not first:  # the first one is no measure
+        if not first:  # the first one is not representative
             self._slowest_step_s = max(self._slowest_step_s or 0.0, seconds)
         self._slowest_step_s = self._slowest_step_s or 0.0
 
@@ -93,17 +93,17 @@ class Watchdog:
             if watched is not self._watched:
                 watched, lost_s = self._watched, 0.0
             elif now_s - last_s > poll_s + _POLL_S:
-                lost_s += now_s - last_s  # the whole process stood still: SIGSTOP, a suspended job
+                lost_s += now_s - last_s  # the whole process was suspended: SIGSTOP, a suspended job
             last_s = now_s
             if watched is not None and now_s - lost_s > watched[2]:
                 self._end(watched[0], seconds=now_s - watched[1])
                 return
 
     def _end(self, name: str, *, seconds: float) -> None:
-        """Say what hangs where, write the stacks, and leave."""
+        """Report what hangs where, write the stacks, and exit."""
         where = place_of(sys._current_frames().get(self._main or 0))
         _say(
-            f"error: rank {self._rank}: {name} was not finished after {seconds:.0f} s; it stands {where}. A rank is "
+            f"error: rank {self._rank}: {name} was not finished after {seconds:.0f} s; it is {where}. A rank is "
             f"stuck, stopped or dead: compare the stacks of all ranks ({self._file})"
         )
         with suppress(OSError):
@@ -120,9 +120,9 @@ class Watchdog:
 
 
 def place_of(frame: FrameType | None) -> str:
-    """Return where a thread stands: the innermost frame, and the innermost one of this package."""
+    """Return where a thread is: the innermost frame, and the innermost one of this package."""
     if frame is None:
-        return "nowhere that is known"
+        return "at an unknown place"
     own: FrameType | None = frame
     while own is not None and _PACKAGE not in Path(own.f_code.co_filename).parents:
         own = own.f_back
@@ -135,6 +135,6 @@ def _name(frame: FrameType) -> str:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError):  # nobody listens any more
+    with suppress(OSError):  # the reader is gone
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()

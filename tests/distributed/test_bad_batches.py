@@ -239,7 +239,7 @@ def test_too_many_in_a_row_end_the_run_and_are_named(tmp_path: Path, monkeypatch
         harness.on_engine(plan, run_steps, tmp_path, fault, (0, 1, 2, 3, 4), 3)
     error = caught.value.exception
     assert isinstance(error, DivergedError)
-    assert error.problems[0].startswith("3 batches in a row made a loss or gradients that are no numbers")
+    assert error.problems[0].startswith("3 batches in a row had a non-finite loss or gradients")
     assert error.problems[1:] == (
         "step 2: loss nan, samples 14-15, first seen on rank 1",
         "step 2: loss nan, samples 22-23, first seen on rank 1",

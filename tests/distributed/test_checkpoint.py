@@ -367,7 +367,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path):
     assert quiet == []
     assert f"{path} is damaged" in said[0]
     assert f"{middle / 'state.json'} has 2 bytes" in said[1]
-    assert said[2] == f"going on from {oldest}, the newest that is whole"
+    assert said[2] == f"resuming from {oldest}, the newest that is intact"
 
 
 def flip(path):

@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 
+from chinchilla_ds.checkpoint.folder import list_checkpoints
 from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.engine import checkpoint
 from chinchilla_ds.errors import CheckpointError, ConfigError
+from chinchilla_ds.objective import is_own
 from chinchilla_ds.optimizers import StepCount, WeightGroup, find_optimizer, state_bytes_per_param
 from chinchilla_ds.plugins import parse_spec
 from chinchilla_ds.run_plan import ADAM_STATES, ADAMW, Precision
@@ -184,6 +186,22 @@ def test_another_layout_goes_on_as_the_first(source, target, tmp_path):
 
 def apart(ours, truth):
     return harness.largest_relative(list(itertools.chain(*ours)), list(itertools.chain(*truth)))
+
+
+@pytest.mark.slow
+def test_it_steps_an_objective_s_own_parameters_and_resumes_them(tmp_path):
+    from tests.parity.objectives import Gates
+    from tests.parity.test_objectives import load_and_train as resume
+    from tests.parity.test_objectives import train_and_save as run
+
+    plan = sgd_plan(Case(zero=1, pp=2, accumulation=4), train_iters=3)
+    uninterrupted = harness.on_engine(plan, run, tmp_path, objective=Gates())
+    resumed = harness.on_engine(plan, resume, tmp_path, objective=Gates())
+    for (_, _, _, wanted), (_, _, _, shards) in zip(uninterrupted, resumed, strict=True):
+        assert all(torch.equal(shards[name].value, shard.value) for name, shard in wanted.items())
+    [checkpoint_folder, *_] = list_checkpoints(tmp_path)
+    keys = CheckpointReader(checkpoint_folder).index.tensors
+    assert any(key.startswith("momentum_buffer/") and is_own(key.partition("/")[2]) for key in keys)
 
 
 def test_another_optimizer_or_other_arguments_do_not_resume_it(tmp_path):

@@ -31,7 +31,7 @@ def test_a_run_with_it_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureF
         path = os.pathsep.join((str(ROOT), str(tmp_path)))
         return launch(*FLAGS, "--data", corpus, *more, folder=tmp_path, ranks=ranks, PYTHONPATH=path)
 
-    stopped = interrupt(start(), signal.SIGTERM, after="| held-out loss")
+    stopped = interrupt(start(), signal.SIGTERM, after="| held-out loss", rank=1)
     assert stopped.exit_code == EXIT_CODE_STOPPED, stopped.text
     [run] = (path.parent for path in tmp_path.glob("runs/*/request.json"))
     other = finish(start("--resume", run, "--optimizer", "my_sgd:sgd,momentum=0.5", ranks=None))

@@ -168,7 +168,7 @@ def test_the_same_command_after_the_end_trains_nothing_again(corpus: Path, unint
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     for more in ((), ("--resume", uninterrupted.relative_to(folder))):
         again = run_to_its_end(corpus, folder, *more)
-        assert f"{uninterrupted.name}: the run that this command asks for has reached its plan's end" in again.text
+        assert f"{uninterrupted.name}: the run of this command has reached its plan's end" in again.text
         assert "held-out loss" in again.text
         assert "step " not in again.text
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

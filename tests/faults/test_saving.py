@@ -174,7 +174,7 @@ def test_a_damaged_file_of_the_newest_is_named_and_the_one_before_is_taken(
     again = start(corpus, place)
     assert again.exit_code == 0, again.text
     assert f"{path.relative_to(place)}" in again.text, again.text
-    assert f"{FIRST}, the newest that is whole" in again.text or f"from {FIRST}" in again.text, again.text
+    assert f"{FIRST}, the newest that is intact" in again.text or f"from {FIRST}" in again.text, again.text
     assert losses_of(place) == losses_of(whole)
     assert problems_of(list_checkpoints(run_of(place) / "checkpoints")[0]) == []
 
@@ -186,5 +186,5 @@ def test_a_run_of_which_nothing_is_whole_is_refused(corpus: Path, tmp_path: Path
         cut(checkpoint / "tensors/__0_0.distcp")
     again = start(corpus, place)
     assert again.exit_code == 2, again.text
-    assert "holds no checkpoint that is whole" in again.text or "is whole; --resume none" in again.text, again.text
+    assert "holds no intact checkpoint" in again.text or "is whole; --resume none" in again.text, again.text
     assert "Traceback" not in again.text

@@ -16,7 +16,7 @@ from chinchilla_ds.structured import MAX_YAML_BYTES, build, parse_json, parse_ya
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"a": 1, "a": 2}', "key 'a' stands twice"),
+        ('{"a": 1, "a": 2}', "key 'a' occurs twice"),
         ("NaN", "NaN is not a finite number"),
         ("[-Infinity]", "-Infinity is not a finite number"),
         ("[1,\n1e400]", "1e400 is not a finite number, line 2"),

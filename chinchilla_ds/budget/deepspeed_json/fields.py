@@ -128,7 +128,7 @@ def _optimizer_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned
 
 
 def _optimizer_settings(ds: Mapping[str, Any]) -> Iterator[Named]:
-    """Yield the settings of the optimizer that the JSON gives; what is no number `keys.checked` has found."""
+    """Yield the settings of the optimizer that the JSON gives; `keys.checked` reports what is not a number."""
     params = find(ds, ("optimizer", "params"))
     if not isinstance(params, Mapping):
         return

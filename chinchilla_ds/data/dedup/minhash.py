@@ -36,6 +36,11 @@ def agreeing(first: NDArray[np.uint64], second: NDArray[np.uint64], /, *, config
     """Return how many hash values agree in each pair of rows of `band_keys`: [pairs].
 
     Bytes are compared, so that about one in 256 of those that differ counts as well.
+
+    Args:
+        first: rows of `band_keys`, [pairs, columns].
+        second: the rows to compare them with, [pairs, columns].
+        config: gives the number of bands and permutations.
     """
     low_bytes = [
         np.ascontiguousarray(rows[:, config.bands :]).view(np.uint8)[:, : config.num_permutations]

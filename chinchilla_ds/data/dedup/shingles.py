@@ -46,7 +46,14 @@ def _without_marks(text: str) -> str:
 
 
 def pieces(normalised: str, /, *, unit: Unit, size: int, units: int) -> Iterator[str]:
-    """Cut a long text into parts of at most `units` shingles, so that together they have exactly its shingles."""
+    """Cut a long text into parts of at most `units` shingles, so that together they have exactly its shingles.
+
+    Args:
+        normalised: the normalised text.
+        unit: the unit of a shingle.
+        size: units per shingle.
+        units: largest number of shingles of a part.
+    """
     if len(normalised) <= units:
         yield normalised
         return

@@ -51,7 +51,14 @@ def join(edges: Sequence[Path], /, *, num_documents: int, output: Path) -> None:
 
 
 def read_labels(path: Path, /, *, first: int, last: int, num_documents: int) -> NDArray[np.int64]:
-    """Return the labels of the documents first <= ordinal < last."""
+    """Return the labels of the documents first <= ordinal < last.
+
+    Args:
+        path: the file that `join` wrote.
+        first: first ordinal.
+        last: end of the ordinals, exclusive.
+        num_documents: documents of all shards.
+    """
     kind = label_type(num_documents)
     return np.fromfile(path, dtype=kind, count=last - first, offset=first * kind.itemsize).astype(np.int64)
 

@@ -35,7 +35,13 @@ def verdict_folders(job: DedupJob, /) -> tuple[Path, ...]:
 
 
 def write_verdicts(job: DedupJob, /, *, labels: Path, stages: Stages) -> None:
-    """Write KEEP_NAME and DUPLICATE_OF_NAME of every shard."""
+    """Write KEEP_NAME and DUPLICATE_OF_NAME of every shard.
+
+    Args:
+        job: the deduplication.
+        labels: the file that `union.join` wrote.
+        stages: runs the tasks.
+    """
     runs = [job.folder / "candidates" / path.name for path in job.runs]
     stages.run("candidates", partial(_propose, job=job, labels=labels, runs=runs), runs)
     number = max(1, -(-sum(np.load(run, mmap_mode="r").shape[0] for run in runs) // TASK_RECORDS))

@@ -44,7 +44,16 @@ def write(
     tokenizer: Path,
     folder: Path,
 ) -> None:
-    """Write the datasets, tokenizer, ledger and manifest."""
+    """Write the datasets, tokenizer, ledger and manifest.
+
+    Args:
+        job: the preparation.
+        shards: shards of each source.
+        encoded: segments of tokens of each source.
+        threshold: documents with a lower content hash are held out.
+        tokenizer: the tokenizer's file or folder.
+        folder: receives the result.
+    """
     import numpy as np
 
     counts = {name: read_counts(shards[name]) + read_counts(encoded[name]) for name in shards}

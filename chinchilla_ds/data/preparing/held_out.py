@@ -56,7 +56,14 @@ class NearTask:
 
 
 def write_keys(kept: Sequence[Kept], /, *, threshold: int, config: MinHashConfig, folder: Path) -> None:
-    """Write the keys of all held-out documents, sorted, with the document of each, and the documents' low bytes."""
+    """Write the keys of all held-out documents, sorted, with the document of each, and the documents' low bytes.
+
+    Args:
+        kept: all segments.
+        threshold: documents with a lower content hash are held out.
+        config: gives the number of permutations.
+        folder: receives the keys.
+    """
     import numpy as np
 
     if folder.exists():

@@ -34,7 +34,15 @@ class Job:
 def run_tasks(
     job: Job, /, function: Callable[[T], Any], tasks: Sequence[T], *, stage: str, size: Callable[[T], float]
 ) -> list[tuple[T, Any]]:
-    """Run tasks on the workers and tell how far they are."""
+    """Run tasks on the workers and tell how far they are.
+
+    Args:
+        job: the preparation, which has the workers.
+        function: called with each task in a worker.
+        tasks: the tasks.
+        stage: the stage's name, for the progress.
+        size: returns the size of a task, for the progress.
+    """
     job.progress(stage, 0.0)
     total, done, results = sum(size(task) for task in tasks) or 1, 0.0, []
     for task, result in job.workers.run(function, tasks):

@@ -121,7 +121,13 @@ _AMOUNTS = ("read", "exact_duplicates", "near_duplicates", "held_out", "train")
 
 
 def source_ledger(name: str, /, *, counts: Counter[str], tokens: int) -> SourceLedger:
-    """Return the ledger of a source from what its workers counted."""
+    """Return the ledger of a source from what its workers counted.
+
+    Args:
+        name: the source's name.
+        counts: the workers' counts, by name.
+        tokens: training tokens, end-of-document tokens included.
+    """
 
     def amount(prefix: str) -> Amount:
         return Amount(documents=counts[f"{prefix}/documents"], bytes=counts[f"{prefix}/bytes"])
@@ -163,7 +169,13 @@ def tell_fates(counts: Mapping[str, int], /, *, cleaning: CleaningConfig) -> str
 def make_ledger(
     sources: Sequence[SourceLedger], /, *, held_out_tokens: int, benchmarks: BenchmarkLedger | None = None
 ) -> Ledger:
-    """Return the ledger of all sources; it balances, or something of ours is wrong."""
+    """Return the ledger of all sources; it balances, or something of ours is wrong.
+
+    Args:
+        sources: the ledgers of all sources.
+        held_out_tokens: tokens of the held-out part.
+        benchmarks: the benchmarks of decontamination; None: there were none.
+    """
     for source in sources:
         assert source.balances(), f"the ledger of {source.name} does not balance: {source}"
     tokens = sum(source.tokens for source in sources)

@@ -66,6 +66,14 @@ def read_tasks(
 ) -> list[ReadTask]:
     """Cut the input into shards, by the input alone.
 
+    Args:
+        corpora: the sources, with their files.
+        folder: receives the shards.
+        cleaning: the cleaning rules.
+        minhash: how near duplicates are found; None: only exact ones.
+        decontaminate: benchmark files.
+        skip_problems: whether unreadable records are skipped and counted.
+
     Raises:
         DataError: a file that cannot be opened, unless problems are skipped.
     """

@@ -39,6 +39,14 @@ class SegmentWriter:
     """Collects documents and writes a segment whenever there are `segment_bytes` of them."""
 
     def __init__(self, *, folder: Path, source: int, minhash: MinHashConfig | None, segment_bytes: int) -> None:
+        """Start without documents.
+
+        Args:
+            folder: receives the segments.
+            source: place of the source among the sorted names.
+            minhash: how near duplicates are found; None: only exact ones.
+            segment_bytes: size of a segment, bytes of text.
+        """
         self._folder = folder
         self._source = source
         self._minhash = minhash

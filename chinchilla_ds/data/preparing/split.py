@@ -144,6 +144,11 @@ def tokenizer_sample(kept: Sequence[Kept], /, *, threshold: int, seed: int) -> l
 
     Every document has a rank, a hash of its content hash and the seed; those of the lowest ranks are taken. A long one
     gives its beginning, cut between two characters.
+
+    Args:
+        kept: all segments.
+        threshold: documents with a lower content hash are held out.
+        seed: chooses the documents.
     """
     import numpy as np
 

@@ -1,1 +1,1 @@
-"""Everything that watches a run without owning its steps."""
+"""Callbacks: everything that watches a run without owning its steps."""

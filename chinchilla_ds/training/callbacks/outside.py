@@ -1,4 +1,4 @@
-"""Callbacks that come from outside this package: made by name, and their state in the checkpoints."""
+"""Callbacks from outside this package: created by name, with their state in the checkpoints."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ def make_callbacks(specs: Sequence[PluginSpec], /) -> dict[str, Callback]:
     """Return the callbacks that a plan names, by name and arguments.
 
     Raises:
-        ConfigError: one cannot be loaded, does not take its arguments, is no callback, or is named twice.
+        ConfigError: one cannot be loaded, does not take its arguments, is not a callback, or is named twice.
     """
     made: dict[str, Callback] = {}
     for spec in specs:
@@ -31,7 +31,7 @@ def make_callbacks(specs: Sequence[PluginSpec], /) -> dict[str, Callback]:
 
 
 def with_state(callbacks: Iterable[Callback], /) -> dict[str, Callback]:
-    """Return those callbacks of a script that keep a state, by `module:Class`; a second of a class gets a number."""
+    """Return those callbacks of a script that have a state, by `module:Class`; a second of a class gets a number."""
     named: dict[str, Callback] = {}
     for callback in callbacks:
         if type(callback).state_dict is Callback.state_dict:
@@ -48,7 +48,7 @@ def states_of(callbacks: Mapping[str, Callback], /) -> dict[str, dict[str, Any]]
     """Return the state of every callback as plain data, a copy.
 
     Raises:
-        ConfigError: one is not an object that JSON can hold.
+        ConfigError: one cannot be represented in JSON.
     """
     states: dict[str, dict[str, Any]] = {}
     for name, callback in callbacks.items():
@@ -64,11 +64,11 @@ def states_of(callbacks: Mapping[str, Callback], /) -> dict[str, dict[str, Any]]
 
 
 def check_same(names: Iterable[str], saved: Iterable[str], *, where: Path) -> None:
-    """Check that a run is resumed with the callbacks that it was trained with.
+    """Check that a run resumes with the callbacks that it was trained with.
 
     Args:
-        names: Of the callbacks that there are now.
-        saved: Of those in the checkpoint.
+        names: Names of the current callbacks.
+        saved: Names of those in the checkpoint.
         where: The checkpoint.
 
     Raises:
@@ -78,12 +78,18 @@ def check_same(names: Iterable[str], saved: Iterable[str], *, where: Path) -> No
     if sorted(here) != sorted(there):
         raise CheckpointError(
             f"`callbacks` are {_listed(here)} here and {_listed(there)} in the checkpoint {where}; give the same to "
-            "resume that run, or begin another with `checkpoint.resume=none`"
+            "resume that run, or start another with `checkpoint.resume=none`"
         )
 
 
 def load_states(callbacks: Mapping[str, Callback], saved: Mapping[str, dict[str, Any]], *, where: Path) -> None:
-    """Give every callback its state from a checkpoint; see `check_same` for arguments and errors."""
+    """Restore every callback's state from a checkpoint; raises as `check_same` does.
+
+    Args:
+        callbacks: the current callbacks, by name.
+        saved: the states in the checkpoint, by name.
+        where: the checkpoint.
+    """
     check_same(callbacks, saved, where=where)
     for name, callback in callbacks.items():
         callback.load_state_dict(saved[name])

@@ -1,4 +1,4 @@
-"""ProgressCallback: a bar in a terminal, a line now and then in a log."""
+"""ProgressCallback: a bar in a terminal, occasional lines in a log."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ from chinchilla_ds.training.callback import Callback, TrainingState
 from chinchilla_ds.units import format_count, format_duration, format_flops
 
 _WINDOW_STEPS = 20
-"""Optimizer steps that the shown speed is the mean of."""
+"""Optimizer steps over which the displayed speed is averaged."""
 _LINES_PER_RUN = 20
 _LINE_INTERVAL_S = 10.0
 _REFRESH_INTERVAL_S = 0.25
@@ -27,7 +27,7 @@ class Speed:
 
     tokens_per_s: float
     mfu: float | None
-    """Share of the peak, 0 to 1; None where the peak is not known."""
+    """Share of the peak, 0 to 1; None if the peak is unknown."""
     seconds_left: float | None
     """Training time left, evaluation left out."""
 
@@ -40,7 +40,7 @@ class SpeedMeter:
         self._sample(state)
 
     def update(self, state: TrainingState) -> Speed:
-        """Take in one step and return the speed."""
+        """Add one step and return the speed."""
         self._sample(state)
         (start_s, start_tokens, start_flops), (end_s, end_tokens, end_flops) = self._samples[0], self._samples[-1]
         elapsed_s = max(end_s - start_s, 1e-9)
@@ -58,7 +58,7 @@ class SpeedMeter:
 
 
 class ProgressCallback(Callback):
-    """Shows step, loss, tokens/s, FLOPs spent, MFU where the peak is known, and time left; on the loss's rank only.
+    """Shows step, loss, tokens/s, FLOPs spent, MFU if the peak is known, and time left; on the loss's rank only.
 
     A terminal gets a bar. Anything else gets plain lines: the first step, the last, every twentieth of the run, and
     at least one in ten seconds.
@@ -102,7 +102,7 @@ class ProgressCallback(Callback):
             self._show(state, speed=speed)
 
     def on_evaluation_end(self, state: TrainingState) -> None:
-        """Print one line with the held-out loss, above the bar where there is one."""
+        """Print one line with the held-out loss, above the bar if there is one."""
         if self._meter is None or state.evaluation is None:
             return
         result = state.evaluation
@@ -110,20 +110,20 @@ class ProgressCallback(Callback):
         self._print(f"{_step(state)} | {line}")
 
     def on_close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def on_stop(self, state: TrainingState) -> None:
-        """Say who stopped the run, where it stands and how it goes on."""
+        """Report who stopped the run, at which step, and how to resume it."""
         if self._meter is not None:
             why = f"stopped by {state.stopped_by}; saved in {state.artifacts['checkpoint']}"
             self._print(f"{_step(state)} | {why}; the same command continues")
         self.on_close()
 
     def on_train_end(self, state: TrainingState) -> None:
-        """Close the bar, so that what follows is printed below it."""
+        """Close the bar, so that later output is printed below it."""
         self.on_close()
 
     def _is_due(self, state: TrainingState) -> bool:
@@ -168,7 +168,7 @@ def describe_step(state: TrainingState, *, speed: Speed) -> str:
 
 
 def describe_step_briefly(state: TrainingState, *, speed: Speed) -> str:
-    """Return the same numbers in what fits beside the step in 80 columns."""
+    """Return the same numbers, short enough to fit beside the step in 80 columns."""
     budget = state.plan.compute_budget_flops
     parts = [
         "loss -" if state.step is None else f"loss {state.step.loss:.3f}",

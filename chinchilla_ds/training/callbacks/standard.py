@@ -20,9 +20,9 @@ def standard_callbacks(
     """Return progress, tracking (MLflow and metrics.jsonl), sample and summary, in the order of their output.
 
     Args:
-        output: Holds mlflow.db, unless MLFLOW_TRACKING_URI names another place.
+        output: Holds mlflow.db, unless MLFLOW_TRACKING_URI names another store.
         run_folder: Receives metrics.jsonl; its name is the MLflow run's.
-        prepared: For the unigram loss that stands beside the model's.
+        prepared: Provides the unigram loss for comparison.
         started_s: `time.monotonic()` when the command began.
     """
     destination = MlflowDestination.resolve(output=output, run_name=run_folder.name)
@@ -30,7 +30,7 @@ def standard_callbacks(
     if groups.owns_loss():
         file = jsonl_tracker(run_folder=run_folder, followed_by=destination)
         mlflow = mlflow_tracker(destination=destination, run_folder=run_folder)
-        tracker = CompositeTracker([file, mlflow])  # closed in this order: the one reads what the other writes
+        tracker = CompositeTracker([file, mlflow])  # closed in this order: the second reads what the first writes
     return (
         ProgressCallback(),
         TrackingCallback(tracker=tracker, device_type=cpu_backend.device().type),

@@ -1,4 +1,4 @@
-"""Tells when a rank has begun to train."""
+"""Signals that a rank has started to train."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,11 @@ from chinchilla_ds.training.callback import Callback, TrainingState
 
 
 class StartedCallback(Callback):
-    """Calls `started` before the first step; stands last, so that every other callback has begun."""
+    """Calls `started` before the first step; comes last, so that every other callback has started."""
 
     def __init__(self, started: Callable[[], object]) -> None:
         self._started = started
 
     def on_train_start(self, state: TrainingState) -> None:
-        """Say that the start is over."""
+        """Call `started`."""
         self._started()

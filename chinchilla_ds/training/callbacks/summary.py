@@ -1,4 +1,4 @@
-"""What is printed at the end: a sample of text, then what was planned, what was reached, and where it is."""
+"""The output at the end: a sample of text, then a table of what was planned, what was reached, and where it is."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ from chinchilla_ds.training.callback import Callback, TrainingState
 from chinchilla_ds.units import format_count, format_duration, format_flops
 
 _TRAIN_LOSS_STEPS = 20
-"""The reached training loss is the mean over the last so many steps; one batch alone is noise."""
+"""Steps over which the reached training loss is averaged; a single batch is noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class SummaryCallback(Callback):
         stream: TextIO | None = None,
         terminal: bool | None = None,
     ) -> None:
-        """Collect what the training state does not know.
+        """Collect what the training state does not have.
 
         Args:
             unigram_loss: nats per token of a unigram model of the same tokenizer on the held-out text.
@@ -85,9 +85,14 @@ class SummaryCallback(Callback):
 def loss_rows(
     state: TrainingState, *, train_losses: Collection[float], unigram_loss: float | None
 ) -> list[tuple[str, str]]:
-    """Return the rows that set the predicted, reached and unigram losses side by side.
+    """Return the rows that compare the predicted, reached and unigram losses.
 
     Bits per byte of the training and unigram losses use the held-out text's tokens per byte.
+
+    Args:
+        state: the training state at the end.
+        train_losses: losses of the last steps, nats per token.
+        unigram_loss: nats per token of a unigram model on the held-out text.
     """
     held_out = state.evaluation
     bits_per_nat = held_out.bits_per_byte / held_out.loss if held_out is not None and held_out.loss > 0 else None
@@ -109,7 +114,7 @@ def loss_rows(
 
 
 def footnote(state: TrainingState) -> str:
-    """Return what must be known before the predicted loss is compared with the reached one.
+    """Return the caveats for comparing the predicted loss with the reached one.
 
     Source: the 32k-piece tokenizer is that of Hoffmann et al. 2022 (arXiv:2203.15556), appendix A.
     """
@@ -121,11 +126,11 @@ def footnote(state: TrainingState) -> str:
             f", extrapolated: the budget lies {factor:,.3g} times outside the {law.min_flops:.0e} to "
             f"{law.max_flops:.0e} FLOPs it was fitted on"
         )
-    return f"{text}. Only bits per byte compare between tokenizers."
+    return f"{text}. Only bits per byte are comparable between tokenizers."
 
 
 def shorten(path: str) -> str:
-    """Return a path relative to the working directory where it lies below it."""
+    """Return a path relative to the working directory if it lies below it."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else path
 
@@ -150,7 +155,7 @@ def spent(state: TrainingState) -> str:
 
 
 def place_rows(state: TrainingState, *, mlflow: MlflowDestination | None) -> list[tuple[str, str]]:
-    """Return the rows that say where everything is."""
+    """Return the rows with the places of everything."""
     written: list[str] = [name for name in ("checkpoint", "plan") if name in state.artifacts]
     rows = [(name, shorten(state.artifacts[name])) for name in written]
     if mlflow is not None:
@@ -188,7 +193,7 @@ class SampleCallback(Callback):
         self._stream = stream or sys.stdout
 
     def on_train_end(self, state: TrainingState) -> None:
-        """Print prompt and continuation, apart."""
+        """Print prompt and continuation separately."""
         if not state.owns_loss or state.sample is None:
             return
         print(

@@ -11,8 +11,8 @@ from chinchilla_ds.tracking.tracker import RunStatus, Tracker
 from chinchilla_ds.training.callback import Callback, TrainingState
 
 DEFAULT_ARTIFACTS = ("plan", "ds_config", "tokenizer", "blend", "environment")
-"""Names in `state.artifacts` that are copied to the tracker; samples are copied as they come, and the checkpoint is too
-large to be one."""
+"""Names in `state.artifacts` that are copied to the tracker; samples are copied as they appear, and checkpoints are too
+large."""
 
 
 class TrackingCallback(Callback):
@@ -27,9 +27,9 @@ class TrackingCallback(Callback):
         """Feed a tracker.
 
         Args:
-            tracker: where everything goes; on ranks that do not own the loss it is closed and never written to.
+            tracker: the destination; on ranks that do not own the loss it is closed and never written to.
             device_type: "cuda" reports the allocator's peak, "cpu" this process's resident memory.
-            artifact_names: keys of `state.artifacts` to copy, at the start or, where they appear later, at the end.
+            artifact_names: keys of `state.artifacts` to copy, at the start or, if they appear later, at the end.
         """
         self._tracker = tracker
         self._read_memory = _peak_cuda_bytes if device_type == "cuda" else _resident_bytes
@@ -63,11 +63,11 @@ class TrackingCallback(Callback):
             self._tracker.log_artifact(Path(state.artifacts["sample"]))
 
     def on_stop(self, state: TrainingState) -> None:
-        """Call the run stopped."""
+        """Mark the run as stopped."""
         self._status = RunStatus.KILLED
 
     def on_train_end(self, state: TrainingState) -> None:
-        """Log the files that were written since, and call the run finished."""
+        """Log the files that were written since, and mark the run as finished."""
         if state.owns_loss:
             self._copy_artifacts(state)
         self._status = RunStatus.FINISHED
@@ -84,11 +84,12 @@ class TrackingCallback(Callback):
 
 
 def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dict[str, float]:
-    """Return the metrics of the step just made; of a skipped one only the loss scale and how many there were.
+    """Return the metrics of the last step; for a skipped one only the loss scale and the counts of skipped steps.
 
-    `flops` stands beside `train/loss` at every step, so that either can be the other's axis; `predicted_loss` is a
-    constant, so that a chart shows where the scaling law expects the run to end. `train/loss` is what text is measured
-    by; an objective that optimises something else adds `train/objective_loss`, and what it reports as `objective/NAME`.
+    `flops` is logged with `train/loss` at every step, so that either can be the other's axis; `predicted_loss` is a
+    constant, so that a chart shows where the scaling law expects the run to end. `train/loss` is the loss by which text
+    is measured; an objective that optimises something else adds `train/objective_loss`, and its scalars as
+    `objective/NAME`.
     """
     step = state.step
     if step is None:

@@ -92,7 +92,7 @@ def test_an_installed_package_announces_a_law(modules: Path) -> None:
     [
         ("my_laws:YOURS", "my_laws has no YOURS"),
         ("my_laws:twenty,ratio=3", "unexpected keyword"),
-        ("my_laws:MINE,alpha=3", "MINE is no function, so it takes no arguments"),
+        ("my_laws:MINE,alpha=3", "MINE is not a function, so it takes no arguments"),
         ("my_laws:ParamsConvention.TOTAL", "not a class or function"),
         ("my_chips:chip,memory_gib=3", "is a Device; it must be a Law"),
         ("my_wrong:TWICE", "laws say the best of 6 N D = C"),

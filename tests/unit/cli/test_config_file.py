@@ -102,7 +102,7 @@ def test_flags_win(tmp_path: Path) -> None:
         ("flop: 1\nsed: 2", ["run.yaml: flop is not a flag; did you mean 'flops'?",
                              "run.yaml: sed is not a flag; did you mean 'seed'?"]),
         ("- flops", ["config run.yaml must be a mapping of flags to values, such as `flops: 1e21`"]),
-        ("flops: 1\nflops: 2", ["config run.yaml is not YAML that can be read: key 'flops' stands twice in one mapping "
+        ("flops: 1\nflops: 2", ["config run.yaml is not YAML that can be read: key 'flops' occurs twice in one mapping "
                                 "at line 2 column 1"]),
     ],
 )  # fmt: skip

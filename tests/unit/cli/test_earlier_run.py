@@ -115,7 +115,7 @@ def test_a_run_of_which_nothing_is_whole_is_not_passed_over(name: str, is_there:
     what = "has 1 bytes" if is_there else "cannot be read: No such file or directory"
     assert f"{folder}/checkpoints/step_0000008/{name} {what}" in newer
     assert f"{folder}/checkpoints/step_0000004/{name} {what}" in older
-    assert advice == f"no checkpoint of {folder} is whole; `checkpoint.resume=none` begins another run"
+    assert advice == f"no checkpoint of {folder} is intact; `checkpoint.resume=none` starts another run"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_what_is_no_run_cannot_be_continued(request_: RunRequest, tmp_path: Path
         continued(tmp_path / "nowhere")
     folder = begin(request_, "run", at_s=100)
     (folder / "request.json").unlink()
-    with pytest.raises(CheckpointError, match=f"`checkpoint.init_from={folder}` begins a new run with its weights"):
+    with pytest.raises(CheckpointError, match=f"`checkpoint.init_from={folder}` starts a new run with its weights"):
         continued(folder)
 
 
@@ -231,9 +231,7 @@ def test_flags_that_say_something_else_are_named_with_both_values(request_: RunR
         taken_over(
             run, "--seed", "7", "--flops", "2e11", "--max-epochs", "3", "--precision", "bf16", "--data", "a", "b"
         )
-    end = (
-        f"in the run {run.folder}; leave it out to go on with that run, or begin another with `checkpoint.resume=none`"
-    )
+    end = f"in the run {run.folder}; leave it out to resume that run, or start another with `checkpoint.resume=none`"
     assert error.value.problems == (
         f"`compute_budget_flops` is 2e+11 here and 1e+11 {end}",
         f"`data.max_epochs` is 3 here and 1 {end}",
@@ -288,7 +286,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is_now(request_: RunRequest, tmp_
     moved = folder.rename(tmp_path / "archive/run")
     assert taken_over(continued(moved)).config.output == tmp_path / "archive"
     assert taken_over(continued(moved), "--output", str(tmp_path / "archive")).config.output == tmp_path / "archive"
-    with pytest.raises(CheckpointError, match=f"`output` is elsewhere here, and the run {moved} stays where it is"):
+    with pytest.raises(CheckpointError, match=f"`output` is elsewhere here, and the run {moved} keeps its place"):
         taken_over(continued(moved), "--output", "elsewhere")
 
 

@@ -27,8 +27,8 @@ def finished(tmp_path: Path) -> Path:
 def test_the_table_says_what_was_reached(finished: Path) -> None:
     told = describe_finished(continued(finished))
     first, *rows = told.splitlines()
-    assert first.startswith(f"finished      {finished}: the run that this command asks for has reached its plan's end")
-    assert "`checkpoint.resume=none` begins another" in first
+    assert first.startswith(f"finished      {finished}: the run of this command has reached its plan's end")
+    assert "`checkpoint.resume=none` starts another" in first
     table = dict(row.split("  ", 1) for row in rows if "  " in row)
     assert table["predicted loss *"].strip() == "5.5000 nats/token by none"
     assert table["train loss"].strip() == "3.2500 nats/token, 1.6250 bits/byte (the last step)"
@@ -76,7 +76,7 @@ def test_the_command_says_so_and_ends_well(
     assert command(*(word.format(run=finished) for word in more)) == 0
     shown = capsys.readouterr().out
     assert "finished  " in shown
-    assert "nothing is left to do; --resume none begins another" in shown
+    assert "nothing is left to do; --resume none starts another" in shown
     assert {path: path.stat().st_mtime_ns for path in finished.parent.rglob("*")} == before, "nothing is written"
 
 

@@ -160,7 +160,7 @@ def test_a_command_that_lacks_a_package_says_which(words: str) -> None:
     assert line.startswith(f"error: chinchilla-ds {command} needs ")
     assert ", which is not installed: " in line
     if command == "fit":
-        assert line.endswith("`pip install numpy scipy matplotlib` brings all that it needs")
+        assert line.endswith("`pip install numpy scipy matplotlib` installs all that it needs")
 
 
 def test_every_dependency_has_its_name_for_pip() -> None:

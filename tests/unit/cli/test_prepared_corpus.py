@@ -57,7 +57,7 @@ def test_what_is_asked_for_stands(corpus: Path) -> None:
 def test_text_that_is_not_prepared_leaves_the_plan_alone(tmp_path: Path) -> None:
     for config in (RunConfig(), RunConfig(data=DataConfig(paths=(tmp_path,)))):
         assert with_prepared_corpus(config) is config
-    with pytest.raises(DataError, match="is no prepared corpus, so that its tokens are not known"):
+    with pytest.raises(DataError, match="is not a prepared corpus, so that its tokens are unknown"):
         run_command(["plan", "--data", str(tmp_path)])
 
 

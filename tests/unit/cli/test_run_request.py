@@ -266,7 +266,7 @@ def test_flags_that_nothing_could_read_back_are_refused_at_once() -> None:
             "runs/a",
             Path("b"),
             [
-                "`checkpoint.init_from=b` begins a new run and `checkpoint.resume=runs/a` resumes an old one; "
+                "`checkpoint.init_from=b` starts a new run and `checkpoint.resume=runs/a` resumes an old one; "
                 "give one of them"
             ],
         ),

@@ -103,7 +103,7 @@ def test_a_source_is_read_no_more_often_than_max_epochs(corpus: PreparedData, tm
         ("weights: {code: 1.5, web: -0.5, wiki: 0}", "the weight of web is -0.5"),
         ("weights: {code: yes, web: 1, wiki: 0}", "the weight of code is True"),
         ("weights: {code: .nan, web: 1, wiki: 0}", ".nan is not a finite number, line 1"),
-        ("weights: {code: 0.5, code: 0.5, web: 0.5, wiki: 0}", "key 'code' stands twice in one mapping at line 1"),
+        ("weights: {code: 0.5, code: 0.5, web: 0.5, wiki: 0}", "key 'code' occurs twice in one mapping at line 1"),
         ("weights: {code: !!float x, web: 1, wiki: 0}", "the tag 'tag:yaml.org,2002:float' is not read"),
         ("weights: {code: 1e999, web: 1, wiki: 0}", "is not a finite number, line 1"),
         ("weights: {coed: 0.5, web: 0.5, wiki: 0}", "'coed' is not a source of"),

@@ -93,7 +93,7 @@ def test_every_problem_with_its_place(tmp_path: Path) -> None:
         ("", "recipe must be an object of named fields, not null"),
         ("sources: []", "there is no source"),
         ("sources: 3", "sources is 3; it must be a list"),
-        ("vocab_size: 400\nvocab_size: 500", "key 'vocab_size' stands twice in one mapping at line 2"),
+        ("vocab_size: 400\nvocab_size: 500", "key 'vocab_size' occurs twice in one mapping at line 2"),
         ("sources:\n  - name: !!python/object/apply:os.system [id]", "the tag 'tag:yaml.org,2002:python/object"),
         ("sources: [{name: a, weight: .nan}]", ".nan is not a finite number, line 1"),
         ("sources: [{name: a, weight: .inf}]", ".inf is not a finite number, line 1"),

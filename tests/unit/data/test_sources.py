@@ -152,7 +152,7 @@ def test_not_utf8_names_file_and_offset(tmp_path: Path) -> None:
     ("line", "message"),
     [
         (b'{"text" "a"}', "is not JSON: Expecting ':' delimiter at column 9"),
-        (b'{"text": "a", "text": "b"}', "is not JSON: key 'text' stands twice in one object"),
+        (b'{"text": "a", "text": "b"}', "is not JSON: key 'text' occurs twice in one object"),
         (
             b'{"text": "a", "n": ' + b"1" * 5000 + b"}",
             "Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits",

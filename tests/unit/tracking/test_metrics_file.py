@@ -34,7 +34,7 @@ GOOD = '{"step": 1, "time": 5.5, "train/loss": 2.5}\n'
         (b'{"step": 2, "time": 1, "x": false}\n', "line 2 has the value False for x"),
         (b'{"step": 2, "time": 1, "x": 1e999}\n', "1e999 is not a finite number"),
         (b'{"step": 2, "time": 1, "x": ' + b"9" * 5000 + b"}\n", "an integer has 5000 digits"),
-        (b'{"step": 2, "time": 1, "x": 1, "x": 2}\n', "key 'x' stands twice"),
+        (b'{"step": 2, "time": 1, "x": 1, "x": 2}\n', "key 'x' occurs twice"),
         (b'{"step": 2, "time": 1, "x@y": 1}\n', "line 2 has a metric 'x@y'"),
         (b'{"step": 2, "time": 1, "../x": 1}\n', "line 2 has a metric '../x'"),
         (b'{"step": 2, "time": 1, "": 1}\n', "line 2 has a metric ''"),

@@ -93,14 +93,14 @@ def test_the_samples_are_the_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.samples == ((samples[0], samples[-1] + 1),)
 
 
-def test_an_fp16_overflow_comes_again_while_the_scale_falls() -> None:
+def test_an_fp16_overflow_is_repeated_while_the_scale_falls() -> None:
     plan = dataclasses.replace(PLAN, precision=Precision.FP16)
     batches = BadBatches(plan=plan, limit=5, file=None)
-    assert all(batches.comes_again(result(loss=5.0, scale=2.0**power)) for power in range(24, 0, -1))
-    again = [batches.comes_again(result(loss=5.0, scale=1.0)) for _ in range(20)]
+    assert all(batches.is_repeated(result(loss=5.0, scale=2.0**power)) for power in range(24, 0, -1))
+    again = [batches.is_repeated(result(loss=5.0, scale=1.0)) for _ in range(20)]
     assert again == [True] * SAME_SCALE_OVERFLOWS + [False] * (20 - SAME_SCALE_OVERFLOWS)
-    assert not batches.comes_again(result(loss=math.inf, scale=2.0**10)), "a loss that overflows is the batch's"
-    assert not BadBatches(plan=PLAN, limit=5, file=None).comes_again(result(loss=5.0)), "fp32 has no scale"
+    assert not batches.is_repeated(result(loss=math.inf, scale=2.0**10)), "a loss that overflows is the batch's"
+    assert not BadBatches(plan=PLAN, limit=5, file=None).is_repeated(result(loss=5.0)), "fp32 has no scale"
 
 
 def test_the_record_reads_as_a_sentence(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_callback_that_alters_what_it_reads_is_refused(
     take_step(state)
     evaluate(state, loss=4.0, bits_per_byte=1.0)
     before = dataclasses.replace(state)
-    said = rf"training.callback:Callback.*{message}.*the loop alone writes"
+    said = rf"training.callback:Callback.*{message}.*only the loop writes"
     with pytest.raises(ConfigError, match=said), state.read_by(Callback()):
         alter(state)
     if alter is not _set_scalar:
@@ -229,7 +229,7 @@ def test_another_callback_is_another_run_and_no_resume(tmp_path: Path) -> None:
         take_over(command, continued(folder), config=command.config)
     assert error.value.problems == (
         f"`callbacks` is outside_counter:Counter,start=4 here and outside_counter:Counter,start=3 in the run {folder}; "
-        "leave it out to go on with that run, or begin another with `checkpoint.resume=none`",
+        "leave it out to resume that run, or start another with `checkpoint.resume=none`",
     )
     without = parse(["--ds_config", "x.json"])
     assert take_over(without, continued(folder), config=without.config).config.callbacks == (COUNTER,)

@@ -234,7 +234,7 @@ def test_without_an_older_checkpoint_nothing_is_gone_back_to(tmp_path: Path, loa
     saver.save()
     assert not saver.rewind(Rewind(before=3, data_step=4))
     assert (state.iteration, state.rewinds, loads) == (4, 0, [])
-    assert state.notes == ("no checkpoint of at most 3 steps to go back to: going on",)
+    assert state.notes == ("no checkpoint of at most 3 steps to go back to: training continues",)
     assert steps_saved(saver) == [4]
 
 
@@ -256,7 +256,7 @@ def test_other_text_is_refused_and_both_keys_are_named(tmp_path: Path) -> None:
     place = tmp_path / "checkpoints/step_0000003"
     assert error.value.problems == (
         f"the checkpoint {place} was trained on text with key text-a, and data has key text-b: text or preparation "
-        "have changed, so the samples that are left are not known; give the same text, or begin a new run with "
+        "have changed, so the remaining samples are not known; give the same text, or start a new run with "
         f"`checkpoint.resume=none` and `checkpoint.init_from={place}`",
     )
     assert state.iteration == 0

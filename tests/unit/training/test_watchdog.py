@@ -128,4 +128,4 @@ def test_the_place_names_the_innermost_frame_of_the_package_and_what_it_calls() 
     assert re.fullmatch(
         r"in training/lr_schedule.py:\d+ \(\w+\), in a call of training/test_watchdog.py:\d+ \(__getattr__\)", text
     )
-    assert place_of(None) == "nowhere that is known"
+    assert place_of(None) == "at an unknown place"

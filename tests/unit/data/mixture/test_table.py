@@ -119,7 +119,7 @@ def test_too_few_runs(tmp_path: Path) -> None:
     [
         ("run,code,web,loss", "no column weight:SOURCE"),
         ("run,weight:code,loss", "there is one source, 'code'"),
-        ("run,weight:code,weight:code,loss", "column weight:code stands 2 times"),
+        ("run,weight:code,weight:code,loss", "column weight:code occurs 2 times"),
         ("run,weight:code,weight:web,lss", "column loss (or loss:NAME) is missing"),
         ("run;weight:code;weight:web;loss", "the header is separated by ';'"),
     ],
