@@ -3,7 +3,7 @@
     python benchmarks/checkpoint.py [--rounds 5] [--folder DIR] [--json FILE]
 
 One rank, FP32 weights and AdamW's moments of a 70M-parameter decoder on a CPU (1B on a GPU), under ZeRO-1
-and ZeRO-3. Ours is all of it: aside, flushed to the disk, hashed, renamed; and on loading every file held against its
+and ZeRO-3. Ours is all of it: aside, flushed to the disk, hashed, renamed; and on loading every file compared with its
 hash. torch.save writes the same tensors, as one dictionary and FP32, and is timed without and with a flush to the disk
 (os.fsync); torch.load reads them, and copies them into the engine's tensors, as ours does. Each round times each once,
 in another order; the median counts. MB are 10^6 bytes.
@@ -49,7 +49,7 @@ CPU_SHAPE = ModelShape(
     padded_vocab_size=8192,
     seq_length=256,
 )
-OURS, BACKGROUND, PLAIN, FLUSHED = "ours", "ours, until training goes on", "torch", "torch, flushed"
+OURS, BACKGROUND, PLAIN, FLUSHED = "ours", "ours, until training continues", "torch", "torch, flushed"
 
 
 def make_engine(zero_stage: int) -> TrainingEngine:

@@ -4,10 +4,10 @@
     python benchmarks/memory.py --cuda zero1 [--json FILE]                on one GPU, by torch.cuda.max_memory_allocated
 
 On CPU every case of tests/distributed/memory_cases.py runs three steps on up to four ranks; a few minutes in all. On
-CUDA one case of CUDA_CASES runs in this process; start it anew for each.
+CUDA one case of CUDA_CASES runs in this process; start it again for each.
 
 DeepSpeed's estimators (estimate_zero2_model_states_mem_needs, estimate_zero3_...) speak of weights, gradients and
-optimizer states in half precision, so they stand beside the sum of these three.
+optimizer states in half precision, so they are shown beside the sum of these three.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Deduplication by datasketch, datatrove and text-dedup, as `prepare.py` beside it measures them.
 
-Each is given the documents in memory and a folder, and returns how many documents it keeps. The packages are no
+Each is given the documents in memory and a folder, and returns how many documents it keeps. The packages are not
 dependencies of ours; `prepare.py` says how to install them.
 """
 

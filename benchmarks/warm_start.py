@@ -5,7 +5,7 @@
 For each number of files a folder of that many small texts is prepared once, with the index of a run. Then a new process
 imports what it needs, and only then the clock starts: looking for the files, their key, the manifest, the index, and
 one batch. The files are in the operating system's cache. `prepared` is the same with a folder that `chinchilla-ds
-prepare` made, where no text is looked for. Imports are told beside it; they are not part of it.
+prepare` made, where no text is looked for. Imports are reported separately; they are not part of it.
 """
 
 import argparse

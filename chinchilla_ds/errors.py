@@ -53,7 +53,7 @@ class ChinchillaError(Exception):
 
 @contextmanager
 def reworded(words: Callable[[str], str], /) -> Iterator[None]:
-    """Put the problems that are raised here into the words of whoever shows them, such as a command line's flags."""
+    """Reword the problems that are raised here for the interface that shows them, such as a command line."""
     try:
         yield
     except ChinchillaError as error:

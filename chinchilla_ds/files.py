@@ -1,4 +1,4 @@
-"""Files and folders that are whole under their name, or not there: written aside, then renamed.
+"""Files and folders that are complete under their name, or absent: written aside, then renamed.
 
 `whole_file` and `whole_folder` are the one way to do so. The others say what else is promised: `write_durably` survives
 a power failure, `write_text` and `new_folder` are for what the user names on the command line. What is written aside
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _ASIDE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 _LONGEST_NAME_BYTES = 192
-"""Of a name that its name aside repeats, which may have 255 bytes in all; a longer one is known by its hash."""
+"""Bytes of a name that are repeated in its name aside, which is limited to 255; a longer one is replaced by a hash."""
 
 
 # ---- whole, or not there ---------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def whole_file(path: Path, /) -> Iterator[Path]:
         yield aside
         aside.replace(path)
     finally:
-        with suppress(OSError):  # what went wrong before is told
+        with suppress(OSError):  # the earlier error is raised
             aside.unlink(missing_ok=True)
 
 
@@ -109,7 +109,7 @@ def write_durably(path: Path, content: str | bytes, /) -> None:
     """Write a whole small file, its content and its name through to the disk.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+        OSError: it cannot be written; an existing file is kept.
     """
     with whole_file(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -163,7 +163,7 @@ def write_output(path: Path, /, *, content: bytes, named: str | None = "out") ->
             with whole_file(Path(os.path.realpath(path))) as aside:
                 aside.write_bytes(content)
     except OSError as error:
-        near = "" if path.parent.is_dir() else f"; {path.parent} is no folder"
+        near = "" if path.parent.is_dir() else f"; {path.parent} is not a folder"
         raise OutputError(f"{_shown(path, named)} cannot be written: {reason(error)}{near}") from None
 
 
@@ -190,7 +190,7 @@ def check_free(out: Path, /, *, named: str | None = "out") -> None:
         OutputError: it is there, or has no name of its own.
     """
     if not out.name:
-        raise OutputError(f"{_shown(out, named)} cannot be made anew; name a new folder")
+        raise OutputError(f"{_shown(out, named)} cannot be replaced; name a new folder")
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():

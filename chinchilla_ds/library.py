@@ -1,7 +1,7 @@
 """What `import chinchilla_ds` offers: planning, text, training and trained models as functions.
 
 Paths may be text or `pathlib.Path`. Nothing here prints but `train`, which shows what the launcher shows, and nothing
-ends the process: what the user can put right is a `ChinchillaError`, any other exception a bug of ours. Heavy imports
+ends the process: what the user can fix is a `ChinchillaError`, any other exception a bug of ours. Heavy imports
 stand where they are used, so that planning needs no torch.
 """
 
@@ -59,7 +59,7 @@ def plan(
 
     Raises:
         DsConfigError: `ds_config` cannot be read, or contradicts the config.
-        ConfigError: values that mean nothing, or contradict each other.
+        ConfigError: values that are invalid, or contradict each other.
         LayoutError: no layout fits, or the one that is asked for cannot be built.
         PlanError: no model for the budget.
     """

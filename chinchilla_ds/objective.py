@@ -1,4 +1,4 @@
-"""What turns the decoder's output and a micro-batch into a loss: the face that every objective has. No torch here.
+"""Objectives turn the decoder's output and a micro-batch into a loss: their common interface. No torch here.
 
 `Objective` itself is next-token cross entropy, the default; another one overrides what it changes. The engine calls
 every method on every rank unless its docstring says otherwise. docs/add-a-loss.md shows how to write one.
@@ -40,7 +40,7 @@ class LabelledTokens(Protocol):
 
 
 class DecoderOutput(Protocol):
-    """What the last stage has made of one micro-batch."""
+    """The last stage's output for one micro-batch."""
 
     @property
     def logits(self) -> "Tensor":
@@ -67,7 +67,7 @@ class LossValue:
     """The loss of one micro-batch."""
 
     loss: "Tensor"
-    """What is optimised: a scalar, equal on all tensor-parallel ranks."""
+    """The optimised loss: a scalar, equal on all tensor-parallel ranks."""
     scalars: "Mapping[str, Tensor | float]" = field(default_factory=dict)
     """What is reported beside it, one value for each of `Objective.scalar_names`; means over micro-batches and
     data-parallel ranks."""
@@ -224,10 +224,10 @@ class Objective:
         return mine.loss is Objective.loss and mine.evaluation_loss is Objective.evaluation_loss
 
     def end_step(self, *, skipped: bool) -> None:
-        """Update what is no parameter: multipliers, counters. A skipped step has changed no weight."""
+        """Update state that is not a parameter: multipliers, counters. A skipped step has changed no weight."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is no parameter as plain JSON data, the same on every rank; every checkpoint holds it."""
+        """Return the state besides parameters as plain JSON data, the same on every rank; every checkpoint holds it."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
@@ -437,7 +437,7 @@ def make_objective(spec: PluginSpec, /) -> Objective:
     """
     kind = load(Kind.OBJECTIVE, spec.name, ours=OURS)
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
-        raise ConfigError(f"objective {spec.name!r} is no subclass of chinchilla_ds.objective.Objective")
+        raise ConfigError(f"objective {spec.name!r} is not a subclass of chinchilla_ds.objective.Objective")
     objective: Objective = make(Kind.OBJECTIVE, spec, ours=OURS)
     objective.spec = spec
     if problems := list(_scalar_problems(objective)):
@@ -448,7 +448,8 @@ def make_objective(spec: PluginSpec, /) -> Objective:
 def _scalar_problems(objective: Objective) -> Iterator[str]:
     for name in objective.scalar_names:
         if not _SCALAR_NAME.fullmatch(name):
-            yield f"objective {spec_of(objective)}: {name!r} is no name of a scalar: small letters, digits, _ and /"
+            what = f"objective {spec_of(objective)}: {name!r} is not a valid name of a scalar"
+            yield f"{what}: lower-case letters, digits, _ and /"
     if len(set(objective.scalar_names)) < len(objective.scalar_names):
         yield f"objective {spec_of(objective)} names a scalar twice: {', '.join(objective.scalar_names)}"
 

@@ -14,7 +14,7 @@ from chinchilla_ds.plugins import Kind, PluginSpec, make
 from chinchilla_ds.run_plan import ADAM_STATES, Offload, OptimizerPlan, RunPlan
 
 STATE_BYTES = 4
-"""Of one value of a state, and of a master weight: both are FP32, in memory and in checkpoints."""
+"""Bytes of one value of a state, and of a master weight: both are FP32, in memory and in checkpoints."""
 
 
 class StepCount(StrEnum):
@@ -24,7 +24,7 @@ class StepCount(StrEnum):
     """It does not."""
     NUMBER = "number"
     TENSOR = "tensor"
-    """Of no dimensions, in FP32, as torch's own optimizers do."""
+    """A tensor without dimensions, in FP32, as in torch's own optimizers."""
 
 
 def every_weight(name: str, shape: tuple[int, ...], /) -> bool:
@@ -47,7 +47,7 @@ class OptimizerSpec:
     """One optimizer with its arguments."""
 
     title: str
-    """What texts call it: AdamW."""
+    """Its name in texts: AdamW."""
     builder: str
     """`module:function` of `build(groups, *, plan, offload, **arguments)`, which returns a torch optimizer. `groups`
     are torch's parameter groups with their weight decay; `plan` is the OptimizerPlan, `offload` where states live.
@@ -116,7 +116,7 @@ def optimizer_of(plan: OptimizerPlan, /) -> OptimizerSpec:
     if spec.states != plan.states:
         raise ConfigError(
             f"optimizer {plan.plugin} keeps {_listed(spec.states)} for a weight, and kept {_listed(plan.states)} when "
-            "the plan was made: make the plan anew, or install the version that it was made with"
+            "the plan was made: make a new plan, or install the version that it was made with"
         )
     return spec
 

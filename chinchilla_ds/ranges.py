@@ -43,7 +43,7 @@ class MultipleOf:
 
 @dataclass(frozen=True)
 class Len:
-    """Text of `min_length` to `max_length` characters; None is no limit."""
+    """Text of `min_length` to `max_length` characters; None: unlimited."""
 
     min_length: int = 0
     max_length: int | None = None

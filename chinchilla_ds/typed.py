@@ -20,7 +20,7 @@ from typing import Any
 from chinchilla_ds.errors import ChinchillaError, ConfigError, did_you_mean
 
 SHOWN_CHARACTERS = 80
-"""Of a value in a message."""
+"""Characters of a value in a message."""
 
 Read = Callable[[Any, str, list[str]], Any]
 """From a value, its place and the list that receives problems to the field's value; INVALID if it adds a problem."""
@@ -28,7 +28,7 @@ INVALID: Any = object()
 
 
 def build(cls: Any, data: Any, *, where: str, error: type[ChinchillaError] = ConfigError) -> Any:
-    """Make a dataclass of plain data, its fields and theirs.
+    """Build a dataclass, including nested ones, from plain data.
 
     Args:
         cls: A dataclass.
@@ -125,7 +125,7 @@ class _Scalar:
 
     plain: _Plain
     checks: tuple[tuple[Callable[[Any], bool], str], ...]
-    """Of a value of the right type, and what it must be if it fails."""
+    """Checks of a value of the right type, with the rule to report if one fails."""
     is_interval: bool
     """Whether all between two values that pass do so too."""
 
@@ -153,7 +153,7 @@ def _checks(limits: Sequence[Any]) -> Iterator[tuple[Callable[[Any], bool], str]
         bounds = {name: getattr(limit, name, None) for name in _BOUNDS}
         given = {name: bound for name, bound in bounds.items() if bound is not None}
         if not given:
-            raise TypeError(f"{limit!r} is no range of a field: see chinchilla_ds.ranges")
+            raise TypeError(f"{limit!r} is not a range of a field: see chinchilla_ds.ranges")
         for name, bound in given.items():
             is_fine, wanted = _BOUNDS[name]
             yield functools.partial(is_fine, bound), wanted(bound)

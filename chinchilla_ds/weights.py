@@ -32,9 +32,9 @@ class Split:
         """Return where a rank's part lies along `dim` of the whole weight, in the order in which the rank has it.
 
         Args:
-            length: Of the whole weight along `dim`.
-            rank: Of tensor parallelism.
-            world_size: Of tensor parallelism.
+            length: Length of the whole weight along `dim`.
+            rank: Tensor-parallel rank.
+            world_size: Tensor-parallel size.
         """
         run, part = length // self.runs, length // (self.runs * world_size)
         starts = (number * run + rank * part for number in range(self.runs))
@@ -48,7 +48,7 @@ HALVES = Split(dim=0, runs=2)
 
 
 class Initialization(StrEnum):
-    """What a weight holds before training."""
+    """The initial values of a weight."""
 
     NORMAL = "normal"
     """Normal with the shape's init_std."""
@@ -84,7 +84,7 @@ class WeightKind:
 
     @property
     def attribute(self) -> str:
-        """What the weight's module is called."""
+        """Name of the weight's module."""
         return self.name.split(".")[-2]
 
     def full_name(self, layer: int) -> str:
@@ -274,7 +274,7 @@ _BY_NAME = {kind.name: kind for kind in TABLE}
 
 
 def kind_of(name: str, /) -> WeightKind | None:
-    """Return the row of a weight by its name in an undivided GPTModel; None: it is no weight of the decoder."""
+    """Return the row of a weight by its name in an undivided GPTModel; None: it is not a weight of the decoder."""
     if name.startswith(_LAYER):
         _, _, behind = name.removeprefix(_LAYER).partition(".")
         kind = _BY_NAME.get(behind)

@@ -115,7 +115,7 @@ def _optimizer_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _setting_problems(config: RunConfig) -> Iterator[str]:
-    """Yield what is wrong with the optimizer, and with settings of it that were given."""
+    """Yield the problems of the optimizer, and of settings of it that were given."""
     rules: dict[str, tuple[str, Callable[[float], bool]]] = {
         "weight_decay": ("from 0 to 1", lambda value: 0 <= value <= 1),
         "beta1": ("at least 0 and below 1", lambda value: 0 <= value < 1),

@@ -139,7 +139,7 @@ def plan_on_devices(
         explicit: Names of the config fields that somebody has set; those of the layout are not searched.
 
     Raises:
-        ConfigError: values that mean nothing, an unknown device, law or shape, or a device whose rates are not known.
+        ConfigError: invalid values, an unknown device, law or shape, or a device whose rates are not known.
         LayoutError: no layout fits.
         PlanError: no model for the budget.
     """

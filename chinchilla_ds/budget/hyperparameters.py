@@ -24,7 +24,7 @@ WSD_DECAY_FRACTION = 0.2
 WEIGHT_DECAY = 0.1
 """Decay of Step Law's and DeepSeek's runs; see `choose_weight_decay`."""
 BETA1, BETA2 = 0.9, 0.95
-"""Of Step Law's runs, which the learning rate was fitted on (arXiv:2503.04715)."""
+"""Value of Step Law's runs, which the learning rate was fitted on (arXiv:2503.04715)."""
 EPSILON = 1e-8
 """Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1."""
 CHINCHILLA_LEARNING_RATE = 1e-4

@@ -1,4 +1,4 @@
-"""What an objective costs: its FLOPs are paid from the budget, its bytes stand beside the decoder's on every rank."""
+"""The cost of an objective: its FLOPs are paid from the budget, its bytes add to the decoder's on every rank."""
 
 import dataclasses
 
@@ -12,13 +12,13 @@ from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, ModelShape, ParallelL
 def pay_for_objective(choice: ModelChoice, *, objective: Objective, config: RunConfig) -> ModelChoice:
     """Return the choice with the tokens that the budget buys once the objective's FLOPs are paid too.
 
-    The model stays what the law makes of the budget: no law knows of an objective's FLOPs. Where tokens were asked for,
-    or the law's tokens for a model, they stay, and a budget that nobody named grows.
+    The model is the law's for the budget: no law accounts for an objective's FLOPs. If tokens were requested,
+    or the law's tokens for a model, they are kept, and a budget that was not given grows.
 
     Args:
         choice: Model and tokens for the decoder's FLOPs alone.
-        objective: What makes the loss.
-        config: What was asked for.
+        objective: Computes the loss.
+        config: The user's configuration.
     """
     extra, own = objective.flops_per_token(choice.shape), decoder_flops_per_token(shape=choice.shape)
     if not extra:
@@ -67,9 +67,9 @@ def with_objective_time(time: StepTime, *, decoder_flops: float, objective_flops
     """Return the time of a step with the objective's FLOPs, at the rate at which the decoder's are computed.
 
     Args:
-        time: Of the decoder's step.
-        decoder_flops: Per token.
-        objective_flops: Per token.
+        time: Time of the decoder's step.
+        decoder_flops: The decoder's FLOPs per token.
+        objective_flops: The objective's FLOPs per token.
     """
     if not objective_flops:
         return time

@@ -57,14 +57,14 @@ TRAINING_EXAMPLES = (
 
 
 class Help(argparse.HelpFormatter):
-    """Flags on the left, what they do on the right, as far as the screen allows."""
+    """Flags on the left, their descriptions on the right, within the screen's width."""
 
     def __init__(self, prog: str) -> None:
         columns = min(shutil.get_terminal_size().columns, _HELP_COLUMNS)
         super().__init__(prog, max_help_position=_HELP_FLAG_COLUMNS if columns > 100 else 24, width=columns - 2)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Keep examples as they are; wrap anything else."""
+        """Keep examples unchanged; wrap anything else."""
         return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
 
 
@@ -72,18 +72,18 @@ _EXAMPLES = "examples:\n"
 
 
 def examples_text(examples: Sequence[str]) -> str:
-    """Return what ends a command's help."""
+    """Return the end of a command's help."""
     return _EXAMPLES + "\n".join(f"  {example}" for example in examples)
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ConfigError where argparse would print its usage and exit."""
+    """Raises ConfigError instead of printing the usage and exiting."""
 
     config = ConfigFile()
     """What `--config` names, while its flags are parsed."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, with `--flops -1e21` read as a value, which argparse takes for a flag, and with --config's flags."""
+        """Parse, with `--flops -1e21` read as a value (argparse would see a flag), and with --config's flags."""
         words: list[str] = []
         for word in sys.argv[1:] if args is None else args:
             if _NEGATIVE.match(word) and words and words[-1].startswith("--") and "=" not in words[-1]:
@@ -120,7 +120,7 @@ def parse(argv: Sequence[str] | None) -> TrainCommand:
     """Read the command line of launchers/pretrain.py.
 
     Raises:
-        ConfigError: an unknown flag or a value that is none.
+        ConfigError: an unknown flag or an invalid value.
     """
     values = vars(training_parser().parse_args(argv))
     values.pop("local_rank", None)
@@ -203,7 +203,7 @@ def plugin(text: str) -> PluginSpec:
 
 
 def path(text: str) -> Path:
-    """Return a path that is not empty, and that a file system could hold."""
+    """Return a path that is not empty and valid for a file system."""
     if not text.strip():
         raise argparse.ArgumentTypeError("a path cannot be empty")
     if "\0" in text:
@@ -217,7 +217,7 @@ def path(text: str) -> Path:
 
 
 def choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
-    """Return a parser of an enumeration's values that says which there are."""
+    """Return a parser of an enumeration's values whose errors list them."""
 
     def read(text: str) -> _Choice:
         values = [one.value for one in kind]
@@ -239,7 +239,7 @@ def run_name(text: str) -> str:
 
 
 class _NamedOtherwise(argparse.Action):
-    """A flag that DeepSpeed's own scripts give their file with."""
+    """An alternative name of --ds_config in DeepSpeed's own scripts."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
@@ -278,7 +278,7 @@ def training_flags(parser: argparse.ArgumentParser) -> None:
     _data_flags(parser.add_argument_group("data and output"))
     _checkpoint_flags(parser.add_argument_group("checkpoints"))
     _guard_flags(parser.add_argument_group("guards"))
-    _plugin_flags(parser.add_argument_group("code of your own (docs/add-a-callback.md)"))
+    _plugin_flags(parser.add_argument_group("your own code (docs/add-a-callback.md)"))
     layout_flags(parser.add_argument_group("parallel layout (the ds_config's `chinchilla_ds` section says the same)"))
 
 
@@ -345,14 +345,14 @@ def model_flags(group: Group) -> None:
     flag(group, "weight-decay", _zero_or_more, "decoupled decay of matrices (default 0.1)")
     flag(group, "beta1", _zero_or_more, "decay of AdamW's first moment (default 0.9)")
     flag(group, "beta2", _zero_or_more, "decay of AdamW's second moment (default 0.95)")
-    flag(group, "epsilon", _quantity, "what AdamW adds to the root of its second moment (default 1e-8)")
+    flag(group, "epsilon", _quantity, "term that AdamW adds to the root of its second moment (default 1e-8)")
     flag(group, "warmup-iters", _whole_or_0, "steps of warm-up (default: by size, batch and length of the run)")
-    text = f"what makes the loss, or module:Class of yours (default {DEFAULT_OBJECTIVE}; docs/add-a-loss.md)"
+    text = f"the objective, or module:Class of yours (default {DEFAULT_OBJECTIVE}; docs/add-a-loss.md)"
     flag(group, "objective", plugin, text, metavar="NAME[,key=value]")
     flag(group, "gradient-clipping", _zero_or_more, "largest gradient norm, 0 for none (default 1.0)")
     flag(group, "decay", choice(Decay), "learning-rate decay after warm-up (default cosine)", metavar=_names(Decay))
     flag(group, "precision", choice(Precision), "default bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))
-    group.add_argument("--document-mask", action=argparse.BooleanOptionalAction, help="attend within documents alone")
+    group.add_argument("--document-mask", action=argparse.BooleanOptionalAction, help="attend only within documents")
     flag(group, "seed", _whole_or_0, f"weights, data order, tokenizer sample (default {RunConfig().seed})")
 
 
@@ -371,7 +371,7 @@ def _data_flags(group: Group) -> None:
     flag(group, "max-epochs", _quantity, f"how often the corpus may be read (default {defaults.max_epochs:g})")
     flag(group, "blend", path, "weights of a prepared corpus's sources, as `mix fit --out` writes them", metavar="FILE")
     flag(group, "eval-interval-tokens", whole, "trained tokens between evaluations (default: ten in a run)")
-    flag(group, "sample-interval-tokens", whole, "trained tokens between samples of text (default: at the end alone)")
+    flag(group, "sample-interval-tokens", whole, "trained tokens between samples of text (default: only at the end)")
     flag(group, "output", path, "folder for runs, prepared data and mlflow.db (default runs)", metavar="FOLDER")
     flag(group, "run-name", run_name, "the run's folder in it, and its name in MLflow (default: budget and time)")
 
@@ -380,25 +380,25 @@ def _checkpoint_flags(group: Group) -> None:
     defaults = CheckpointConfig()
     text = "time, tokens or steps between checkpoints, such as 1B-tokens or 500-steps (default 30m)"
     flag(group, "save-every", save_interval, text, metavar="30m")
-    flag(group, "keep", whole, f"newest checkpoints that stay (default {defaults.keep})")
+    flag(group, "keep", whole, f"newest checkpoints that are kept (default {defaults.keep})")
     flag(group, "milestone-every", whole, "keep checkpoints at multiples of this many steps", metavar="STEPS")
     group.add_argument(
         "--save-in-background",
         action=argparse.BooleanOptionalAction,
-        help="go on training while a copy in host memory is written (default yes)",
+        help="continue training while a copy in host memory is written (default yes)",
     )
-    text = "go on with the last unfinished run of the same command (the default), with none, or with this run"
+    text = "resume the last unfinished run of the same command (the default), none, or this run"
     flag(group, "resume", str, text, metavar="latest|none|FOLDER")
-    flag(group, "init-from", path, "begin with the weights of this checkpoint or run", metavar="FOLDER")
+    flag(group, "init-from", path, "start with the weights of this checkpoint or run", metavar="FOLDER")
 
 
 def _guard_flags(group: Group) -> None:
     defaults = GuardConfig()
     text = f"batches in a row without a finite loss and gradient that end the run (default {defaults.max_bad_batches})"
     flag(group, "max-bad-batches", whole, text)
-    text = f"when the loss has jumped and stays up (default {defaults.on_spike})"
+    text = f"when the loss has jumped and stays high (default {defaults.on_spike})"
     flag(group, "on-spike", choice(OnSpike), text, metavar=_names(OnSpike))
-    text = f"a step that takes longer is taken for hung (default {defaults.hang_timeout_s:g})"
+    text = f"a step that takes longer counts as hung (default {defaults.hang_timeout_s:g})"
     flag(group, "hang-timeout", _quantity, text, metavar="SECONDS", dest="hang_timeout_s")
 
 
@@ -417,4 +417,4 @@ def layout_flags(group: Group) -> None:
     group.add_argument(
         "--sequence-parallel", action=argparse.BooleanOptionalAction, help="split norms over the tensor-parallel ranks"
     )
-    flag(group, "recompute", choice(Recompute), "what backward passes compute again", metavar=_names(Recompute))
+    flag(group, "recompute", choice(Recompute), "what backward passes recompute", metavar=_names(Recompute))

@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> str:
     """Convert, and return what was written.
 
     Raises:
-        CheckpointError: no checkpoint of the run is whole, or it lacks what is asked for.
-        OutputError: the folder is there, or cannot be written.
+        CheckpointError: no checkpoint of the run is intact, or it lacks what is requested.
+        OutputError: the folder exists, or cannot be written.
     """
     out: Path = arguments.out
     check_free(out)
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> str:
             f"wrote {out}: {format_bytes(num_bytes)}{where} in DeepSpeed's universal format, tag {tag}; load it with "
             '"checkpoint": {"load_universal": true} in the ds_config'
         )
-    return f"wrote {out}: {format_bytes(num_bytes)}, the weights{where}; begin a run from them with --init-from {out}"
+    return f"wrote {out}: {format_bytes(num_bytes)}, the weights{where}; start a run from them with --init-from {out}"
 
 
 def _to_universal(reader: "CheckpointReader", aside: Path) -> int:

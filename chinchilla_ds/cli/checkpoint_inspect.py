@@ -1,4 +1,4 @@
-"""`chinchilla-ds checkpoint inspect`: what the checkpoints of a run hold, without reading their tensors."""
+"""`chinchilla-ds checkpoint inspect`: the content of a run's checkpoints, without reading their tensors."""
 
 import argparse
 import dataclasses
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _problems(checkpoint: Path) -> list[str]:
-    """Return what is wrong with a checkpoint as far as the sizes of its files tell."""
+    """Return the problems of a checkpoint as far as its files' sizes show them."""
     try:
         return list(folders.damage(checkpoint, names=frozenset()))
     except CheckpointError as error:
@@ -80,7 +80,7 @@ def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
         ),
     )
     passed_over = f", {state.bad_batches} passed over" if state.bad_batches else ""
-    yield "data", f"{state.data_step:,} batches used up{passed_over}; text {state.data_key or 'not told'}"
+    yield "data", f"{state.data_step:,} batches used up{passed_over}; text {state.data_key or 'unknown'}"
     if state.loss is not None:
         yield "train loss", f"{state.loss:.4f} nats per token"
     if state.held_out_loss is not None and state.held_out_bits_per_byte is not None:
@@ -91,7 +91,7 @@ def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
         yield "loss scale", f"{state.loss_scaler.get('cur_scale', '?')}"
     yield "saved under", f"{describe_layout(plan.layout)}, {plan.precision}; loads under any other"
     tokenizer = reader.tokenizer_path.name if reader.tokenizer_path else "none in the checkpoint"
-    yield "tokenizer", f"{tokenizer}, SHA-256 {state.tokenizer_sha256 or 'not told'}"
+    yield "tokenizer", f"{tokenizer}, SHA-256 {state.tokenizer_sha256 or 'unknown'}"
     yield "software", ", ".join(f"{name} {number}" for name, number in state.versions.items())
 
 

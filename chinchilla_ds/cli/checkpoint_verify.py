@@ -1,4 +1,4 @@
-"""`chinchilla-ds checkpoint verify`: every file of a run's checkpoints, held against their manifests, and read."""
+"""`chinchilla-ds checkpoint verify`: every file of a run's checkpoints is read and compared with the manifest."""
 
 import argparse
 from pathlib import Path
@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> str:
     """Read every file; return a line for each checkpoint.
 
     Raises:
-        CheckpointError: some are damaged; every file that is wrong is named, and which checkpoints are whole.
+        CheckpointError: some are damaged; names every damaged file, and the intact checkpoints.
     """
     whole: list[str] = []
     damaged: list[str] = []
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> str:
             whole.append(_line(checkpoint))
     if damaged:
         names = ", ".join(line.split()[0] for line in whole) or "none"
-        raise CheckpointError([*damaged, f"whole: {names}; a run goes on from the newest that is whole"])
+        raise CheckpointError([*damaged, f"intact: {names}; a run resumes from the newest that is intact"])
     return "\n".join(whole)
 
 

@@ -41,7 +41,7 @@ COMMANDS = {
     ),
     "laws": Command(
         "chinchilla_ds.cli.laws",
-        "compare what published laws say of a budget",
+        "compare published laws at a budget",
         ("chinchilla-ds laws --flops 1e21",),
     ),
     "ds-config": Command(
@@ -90,12 +90,12 @@ COMMANDS = {
     ),
     "import": Command(
         "chinchilla_ds.cli.import_",
-        "make a checkpoint of a Llama from elsewhere, to train on",
+        "make a checkpoint of a foreign Llama, to train further",
         ("chinchilla-ds import model/ --out imported/",),
     ),
     "track": Command(
         "chinchilla_ds.cli.track",
-        "bring MLflow to what a run's metrics.jsonl holds",
+        "synchronise MLflow with a run's metrics.jsonl",
         ("chinchilla-ds track runs/first",),
     ),
     "checkpoint inspect": Command(
@@ -130,7 +130,7 @@ COMMANDS = {
     ),
     "completion": Command(
         "chinchilla_ds.cli.completion",
-        "print what completes commands and flags in a shell",
+        "print a shell's completion script for commands and flags",
         ("source <(chinchilla-ds completion bash)",),
     ),
     "help": Command(

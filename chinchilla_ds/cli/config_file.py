@@ -1,4 +1,4 @@
-"""`--config run.yaml`: flags as the keys of a YAML file. A flag on the command line takes the place of its key."""
+"""`--config run.yaml`: flags as the keys of a YAML file. A flag on the command line overrides its key."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +19,10 @@ class ConfigFile:
 
     path: Path | None = None
     words: Sequence[str] = ()
-    """As they would stand on the command line."""
+    """As written on the command line."""
 
     def place_of(self, problem: str) -> str:
-        """Return `run.yaml: ` before a problem that begins with a flag of the file, else the empty string."""
+        """Return `run.yaml: ` before a problem that starts with a flag of the file, otherwise the empty string."""
         flag = problem.split(":")[0].split("/")[0]
         given = {word.split("=")[0] for word in self.words}
         return f"{self.path}: " if flag in given else ""
@@ -73,7 +73,7 @@ def take_config(words: Sequence[str], /, *, flags: Sequence[argparse.Action]) ->
 
 
 def _named_file(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Return the file that `--config` names, and the other words; argparse says what is wrong with a bare flag."""
+    """Return the file that `--config` names, and the other words; argparse reports a bare flag."""
     path, rest = None, []
     left: Iterator[str] = iter(words)
     for word in left:

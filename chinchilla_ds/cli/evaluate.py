@@ -1,4 +1,4 @@
-"""`chinchilla-ds evaluate`: what a trained model's losses come to, on held-out text, on files, and on tasks."""
+"""`chinchilla-ds evaluate`: a trained model's losses on held-out text, on files, and on tasks."""
 
 import argparse
 import functools
@@ -159,7 +159,7 @@ def _by_source(words: list[str]) -> dict[str, list[str]]:
 
 
 class _Progress:
-    """Tokens scored so far, on a terminal that watches."""
+    """Shows the tokens scored so far on a terminal."""
 
     def __init__(self, *, shown: bool) -> None:
         import sys
@@ -236,7 +236,7 @@ def _table(found: dict[str, Any]) -> "Iterator[str]":
                 yield f"{task:<32}{metric:<20}{value:>10.4f}"
         return
     yield f"text          {found['text']}"
-    yield f"windows       {found['window']} tokens, each next one {found['stride']} further"
+    yield f"windows       {found['window']} tokens, each {found['stride']} after the previous"
     yield ""
     width = max(8, *map(len, found["scores"]))
     yield f"{'source':<{width}}{'documents':>11}{'tokens':>12}{'nats/token':>12}{'perplexity':>12}{'bits/byte':>11}"

@@ -1,4 +1,4 @@
-"""`chinchilla-ds fit`: a scaling law from a table of runs, as a screen, JSON, a picture, and a law to plan with."""
+"""`chinchilla-ds fit`: a scaling law from a table of runs, as a report, JSON, a picture, and a law to plan with."""
 
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ MLFLOW_PREFIX = "mlflow:"
 DEFAULT_DRAWS = 1000
 DEFAULT_SEED = 42
 DEFAULT_DATABASE = Path("runs/mlflow.db")
-"""Where training keeps its runs unless told otherwise."""
+"""Where training keeps its runs by default."""
 _OWN_OF_SURFACE = ("form", "objective", "delta", "out")
 
 
@@ -165,7 +165,7 @@ def _mlflow_runs(source: str, *, tracking_uri: str | None, min_rows: int) -> "Re
 
 
 def _status(text: str) -> "contextlib.AbstractContextManager[object]":
-    """Return what shows on a terminal that work is going on; nothing elsewhere."""
+    """Return a status indicator on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         return contextlib.nullcontext()
     from rich.console import Console

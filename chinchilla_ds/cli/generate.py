@@ -28,11 +28,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     text = f"tokens to draw at most (default {DEFAULT_MAX_TOKENS}, within the context)"
     flag(parser, "max-tokens", whole, text, dest="max_new_tokens")
     flag(parser, "temperature", float, "0 takes the most likely token (default 0.8)", default=0.8)
-    flag(parser, "top-k", int, "draw from the k most likely tokens alone", metavar="K")
-    flag(parser, "top-p", float, "draw from the most likely tokens that sum to p alone", metavar="P")
+    flag(parser, "top-k", int, "draw only from the k most likely tokens", metavar="K")
+    flag(parser, "top-p", float, "draw only from the most likely tokens that sum to p", metavar="P")
     parser.add_argument("--stop", nargs="+", default=(), metavar="TEXT", help="end before the first of these strings")
     flag(parser, "seed", int, "the same seed draws the same text (default 0)", default=0, metavar="N")
-    parser.add_argument("--stream", action="store_true", help="show text as it comes")
+    parser.add_argument("--stream", action="store_true", help="show text as it is generated")
     flag(parser, "draft", path, "a smaller model of the same tokenizer that guesses ahead", metavar="RUN")
     parser.add_argument("--compile", action="store_true", help="torch.compile (CUDA graphs on a GPU): a slow start")
     parser.add_argument("--json", action="store_true", help="print prompts, texts and why they ended as JSON")
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what cannot go together, before anything slow.
+    """Refuse incompatible flags, before anything slow.
 
     Raises:
         ConfigError: listing it all.
@@ -108,7 +108,7 @@ class _Writer:
             self._check_draft(draft)
         self._context_tokens = min(one.context_tokens for one in (self._model, draft) if one is not None)
         if arguments.prompt is not None:
-            self._prepare(arguments.prompt)  # what is too long is said before the weights are read
+            self._prepare(arguments.prompt)  # overlong prompts are reported before the weights are read
         decoder = self._model.load(ranks=ranks, precision=arguments.dtype)
         self._source = CachedDecoder(decoder, compiled=arguments.compile)
         self._draft = None if draft is None else CachedDecoder(draft.load(ranks=ranks, precision=arguments.dtype))
@@ -170,7 +170,7 @@ def _show(text: str) -> None:
 
 
 def _show_nothing(_text: str) -> None:
-    """What the ranks but the first do."""
+    """Used by all ranks but the first."""
 
 
 def _as_text(prompts: Sequence[str], found: "Sequence[Continuation]") -> str:

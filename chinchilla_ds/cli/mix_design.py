@@ -25,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument("corpus", type=path, metavar="CORPUS", help="prepared corpus of at least two named sources")
-    runs = "mixtures to write, the natural one among them; 8 per source serve well"
+    runs = "mixtures to write, the natural one among them; 8 per source work well"
     flag(parser, "runs", whole, runs, required=True, dest="num_runs")
     flag(parser, "out", path, "table to write", metavar="FILE.csv", required=True)
     flag(parser, "min-share", quantity(None), "smaller weights become 0, and weights are its multiples (default 2e-4)")
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> str:
 
     Raises:
         ConfigError: settings out of range, or caps that no mixture keeps.
-        DataError: no prepared corpus of several sources.
+        DataError: not a prepared corpus of several sources.
         OutputError: the table cannot be written.
     """
     from chinchilla_ds.data.mixture.sampling import DEFAULT_MIN_SHARE, design_mixtures

@@ -39,7 +39,7 @@ _Show = Callable[[str, float | None], None]
 
 _OWN = ("table", "corpus", "ds_config", "max_epochs", "output")
 PLAN_NAME, CORPUS_NAME = "plan.json", "corpus.json"
-"""What all runs of a table share, kept beside them."""
+"""The file with what all runs of a table share."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +166,7 @@ def _difference(kept: Path, now: str) -> str:
 
 
 def _write_loss(table: Path, *, run: str, loss: float) -> None:
-    """Put a loss into the table as it is now, which someone may have edited meanwhile."""
+    """Write a loss into the current table, which may have been edited in the meantime."""
     from chinchilla_ds.data.mixture.table import with_loss
 
     try:
@@ -178,7 +178,7 @@ def _write_loss(table: Path, *, run: str, loss: float) -> None:
 
 @contextmanager
 def _progress(runs: Sequence["DesignedRun"], *, plan: RunPlan) -> Iterator[_Show]:
-    """Show which run is on and how many are done: a bar in a terminal, a line per run elsewhere."""
+    """Show which run is active and how many are done: a bar in a terminal, a line per run elsewhere."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -206,7 +206,7 @@ def _progress(runs: Sequence["DesignedRun"], *, plan: RunPlan) -> Iterator[_Show
         try:
             yield show
         except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on with the rows that have no loss")
+            console.print("interrupted; the same command resumes with the rows that have no loss")
             raise
 
 

@@ -35,7 +35,9 @@ _FILES = ("plan.json", "ds_config.json", "environment.json", "sample.txt")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.add_argument("run", type=path, metavar="RUN", help="a run's folder")
-    text = "MLflow's place (default: MLFLOW_TRACKING_URI, else where it was tracked, else mlflow.db beside it)"
+    text = (
+        "MLflow's place (default: MLFLOW_TRACKING_URI, otherwise where it was tracked, otherwise mlflow.db beside it)"
+    )
     flag(parser, "tracking-uri", _uri, text, metavar="URI")
     parser.add_argument("--uri", dest="tracking_uri", type=_uri, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")

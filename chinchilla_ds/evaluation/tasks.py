@@ -29,7 +29,7 @@ def open_tasks(names: Sequence[str], *, include_path: Path | None) -> Any:
             f"`tasks` needs lm-eval, and importing it fails: {error}; install it with pip install 'chinchilla-ds[eval]'"
         ) from None
     if include_path is not None and not include_path.is_dir():
-        raise ConfigError(f"`include_path={include_path}` is no folder; name one that holds task files (.yaml)")
+        raise ConfigError(f"`include_path={include_path}` is not a folder; name one that holds task files (.yaml)")
     if include_path is not None:
         _check_task_files(include_path)
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
@@ -37,7 +37,7 @@ def open_tasks(names: Sequence[str], *, include_path: Path | None) -> Any:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(
-            [f"`tasks`: {name!r} is no task of lm-eval{_nearest(name, known, include_path)}" for name in unknown]
+            [f"`tasks`: {name!r} is not a task of lm-eval{_nearest(name, known, include_path)}" for name in unknown]
         )
     return manager
 

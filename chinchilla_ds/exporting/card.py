@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFacts:
-    """What training reached and what it read; None where it is not known."""
+    """The results and the data of training; None if unknown."""
 
     licence: str | None = None
     """An SPDX identifier or one of Hugging Face's, such as `apache-2.0`."""
@@ -65,15 +65,15 @@ def model_card(
     """Return the card in Markdown, with the YAML head that the Hugging Face hub reads.
 
     Args:
-        plan: What the model was trained by.
-        facts: What came of it.
+        plan: The plan of training.
+        facts: The results of training.
         num_params: Parameters of the export, without padding.
-        dtype: Of the weights.
+        dtype: Type of the weights.
         bos: The token that begins every document; None: there is none.
     """
     head = ["---", f"license: {facts.licence or 'unknown'}", "library_name: transformers"]
     head += ["pipeline_tag: text-generation", "tags:", "- chinchilla-ds", "---"]
-    licence = "" if facts.licence else " Its licence has not been named: ask whoever trained it before using it."
+    licence = "" if facts.licence else " Its licence has not been named: ask the people who trained it before using it."
     return "\n".join(
         [
             *head,
@@ -143,7 +143,7 @@ def _training_rows(plan: RunPlan, facts: TrainingFacts) -> list[tuple[str, str]]
 
 
 def _data_lines(facts: TrainingFacts) -> list[str]:
-    """Return what became of the text that was read, source by source."""
+    """Return the fate of the text that was read, source by source."""
     if facts.ledger is None:
         return ["## Data", "", "Not recorded with the checkpoint.", ""]
     lines = ["## Data", "", "| source | read | dropped | duplicates | held out | train | tokens |"]

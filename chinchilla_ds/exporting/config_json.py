@@ -15,7 +15,7 @@ from chinchilla_ds.structured import build, read_json
 
 CONFIG_NAME = "config.json"
 QUANT_METHOD = "chinchilla_ds_vq"
-"""Of `quantization_config`, where our vector codec has coded the weights."""
+"""`quant_method` in `quantization_config` if our vector codec has coded the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Family:
     """Models of transformers that compute what this decoder computes with its switches in certain positions."""
 
     title: str
-    """What people call it."""
+    """Its common name."""
     model_type: str
     architecture: str
     switches: Mapping[str, bool]
@@ -72,14 +72,14 @@ class QuantizationConfig:
 
     quant_method: str | None = None
     dimension: Annotated[int, Ge(1), Le(64)] | None = None
-    """Of our vector codec."""
+    """Our vector codec's d."""
     codebook_size: Annotated[int, Ge(2), Le(1 << 16)] | None = None
-    """Of our vector codec."""
+    """Our vector codec's k."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """What a `config.json` says of a shape, under Llama's names; the limits are ten times the largest there is."""
+    """The shape in a `config.json`, under Llama's names; the limits are ten times the largest known values."""
 
     architectures: tuple[str, ...] | None = None
     model_type: str | None = None
@@ -126,7 +126,7 @@ def config_of(
         shape: The decoder.
         vocab_size: Rows of the embedding tables.
         token_ids: Those that begin, end and fill texts, all of them: Llama's own defaults are tokens 1 and 2.
-        dtype: Of the weights.
+        dtype: Type of the weights.
     """
     family = family_of(shape)
     return {
@@ -175,7 +175,7 @@ def shape_of(config: Mapping[str, Any], /, *, place: str) -> ModelShape:
 
     Args:
         config: What `read_config` returned.
-        place: How messages name it.
+        place: Its name in messages.
 
     Raises:
         ConfigError: it is of none, or has a part that this decoder does not have; all such parts are named.
@@ -204,7 +204,7 @@ def shape_of(config: Mapping[str, Any], /, *, place: str) -> ModelShape:
 
 
 def typed(config: Mapping[str, Any], /, *, place: str) -> LlamaConfig:
-    """Return what is read of a configuration; whatever else it holds plays no part in what the model computes.
+    """Return what is read of a configuration; everything else does not affect what the model computes.
 
     Raises:
         ConfigError: listing every value of another type, or out of range.

@@ -1,4 +1,4 @@
-"""The plan of weights that came from elsewhere."""
+"""The plan of imported weights."""
 
 import math
 
@@ -21,7 +21,7 @@ _SEQUENCES_PER_STEP = 64
 
 
 def plan_of(shape: ModelShape, /) -> RunPlan:
-    """Return a plan for a shape: the tokens that its size asks for, laid out for no machine.
+    """Return a plan for a shape: the tokens that its size asks for, without a machine's layout.
 
     It says what the weights are. A run of this plan lays it out on the ranks that there are, as the ds_config says.
     """

@@ -1,4 +1,4 @@
-"""What an export is worth, measured by transformers: nats per token on given tokens, and tokens per second."""
+"""Quality and speed of an export, measured by transformers: nats per token on given tokens, and tokens per second."""
 
 import time
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from chinchilla_ds.exporting.vector_folder import VectorReader, open_weights
 _TIMED_TOKENS = 64
 _WARM_UP_TOKENS = 4
 _TIMED_RUNS = 3
-"""The fastest counts: what else the machine does only slows it down."""
+"""Repetitions, of which the fastest counts: other work only slows it down."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,15 +47,15 @@ CODECS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """What was written."""
+    """The result of quantising."""
 
     folder: Path
     num_bytes: int
-    """Of all tensors."""
+    """Bytes of all tensors."""
     source_bytes: int
-    """Of all tensors before."""
+    """Bytes of all tensors before."""
     bits_per_weight: float
-    """Of the matrices that were quantised, scales and codebooks included."""
+    """Bits per weight of the quantised matrices, scales and codebooks included."""
     relative_error: float
     """Squared error of those matrices as a share of their squares."""
 
@@ -79,7 +79,7 @@ def quantize_folder(source: Path, /, *, out: Path, method: Quantization) -> Quan
     Args:
         source: A folder that `export_checkpoint` wrote.
         out: The folder to make.
-        method: What becomes of the matrices.
+        method: How the matrices are quantised.
 
     Raises:
         ConfigError: a package is missing, or the sizes do not allow the method.
@@ -112,7 +112,7 @@ def quantize_folder(source: Path, /, *, out: Path, method: Quantization) -> Quan
 
 
 def check_installed(method: Quantization, /) -> None:
-    """Check that what quantises, and what measures the result, is there.
+    """Check that the packages that quantise, and measure the result, are installed.
 
     Raises:
         ConfigError: a package is missing.

@@ -32,16 +32,16 @@ from chinchilla_ds.run_plan import ModelShape, RunPlan
 from chinchilla_ds.weights import OUTPUT
 
 _TYPES = ("F32", "BF16", "F16")
-"""Of weights, as safetensors calls them: what can be written in FP32 without loss."""
+"""Types of weights by safetensors' names that can be written in FP32 without loss."""
 _SHOWN_PROBLEMS = 8
 _COUNTED_ROWS = 4096
-"""Rows that are looked at together, once it is known that something is wrong."""
+"""Rows that are checked together, once a problem is known."""
 _TOKENIZER_NAME = ".tokenizer"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What was written."""
+    """The result of an import."""
 
     checkpoint: Path
     plan: RunPlan

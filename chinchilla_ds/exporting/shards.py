@@ -61,7 +61,7 @@ class ShardWriter:
         self._stream: BinaryIO | None = None
         self._bytes = 0
         self.total_bytes = 0
-        """Of all tensors so far."""
+        """Bytes of all tensors so far."""
 
     def add(self, name: str, /, *, shape: tuple[int, ...], dtype: torch.dtype, parts: Iterable[Tensor]) -> None:
         """Write a tensor whose rows come in `parts`, each of which is converted to `dtype`.
@@ -87,7 +87,7 @@ class ShardWriter:
         self.total_bytes += size
 
     def add_metadata(self, values: Mapping[str, str], /) -> None:
-        """Note what stands in the header of every file that is finished from now on."""
+        """Add metadata to the header of every file that is finished from now on."""
         self._metadata |= values
 
     def __enter__(self) -> "ShardWriter":
@@ -141,15 +141,15 @@ def _index_name(stem: str) -> str:
 
 
 class ShardReader:
-    """The tensors of a Hugging Face folder; what is asked for is read, and nothing stays in memory."""
+    """The tensors of a Hugging Face folder; tensors are read on request, and nothing is kept in memory."""
 
     def __init__(self, folder: Path, /, *, stem: str = STEM, home: Path | None = None) -> None:
         """Read the headers of the files named `stem`.
 
         Args:
-            folder: Where they lie.
-            stem: What their names begin with.
-            home: What links must not leave; None: the folder.
+            folder: Where they are.
+            stem: Start of their names.
+            home: The folder that links must not leave; None: `folder`.
 
         Raises:
             DataError: there are no safetensors files, one is missing, outside, or damaged, or two hold one tensor.

@@ -17,8 +17,8 @@ from chinchilla_ds.files import write_json
 
 _OURS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 _OURS_OF_MODELS = {
-    "split_special_tokens": True,  # text is never taken for a control token, as in training
-    "add_prefix_space": False,  # these two are for llama.cpp, which adds both unless it is told not to
+    "split_special_tokens": True,  # text is never read as a control token, as in training
+    "add_prefix_space": False,  # these two are for llama.cpp, which adds both by default
     "add_bos_token": False,
 }
 
@@ -26,7 +26,7 @@ _OURS_OF_MODELS = {
 def write_tokenizer(tokenizer: Tokenizer, /, *, folder: Path, seq_length: int) -> None:
     """Write the tokenizer files of a Hugging Face folder.
 
-    A SentencePiece model that stands alone becomes a `tokenizer.json`, and is kept beside it: llama.cpp reads it, and
+    A SentencePiece model on its own becomes a `tokenizer.json`, and is kept beside it: llama.cpp reads it, and
     so does an import. Anything else is written as it came, byte for byte.
 
     Args:

@@ -1,4 +1,4 @@
-"""Reads the weights of an export that the vector codec has coded, as if they had never been."""
+"""Reads the weights of an export that the vector codec has coded, decoded transparently."""
 
 import math
 import re

@@ -29,7 +29,7 @@ PADDING_STEM = "padding"
 CARD_NAME = "README.md"
 
 _CHUNK_BYTES = 256 * 1024**2
-"""Of a weight in FP32: larger ones are read in parts."""
+"""Bytes of a weight in FP32 above which it is read in parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class Exported:
 
     folder: Path
     num_params: int
-    """Of the exported model, without padding."""
+    """Parameters of the exported model, without padding."""
     num_bytes: int
-    """Of its tensors."""
+    """Bytes of its tensors."""
 
 
 def export_checkpoint(

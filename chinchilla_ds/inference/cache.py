@@ -23,12 +23,12 @@ class KvCache:
         """Allocate.
 
         Args:
-            num_layers: Of this pipeline stage.
+            num_layers: Layers of this pipeline stage.
             padding: Padding tokens in front of every row, int64 [b]; its device is the cache's.
-            num_query_groups: Of this tensor-parallel rank.
+            num_query_groups: Query groups of this tensor-parallel rank.
             max_length: Padding, prompt and new tokens together.
             kv_channels: Width of a head.
-            dtype: Of keys and values.
+            dtype: Type of keys and values.
         """
         shape = (len(padding), num_query_groups, max_length, kv_channels)
         self.keys = [torch.zeros(shape, dtype=dtype, device=padding.device) for _ in range(num_layers)]
@@ -42,18 +42,18 @@ class KvCache:
         """Places filled in every row."""
 
     def rewind(self, length: int) -> None:
-        """Forget what stands from place `length` on."""
+        """Forget the places from `length` on."""
         self.length = min(self.length, length)
 
     def put(self, layer: int, key: Tensor, value: Tensor, *, at: "slice | Tensor") -> tuple[Tensor, Tensor]:
         """Store keys and values [b, g, s, d] of new tokens; return those of all tokens, [b, g, places, d].
 
         Args:
-            layer: Within this stage.
-            key: Of the new tokens.
-            value: Of the new tokens.
-            at: A slice gives back the places up to its end; a tensor of places [s], which compiled code needs because
-                it is no constant, gives back all l.
+            layer: Index within this stage.
+            key: Keys of the new tokens.
+            value: Values of the new tokens.
+            at: A slice returns the places up to its end; a tensor of places [s], which compiled code needs because
+                it is not a constant, returns all l.
         """
         keys, values = self.keys[layer], self.values[layer]
         if isinstance(at, slice):

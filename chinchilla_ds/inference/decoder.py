@@ -22,13 +22,13 @@ from chinchilla_ds.weights import TABLE, WeightKind, held_kinds
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What all layers need to know of one pass."""
+    """The data of one pass that all layers share."""
 
     cos: Tensor
-    """Of the new tokens' rotary angles, [b or 1, s, 1, 1, d]."""
+    """Cos and sin of the new tokens' rotary angles, [b or 1, s, 1, 1, d]."""
     sin: Tensor
     mask: Tensor | None
-    """True where a new token may look, [b or 1, 1, s, l]; None: at all that came before it, and itself."""
+    """True where a new token may attend, [b or 1, 1, s, l]; None: to all earlier tokens and itself."""
     cache: KvCache | None
     at: slice | Tensor
     """Where in the cache the new tokens go."""
@@ -163,7 +163,7 @@ class InferenceDecoder(nn.Module):
             plan: Its shape, and whether attention stays within documents.
             ranks: The layout for inference, whatever the one of training.
             eod_id: The token that ends a document.
-            dtype: Of weights and activations; logits are fp32.
+            dtype: Type of weights and activations; logits are fp32.
 
         Raises:
             LayoutError: the layout cannot cut this shape.
@@ -230,8 +230,8 @@ class InferenceDecoder(nn.Module):
         Args:
             tokens: [b, s]
             labels: The tokens that follow them, [b, s].
-            vocab_size: Of the tokenizer. Rows above are padding, which nothing can mean: they get no probability, as in
-                an exported model. Training counts them, and learns that they never come.
+            vocab_size: Of the tokenizer. Rows above are padding, without a token: they get no probability, as in
+                an exported model. Training includes them, and learns that they never occur.
         """
         hidden = self._hidden(tokens, self._context(tokens, cache=None))
         losses = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)
@@ -262,8 +262,8 @@ class InferenceDecoder(nn.Module):
     def _visible(self, tokens: Tensor, *, places: Tensor, all_places: Tensor, padding: Tensor | None) -> Tensor:
         """Return where the tokens at `places` [s] may look: a boolean [b or 1, 1, s, l].
 
-        At what came before them, is no padding, and belongs to their document. Padding sees itself, for a softmax over
-        nothing has no value.
+        They attend to earlier tokens of their document that are not padding. Padding attends to itself, since a softmax
+        over nothing is undefined.
         """
         itself = all_places == places.unsqueeze(1)  # [s, l]
         visible = (all_places <= places.unsqueeze(1)).unsqueeze(0)

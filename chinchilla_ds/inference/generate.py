@@ -62,7 +62,7 @@ class OpenContinuation:
         self._pieces: list[str] = []
         self.tokens: list[int] = []
         self.finish: Finish | None = None
-        """None while it goes on."""
+        """None while it is unfinished."""
 
     def add(self, token: int) -> None:
         """Take the next token; nothing once it is finished."""
@@ -140,7 +140,7 @@ def generate(
     Args:
         model: Where logits come from; every rank calls this function with the same arguments.
         prompts: At least one token each. Each row draws from a generator of its own, so that a prompt's continuation
-            does not depend on how the others go on.
+            does not depend on the others.
         tokenizer: Its pieces can be drawn, the padded rows of the vocabulary cannot.
         max_new_tokens: Tokens to draw at most, at least 1.
         sampling: How they are drawn.

@@ -1,4 +1,4 @@
-"""A trained model, ready to be asked: weights, tokenizer and context out of a run's folder or a checkpoint."""
+"""A trained model, ready for use: weights, tokenizer and context from a run's folder or a checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class TrainedModel:
 
     @property
     def run_folder(self) -> Path:
-        """The folder of the run that wrote the checkpoint; of one that stands alone, the folder that holds it."""
+        """The folder of the run that wrote the checkpoint; of a lone one, the folder that holds it."""
         return run_folder_of(self.reader.folder)
 
     @property

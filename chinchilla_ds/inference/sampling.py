@@ -17,7 +17,7 @@ _MAX_SEED = 2**40
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. Temperature first, then top-k, then top-p among what is left."""
+    """How tokens are drawn. Temperature first, then top-k, then top-p among the rest."""
 
     temperature: float = 0.8
     """Logits are divided by it; 0 takes the most likely token (greedy)."""
@@ -32,7 +32,7 @@ class Sampling:
         """Check.
 
         Raises:
-            ConfigError: listing every value that cannot be.
+            ConfigError: lists every invalid value.
         """
         if problems := list(self._problems()):
             raise ConfigError(problems)

@@ -85,7 +85,7 @@ class CachedDecoder:
 
 
 class Recomputed:
-    """Any function of the tokens so far, called anew for every token: slow, and right for every layout that trains."""
+    """Any function of the tokens so far, called again for every token: slow, but it works for every training layout."""
 
     def __init__(self, next_token_logits: NextTokenLogits) -> None:
         self._next_token_logits = next_token_logits

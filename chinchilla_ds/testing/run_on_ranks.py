@@ -189,7 +189,7 @@ def _fork(
         outcome_reader.close()
         _live_and_exit(call, env, parent_pid, outcome_writer, release_reader)
     outcome_writer.close()
-    with contextlib.suppress(OSError):  # the child does it too; whoever comes first
+    with contextlib.suppress(OSError):  # the child does it too; either may be first
         os.setpgid(pid, pid)
     return _Child(rank=rank, pid=pid, outcome=outcome_reader)
 

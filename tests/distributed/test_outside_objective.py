@@ -78,8 +78,8 @@ def test_an_objective_that_cannot_be_made_is_refused_by_name():
     for text, said in (
         ("my_losses:ZLos", "my_losses has no ZLos"),
         ("my_losses:ZLoss,strength=1", "strength"),
-        ("my_losses:LossValue", "is no subclass of chinchilla_ds.objective.Objective"),
-        ("os:system,command=true", "is no subclass of chinchilla_ds.objective.Objective"),
+        ("my_losses:LossValue", "is not a subclass of chinchilla_ds.objective.Objective"),
+        ("os:system,command=true", "is not a subclass of chinchilla_ds.objective.Objective"),
         ("z_loss", "objective 'z_loss' is unknown"),
     ):
         with pytest.raises(ConfigError, match=said):

@@ -228,7 +228,7 @@ def test_a_new_folder_is_new_or_empty(tmp_path: Path) -> None:
             check_free(taken)
         with pytest.raises(OutputError, match="exists already"), new_folder(taken):
             pytest.fail("the block does not begin")
-    with pytest.raises(OutputError, match=r"`out=\.` cannot be made anew; name a new folder"):
+    with pytest.raises(OutputError, match=r"`out=\.` cannot be replaced; name a new folder"):
         check_free(Path())
     wanted = r"`to=.*/file/x` cannot be written: Not a directory"
     with pytest.raises(OutputError, match=wanted), new_folder(out / "file" / "x", named="to"):
@@ -268,7 +268,9 @@ def test_a_folder_and_a_name_of_the_longest_length(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"`picture=.*x.png` cannot be written: No such file .*; .*/no is no folder"):
+    with pytest.raises(
+        OutputError, match=r"`picture=.*x.png` cannot be written: No such file .*; .*/no is not a folder"
+    ):
         write_output(tmp_path / "no" / "x.png", content=b"x", named="picture")
     assert os.listdir(tmp_path) == []
 

@@ -182,7 +182,7 @@ def test_names_of_scalars_are_checked() -> None:
     with pytest.raises(ConfigError) as refused:
         make_objective(PluginSpec(name=f"{__name__}:Misnamed"))
     first, second = refused.value.problems
-    assert "'KL' is no name of a scalar" in first
+    assert "'KL' is not a valid name of a scalar" in first
     assert "names a scalar twice: KL, kl, kl" in second
 
 

@@ -25,7 +25,7 @@ class Named:
     """A field of the config that the JSON names."""
 
     field: str
-    """Of RunConfig (`precision`, `weight_decay`) or of its layout."""
+    """A field of RunConfig (`precision`, `weight_decay`) or of its layout."""
     where: str
     value: Any
 

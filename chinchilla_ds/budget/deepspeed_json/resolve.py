@@ -66,7 +66,7 @@ def load_ds_config(path: Path | str, /) -> dict[str, Any]:
 
 
 def _named_file(path: Path) -> Path:
-    """Return the shipped file of a bare name, else the path.
+    """Return the shipped file of a bare name, otherwise the path.
 
     Raises:
         DsConfigError: a bare name is neither a shipped file's nor a file.

@@ -91,7 +91,7 @@ def _law_from_outside(name: str) -> Law:
     """Return a law that is named as a plugin is.
 
     Raises:
-        ConfigError: it cannot be loaded, is no law, or breaks what every law promises.
+        ConfigError: it cannot be loaded, is not a law, or breaks what every law promises.
     """
     law = find_object(Kind.LAW, name, kind_of=Law)
     assert isinstance(law, Law)

@@ -57,7 +57,7 @@ def world_size_problems(*, world_size: int, tensor: int, pipeline: int) -> Itera
 def layout_problems(
     *, layout: ParallelLayout, precision: Precision, optimizer: OptimizerSpec | None = None
 ) -> Iterator[str]:
-    """Yield what is wrong with the layout whatever the model.
+    """Yield the problems of a layout that do not depend on the model.
 
     Args:
         layout: How a model is to be spread.

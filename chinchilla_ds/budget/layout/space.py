@@ -39,7 +39,7 @@ class LayoutRequest:
     train_iters: int = 1
     """Optimizer steps of the run; written into the batch, not part of the search."""
     reserved_bytes: int = 0
-    """Of every device's memory, for what is not the decoder's."""
+    """Bytes of every device's memory that are reserved for an objective."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Activations of our decoder: what autograd keeps for the backward pass, in bytes of one rank.
+"""Activations of our decoder: what autograd saves for the backward pass, in bytes of one rank.
 
 Derived tensor by tensor from `model.decoder` and megatron-core's layers in docs/memory.md, after the manner of
 Korthikanti et al. 2022 (arXiv:2205.05198), section 4, whose GPT block (GELU, biases, dropout, unfused attention:
@@ -16,7 +16,7 @@ FP32_BYTES = 4
 
 
 class ActivationBytes(NamedTuple):
-    """What one rank holds of all micro-batches in flight, at the two moments that can be the fullest."""
+    """Activations of one rank for all micro-batches in flight, at the two moments that can be the fullest."""
 
     kept: int
     """Saved by the layers of this stage, of every micro-batch in flight."""
@@ -25,11 +25,11 @@ class ActivationBytes(NamedTuple):
     logits: int
     """Logits and the loss's copies of them, at that time."""
     recomputed: int
-    """What recomputing one layer adds, in its backward pass, less what that pass has let go; can be below 0."""
+    """What recomputing one layer adds in its backward pass, less what that pass has freed; may be negative."""
     working: int
     """Gradients of activations and of a weight, in the backward pass of one layer."""
     flowing: int = 0
-    """Of `working`, what is there when the first gradients of weights are reduced."""
+    """The part of `working` that exists when the first gradients of weights are reduced."""
     logits_gradient: int = 0
     """In the backward pass of the output projection, while `head` is still there."""
     output_gradient: int = 0
@@ -130,7 +130,7 @@ def chunks_in_flight(*, pipeline: int, virtual: int, micro_batches: int, stage: 
 def _layer_bytes(
     *, shape: ModelShape, tensor: int, split: int, recompute: Recompute, tokens: int, width: int, on_cpu: bool
 ) -> int:
-    """Return what one layer keeps of one micro-batch, its input included."""
+    """Return what one layer saves for one micro-batch, its input included."""
     norms = 2 * _norm_bytes(shape, tokens, split, width, on_cpu)
     attention = _attention_bytes(shape, tokens, tensor, recompute, width, on_cpu)
     feed_forward = 5 * width * tokens * shape.ffn_hidden_size // tensor  # [gate; up], up + 0, silu(gate), their product
@@ -149,10 +149,10 @@ def _norm_bytes(shape: ModelShape, tokens: int, split: int, width: int, on_cpu: 
 def _attention_bytes(
     shape: ModelShape, tokens: int, tensor: int, recompute: Recompute, width: int, on_cpu: bool
 ) -> int:
-    """Return what attention keeps: rotated query and key, value, output, log-sum-exp, and both rotations' cos and sin.
+    """Return what attention saves: rotated query and key, value, output, log-sum-exp, and both rotations' cos and sin.
 
-    The value is a view of the projection's [q, k, v], which therefore stays whole. On the CPU keys and values of
-    grouped queries are repeated, and the projection is let go.
+    The value is a view of the projection's [q, k, v], which is therefore kept whole. On the CPU keys and values of
+    grouped queries are repeated, and the projection is freed.
     """
     heads, groups = shape.num_attention_heads, shape.num_query_groups
     repeats = recompute is Recompute.NONE and on_cpu and groups != heads
@@ -185,10 +185,10 @@ def _head_norm_bytes(
 
 
 def _working_bytes(shape: ModelShape, tokens: int, tensor: int, split: int, width: int) -> tuple[int, int]:
-    """Return the gradients in the backward pass of one feed-forward, a layer's fullest part, and what it has let go.
+    """Return the gradients in the backward pass of one feed-forward, a layer's fullest part, and what it has freed.
 
     The gradient of the output is there throughout. Either the down projection makes the gradients of its input and its
-    weight from that of its output, gathered along a split sequence; or, its input let go, there are three gradients of
+    weight from that of its output, gathered along a split sequence; or, its input freed, there are three gradients of
     the size of one half of [gate; up].
     """
     ffn = shape.ffn_hidden_size // tensor

@@ -3,7 +3,7 @@
 `estimate_memory` joins two parts, each cached on its own so that a search over layouts pays for it once:
 `model_states.state_bytes` (TP, PP, DP, ZeRO, offload) and `activations.activation_bytes` (TP, PP, virtual stages,
 sequence parallelism, recomputation, micro-batch). `peak_bytes` is the sum of theirs that such a search compares.
-docs/memory.md derives the formulas and holds them against the tensors of the live engine.
+docs/memory.md derives the formulas and compares them with the tensors of the live engine.
 """
 
 from typing import NamedTuple
@@ -28,11 +28,11 @@ CONTEXT_BYTES = 2 * 2**30
 """CUDA context, cuBLAS and NCCL: a rule of thumb, not measured here. A context takes 0.3 to 0.6 GiB, cuBLAS's workspace
 32 MiB on Hopper, NCCL some hundred MiB for each of the communicators of TP, PP and DP."""
 FRAGMENTATION_SHARE = 0.05
-"""Of the tensors' bytes, reserved by the allocator and unusable: a rule of thumb, not measured here."""
+"""Share of the tensors' bytes that is reserved by the allocator and unusable: a rule of thumb, not measured here."""
 
 
 class Moment(NamedTuple):
-    """What one rank holds at one moment of a step, beside weights and optimizer states, in bytes."""
+    """Bytes of one rank at one moment of a step, besides weights and optimizer states."""
 
     gradients: int
     activations: int
@@ -44,9 +44,9 @@ def moments(*, state: StateBytes, activations: ActivationBytes, gradients_before
     """Return the moments of a step of which one is the fullest.
 
     Args:
-        state: Of the rank.
-        activations: Of the rank.
-        gradients_before: Bytes of gradients that are there when the most micro-batches are in flight.
+        state: The rank's states.
+        activations: The rank's activations.
+        gradients_before: Bytes of gradients that exist when the most micro-batches are in flight.
 
     Returns:
         The loss, the output projection's backward pass, a layer's, the reduction of that layer's gradients, the end of
@@ -92,7 +92,7 @@ def peak_bytes(*, state: StateBytes, activations: ActivationBytes, gradients_bef
 def gradients_before(
     gradients: int, *, zero_stage: int, pipeline: int, virtual: int, micro_batches: int, stage: int
 ) -> int:
-    """Return how much of `gradients` is there when the most micro-batches are in flight, in bytes.
+    """Return the bytes of `gradients` that exist when the most micro-batches are in flight.
 
     An interleaved stage's backward passes go through its chunks in groups of `pipeline` micro-batches. ZeRO-3 allocates
     its partition once.

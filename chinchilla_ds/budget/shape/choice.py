@@ -36,29 +36,29 @@ MAX_OVERTRAINING = 10.0
 """Most that serving may multiply the training budget by; models trained further beyond their optimum than that lie
 outside what Sardana et al. 2023 checked (10,000 tokens per parameter)."""
 MAX_OVERSIZE = 4.0
-"""The smallest decoder is taken where the law asks for a smaller one, down to a quarter of it."""
+"""The smallest decoder is used if the law asks for a smaller one, down to a quarter of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """A decoder, its tokens, and the law that they are held against."""
+    """A decoder, its tokens, and the law that predicts its loss."""
 
     shape: ModelShape
     wanted_tokens: float
     """D before it is cut into whole optimizer steps."""
     compute_budget_flops: float
-    """What shape and tokens are to spend."""
+    """Budget of shape and tokens."""
     laws: Laws
     optimum: FamilyOptimum
     """The best member of the continuous family for the budget, by the law of N and D; its loss is the loss law's."""
     reasons: tuple[str, ...]
     objective_flops_per_token: float = 0.0
-    """What the objective takes beside the decoder; the budget pays for both."""
+    """The objective's FLOPs besides the decoder's; the budget pays for both."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Wish:
-    """What was asked for, with the law that completes it."""
+    """The request, with the law that completes it."""
 
     laws: Laws
     request: ShapeRequest
@@ -70,7 +70,7 @@ class _Wish:
     """Wanted N in the law's convention."""
     tokens: float | None
     loss: float | None = None
-    """What the tokens must reach, where the model is to be served."""
+    """The loss that the tokens must reach, if the model will be served."""
 
 
 def choose_model(config: RunConfig, /) -> ModelChoice:
@@ -176,7 +176,7 @@ def _serve(wish: _Wish, *, inference_tokens: float) -> InferenceOptimum:
             f"`inference_tokens` needs a law that predicts loss, and {wish.laws.law.name!r} says only where the "
             f"optimum lies; nearest: `law={DEFAULT_LAW}`"
         )
-    assert wish.budget is not None, "config_problems lets inference_tokens stand beside a budget only"
+    assert wish.budget is not None, "config_problems allows inference_tokens only with a budget"
     loss = _optimum(wish, wish.budget).loss
     served = optimal_with_inference(law=wish.laws.losses.law, loss=loss, inference_tokens=inference_tokens)
     if served.train_flops > MAX_OVERTRAINING * wish.budget:
@@ -263,7 +263,7 @@ def _loss_excess(wish: _Wish, budget: float) -> Callable[[ModelShape], float]:
 
 def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
     request = dataclasses.replace(wish.request, num_params=best.num_params)
-    # where the law's loss is no guide, nothing is gained by holding a shape to it
+    # where the law's loss is not reliable, it does not constrain the shape
     trusted = wish.laws.is_one and wish.laws.law.extrapolation(compute_budget_flops=nominal) <= MAX_EXTRAPOLATION
     free = wish.params is None and wish.size is None and wish.tokens is None
     excess = _loss_excess(wish, wish.budget) if trusted and free and wish.budget is not None else None

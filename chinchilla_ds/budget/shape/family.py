@@ -1,7 +1,7 @@
-"""The decoders of this package as a continuous family: what a budget could buy if shapes came without steps.
+"""The decoders of this package as a continuous family: the optimum for a budget if shapes were continuous.
 
 A member is named by its parameters. The aspect ratio follows from them by the rule of `shapes`, so does the number of
-query groups; layers and heads need not be whole. The discrete shape of a plan is held against the best member.
+query groups; layers and heads need not be whole. The discrete shape of a plan is compared with the best member.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from chinchilla_ds.budget.shape.search import (
 from chinchilla_ds.run_plan import ModelShape
 
 MOST_PARAMS = 1e16
-"""Largest member that is looked at."""
+"""Largest member that is considered."""
 AROUND = 16.0
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -74,7 +74,7 @@ def best_member(
     loss: Callable[[float, float], float],
     near: float,
 ) -> FamilyOptimum:
-    """Return the member and tokens of least loss whose FLOPs are the budget; `request.num_params` has no say.
+    """Return the member and tokens of least loss whose FLOPs are the budget; `request.num_params` is ignored.
 
     Args:
         request: vocabulary, sequence length, tied or untied embeddings.

@@ -18,7 +18,7 @@ def decoder_flops_per_token(*, shape: ModelShape) -> float:
     projections, and the output logits over the padded vocabulary. All S x S scores count, masked ones too. The input
     embedding is a lookup and free.
 
-    Leaves out norms, softmax, rotary positions, the activation and the loss, which are no matmuls; and recomputation,
+    Leaves out norms, softmax, rotary positions, the activation and the loss, which are not matmuls; and recomputation,
     which `hardware_flops_per_token` adds.
 
     Source: matmul of [m, k] and [k, n] is 2 m k n FLOPs; the backward pass is twice the forward pass.
@@ -27,7 +27,7 @@ def decoder_flops_per_token(*, shape: ModelShape) -> float:
 
 
 def hardware_flops_per_token(*, shape: ModelShape, recompute: Recompute) -> float:
-    """Return the FLOPs per token that the devices execute: the model FLOPs, and the forward pass that is run again.
+    """Return the FLOPs per token that the devices execute: the model FLOPs, and the repeated forward pass.
 
     SELECTIVE runs scores and values of every layer again, FULL every layer from its input to its output. The output
     logits and the input embedding lie outside the layers and are never run again.
@@ -40,7 +40,7 @@ def hardware_flops_per_token(*, shape: ModelShape, recompute: Recompute) -> floa
         recompute: which part of the forward pass is repeated.
         attention: whether attention counts the full or the causal scores.
 
-    Source: FULL is Narayanan et al. 2021 (arXiv:2104.04473), appendix; that model and hardware FLOPs are told apart,
+    Source: FULL is Narayanan et al. 2021 (arXiv:2104.04473), appendix; the distinction of model and hardware FLOPs,
     Korthikanti et al. 2022 (arXiv:2205.05198), appendix A.
     """
     model = decoder_flops_per_token(shape=shape)

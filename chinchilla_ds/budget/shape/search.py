@@ -1,4 +1,4 @@
-"""From a parameter count to a discrete decoder shape. The layout has no say: every layout trains the same model."""
+"""From a parameter count to a discrete decoder shape, independent of the layout: every layout trains the same model."""
 
 import dataclasses
 import math
@@ -36,7 +36,7 @@ GQA_GROUPS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRequest(DecoderSwitches):
-    """What the search has to meet."""
+    """The requirements on the search."""
 
     num_params: float
     """Wanted N, embeddings included."""
@@ -91,7 +91,7 @@ def search_shape(
 
     Args:
         request: what is wanted.
-        loss_excess: predicted loss of a shape over that of the continuous optimum, less 1; None: loss has no say.
+        loss_excess: predicted loss of a shape over that of the continuous optimum, less 1; None: the loss is ignored.
     """
     shapes = list(_candidates(request))
     if loss_excess is not None:
@@ -209,7 +209,7 @@ def _ffn_hidden_size(hidden_size: int) -> int:
 
 
 def _query_groups(heads: int, num_params: float) -> int:
-    """Return GQA_GROUPS from GQA_MIN_PARAMS up, half of them where they do not divide, else one per head."""
+    """Return GQA_GROUPS from GQA_MIN_PARAMS up, half of them if they do not divide, otherwise one per head."""
     if num_params < GQA_MIN_PARAMS:
         return heads
     return next((groups for groups in (GQA_GROUPS, GQA_GROUPS // 2) if heads % groups == 0), heads)

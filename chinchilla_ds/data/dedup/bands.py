@@ -1,4 +1,4 @@
-"""Bands and rows of MinHash-LSH: which pairs are held against each other."""
+"""Bands and rows of MinHash-LSH: which pairs are compared."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from chinchilla_ds.errors import ConfigError
 
 
 class Unit(StrEnum):
-    """What a shingle is made of."""
+    """The unit of a shingle."""
 
     CHARACTER = "character"
     WORD = "word"
@@ -29,11 +29,11 @@ class MinHashConfig:
     num_permutations: int
     """Hash functions of a signature; the bands take the first bands x rows, the check of a pair takes all."""
     bands: int
-    """Two documents of which any one band is equal are a candidate pair."""
+    """Two documents that share any band are a candidate pair."""
     rows: int
     """Hash functions per band."""
     min_similarity: float = 0.65
-    """Share of all hash values that must agree in a candidate pair to make it one of near duplicates; 0: no check."""
+    """Share of all hash values that must agree for a candidate pair to be near duplicates; 0: no check."""
     seed: int = 42
     """Chooses the hash functions."""
 

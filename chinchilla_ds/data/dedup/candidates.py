@@ -24,7 +24,7 @@ BAND_KEYS_NAME = "band_keys.npy"
 """In a shard's folder, what `band_keys` returned, [documents, columns]; not there where only exact copies are found."""
 
 TASK_RECORDS = 1 << 16
-"""Records that a task reads from the runs, about."""
+"""Approximate number of records that a task reads from the runs."""
 
 KEYED = np.dtype([("key", "<u8"), ("hash", "<u8"), ("ordinal", "<u8")])
 """A document under one of its keys, with the first 64 bits of its content hash."""
@@ -32,7 +32,7 @@ KEYED = np.dtype([("key", "<u8"), ("hash", "<u8"), ("ordinal", "<u8")])
 
 @dataclass(frozen=True, kw_only=True)
 class DedupJob:
-    """What every task knows."""
+    """The data shared by every task."""
 
     shards: tuple[Path, ...]
     num_documents: tuple[int, ...]
@@ -91,8 +91,8 @@ def sort_keys(shard: int, /, *, job: DedupJob) -> None:
 def match_keys(part: int, /, *, job: DedupJob) -> None:
     """Write the edges of one range of one band's keys.
 
-    All documents of a key are held against the one of the smallest content hash, so that the edges are the same
-    whatever the order and the shards.
+    All documents of a key are compared with the one with the smallest content hash, so that the edges do not
+    depend on the order and the shards.
     """
     band, index = divmod(part, job.num_ranges)
     low, high = key_range(index, number=job.num_ranges)

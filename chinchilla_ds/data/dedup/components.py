@@ -38,9 +38,9 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-"""Of the files in the work folder; another one's are not gone on from."""
+"""Version of the files in the work folder; those of another version are not reused."""
 MANIFEST_NAME = "manifest.json"
-"""In the work folder: what the files there were made from."""
+"""File in the work folder that records the inputs of the other files."""
 LABELS_NAME = "labels.bin"
 SCRATCH_NAMES = ("runs", "edges", "candidates", "answers")
 
@@ -62,11 +62,11 @@ def find_duplicates(
 
     Args:
         shards: One folder each, with CONTENT_HASH_NAME, SOURCE_NAME and BAND_KEYS_NAME.
-        config: Of the band keys; None finds exact copies only.
+        config: Configuration of the band keys; None finds only exact copies.
         work_folder: Receives the verdicts and all that leads to them, about 25 bytes per document and band. After a
-            kill, a rerun on the same inputs goes on from what is there; on other inputs it starts anew.
-        workers: Who works.
-        progress: Told how far each stage is.
+            kill, a rerun on the same inputs resumes; on other inputs it starts from scratch.
+        workers: The worker pool.
+        progress: Receives the progress of each stage.
 
     Raises:
         DataError: a shard's files are missing, damaged, or do not fit each other or `config`; all are listed.
@@ -101,7 +101,7 @@ def _check(shards: Sequence[Path], *, config: MinHashConfig | None) -> tuple[int
 
 
 def _check_shard(shard: Path, *, config: MinHashConfig | None, problems: list[str]) -> int:
-    """Return the documents of one shard, and add what is wrong with it to the problems."""
+    """Return the documents of one shard, and add its problems to `problems`."""
     shapes: dict[str, tuple[int, int]] = {}
     for name in _input_names(config):
         try:
@@ -112,7 +112,7 @@ def _check_shard(shard: Path, *, config: MinHashConfig | None, problems: list[st
             return 0
         if array.dtype.kind != "u" or array.ndim == 0:
             found = f"{array.dtype} {array.shape}"
-            problems.append(f"{shard / name} holds {found}; rows of unsigned integers are asked for")
+            problems.append(f"{shard / name} holds {found}; rows of unsigned integers are required")
             return 0
         shapes[name] = (*array.shape, 1)[:2]
     number = shapes[CONTENT_HASH_NAME][0]
@@ -132,7 +132,7 @@ def _input_names(config: MinHashConfig | None) -> tuple[str, ...]:
 
 
 def _claim(job: DedupJob) -> None:
-    """Make the work folder that of these inputs: what was made from others is removed.
+    """Claim the work folder for these inputs: files made from others are removed.
 
     Raises:
         OutputError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Records on disk: sorted runs written whole or not at all, and tasks that run in any number of processes.
+"""Records on disk: sorted runs written atomically, and tasks that run in any number of processes.
 
 A stage writes one run per task, sorted by its field `key`; the next stage's tasks each read one range of keys from all
 runs. So no task holds more than its input run or its range, and no result depends on which process did what.
@@ -56,7 +56,7 @@ def read_range(paths: Iterable[Path], /, *, low: int, high: int, row: int | None
         paths: Runs of records sorted by their field `key`: [records], or [rows, records].
         low: First key.
         high: First key that is no longer read; 2^64 reads to the end.
-        row: Which row of the runs, where they have rows.
+        row: The row of the runs to read, if they have rows.
     """
     found = []
     for path in paths:

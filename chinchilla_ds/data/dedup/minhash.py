@@ -13,7 +13,7 @@ BLOCK_UNITS = 1 << 18
 
 
 def band_keys(texts: Sequence[str], /, *, config: MinHashConfig) -> NDArray[np.uint64]:
-    """Return what pairs of near duplicates are found by: [texts, config.num_columns].
+    """Return the keys by which pairs of near duplicates are found: [texts, config.num_columns].
 
     The first `bands` columns are the keys of the bands: two texts of which one key is equal are a candidate pair. The
     others hold the lowest byte of each hash value, by which candidate pairs are checked (see `agreeing`).

@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 
 
 def normalise(text: str, /, *, unit: Unit) -> str:
-    """Return what is compared of a text; the text itself is not changed anywhere.
+    """Return the normalised form of a text for comparison; the text itself is never changed.
 
     Both units: NFKC, lower case, no characters that are only for layout; white space becomes single spaces. Where
     nothing else would be left, only white space is collapsed.

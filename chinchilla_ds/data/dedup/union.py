@@ -39,7 +39,7 @@ def join(edges: Sequence[Path], /, *, num_documents: int, output: Path) -> None:
         with aside.open("wb") as file:
             size = max(num_documents, 1) * kind.itemsize
             file.truncate(size)
-            if hasattr(os, "posix_fallocate"):  # else a disk that is full would end the process when a page is written
+            if hasattr(os, "posix_fallocate"):  # otherwise a full disk would kill the process when a page is written
                 os.posix_fallocate(file.fileno(), 0, size)
         labels = np.memmap(aside, dtype=kind, mode="r+")
         for path in edges:

@@ -235,7 +235,7 @@ def _header_problems(
         yield f"there is one source, {sources[0]!r}; a mixture needs at least 2"
     for target in targets:
         if target == RUN or target.startswith(WEIGHT_PREFIX):
-            yield f"`targets={target}` is no column of losses"
+            yield f"`targets={target}` is not a column of losses"
         elif target not in header:
             found = [name for name in header if _is_loss(name)]
             there = f"the losses are {', '.join(found)}" if found else f"the header has {named}"

@@ -35,7 +35,7 @@ BATCH_BYTES = 2**20
 TOKENS_NAME = "tokens.bin"
 _SIZES_NAME = "sizes.npy"
 ORIGIN_DTYPE = [("source", "<u2"), ("bytes", "<i8")]
-"""Of a document: the place of its source in the order of their names, and its size."""
+"""Record of a document: the place of its source in the order of their names, and its size."""
 _MERGE_TOKENS = 4 * 2**20
 """Tokens merged at a time, about; fewer would open every segment more often."""
 _COUNT_TOKENS = 2**18
@@ -44,18 +44,18 @@ _COUNT_TOKENS = 2**18
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeTask:
-    """One segment, and what encodes it."""
+    """One segment, and its tokenizer."""
 
     kept: Kept
     threshold: int
     """Documents whose hash is below it are held out."""
     tokenizer: Path
     folder: Path
-    """Where the tokens go; there already, they are whole."""
+    """Where the tokens go; if it exists, it is complete."""
 
 
 def encode_segment(task: EncodeTask, /) -> None:
-    """Encode the kept documents of a segment and count what became of the others."""
+    """Encode the kept documents of a segment and count the fates of the others."""
     import numpy as np
 
     if task.folder.exists():
@@ -119,7 +119,7 @@ class MergeTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What a dataset holds."""
+    """The counts of a dataset."""
 
     num_documents: int
     token_counts: "npt.NDArray[np.int64]"
@@ -259,7 +259,7 @@ class _Index:
 def unigram_loss(*, train_counts: "npt.NDArray[np.int64]", held_out_counts: "npt.NDArray[np.int64]") -> float:
     """Return the held-out loss of the unigram model p(t) = (count(t) + 1) / (tokens + vocab), in nats per token.
 
-    What a model reaches that knows how frequent each token is and nothing else; add-one (Laplace) smoothing.
+    It is the loss of a model that knows only the frequency of each token; add-one (Laplace) smoothing.
 
     Args:
         train_counts: How often each token occurs in train: [vocab_size].

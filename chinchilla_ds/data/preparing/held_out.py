@@ -1,7 +1,7 @@
-"""Near duplicates of held-out documents among the training ones, looked for more closely than duplicates in general.
+"""Near duplicates of held-out documents among the training ones, searched for more closely than other duplicates.
 
 The bands of a preset find a pair of Jaccard index 0.8 in some cases only, 4 of 10 for `slimpajama`: enough to thin out
-a corpus, not to keep two parts of it apart. Held-out documents are few, so each training document is held against all
+a corpus, not to keep two parts of it apart. Held-out documents are few, so each training document is compared with all
 of them in bands of `ROWS` hash values, which find a pair with probability 1 - (1 - J^ROWS)^(permutations / ROWS): for
 128 permutations 0.990 at J = 0.7 and 0.99995 at 0.8. As in deduplication, `min_similarity` of all values must agree.
 
@@ -30,7 +30,7 @@ ROWS = 5
 MIN_SIMILARITY = 0.65
 """Share of values that must agree at least, also where deduplication asks for less: one band of 5 says little."""
 _BLOCK = 1 << 14
-"""Documents looked at at a time."""
+"""Documents processed at a time."""
 _PAIRS = 1 << 16
 """Pairs compared at a time, about."""
 _KEYS_NAME, _OWNERS_NAME, _BYTES_NAME = "keys.npy", "owners.npy", "low_bytes.npy"
@@ -38,20 +38,20 @@ _KEYS_NAME, _OWNERS_NAME, _BYTES_NAME = "keys.npy", "owners.npy", "low_bytes.npy
 
 @dataclass(frozen=True, kw_only=True)
 class NearTask:
-    """One segment, and the held-out documents that its training documents are held against."""
+    """One segment, and the held-out documents with which its training documents are compared."""
 
     kept: Kept
     threshold: int
     """Documents whose hash is below it are held out."""
     config: MinHashConfig
     keys: Path
-    """What `write_keys` wrote."""
+    """The folder written by `write_keys`."""
     folder: Path
-    """Where the result goes; there already, it is whole."""
+    """Where the result goes; if it exists, it is complete."""
 
     @property
     def result(self) -> Kept:
-        """The segment without the training documents that are like held-out ones."""
+        """The segment without the training documents that are similar to held-out ones."""
         return dataclasses.replace(self.kept, near_held_out=self.folder)
 
 
@@ -99,7 +99,7 @@ def find_near(task: NearTask, /) -> None:
 
 
 class _HeldOut:
-    """What `write_keys` wrote, mapped."""
+    """The result of `write_keys`, mapped into memory."""
 
     def __init__(self, folder: Path, *, config: MinHashConfig) -> None:
         import numpy as np

@@ -1,4 +1,4 @@
-"""One preparation: what is asked for, where it is built, and who works on it."""
+"""One preparation: the request, the place where it is built, and the worker pool."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ class Job:
 
     recipe: Recipe
     corpora: tuple[Corpus, ...]
-    """In the order of their names."""
+    """The sources, in the order of their names."""
     key: str
     work: Path
     final: Path
@@ -27,14 +27,14 @@ class Job:
 
     @property
     def result(self) -> Path:
-        """Where the result lies, whole, before it is moved to its place."""
+        """Where the complete result is before it is moved to its place."""
         return self.work / "result"
 
 
 def run_tasks(
     job: Job, /, function: Callable[[T], Any], tasks: Sequence[T], *, stage: str, size: Callable[[T], float]
 ) -> list[tuple[T, Any]]:
-    """Run tasks on the workers and tell how far they are.
+    """Run tasks on the workers and report the progress.
 
     Args:
         job: the preparation, which has the workers.

@@ -1,4 +1,4 @@
-"""The ledger: what became of every document and byte that was read, and what the tokens are worth."""
+"""The ledger: the fate of every document and byte that was read, and the budget that the tokens serve."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ class Amount:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceLedger:
-    """What became of one source. Bytes are UTF-8 bytes of text; those of skipped records are not known, and 0."""
+    """The fate of one source. Bytes are UTF-8 bytes of text; those of skipped records are unknown, and 0."""
 
     name: str
     read: Amount
@@ -47,19 +47,19 @@ class SourceLedger:
     skipped: Mapping[str, Count] = field(default_factory=dict)
     """Records that could not be read, by kind of problem."""
     dropped: Mapping[str, Amount] = field(default_factory=dict)
-    """By the cleaning rule that dropped them, in bytes as read."""
+    """Dropped documents, by cleaning rule, in bytes as read."""
     changed: Mapping[str, Count] = field(default_factory=dict)
     """Documents that a cleaning rule changed; one may count for several rules."""
     unchecked: Count = 0
     """Documents with fewer words than an overlap with a benchmark has, kept unchecked; part of those below."""
     edited_bytes: int
-    """What cleaning took from the other documents, less what it added."""
+    """Bytes that cleaning removed from the other documents, less those that it added."""
     exact_duplicates: Amount
     near_duplicates: Amount
     held_out: Amount
     train: Amount
     tokens: Count
-    """Of the training documents, an end-of-document token after each."""
+    """Tokens of the training documents, with an end-of-document token after each."""
 
     def balances(self) -> bool:
         """Return whether every document and every byte that was read is accounted for."""
@@ -73,27 +73,27 @@ class SourceLedger:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkLedger:
-    """What the documents were held against."""
+    """The benchmarks with which the documents were compared."""
 
     texts: Count
     too_short: Count
     """Texts with fewer words than an overlap has: they cannot be found."""
     words: Count
-    """Of an overlap; in scripts without spaces: characters."""
+    """Words of an overlap; in scripts without spaces: characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """All sources, and what the plan needs to know of them."""
+    """All sources, and their totals for the plan."""
 
     sources: tuple[SourceLedger, ...]
     benchmarks: BenchmarkLedger | None = None
-    """None where there were none, and in corpora of older versions."""
+    """None if there were none, and in corpora of older versions."""
     train_tokens: Count
-    """Distinct training tokens: what one epoch is."""
+    """Distinct training tokens: one epoch."""
     held_out_tokens: Count
     bytes_per_token: Annotated[float, Gt(0)]
-    """Of the training text, end-of-document tokens counted as tokens."""
+    """Mean bytes per token of the training text, end-of-document tokens counted as tokens."""
     one_epoch_flops: Annotated[float, Gt(0)]
     """Budget whose compute-optimal run, by the default law, reads the training text once."""
     four_epochs_flops: Annotated[float, Gt(0)]
@@ -152,7 +152,7 @@ def source_ledger(name: str, /, *, counts: Counter[str], tokens: int) -> SourceL
 
 
 def tell_fates(counts: Mapping[str, int], /, *, cleaning: CleaningConfig) -> str:
-    """Return what became of the documents that were read, for messages: rules by name, with what is set for them."""
+    """Return the fates of the documents that were read, for messages: rules by name, with their settings."""
     names = {"exact": "exact duplicates", "near": "near duplicates", "held_out": "held out", "train": "kept"}
     told = [f"of {counts.get('documents_in', 0)} documents read"]
     for key, value in sorted(counts.items()):
@@ -169,7 +169,7 @@ def tell_fates(counts: Mapping[str, int], /, *, cleaning: CleaningConfig) -> str
 def make_ledger(
     sources: Sequence[SourceLedger], /, *, held_out_tokens: int, benchmarks: BenchmarkLedger | None = None
 ) -> Ledger:
-    """Return the ledger of all sources; it balances, or something of ours is wrong.
+    """Return the ledger of all sources; it balances, otherwise there is a bug.
 
     Args:
         sources: the ledgers of all sources.

@@ -1,7 +1,7 @@
 """Text in, tokenised corpus out: read and clean, find duplicates, train a tokenizer, encode, write.
 
 Everything is built in a work folder beside the result and moved to its place when complete, so that what has the name
-is whole. Each stage leaves whole pieces in the work folder; what was killed goes on from them.
+is complete. Each stage leaves complete pieces in the work folder, from which a killed preparation resumes.
 """
 
 import dataclasses
@@ -55,14 +55,14 @@ def prepare_recipe(
     """Return the corpus of `recipe` in `folder`, prepared there unless it is there already.
 
     The same recipe over the same text gives the same bytes, whatever the number of workers and the order of files. A
-    call that was killed is gone on with.
+    call that was killed is resumed.
 
     Args:
-        recipe: The text and what is done to it.
-        folder: Becomes the prepared folder; the work folder stands beside it until then.
+        recipe: The text and its processing.
+        folder: Becomes the prepared folder; the work folder is beside it until then.
         corpora: What `find_sources` has found for the recipe; None looks for it.
         num_workers: Processes; None is the cores of this process.
-        progress: Told how far each stage is.
+        progress: Receives the progress of each stage.
 
     Raises:
         DataError: the text is missing, unreadable, or too small; every problem found is listed. Nothing is left.
@@ -82,7 +82,7 @@ def prepare_recipe(
     )
     if not _is_done(job):
         if recipe.tokenizer is not None:
-            check_exportable(Tokenizer.load(recipe.tokenizer))  # said now, and not after hours of reading
+            check_exportable(Tokenizer.load(recipe.tokenizer))  # reported now, not after hours of reading
         _build_in_place(job)
     return PreparedData.load(folder)
 
@@ -172,9 +172,11 @@ def _locked(work: Path, *, progress: Progress) -> Iterator[None]:
         work.mkdir(exist_ok=True)
         descriptor = os.open(work, os.O_RDONLY)
         try:
-            with suppress(OSError):  # a file system without locks: the user's care
+            with suppress(OSError):  # a file system without locks: exclusion is up to the user
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if work.is_dir() and os.path.samestat(os.fstat(descriptor), work.stat()):  # else removed meanwhile
+            if work.is_dir() and os.path.samestat(
+                os.fstat(descriptor), work.stat()
+            ):  # otherwise removed in the meantime
                 yield
                 return
         finally:
@@ -206,7 +208,7 @@ def _read(job: Job) -> dict[str, list[Path]]:
     """Read, clean, hash and sign all input; return the shards of each source."""
     recipe = job.recipe
     if recipe.decontaminate:
-        read_contamination(recipe.decontaminate)  # raises what is wrong with them
+        read_contamination(recipe.decontaminate)  # raises their problems
     tasks = read_tasks(
         job.corpora,
         folder=job.work / "shards",
@@ -229,9 +231,9 @@ def _read(job: Job) -> dict[str, list[Path]]:
 
 
 def _nothing_left(name: str, shards: Sequence[Path], *, cleaning: CleaningConfig) -> str:
-    """Return what became of the records of a source of which none is left."""
+    """Return the fates of the records of a source without remaining ones."""
     told = tell_fates(read_counts(shards), cleaning=cleaning)
-    strict = "; without `on_error=skip` each is told with its place" if " skipped (" in told else ""
+    strict = "; without `on_error=skip` each is reported with its place" if " skipped (" in told else ""
     return f"source {name} has no training document: {told}{strict}"
 
 
@@ -259,7 +261,7 @@ def _find_duplicates(job: Job, shards: dict[str, list[Path]]) -> dict[str, list[
 
 
 def _hold_out(job: Job, kept: dict[str, list[Kept]], *, fates: str) -> tuple[int, dict[str, list[Kept]]]:
-    """Return the hash below which documents are held out, and the segments less what is like held-out documents."""
+    """Return the hash below which documents are held out, and the segments without similar training documents."""
     stage, folder, config = "holding out", job.work / "held_out", job.recipe.minhash
     job.progress(stage, 0.0)
     flat = [one for segments in kept.values() for one in segments]

@@ -1,4 +1,4 @@
-"""What a worker does in one step: read, clean, hash and sign one shard of the input."""
+"""A worker's step: read, clean, hash and sign one shard of the input."""
 
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ CONTAMINATED = "benchmark_overlap"
 MENDED = "half_surrogates"
 """What changed documents in which halves of surrogate pairs became U+FFFD."""
 UNCHECKED = "unchecked"
-"""The count of kept documents that have too few words to be held against benchmarks."""
+"""The count of kept documents with too few words to compare with benchmarks."""
 
 _MIN_PART_BYTES = 4 * 2**20
 _MAX_PART_BYTES = 64 * 2**20
@@ -37,7 +37,7 @@ class ReadTask:
     """One shard: ranges of the files of one source, and what to do with their documents."""
 
     folder: Path
-    """Where the shard goes; there already, it is whole."""
+    """Where the shard goes; if it exists, it is complete."""
     parts: tuple[Part, ...]
     source: int
     """Its place among the sorted names."""
@@ -64,7 +64,7 @@ def read_tasks(
     decontaminate: tuple[Path, ...],
     skip_problems: bool,
 ) -> list[ReadTask]:
-    """Cut the input into shards, by the input alone.
+    """Split the input into shards, which depend only on the input.
 
     Args:
         corpora: the sources, with their files.
@@ -126,7 +126,7 @@ def _groups(parts: Sequence[Part], *, part_bytes: int) -> Iterator[tuple[Part, .
 
 
 def read_shard(task: ReadTask, /) -> list[Problem]:
-    """Read, clean, hash and sign; write the shard whole, or return the problems that forbid it."""
+    """Read, clean, hash and sign; write the complete shard, or return the problems that prevent it."""
     if task.folder.exists():
         return []
     problems: list[Problem] = []
@@ -153,7 +153,7 @@ class _ShardError(Exception):
 
 
 def read_shard_or_problems(task: ReadTask, /) -> list[Problem]:
-    """Do what `read_shard` does, and return its problems, so that those of all shards can be told together."""
+    """Do what `read_shard` does, and return its problems, so that those of all shards can be reported together."""
     try:
         return read_shard(task)
     except _ShardError as error:
@@ -161,7 +161,7 @@ def read_shard_or_problems(task: ReadTask, /) -> list[Problem]:
 
 
 def messages(problems: Iterable[Problem], /) -> list[str]:
-    """Return what the problems say; of those of a whole file, such as its encoding, the first."""
+    """Return the problems' messages; of those about a whole file, such as its encoding, the first."""
     seen: set[str] = set()
     found = []
     for problem in problems:

@@ -53,11 +53,11 @@ class Recipe:
     vocab_size: int | None = None
     """Pieces of the tokenizer to train; None chooses by the size of the corpus."""
     tokenizer: Path | None = None
-    """A tokenizer to take instead: a SentencePiece model or the folder of a Hugging Face tokenizer."""
+    """A tokenizer to use instead: a SentencePiece model or the folder of a Hugging Face tokenizer."""
     decontaminate: tuple[Path, ...] = ()
     """Benchmark files; documents that share text with them are dropped."""
     skip_problems: bool = False
-    """Whether records that cannot be read are skipped and counted, instead of ending it all."""
+    """Whether records that cannot be read are skipped and counted, instead of ending the preparation."""
     seed: int = RunConfig().seed
     """Chooses the tokenizer's sample."""
 
@@ -66,7 +66,7 @@ def find_sources(recipe: Recipe, /) -> tuple[Corpus, ...]:
     """Return the files of every source, in the order of their names; nothing is read yet.
 
     Raises:
-        DataError: settings that cannot be, and files that are missing, empty or of an unknown type, all of them.
+        DataError: invalid settings, and files that are missing, empty or of an unknown type, all of them.
     """
     problems = list(_problems(recipe))
     found: list[Corpus] = []
@@ -125,7 +125,7 @@ def rules_of(names: Sequence[str], /) -> CleaningConfig:
     """Return the cleaning with these rules on.
 
     Raises:
-        ConfigError: listing the names that are no rule.
+        ConfigError: lists the names that are not rules.
     """
     known = [rule.value for rule in Rule]
     problems = [
@@ -140,7 +140,7 @@ def rules_of(names: Sequence[str], /) -> CleaningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeFile:
-    """What a recipe's file says."""
+    """The content of a recipe's file."""
 
     recipe: Recipe
     out: Path | None
@@ -178,7 +178,7 @@ class _RecipeEntry:
     on_error: Literal["strict", "skip"] = "strict"
     seed: int = Recipe.seed
     dedup: None = None
-    """Read apart; it stands here so that a misspelt one is told."""
+    """Read separately; declared here so that a misspelt key is reported."""
 
 
 def load_recipe(path: Path, /) -> RecipeFile:

@@ -1,4 +1,4 @@
-"""Train and held-out documents, told apart by content hash: the same text always falls on the same side.
+"""Train and held-out documents, separated by content hash: the same text always falls on the same side.
 
 And a sample of the training text, chosen by content and seed alone, for the tokenizer.
 """
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 NEAR_NAME = "near.npy"
-"""In a folder of `held_out.find_near`, bool [documents]: training documents that are like a held-out one."""
+"""In a folder of `held_out.find_near`, bool [documents]: training documents similar to a held-out one."""
 
 SAMPLE_BYTES = 8 * 1024 * 1024
-"""Text that the tokenizer is trained on, at most."""
+"""Largest size of the tokenizer's training text, bytes."""
 
 SAMPLE_DOCUMENT_BYTES = 64 * 1024
-"""What one document can give to that sample, at most."""
+"""Largest part of one document in that sample, bytes."""
 
 _TOP_BITS = 16
 
@@ -37,7 +37,7 @@ class Kept:
     verdict: Path | None
     """Folder with the verdict on duplicates; None keeps all."""
     near_held_out: Path | None = None
-    """Folder that tells the training documents that are like held-out ones; None drops none."""
+    """Folder with the mask of training documents similar to held-out ones; None drops none."""
 
     def keep(self) -> "npt.NDArray[np.bool_]":
         """Return the mask of kept documents: [documents]."""
@@ -76,7 +76,7 @@ def held_out_threshold(kept: Sequence[Kept], /, *, held_out_fraction: float, fat
     Args:
         kept: All segments.
         held_out_fraction: Share of the bytes.
-        fates: What became of the documents that were read, for messages.
+        fates: The fates of the documents that were read, for messages.
 
     Raises:
         DataError: there are fewer than two distinct documents.

@@ -74,7 +74,7 @@ def _kind_of_content(path: Path) -> FileKind | None:
         with open_bytes(path) as stream:
             head = stream.peek()
     except ArchiveError:
-        return FileKind.TEXT  # its reader says what is wrong with it
+        return FileKind.TEXT  # its reader reports the problem
     if head.startswith(b"PAR1"):
         return FileKind.PARQUET
     if _JSON_HEAD.match(head):

@@ -187,7 +187,7 @@ def test_what_is_missing_is_named(corpus: Path, done: Path, tmp_path: Path) -> N
     (found,) = refused(DataError, "design", single, "--runs", 8, "--out", tmp_path / "a.csv")
     assert "has one source, 'web'" in found
     (found,) = refused(OutputError, "design", corpus, "--runs", 8, "--out", tmp_path / "none" / "a.csv")
-    assert "is no folder" in found
+    assert "is not a folder" in found
     done.write_text(done.read_text(encoding="utf-8").replace("natural", "first"), encoding="utf-8")
     (found,) = refused(DataError, "fit", done, "--out", tmp_path / "b.yaml")
     assert "has no row named natural" in found

@@ -111,7 +111,7 @@ def test_an_interrupted_search_keeps_what_is_done_and_goes_on(
     (corpus / "trouble").write_text(f"{what} again")
     assert main(words(table, corpus, ds_configs)) == 130
     assert losses(table) == {"natural": "3.750000", "mix-1": "3.100000", "again": "", "mix-2": ""}
-    assert "interrupted; the same command goes on" in capsys.readouterr().err
+    assert "interrupted; the same command resumes" in capsys.readouterr().err
     with pytest.raises(ProcessLookupError):
         os.kill(int((corpus / "pid").read_text()), 0)
     (corpus / "trouble").unlink()

@@ -183,7 +183,7 @@ def test_the_file_is_the_plan_and_nothing_is_half_written(capsys: pytest.Capture
     plan = read_plan(path, world_size=64)
     assert RunPlan.from_json(plan.to_json()) == plan
     assert list(tmp_path.iterdir()) == [path]
-    assert "is no folder" in refused(capsys, "--flops", "1e21", "--out", str(tmp_path / "none" / "plan.json"))
+    assert "is not a folder" in refused(capsys, "--flops", "1e21", "--out", str(tmp_path / "none" / "plan.json"))
 
 
 def test_ds_config_of_a_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

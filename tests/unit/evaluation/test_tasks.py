@@ -76,10 +76,10 @@ def test_an_unknown_task_and_a_missing_folder_are_refused(tasks, run_folder, cap
     words = ["evaluate", str(run_folder), "--tasks"]
     assert main([*words, "own_txt,hellaswagg", "--include-path", str(tasks)]) == 2
     problems = capsys.readouterr().err
-    assert "'own_txt' is no task of lm-eval; did you mean 'own_text'?" in problems
-    assert "'hellaswagg' is no task of lm-eval; did you mean 'hellaswag'?" in problems
+    assert "'own_txt' is not a task of lm-eval; did you mean 'own_text'?" in problems
+    assert "'hellaswagg' is not a task of lm-eval; did you mean 'hellaswag'?" in problems
     assert main([*words, "own_text", "--include-path", str(tasks / "none")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_a_task_whose_data_is_not_here_is_refused(run_folder, capsys):

@@ -137,7 +137,7 @@ def _meant(names: Sequence[str], header: Sequence[str], *, known: Sequence[str])
 
 
 def _row(number: int, fields: Mapping[str, str]) -> Row | list[str]:
-    """Return the row, or what is wrong with it."""
+    """Return the row, or its problems."""
     values, problems = {}, []
     for name, text in fields.items():
         if name == "run":

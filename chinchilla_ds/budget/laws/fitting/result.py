@@ -81,7 +81,7 @@ class ExponentSpread:
 
     standard_errors: dict[str, float]
     interval: dict[str, tuple[float, float]]
-    """Of INTERVAL_LEVEL."""
+    """Interval with probability INTERVAL_LEVEL."""
 
 
 def exponent_spread(report: FitReport) -> ExponentSpread | None:

@@ -139,7 +139,7 @@ def test_names_that_are_none_say_what_was_meant(tmp_path: Path) -> None:
 
 def test_weights_are_no_target(tmp_path: Path) -> None:
     found = problems(write(tmp_path / "t.csv", HEADER, *GOOD), targets=("weight:web", "run"))
-    assert found == ("`targets=weight:web` is no column of losses", "`targets=run` is no column of losses")
+    assert found == ("`targets=weight:web` is not a column of losses", "`targets=run` is not a column of losses")
 
 
 def test_two_natural_mixtures(tmp_path: Path) -> None:
