@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from importlib import metadata
 from typing import Any
 
 from chinchilla_ds.errors import ConfigError, did_you_mean
@@ -106,7 +105,14 @@ def _shown(value: Argument) -> str:
 
 def names(kind: Kind, /) -> tuple[str, ...]:
     """Return the names that installed packages declare."""
-    return tuple(sorted({point.name for point in metadata.entry_points(group=kind.group)}))
+    return tuple(sorted(_announced(kind)))
+
+
+def _announced(kind: Kind) -> dict[str, str]:
+    """Return `module:object` of each entry point, by name."""
+    from importlib import metadata  # slow, and planning needs it only for plugins
+
+    return {point.name: point.value for point in metadata.entry_points(group=kind.group)}
 
 
 def load(kind: Kind, name: str, /, *, ours: Mapping[str, str] | None = None) -> Any:
@@ -120,7 +126,9 @@ def load(kind: Kind, name: str, /, *, ours: Mapping[str, str] | None = None) -> 
     Raises:
         ConfigError: there is no such name, module or object, or the module cannot be imported.
     """
-    where = {point.name: point.value for point in metadata.entry_points(group=kind.group)} | dict(ours or {})
+    where = dict(ours or {})
+    if name not in where and ":" not in name:
+        where = _announced(kind) | where
     target = where.get(name, name)
     module_name, colon, path = target.partition(":")
     what = kind.value.removesuffix("s")

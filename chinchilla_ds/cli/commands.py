@@ -116,7 +116,7 @@ COMMANDS = {
     "mix design": Command(
         "chinchilla_ds.cli.mix_design",
         "choose mixtures of a corpus's sources for small runs",
-        ("chinchilla-ds mix design corpus/ --runs 4 --out mixtures.csv",),
+        ("chinchilla-ds mix design corpus/ --runs 8 --out mixtures.csv",),
     ),
     "mix run": Command(
         "chinchilla_ds.cli.mix_run",

@@ -3,7 +3,6 @@
 DeepSpeed 0.19.8 would refuse them, or get them wrong, only once the text is prepared and the engine is built.
 """
 
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
@@ -67,7 +66,9 @@ def _package_problem(package: str) -> str | None:
     if importlib.util.find_spec(package) is None:
         return f"the package {package} is not installed"
     if package == "comet_ml":
-        version = importlib.metadata.version(package)
+        from importlib import metadata
+
+        version = metadata.version(package)
         least = ".".join(map(str, _COMET_LEAST))
         if tuple(int(part) for part in version.split(".")[:3] if part.isdecimal()) < _COMET_LEAST:
             return f"{package} {version} is installed, and DeepSpeed needs {least}"
