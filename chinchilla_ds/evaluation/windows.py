@@ -53,10 +53,10 @@ def check(*, window: int, stride: int, seq_length: int) -> None:
     """
     problems = []
     if window > seq_length:
-        problems.append(f"`window={window}` tokens is beyond the model's context of {seq_length}; give at most that")
+        problems.append(f"`window={window}` tokens exceeds the model's context of {seq_length}; give at most that")
     if stride > window:
         problems.append(
-            f"`stride={stride}` tokens is beyond `window={window}`, and tokens would be left out; at most that"
+            f"`stride={stride}` tokens exceeds `window={window}`, so tokens would be left out; give at most that"
         )
     if problems:
         raise ConfigError(problems)

@@ -416,7 +416,7 @@ def test_every_problem_of_a_law_file_is_named(tmp_path: Path) -> None:
         ({"format_version": 2}, "format_version is 2"),
         ({"min_flops": 1e19}, r"min_flops \(1e\+19 FLOPs\) is above max_flops"),
         ({"covariance": [[1, 2, 0, 0, 0]] + [[0] * 5] * 4}, "not symmetric"),
-        ({"covariance": [[1, 0, 0, 0]] + [[0] * 5] * 4}, r"covariance\[0\]\[4\] is missing"),
+        ({"covariance": [[1, 0, 0, 0]] + [[0] * 5] * 4}, r"covariance\[0\] is \[1, 0, 0, 0\]; it must have 5 entries"),
         ({"covariance": [[0] * 5] * 6}, "it must have 5 entries"),
         ({"name": ""}, "name is empty"),
         ({"alpha": float("nan")}, "NaN is not a finite number"),

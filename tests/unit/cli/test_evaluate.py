@@ -159,7 +159,7 @@ def test_bad_input_is_refused(run_folder, files, prepared, refused, tmp_path):
         run_folder, "--data", str(files["code"])[:-1] + "k"
     )
     assert "has no field 'content'" in refused(run_folder, "--data", files["code"], "--text-field", "content")
-    assert "beyond the model's context of 32" in refused(run_folder, "--data", files["code"], "--window", 64)
+    assert "exceeds the model's context of 32" in refused(run_folder, "--data", files["code"], "--window", 64)
     assert "--stride 9 tokens exceeds --window 8" in refused(
         run_folder, "--data", files["code"], "--window", 8, "--stride", 9
     )

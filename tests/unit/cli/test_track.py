@@ -374,7 +374,7 @@ def test_a_run_is_brought_where_it_was_tracked(
     assert "hidden" not in (run.folder / "tracking.json").read_text()
     assert main(["track", str(run.folder)]) == 2
     assert capsys.readouterr().err == (
-        "error: the run tiny was tracked at http://***@host, of which the secret part is not kept: set "
+        "error: the run tiny was tracked at http://***@host, whose secret part is not stored: set "
         "MLFLOW_TRACKING_URI, or name a place by --tracking-uri\n"
     )
 
@@ -493,7 +493,7 @@ def test_lines_that_cannot_be_read_are_named(output: Path, capsys: pytest.Captur
     run.damage(4, b'{"step": "four", "time": 1}\n')
     assert main(["track", str(run.folder)]) == 0
     assert (
-        "metrics.jsonl: 2 lines cannot be read and are left out: line 2 holds 512 NUL bytes; line 4 has the step "
+        "metrics.jsonl: 2 lines cannot be read and are skipped: line 2 holds 512 NUL bytes; line 4 has the step "
         "'four', which is not a number of steps"
     ) in capsys.readouterr().out
 

@@ -137,7 +137,7 @@ def test_unknown_type_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "a.josnl").write_text("{}")
     message = problem(tmp_path / "a.josnl")
     assert message.startswith(f"{tmp_path}/a.josnl is of unknown type '.josnl'; did you mean '.jsonl'?; known types: ")
-    assert message.endswith(".ts .txt, optionally followed by .gz .bz2 .xz .zst behind")
+    assert message.endswith(".ts .txt, optionally followed by .gz .bz2 .xz .zst")
 
 
 def test_not_utf8_names_file_and_offset(tmp_path: Path) -> None:

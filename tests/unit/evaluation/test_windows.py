@@ -30,6 +30,6 @@ def test_sizes_that_leave_tokens_out_are_refused():
     with pytest.raises(ConfigError) as caught:
         check(window=64, stride=65, seq_length=32)
     assert caught.value.problems == (
-        "--window 64 tokens exceeds the model's context of 32; give at most that",
-        "--stride 65 tokens exceeds --window 64, so tokens would be left out; give at most that",
+        "`window=64` tokens exceeds the model's context of 32; give at most that",
+        "`stride=65` tokens exceeds `window=64`, so tokens would be left out; give at most that",
     )

@@ -127,7 +127,7 @@ def test_a_damaged_line_costs_only_itself_and_is_named(tmp_path: Path, caplog: p
     path.write_bytes(b"".join([lines[0], bytes(64) + b"\n", lines[2], bytes(64) + lines[3], lines[4]]))
     written(path, [step(5, 2.0)])
     assert moments(path) == [(1, "train/loss", 1.0), *((n, "train/loss", 1.0) for n in (3, 4)), (5, "train/loss", 2.0)]
-    assert caplog.messages == [f"{path}: 1 line cannot be read and is left out: line 2 holds 64 NUL bytes"]
+    assert caplog.messages == [f"{path}: 1 line cannot be read and is skipped: line 2 holds 64 NUL bytes"]
 
 
 def test_a_full_disk_leaves_whole_lines_and_what_it_did_not_take_is_written_later(tmp_path: Path) -> None:

@@ -143,9 +143,9 @@ def test_random_damage_to_one_line_costs_no_other(tmp_path: Path) -> None:
 
 def test_many_damaged_lines_are_one_message() -> None:
     assert describe_skipped(Path("m"), ["line 1 a", "line 2 b", "line 3 c", "line 9 d", "line 10 e"]) == (
-        "m: 5 lines cannot be read and are left out: line 1 a; line 2 b; line 3 c; and 2 more"
+        "m: 5 lines cannot be read and are skipped: line 1 a; line 2 b; line 3 c; and 2 more"
     )
-    assert describe_skipped(Path("m"), ["line 1 a"]) == "m: 1 line cannot be read and is left out: line 1 a"
+    assert describe_skipped(Path("m"), ["line 1 a"]) == "m: 1 line cannot be read and is skipped: line 1 a"
 
 
 def test_a_long_run_is_read_in_seconds(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_said_at_once(tmp_path: Path, monkeypatch: pytest
             ensure_database(f"sqlite:///{path}", make_tables=make_tables)
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE _alembic_tmp_metrics (key TEXT)")
-    with pytest.raises(TrackingError, match=r"mlflow\.db was left half-made, .*move it away: `chinchilla-ds track`"):
+    with pytest.raises(TrackingError, match=r"mlflow\.db was left incomplete, .*move it away: `chinchilla-ds track`"):
         ensure_database(f"sqlite:///{path}", make_tables=make_tables)
     path.write_bytes(b"no database at all" * 100)
     with pytest.raises(TrackingError, match=r"mlflow\.db: file is not a database$"):
