@@ -133,7 +133,7 @@ class _Scalar:
         if type(value) not in self.plain.accepts:
             return _refused(value, place, problems, wanted=self.plain.wanted)
         if isinstance(value, str) and "\0" in value:
-            problems.append(f"{place} holds a NUL, which no text of ours does")
+            problems.append(f"{place} holds a NUL, which is not allowed")
             return INVALID
         for is_fine, wanted in self.checks:
             if not is_fine(value):
@@ -179,7 +179,7 @@ _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], Callable[[Any], str]]] = {
 
 
 def _anything(value: Any, place: str, problems: list[str], /) -> Any:
-    problems += [f"{spot} holds a NUL, which no text of ours does" for spot in _with_nul(value, place)]
+    problems += [f"{spot} holds a NUL, which is not allowed" for spot in _with_nul(value, place)]
     return value
 
 

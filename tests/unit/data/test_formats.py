@@ -252,10 +252,10 @@ RUSSIAN = "Известно, что все счастливые семьи по�
         (JAPANESE, "shift_jis", "it may be CP932 (a guess)"),
         (JAPANESE, "euc_jp", "it may be EUC-JP (a guess)"),
         (RUSSIAN, "koi8_r", "it may be KOI8-R (a guess)"),
-        (RUSSIAN, "utf_16", "it starts like UTF-16 does"),
-        (RUSSIAN, "utf_32", "it starts like UTF-32 does"),
-        ("Plain English text.\n", "utf_16_le", "it starts like UTF-16LE does"),
-        ("Plain English text.\n", "utf_16_be", "it starts like UTF-16BE does"),
+        (RUSSIAN, "utf_16", "it starts like UTF-16"),
+        (RUSSIAN, "utf_32", "it starts like UTF-32"),
+        ("Plain English text.\n", "utf_16_le", "it starts like UTF-16LE"),
+        ("Plain English text.\n", "utf_16_be", "it starts like UTF-16BE"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.csv", "plain"])
