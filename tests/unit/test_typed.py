@@ -135,7 +135,7 @@ def _accepts(kind: Any, value: Any) -> bool:
 
 def test_a_marker_that_is_none_is_a_bug_of_ours() -> None:
     kind = dataclasses.make_dataclass("kind", [("a", Annotated[int, "positive"])])
-    with pytest.raises(TypeError, match="'positive' is no range of a field"):
+    with pytest.raises(TypeError, match="'positive' is not a range of a field"):
         build(kind, {"a": 1}, where="w")
 
 

@@ -143,7 +143,7 @@ def test_the_first_machine_of_a_node_list(nodes: str, host: str) -> None:
         (srun(0) | {"RANK": "0", "WORLD_SIZE": "1"}, ["WORLD_SIZE is 1 and SLURM_STEP_NUM_TASKS is 2"]),
         (open_mpi(1) | {"LOCAL_RANK": "0"}, ["LOCAL_RANK is 0 and OMPI_COMM_WORLD_LOCAL_RANK is 1"]),
         (torchrun(0) | {"LOCAL_SIZE": "4"}, ["LOCAL_SIZE is 4 and LOCAL_WORLD_SIZE is 2"]),
-        (srun(0) | torchrun(0), ["srun started 2 tasks, and each of them runs torchrun for one machine", "2 independent"]),
+        (srun(0) | torchrun(0), ["srun started 2 tasks, and each of them runs torchrun for one", "2 independent"]),
         (srun(1) | deepspeed(0), ["each of them runs deepspeed for one machine"]),
         ({"RANK": "0"} | ADDRESS, ["RANK is set and WORLD_SIZE, LOCAL_RANK, LOCAL_SIZE not"]),
         ({"WORLD_SIZE": "2"}, ["WORLD_SIZE is set and RANK"]),
