@@ -69,7 +69,7 @@ def refused(checkpoint, capsys, *, marker=None):
         captured = capsys.readouterr()
         assert captured.out == "", words
         lines = captured.err.splitlines()
-        whole = [line for line in lines if line.startswith("error: whole: none")]
+        whole = [line for line in lines if line.startswith("error: intact: none")]
         assert len(lines) - len(whole) == 1, (words, lines)
         assert not Path(out).exists()
         assert marker is None or not marker.exists(), words

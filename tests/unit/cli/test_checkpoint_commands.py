@@ -99,7 +99,7 @@ def test_verify_reads_every_file(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["checkpoint", "verify", str(run)]) == 2
     captured = capsys.readouterr()
     assert f"error: {path} is damaged" in captured.err
-    assert "error: whole: step_0000002; a run resumes from the newest that is intact" in captured.err
+    assert "error: intact: step_0000002; a run resumes from the newest that is intact" in captured.err
     assert captured.out == ""
 
 

@@ -76,6 +76,6 @@ def test_nothing_left_says_where_it_went(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "a.txt").write_bytes("第一回".encode("gbk") * 50)
     words = ["prepare", "--source", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main([*words, "--on-error", "skip"]) == 2
-    message = "of 1 documents read, 1 skipped (not UTF-8); without --on-error skip each is told with its place"
+    message = "of 1 documents read, 1 skipped (not UTF-8); without --on-error skip each is reported with its place"
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
