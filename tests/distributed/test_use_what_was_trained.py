@@ -234,7 +234,7 @@ def test_bad_input_is_told_in_a_line_and_nothing_is_written(trained, tmp_path, c
         path.unlink()
     before, new = contents(), tmp_path / "new"
 
-    assert "Qwen2ForCausalLM, and only LlamaForCausalLM" in refused("import", other, "--out", new)
+    assert "Qwen2ForCausalLM, and only LlamaForCausalLM (model_type" in refused("import", other, "--out", new)
     assert "holds no tokenizer" in refused("import", bare, "--out", new)
     assert "exists already" in refused("import", trained.export, "--out", other)
     assert "exists already" in refused("export", trained.folder, "--out", trained.export)

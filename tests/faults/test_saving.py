@@ -106,7 +106,7 @@ def test_a_disk_that_fills_up_in_a_save(corpus: Path, tmp_path: Path, small_disk
     ended = start(corpus, tmp_path, *output, fault="save_disk", FAULT_FILL=str(filler))
     assert ended.exit_code == 2, ended.text
     assert ended.text.count("cannot write the checkpoint") == 1, ended.text
-    assert "No space left on device; the checkpoints before it are whole" in ended.text
+    assert "No space left on device; the earlier checkpoints are intact" in ended.text
     assert "Traceback" not in ended.text
     again = start(corpus, tmp_path, *output)
     assert again.exit_code == 2, again.text
