@@ -186,5 +186,5 @@ def test_a_run_of_which_nothing_is_whole_is_refused(corpus: Path, tmp_path: Path
         cut(checkpoint / "tensors/__0_0.distcp")
     again = start(corpus, place)
     assert again.exit_code == 2, again.text
-    assert "holds no intact checkpoint" in again.text or "is whole; --resume none" in again.text, again.text
+    assert "holds no intact checkpoint" in again.text or "is intact; --resume none" in again.text, again.text
     assert "Traceback" not in again.text
