@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from chinchilla_ds.distributed import cpu_backend
 from chinchilla_ds.errors import ConfigError, DsConfigError, LayoutError
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.own_loop import initialize
@@ -66,6 +67,8 @@ def test_a_loop_of_ones_own_takes_the_same_steps(tmp_path: Path) -> None:
 def refusals(plan: RunPlan) -> list[str]:
     """Start the process group as a DeepSpeed script may, and give what the plan does not have."""
     import deepspeed
+
+    cpu_backend.install()  # or DeepSpeed compiles an all-reduce of its own, for most of a minute
 
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     engine = initialize(plan, ds_config=harness.deepspeed_json(plan))

@@ -11,6 +11,7 @@ from chinchilla_ds.checkpoint.reader import CheckpointReader
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.checkpoint.universal import write_universal
 from chinchilla_ds.checkpoint.writer import write_checkpoint
+from chinchilla_ds.distributed import cpu_backend
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
 
 STEPS_BEFORE, STEPS_AFTER = 3, 2
@@ -86,6 +87,7 @@ def convert_after_steps(tmp_path):
 
 def go_on_in_deepspeed(folder, stage, *, load=True):
     """A rank of a program that knows DeepSpeed alone."""
+    cpu_backend.install()  # or DeepSpeed compiles an all-reduce of its own, for most of a minute
     deepspeed.init_distributed(dist_backend="gloo")
     model = Other()
     config = {

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from chinchilla_ds.distributed import cpu_backend
 from chinchilla_ds.errors import LayoutError
 from chinchilla_ds.testing import RankError, RankTimeoutError, run_on_ranks
 
@@ -30,6 +31,7 @@ def wait_until(condition, *, timeout_s=5.0):
 def sum_over_ranks(value: float) -> tuple[float, float]:
     import deepspeed
 
+    cpu_backend.install()  # or DeepSpeed compiles an all-reduce of its own, for most of a minute
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     mine = torch.tensor(value * (dist.get_rank() + 1))
     total = mine.clone()

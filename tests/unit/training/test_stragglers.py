@@ -1,6 +1,7 @@
 import pytest
 from torch import nn
 
+from chinchilla_ds.distributed import cpu_backend
 from chinchilla_ds.training.stragglers import INTERVAL_STEPS, report
 
 
@@ -19,6 +20,8 @@ def slow_rank(ranks: int) -> list[tuple[int, float] | None]:
     import torch.distributed as dist
 
     from chinchilla_ds.training.stragglers import Stragglers
+
+    cpu_backend.install()  # or DeepSpeed compiles an all-reduce of its own, for most of a minute
 
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
 

@@ -102,6 +102,7 @@ def test_caps_outside_what_was_tried_are_refused() -> None:
         search_mixture(narrow, natural=narrow.weights[0], caps=caps, num_draws=20, seed=0)
 
 
+@pytest.mark.slow
 def test_noise_alone_is_no_evidence() -> None:
     generator = np.random.default_rng(0)
     claims = 0
