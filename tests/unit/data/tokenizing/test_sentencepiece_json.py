@@ -15,7 +15,7 @@ from chinchilla_ds.data.tokenizing.sentencepiece_json import check_exportable, t
 from chinchilla_ds.data.tokenizing.tokenizer import ModelType, SentencePieceTokenizer, train_tokenizer
 from chinchilla_ds.errors import DataError
 from tests.unit.data.conftest import make_documents
-from tests.unit.data.test_tokenizer import fuzzed_texts
+from tests.unit.data.tokenizing.test_tokenizer import fuzzed_texts
 
 SENTENCES = [
     *(line for line in inspect.getsource(argparse).splitlines() if line.strip()),
