@@ -7,8 +7,8 @@
 | `idle` | accepted and without effect, whatever its value: it requests nothing that this engine fails to do |
 | `refused` | its effect would be lost, or break what the plan or a checkpoint promises; the reason says what to do |
 
-Literal, because `budget` does not import DeepSpeed: tests/unit/budget/deepspeed_json/test_ds_keys.py walks the classes and constants
-of the one that is installed, so that no key of a new version slips through.
+Literal, because `budget` does not import DeepSpeed: tests/unit/budget/deepspeed_json/test_ds_keys.py walks the classes
+and constants of the installed version, so that no key of a new version slips through.
 """
 
 from collections.abc import Mapping
