@@ -211,8 +211,8 @@ def test_a_sentencepiece_model_alone_gets_a_tokenizer_json_and_keeps_its_setting
 @pytest.mark.parametrize(
     ("template", "text"),
     [
-        ("<s> <|user|> $A", "frames texts by <s> <|user|>"),
-        ("<s> $A <|user|>", "frames texts by <s> <|user|>"),
+        ("<s> <|user|> $A", "adds <s> <|user|> to texts"),
+        ("<s> $A <|user|>", "adds <s> <|user|> to texts"),
     ],
 )
 def test_templates_that_a_document_cannot_follow_are_refused(template, text, llama, tmp_path, capsys):
