@@ -14,7 +14,7 @@ from chinchilla_ds.cli.main import run_command
 from tests.unit.budget.fitting.synthetic import sweep
 from tests.unit.budget.laws.curves.runs import synthetic, write_run
 from tests.unit.data.conftest import make_documents
-from tests.unit.export.conftest import small_shape, write_random
+from tests.unit.exporting.conftest import small_shape, write_random
 
 QUICK, LONG = 30, 2000
 """Inputs per kind of file in `make test` and in `make test-slow`."""
