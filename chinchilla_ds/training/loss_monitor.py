@@ -43,7 +43,7 @@ class LossMonitor:
         if self._watch.is_above and not was_above:
             state.departures += 1
             state.notes += (f"loss {state.departure}",)
-        elif was_above and not self._watch.is_above:
+        elif was_above and not self._watch.is_above and state.departure is not None:  # None: the run went back
             state.notes += (f"loss back in its band; it was {state.departure}",)
 
     def resume(self, state: TrainingState) -> None:
@@ -54,19 +54,23 @@ class LossMonitor:
 
 
 def _recorded(path: Path, *, until: int) -> "tuple[array[int], array[float], Departure | None]":
-    """Return steps, losses and the departure that has not ended, from the metrics of steps up to one."""
+    """Return steps, losses and the departure that has not ended, from the metrics of steps up to one.
+
+    The steps of departures that have ended are left out, as they were by the process that recorded them.
+    """
     steps, losses, above = array("q"), array("d"), None
     for record in read_metrics(path):
         loss = record.metrics.get("train/loss", math.nan)
         if not (math.isfinite(loss) and 0 < record.step <= until):
             continue
-        while steps and steps[-1] >= record.step:  # the run went back
+        excess, since = (record.metrics.get(name, math.nan) for name in (EXCESS, SINCE))
+        is_above = math.isfinite(excess) and 0 < since <= record.step
+        first = above.since if above is not None and not is_above else record.step
+        while steps and steps[-1] >= min(first, record.step):  # a departure has ended, or the run went back
             steps.pop()
             losses.pop()
         steps.append(record.step)
         losses.append(loss)
-        excess, since = (record.metrics.get(name, math.nan) for name in (EXCESS, SINCE))
-        is_above = math.isfinite(excess) and 0 < since <= record.step
         above = Departure(since=int(since), excess=excess) if is_above else None
     return steps, losses, above
 

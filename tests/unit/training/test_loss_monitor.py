@@ -155,3 +155,28 @@ def test_a_curve_in_the_record_is_not_compared_with_the_plan(tmp_path: Path) -> 
     other = MetricRecord(metrics={"predicted_loss": 3.0}, step=1, time_s=1.0)
     with pytest.raises(TrackingError, match="another run"):
         check_same_run(gather([other, curve]), plan=plan)
+
+
+def test_what_was_above_and_has_ended_is_not_fitted_after_a_resume(tmp_path: Path) -> None:
+    losses = _losses(broken=False)
+    losses[150:250] = [loss + 1 for loss in losses[150:250]]
+    state = make_state(tmp_path, train_iters=TRAIN_ITERS)
+    monitor, backend, said = LossMonitor(state.plan), JsonlBackend(path=tmp_path / "metrics.jsonl"), []
+    for loss in losses[:400]:
+        _step(state, monitor, loss)
+        said += state.notes
+        _write(backend, state)
+    assert len(said) == 2
+    assert said[1].startswith("loss back in its band; it was 0.9")
+    assert said[1].endswith(" from step 151 to 250")
+    resumed = make_state(tmp_path, train_iters=TRAIN_ITERS)
+    resumed.iteration = 400
+    again = LossMonitor(resumed.plan)
+    again.resume(resumed)
+    for loss in losses[400:]:
+        _step(resumed, again, loss)
+        _step(state, monitor, loss)
+    assert resumed.expected is not None
+    assert state.expected is not None
+    assert resumed.expected.loss == pytest.approx(state.expected.loss, rel=0.005)
+    assert resumed.departure is None

@@ -168,18 +168,18 @@ class LossWatch:
             self._largest = max(self._largest, excess)
             self.departure = Departure(since=since, excess=excess)
             if max(excess, self._excess(LONG_WINDOW)) <= 0:
-                self.departure = Departure(since=since, excess=self._largest, until=step - 1)
+                self.departure = Departure(since=since, excess=self._largest, until=self._turns()[1])
                 self._forget(lambda at: at >= since)
         elif excess > 0 and max(self._excess(n, noise_width=self._certain) for n in (WINDOW, LONG_WINDOW)) > 0:
-            self.departure = Departure(since=self._turn(), excess=excess)
+            self.departure = Departure(since=self._turns()[0], excess=excess)
             self._largest = excess
         elif not self._is_below and self._excess(WINDOW, sign=-1, noise_width=self._certain) > 0:
             first = self._recent[-WINDOW][0]
             self._is_below, self._next_fit = True, step + LEAST_STEPS
             self._forget(lambda at: at < first)
 
-    def _turn(self) -> int:
-        """Return the step from which on the losses are high, all in all."""
+    def _turns(self) -> tuple[int, int]:
+        """Return, of the last steps, the one from which on the losses are high, all in all, and the one up to which."""
         steps = [at for at, _, _ in self._recent]
         high = [loss - point.loss - point.noise / 2 - point.spread for _, loss, point in self._recent]
-        return steps[int(np.argmax(np.cumsum(high[::-1])[::-1]))]
+        return steps[int(np.argmax(np.cumsum(high[::-1])[::-1]))], steps[int(np.argmax(np.cumsum(high)))]

@@ -5,7 +5,7 @@ from array import array
 import numpy as np
 import pytest
 
-from chinchilla_ds.budget.laws.curves.departure import WINDOW, Departure, LossWatch
+from chinchilla_ds.budget.laws.curves.departure import Departure, LossWatch
 from chinchilla_ds.budget.laws.curves.outlook import ScheduleTable, fit_outlook
 from chinchilla_ds.budget.laws.fitting.runs import Floats
 from tests.unit.budget.laws.curves.runs import PUBLIC_WARMUP, TRUTH, WARMUP, public_curves, schedule, synthetic
@@ -70,8 +70,8 @@ def test_the_law_does_not_follow_a_loss_that_stays_high_and_the_end_is_told() ->
         if until is None and watch.departure is not None:
             until = watch.departure.until
     assert watch.departure is not None
-    assert watch.departure.since == pytest.approx(1000 + WARMUP, abs=WINDOW)
-    assert until == pytest.approx(2000 + WARMUP, abs=WINDOW)
+    assert watch.departure.since == pytest.approx(1000 + WARMUP, abs=3)
+    assert until == pytest.approx(2000 + WARMUP, abs=3)
     assert watch.departure.excess == pytest.approx(0.1 * losses[1500] / 1.1, abs=0.2)
 
 
