@@ -168,7 +168,7 @@ def test_what_was_above_and_has_ended_is_not_fitted_after_a_resume(tmp_path: Pat
         _write(backend, state)
     assert len(said) == 2
     assert said[1].startswith("loss back in its band; it was 0.9")
-    assert said[1].endswith(" from step 151 to 250")
+    assert said[1].endswith(" since step 151, until step 250")
     resumed = make_state(tmp_path, train_iters=TRAIN_ITERS)
     resumed.iteration = 400
     again = LossMonitor(resumed.plan)

@@ -44,8 +44,8 @@ class Departure:
 
     def __str__(self) -> str:
         """Return `0.08 above the 95 % band since step 3,100`."""
-        when = f"since step {self.since:,}" if self.until is None else f"from step {self.since:,} to {self.until:,}"
-        return f"{self.excess:.2f} above the 95 % band {when}"
+        ended = "" if self.until is None else f", until step {self.until:,}"
+        return f"{self.excess:.2f} above the 95 % band since step {self.since:,}{ended}"
 
 
 class LossWatch:

@@ -56,7 +56,7 @@ def test_a_loss_that_rises_is_found_within_20_steps(at: int, noise: float) -> No
 
 def test_what_is_said_of_a_departure() -> None:
     assert str(Departure(since=3100, excess=0.0812)) == "0.08 above the 95 % band since step 3,100"
-    assert str(Departure(since=300, excess=0.5, until=1340)) == "0.50 above the 95 % band from step 300 to 1,340"
+    assert str(Departure(since=300, excess=0.5, until=1340)) == "0.50 above the 95 % band since step 300, until step 1,340"
 
 
 def test_the_law_does_not_follow_a_loss_that_stays_high_and_the_end_is_told() -> None:
