@@ -16,19 +16,9 @@ NEVER = 10**9
 
 def _train(folder: Path, *, seed: int, hot_step: int) -> Ended:
     corpus = write_corpus(folder / "corpus.txt")
-    flags = (
-        "--data",
-        corpus,
-        "--flops",
-        FLOPS,
-        "--seed",
-        seed,
-        "--output",
-        folder / "runs",
-        "--run-name",
-        f"seed{seed}",
-    )
+    flags = ("--data", corpus, "--max-epochs", 2, "--flops", FLOPS, "--seed", seed, "--run-name", f"seed{seed}")
     script = ROOT / "tests/distributed/hot_pretrain.py"
+    flags += ("--output", folder / "runs")
     return finish(launch(*flags, folder=folder, ranks=None, script=script, ds="zero1", HOT_STEP=str(hot_step)))
 
 
