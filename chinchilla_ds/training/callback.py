@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chinchilla_ds.budget.laws.curves.departure import Departure
+from chinchilla_ds.budget.laws.curves.departure import BandDeparture
 from chinchilla_ds.budget.laws.curves.outlook import OutlookPoint
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.errors import ConfigError
@@ -72,7 +72,7 @@ class TrainingState:
     expected: OutlookPoint | None = None
     """Loss and 95 % band that the run's own beginning predicted for the last step, on the rank that owns the loss; None
     before there is a fit."""
-    departure: Departure | None = None
+    departure: BandDeparture | None = None
     """The last time that the loss was above that band."""
     departures: int = 0
     """How often it was, in this process."""

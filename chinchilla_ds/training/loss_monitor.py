@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chinchilla_ds.budget.laws.curves.departure import Departure, LossWatch
+from chinchilla_ds.budget.laws.curves.departure import BandDeparture, LossWatch
 from chinchilla_ds.budget.laws.curves.outlook import ScheduleTable
 from chinchilla_ds.budget.laws.curves.rates import step_rates
 from chinchilla_ds.run_plan import RunPlan
@@ -53,7 +53,7 @@ class LossMonitor:
         state.departure, state.departures = above, int(above is not None)
 
 
-def _recorded(path: Path, *, until: int) -> "tuple[array[int], array[float], Departure | None]":
+def _recorded(path: Path, *, until: int) -> "tuple[array[int], array[float], BandDeparture | None]":
     """Return steps, losses and the departure that has not ended, from the metrics of steps up to one.
 
     The steps of departures that have ended are left out, as they were by the process that recorded them.
@@ -71,7 +71,7 @@ def _recorded(path: Path, *, until: int) -> "tuple[array[int], array[float], Dep
             losses.pop()
         steps.append(record.step)
         losses.append(loss)
-        above = Departure(since=int(since), excess=excess) if is_above else None
+        above = BandDeparture(since=int(since), excess=excess) if is_above else None
     return steps, losses, above
 
 

@@ -32,7 +32,7 @@ GROWTH = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Departure:
+class BandDeparture:
     """A loss above the band."""
 
     since: int
@@ -79,7 +79,7 @@ class LossWatch:
         """Whether the loss was below the band and has not been fitted since."""
         self.point: OutlookPoint | None = None
         """What was expected of the last step; None before the first fit."""
-        self.departure: Departure | None = None
+        self.departure: BandDeparture | None = None
         """The last time that the loss was above the band."""
 
     @property
@@ -102,7 +102,7 @@ class LossWatch:
         if step >= self._next_fit and self._excess(WINDOW) <= 0:
             self._fit(before=step + 1)
 
-    def resume(self, steps: "array[int]", losses: "array[float]", *, above: Departure | None) -> None:
+    def resume(self, steps: "array[int]", losses: "array[float]", *, above: BandDeparture | None) -> None:
         """Take over the steps of an earlier process.
 
         Args:
@@ -166,12 +166,12 @@ class LossWatch:
             assert self.departure is not None
             since = self.departure.since
             self._largest = max(self._largest, excess)
-            self.departure = Departure(since=since, excess=excess)
+            self.departure = BandDeparture(since=since, excess=excess)
             if max(excess, self._excess(LONG_WINDOW)) <= 0:
-                self.departure = Departure(since=since, excess=self._largest, until=self._turns()[1])
+                self.departure = BandDeparture(since=since, excess=self._largest, until=self._turns()[1])
                 self._forget(lambda at: at >= since)
         elif excess > 0 and max(self._excess(n, noise_width=self._certain) for n in (WINDOW, LONG_WINDOW)) > 0:
-            self.departure = Departure(since=self._turns()[0], excess=excess)
+            self.departure = BandDeparture(since=self._turns()[0], excess=excess)
             self._largest = excess
         elif not self._is_below and self._excess(WINDOW, sign=-1, noise_width=self._certain) > 0:
             first = self._recent[-WINDOW][0]

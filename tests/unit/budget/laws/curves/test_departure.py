@@ -5,7 +5,7 @@ from array import array
 import numpy as np
 import pytest
 
-from chinchilla_ds.budget.laws.curves.departure import Departure, LossWatch
+from chinchilla_ds.budget.laws.curves.departure import BandDeparture, LossWatch
 from chinchilla_ds.budget.laws.curves.outlook import ScheduleTable, fit_outlook
 from chinchilla_ds.budget.laws.fitting.runs import Floats
 from tests.unit.budget.laws.curves.runs import PUBLIC_WARMUP, TRUTH, WARMUP, public_curves, schedule, synthetic
@@ -27,7 +27,7 @@ def _watch(kind: str = "cosine") -> LossWatch:
     )
 
 
-def _first_departure(watch: LossWatch, losses: Floats, *, first: int = WARMUP) -> tuple[int, Departure] | None:
+def _first_departure(watch: LossWatch, losses: Floats, *, first: int = WARMUP) -> tuple[int, BandDeparture] | None:
     """Return the step at which the loss is first found above the band."""
     for step, loss in enumerate(losses.tolist(), first):
         watch.add(loss, step=step)
@@ -55,8 +55,11 @@ def test_a_loss_that_rises_is_found_within_20_steps(at: int, noise: float) -> No
 
 
 def test_what_is_said_of_a_departure() -> None:
-    assert str(Departure(since=3100, excess=0.0812)) == "0.08 above the 95 % band since step 3,100"
-    assert str(Departure(since=300, excess=0.5, until=1340)) == "0.50 above the 95 % band since step 300, until step 1,340"
+    assert str(BandDeparture(since=3100, excess=0.0812)) == "0.08 above the 95 % band since step 3,100"
+    assert (
+        str(BandDeparture(since=300, excess=0.5, until=1340))
+        == "0.50 above the 95 % band since step 300, until step 1,340"
+    )
 
 
 def test_the_law_does_not_follow_a_loss_that_stays_high_and_the_end_is_told() -> None:
