@@ -13,7 +13,7 @@
     |-- OutOfMemoryError       a rank needs more memory than there is
     `-- WorkerError            a worker process was killed from outside
 
-Anything else that escapes is a bug of ours and keeps its traceback.
+Anything else that escapes is a bug in this package and keeps its traceback.
 
 A problem names the field of the config, or the parameter, that it is about in backquotes, with the value that was
 given or would do: `micro_batch_size=3`, `checkpoint.resume=none`; one of another function stands behind that function's

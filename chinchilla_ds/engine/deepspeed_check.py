@@ -44,7 +44,7 @@ def check_with_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> None:
 
     Raises:
         DsConfigError: DeepSpeed refuses a value of the user's, the device does not support the precision, or a folder
-            cannot be created. A refusal of the plan's own values is a bug of ours, and keeps its traceback.
+            cannot be created. A refusal of the plan's own values is a bug in this package, and keeps its traceback.
     """
     from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
