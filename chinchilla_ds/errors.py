@@ -170,7 +170,7 @@ _NOT_OUR_DOING = {
     errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR,
 }  # fmt: skip
 """Errors of the operating system about the machine's own state. A file that is missing or already exists is more likely
-a bug of ours, unless the caller has handled it."""
+a bug in this package, unless the caller has handled it."""
 
 
 def machine_problem(error: OSError) -> str | None:

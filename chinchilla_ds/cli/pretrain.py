@@ -6,13 +6,19 @@ from typing import NoReturn
 
 from chinchilla_ds.cli.arguments import parse, training_flags
 from chinchilla_ds.processes.endings import exit_process
+from chinchilla_ds.processes.output import outlast_readers
 from chinchilla_ds.runs.train import train_and_end
 
 add_flags = training_flags
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
+<<<<<<< HEAD
     """Call `main`, and exit the process with its exit code."""
+=======
+    """Do what `main` does and end the process."""
+    outlast_readers()
+>>>>>>> main
     exit_process(partial(main, argv))
 
 

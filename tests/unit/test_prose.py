@@ -44,11 +44,25 @@ PHRASES = {
     r"\b(no|not any) use to\b|\bof no avail\b": "does not help",
     r"\bwhat is wrong with\b": "the problem of",
     r"\bwhoever\b": "the process that ..., anyone who",
+    r"\bTold\b": "Called with; receives",
+    r"\bknows? no\b": "lacks, does not support, is independent of",
+    r"\b[Aa]nother [a-z ]{1,30} than\b": "a different ... from",
+    r"\b(bugs?|files?|patch|patches|exports?|values?|modules?|laws?|optimizers?|dataclass) of (ours|yours)\b": "our own, your own",
+    r"\b(has|have) gone\b(?! (back|through))": "no longer exists",
+    r"\bin vain\b|\bable to say\b": "(rephrase)",
+    r"\bnewest whole\b": "newest intact",
+    r"\bbehind (an?|the|its|their) (prompt|text|token|word)s?\b|\bspaces behind\b": "after",
+    r"\bbeside (--|a recipe|other paths)": "cannot be combined with",
+    r"\bis none of (?!it\b)": "is not one of",
+    r"\*{4}": "** (an empty emphasis)",
 }
 """Regular expressions, and what to write instead."""
 
 FIELD = re.compile(r"\s*Of\b")
 """A dangling "Of" in place of a noun: `The run's seed.`, not `Of the run.`"""
+
+ARGUMENT = re.compile(r"^ +\*{0,2}\w+: Of\b.*", re.MULTILINE)
+"""The same in the `Args:` of a docstring."""
 
 EXEMPT: dict[str, tuple[str, ...]] = {}
 """By file, what is right there all the same: quoted output of other programs, and phrases in their literal sense."""
@@ -97,6 +111,8 @@ def python_problems(path: Path) -> Iterator[str]:
     source, name = path.read_text("utf-8"), path.relative_to(ROOT).as_posix()
     for line, text in prose_of(source):
         yield from problems(text, where=f"{name}:{line}", exempt=EXEMPT.get(name, ()))
+        for match in ARGUMENT.finditer(text):
+            yield f"{name}:{line}: an argument's description begins with 'Of': {match.group().strip()!r}"
     for line, text in field_docstrings(source):
         if FIELD.match(text):
             yield f"{name}:{line}: the docstring of a field begins with 'Of': {text[:60]!r}"
@@ -132,6 +148,16 @@ def test_documentation_is_written_in_the_idiom_of_the_field() -> None:
         "begins anew",
         "a word taken for a number",
         "something you can put\n    right",
+        "Told the name of a stage",
+        "a kernel that knows no groups",
+        "another number of ranks than the layout has",
+        "that is a bug of ours",
+        "the text has gone",
+        "the newest whole checkpoint",
+        "what stands there behind a prompt",
+        "--json beside --stream",
+        "'int3' is none of int4, int8",
+        "****What counts.**",
     ],
 )
 def test_translated_phrases_are_found(text: str) -> None:
@@ -147,3 +173,7 @@ def test_a_field_whose_docstring_begins_with_of_is_found() -> None:
     assert list(field_docstrings('class A:\n    seed: int\n    """Of the run."""\n')) == [(3, "Of the run.")]
     assert FIELD.match("Of the run.")
     assert not FIELD.match("Offset.")
+
+
+def test_an_argument_whose_description_begins_with_of_is_found() -> None:
+    assert ARGUMENT.findall("Args:\n        seed: Of the run.\n        size: Bytes.\n") == ["        seed: Of the run."]
