@@ -144,9 +144,9 @@ def _keep_settings(
         file = output / name
         if num_done and file.is_file() and (difference := _difference(file, text)):
             raise ConfigError(
-                f"{num_done} rows of {table} have losses made with another {name.removesuffix('.json')} than now "
-                f"({file}: {difference}); only the weights may differ: ask for the same, or empty the column and name "
-                "another --output"
+                f"{num_done} rows of {table} have losses made with a different {name.removesuffix('.json')} "
+                f"({file}: {difference}); only the weights may differ: give the same flags, or empty the column and "
+                "name another --output"
             )
         try:
             output.mkdir(parents=True, exist_ok=True)

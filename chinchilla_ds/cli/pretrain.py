@@ -13,12 +13,8 @@ add_flags = training_flags
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
-<<<<<<< HEAD
     """Call `main`, and exit the process with its exit code."""
-=======
-    """Do what `main` does and end the process."""
     outlast_readers()
->>>>>>> main
     exit_process(partial(main, argv))
 
 
