@@ -43,7 +43,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         f" without spaces between words, such as Chinese and Thai, each counts for {UNIT_CHARACTERS}",
         dest="min_characters",
     )
-    flag(parser, "decontaminate", path, "benchmark files whose text is removed", nargs="+", metavar="PATH")
+    flag(
+        parser,
+        "decontaminate",
+        path,
+        "benchmark files whose text is removed from the corpus",
+        nargs="+",
+        metavar="PATH",
+    )
     flag(parser, "tokenizer", path, "SentencePiece model or Hugging Face tokenizer to use (default: train one)")
     flag(parser, "vocab-size", whole, "pieces of the tokenizer to train (default: by the size of the corpus)")
     flag(

@@ -72,9 +72,9 @@ def _listen(port: int) -> int:
 def _cannot_meet(port: int, *, place: Place | None, address: str, message: str) -> LayoutError:
     who = "" if place is None or place.rank == 0 else f"rank {place.rank} does not reach rank 0; "
     return LayoutError(
-        f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {address}:{port} ({who}{message.splitlines()[0]}); if "
-        "another run uses the port, choose a free one: deepspeed --master_port 29501 ...; if ranks are missing, check their "
-        "messages"
+        f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {address}:{port} ({who}{message.splitlines()[0]}); "
+        "if another run uses the port, choose a free one: deepspeed --master_port 29501 ...; if ranks are missing, "
+        "check their messages"
     )
 
 
