@@ -316,7 +316,7 @@ class Sum(Objective):
         if len(companions) > 1:
             raise ConfigError(
                 f"objectives {', '.join(companions)} of a sum each have a companion, and only one can run with the "
-                "trained decoder: the others can run theirs in `prepare`"
+                "trained decoder: the others can run theirs when a step is prepared"
             )
         return next(iter(companions.values()), None)
 

@@ -28,7 +28,7 @@ class Measured:
     num_tokens: int
     """Number of tokens that the loss averages over."""
     tokens_per_s: float
-    """Of greedy generation of one sequence with a key/value cache."""
+    """Speed of greedy generation of one sequence with a key/value cache."""
 
 
 def measure(folder: Path, /, *, windows: Iterable[tuple[Tensor, Tensor]]) -> Measured:

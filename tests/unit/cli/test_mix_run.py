@@ -154,7 +154,7 @@ def test_losses_of_another_plan_or_corpus_are_not_mixed(table: Path, corpus: Pat
     other = hashlib.sha256(b"other").hexdigest()
     (corpus / "manifest.json").write_text(json.dumps(manifest | {"tokenizer_sha256": other}))
     (problem,) = refused(ConfigError, words(table, corpus, ds_configs))
-    assert "another corpus than now" in problem
+    assert "losses made with a different corpus (" in problem
     assert "tokenizer_sha256" in problem
 
 
