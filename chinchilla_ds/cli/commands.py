@@ -154,7 +154,7 @@ def find(words: Sequence[str], /) -> tuple[str, Sequence[str]]:
     family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     name = " ".join(words[:2]) if family else words[0]
     guess = "; did you mean 'pretrain'?" if name == "train" else did_you_mean(name, family or COMMANDS)
-    raise ConfigError(f"{name!r} is none of {', '.join(family or COMMANDS)}{guess}")
+    raise ConfigError(f"{name!r} is not one of {', '.join(family or COMMANDS)}{guess}")
 
 
 def parser_of(name: str, /) -> Parser:
