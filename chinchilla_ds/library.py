@@ -158,7 +158,8 @@ def load(
 
     Args:
         run: A run's folder, whose newest whole checkpoint is taken, or a checkpoint.
-        precision: Precision of weights and activations: `fp32`, `bf16` or `fp16`; None is fp32 on the CPU, as trained on a GPU.
+        precision: Precision of weights and activations: `fp32`, `bf16` or `fp16`; None is fp32 on the CPU, as
+            trained on a GPU.
         device: None is the GPU where there is one, or the CPU.
 
     Raises:
