@@ -206,7 +206,9 @@ class TrainingEngine:
         """
         self.engine.eval()
         steps = [MicroStep(batch, objective=self.objective, trains=False) for batch in batches]
-        return float(mean_loss(self.schedule.evaluate(steps)))
+        losses = self.schedule.evaluate(steps)
+        self._release_prefetched()
+        return float(mean_loss(losses))
 
     @torch.no_grad()
     def next_token_logits(self, tokens: Sequence[int]) -> Tensor:
@@ -221,9 +223,19 @@ class TrainingEngine:
         padded = torch.zeros((1, shape.seq_length), dtype=torch.int64, device=device)
         padded[0, : len(window)] = torch.tensor(window, device=device)
         logits = self.schedule.logits(padded)
+        self._release_prefetched()
         next_logits = torch.empty(shape.padded_vocab_size, device=device)
         if logits is not None:
             shard = logits[0, len(window) - 1].float()
             next_logits = gather_from_tensor_model_parallel_region(shard).contiguous()
         torch.distributed.broadcast(next_logits, src=groups.loss_owner_rank())
         return next_logits
+
+    def _release_prefetched(self) -> None:
+        """Release the weights that ZeRO-3 gathered for a pass.
+
+        DeepSpeed prefetches in the order of a training pass. One that ends earlier, as when a head serves the
+        objective's loss alone, leaves weights in flight, and the next to gather them would fail.
+        """
+        if self.plan.layout.zero_stage == 3:
+            self.engine.optimizer.empty_partition_cache()
