@@ -39,6 +39,15 @@ COMMANDS = {
         ),
         packages=("numpy", "scipy", "matplotlib"),
     ),
+    "fit-curves": Command(
+        "chinchilla_ds.cli.fit_curves",
+        "fit a law of whole loss curves, and predict those of other schedules",
+        (
+            "chinchilla-ds fit-curves cosine.csv constant.csv --warmup 200 --predict wsd.csv --picture curves.png",
+            "chinchilla-ds fit-curves small.csv@25e6 large.csv@100e6 --predict next.csv@400e6 --json",
+        ),
+        packages=("numpy", "scipy", "matplotlib"),
+    ),
     "laws": Command(
         "chinchilla_ds.cli.laws",
         "compare published laws at a budget",
