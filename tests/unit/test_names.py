@@ -14,7 +14,7 @@ PACKAGE = Path(chinchilla_ds.__file__).parent
 VAGUE = frozenset({"found", "kept", "one", "told"})
 """Local names that would suit any value."""
 
-UNREAD = ("budget/hyperparameters.py", "budget/laws", "budget/layout", "budget/speed", "cli/fit.py", "cli/laws.py", "cli/plan.py")
+UNREAD = (
     "budget/hyperparameters.py",
     "budget/laws/",
     "budget/layout/",
