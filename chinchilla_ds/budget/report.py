@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from chinchilla_ds.budget import hyperparameters
+from chinchilla_ds.budget.hyperparameter_rules import batch_sizes_tokens, spread
 from chinchilla_ds.budget.layout.search import Candidate, LayoutSearch
 from chinchilla_ds.budget.optimizer import optimizer_reasons
 from chinchilla_ds.budget.shape.choice import ModelChoice
@@ -234,12 +235,12 @@ def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_
         "FLOPs, attention counted over the full context."
     )
     if config.global_batch_size is None:
-        laws = hyperparameters.batch_sizes_tokens(shape=made.shape, num_tokens=made.num_tokens)
+        laws = batch_sizes_tokens(shape=made.shape, num_tokens=made.num_tokens)
+        source = hyperparameters.batch_source(num_params=made.num_params, num_tokens=made.num_tokens)
         yield (
-            f"Batch {format_count(made.tokens_per_iter)} tokens: Step Law's {format_count(laws[0].value)} "
-            f"(arXiv:2503.04715) in whole sequences that many data-parallel sizes can share, and at least "
-            f"{hyperparameters.MIN_TRAIN_ITERS} steps where the budget allows. Others: "
-            f"{hyperparameters.spread(laws[1:], show=format_count)}."
+            f"Batch {format_count(made.tokens_per_iter)} tokens: {source}; in whole sequences that many data-parallel "
+            f"sizes can share, and at least {hyperparameters.MIN_TRAIN_ITERS} steps where the budget allows. "
+            f"All rules: {spread(laws, show=format_count)}."
         )
     if made.batch.gradient_accumulation_steps < made.layout.pipeline_model_parallel_size:
         yield "Fewer micro-batches than pipeline stages: some stages are always idle."

@@ -6,8 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.budget import hyperparameters
 from chinchilla_ds.budget.cluster_plan import ClusterPlan, plan_on_devices
+from chinchilla_ds.budget.hyperparameter_rules import (
+    POWER_LINES_PARAMS,
+    Sizes,
+    Suggestion,
+    batch_sizes_tokens,
+    learning_rates,
+    weight_decays,
+    within,
+)
 from chinchilla_ds.budget.planner import plan as plan_layout_given
 from chinchilla_ds.budget.report import format_plan
 from chinchilla_ds.budget.speed.devices import get_device
@@ -139,15 +147,26 @@ def _json(plan: RunPlan, made: ClusterPlan | RunPlan) -> str:
 
 
 def _suggestions(plan: RunPlan) -> dict[str, list[dict[str, Any]]]:
-    """Return what published laws give beside what was taken."""
+    """Return what is used, marked where no rule was fitted on such a run, and what published rules give."""
     suggested = {
-        "learning_rate": hyperparameters.learning_rates(shape=plan.shape, num_tokens=plan.num_tokens),
-        "batch_tokens": hyperparameters.batch_sizes_tokens(shape=plan.shape, num_tokens=plan.num_tokens),
-        "weight_decay": hyperparameters.weight_decays(
+        "learning_rate": learning_rates(shape=plan.shape, num_tokens=plan.num_tokens),
+        "batch_tokens": batch_sizes_tokens(shape=plan.shape, num_tokens=plan.num_tokens),
+        "weight_decay": weight_decays(
             num_params=plan.num_params,
             num_tokens=plan.num_tokens,
             batch_tokens=plan.tokens_per_iter,
             learning_rate=plan.optimizer.learning_rate,
         ),
     }
-    return {name: [dataclasses.asdict(one) for one in laws] for name, laws in suggested.items()}
+    sizes = Sizes.of(plan.shape, num_tokens=plan.num_tokens)
+    by_rules = sizes.in_step_law or sizes.in_recipes
+    used = {
+        "learning_rate": (plan.optimizer.learning_rate, by_rules),
+        "batch_tokens": (float(plan.tokens_per_iter), by_rules),
+        "weight_decay": (plan.optimizer.weight_decay, within(plan.num_params, POWER_LINES_PARAMS)),
+    }
+    first = {
+        name: Suggestion(name="used", value=value, source="the plan", in_range=in_range)
+        for name, (value, in_range) in used.items()
+    }
+    return {name: [dataclasses.asdict(one) for one in (first[name], *laws)] for name, laws in suggested.items()}
