@@ -16,6 +16,7 @@ from chinchilla_ds.budget.objective_cost import (
     with_objective_time,
 )
 from chinchilla_ds.budget.planner import assemble, precision_of
+from chinchilla_ds.budget.report import duration_remark
 from chinchilla_ds.budget.shape.choice import choose_model
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
 from chinchilla_ds.budget.shape.parameters import count_parameters
@@ -101,6 +102,7 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
     )
     memory = with_objective_bytes(best.memory, kept)
     plan = dataclasses.replace(made, cluster=cluster, memory_bytes=memory, step_time=time)
+    plan = dataclasses.replace(plan, reasons=(*plan.reasons, *duration_remark(plan)))
     return ClusterPlan(plan=plan, search=search)
 
 

@@ -116,7 +116,7 @@ def recipe_learning_rate(*, num_params: float) -> float:
 
     Source: `benchmarks/recipes.py`, which fits it.
     """
-    return 8.669e-4 * (num_params / 1e9) ** -0.4021
+    return float(8.669e-4 * (num_params / 1e9) ** -0.4021)
 
 
 def recipe_batch_tokens(*, num_params: float) -> float:
@@ -124,7 +124,7 @@ def recipe_batch_tokens(*, num_params: float) -> float:
 
     Source: `benchmarks/recipes.py`, which fits it.
     """
-    return 2.799e6 * (num_params / 1e9) ** 0.1392
+    return float(2.802e6 * (num_params / 1e9) ** 0.1387)
 
 
 def nearest_recipes(

@@ -29,6 +29,7 @@ from chinchilla_ds.cli.arguments import (
     path,
     quantity,
     run_config,
+    share,
     whole,
 )
 from chinchilla_ds.config import RunConfig
@@ -47,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     budget = parser.add_argument_group("what to spend, or what to get for it")
     budget_flags(budget)
     flag(budget, "gpu-hours", quantity("GPU-hours"), "budget as time: devices x hours of --gpu")
-    flag(budget, "mfu", quantity(None), "share of the peak that --gpu-hours are counted at (default: as planned)")
+    flag(budget, "mfu", share, "share of the peak that --gpu-hours are counted at, 0.4 or 40%% (default: as planned)")
     cluster = parser.add_argument_group("cluster")
     flag(cluster, "gpus", whole, "devices (default 1)")
     flag(
@@ -105,7 +106,8 @@ def _combination_problems(own: dict[str, Any], config: RunConfig) -> list[str]:
     if "mfu" in own and "gpu_hours" not in own:
         problems.append("--mfu turns --gpu-hours into FLOPs and has no effect without them: drop it, or give both")
     if not 0 < own.get("mfu", 1) <= 1:
-        problems.append(f"--mfu ({own['mfu']:g}) is a share of the peak: above 0 and at most 1; nearest: 1")
+        meant = f"{own['mfu']:g}%" if 2 <= own["mfu"] <= 100 else "1"
+        problems.append(f"--mfu ({own['mfu']:g}) is a share of the peak: above 0 and at most 1; nearest: {meant}")
     if "gpus_per_node" in own and "gpu" not in own:
         problems.append("--gpus-per-node has no effect without --gpu: name the device too, or drop it")
     return problems
