@@ -1,4 +1,4 @@
-"""The optimizer's settings: what was asked for, or what is taken in its place, and why."""
+"""The optimizer's settings, as requested or chosen by the planner, and why."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ def choose_optimizer(
     Args:
         config: Names the optimizer, and any setting.
         shape: The decoder.
-        num_tokens: D, training tokens.
+        num_tokens: Training tokens.
         batch_tokens: Tokens of one optimizer step.
 
     Raises:
@@ -56,9 +56,9 @@ def optimizer_reasons(config: RunConfig, *, made: RunPlan, rate_reason: str) -> 
     """Yield one sentence per setting of the optimizer, and one for the warm-up.
 
     Args:
-        config: What was asked for.
-        made: The plan, but for its reasons.
-        rate_reason: Of the learning rate.
+        config: The user's configuration.
+        made: The plan, except for its reasons.
+        rate_reason: The sentence about the learning rate.
     """
     spec = find_optimizer(config.optimizer)
     rates = learning_rates(shape=made.shape, num_tokens=made.num_tokens)

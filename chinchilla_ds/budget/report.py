@@ -1,4 +1,4 @@
-"""What the plan says of itself: why it is as it is, a sentence per choice, and all of it as one screen of text."""
+"""The plan as text: a sentence for each choice and its reason, and a summary of one screen."""
 
 import dataclasses
 import math
@@ -243,7 +243,7 @@ def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_
         source = hyperparameters.batch_source(num_params=made.num_params, num_tokens=made.num_tokens)
         yield (
             f"Batch {format_count(made.tokens_per_iter)} tokens: {source}; in whole sequences that many data-parallel "
-            f"sizes can share, and at least {hyperparameters.MIN_TRAIN_ITERS} steps where the budget allows. "
+            f"sizes divide, and at least {hyperparameters.MIN_TRAIN_ITERS} steps where the budget allows. "
             f"All rules: {spread(laws, show=format_count)}."
         )
     if made.batch.gradient_accumulation_steps < made.layout.pipeline_model_parallel_size:

@@ -14,11 +14,11 @@ VOCAB_ALIGNMENT = 128
 MAX_LAYERS = 256
 FFN_ALIGNMENT = 64
 COARSE_BELOW = 2048
-"""Hidden size below which a layer more or less is much of the model."""
+"""Hidden size below which a single layer is a large part of the model."""
 FLOPS_TOLERANCE = 0.02
-"""Difference in the logarithm between a shape's FLOPs and those wanted that its FFN need not make up for."""
+"""Largest difference in the logarithm between a shape's FLOPs per token and those wanted."""
 MAX_RELATIVE_MISS = 1.25
-"""A shape counts only within this factor of the wanted N."""
+"""Largest factor between the N of a shape and the wanted N."""
 
 _SEQ_LENGTH_BY_BUDGET = ((1e15, 256), (1e16, 512), (1e18, 1024), (math.inf, 2048))
 _VOCAB_BY_BUDGET = (
@@ -31,14 +31,14 @@ _VOCAB_BY_BUDGET = (
     (math.inf, 32000),
 )
 GQA_MIN_PARAMS = 1e9
-"""From here up heads share keys and values in GQA_GROUPS groups."""
+"""From this N up, heads share keys and values in GQA_GROUPS groups."""
 GQA_GROUPS = 8
 """Source: Dubey et al. 2024 (arXiv:2407.21783), table 3: 8 at every size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRequest(DecoderSwitches):
-    """The requirements on the search."""
+    """The requirements of the search."""
 
     num_params: float
     """Wanted N, embeddings included."""
@@ -66,7 +66,7 @@ def choose_vocab_size(*, compute_budget_flops: float) -> int:
 def choose_seq_length(*, compute_budget_flops: float) -> int:
     """Return the context for a budget in tokens: 2048 from 1e18 FLOPs, as in Hoffmann et al. 2022; less below (ours).
 
-    Short sequences keep attention a small part of a small model's FLOPs, and let few tokens make enough sequences.
+    Short sequences keep attention a small part of a small model's FLOPs, and give enough sequences from few tokens.
     """
     return next(length for limit, length in _SEQ_LENGTH_BY_BUDGET if compute_budget_flops < limit)
 
@@ -111,12 +111,13 @@ def search_shape(
 def shape_with_flops(preferred: ModelShape | None, /, *, request: ShapeRequest, flops_per_token: float) -> ModelShape:
     """Return a shape in the FFN width whose FLOPs per token are those wanted, for a budget and tokens that are given.
 
-    No step of layers or hidden size would meet them. Where no FFN of the preferred shape is narrow or wide enough, it
-    is the nearest to the request that can meet them; otherwise the one of the nearest FLOPs.
+    Used if both a budget and a number of tokens are given, which steps in layers or hidden size would not meet. If no
+    FFN of the preferred shape is narrow or wide enough, it is the shape nearest to the request that meets them;
+    otherwise the one of the nearest FLOPs.
 
     Args:
-        preferred: the nearest to the request; None: there is none.
-        request: what is wanted.
+        preferred: the shape nearest to the request; None: there is none.
+        request: the requirements.
         flops_per_token: model FLOPs, forward and backward.
     """
 
@@ -169,7 +170,7 @@ def _with_ffn_widths(shape: ModelShape) -> Iterator[ModelShape]:
 
 
 def _candidates(request: ShapeRequest) -> Iterator[ModelShape]:
-    """Yield, per hidden size, the layer counts on either side of the wanted N."""
+    """Yield, for each hidden size, the layer counts just below and just above the wanted N."""
     for hidden_size in _hidden_sizes():
         probe = _make_shape(request, hidden_size=hidden_size, num_layers=2)
         room = request.num_params - count_parameters(shape=probe).embedding
