@@ -219,17 +219,17 @@ def weight_decays(
 def spread(suggestions: Sequence[Suggestion], /, *, show: Callable[[float], str] = "{:.2g}".format) -> str:
     """Return the suggestions in one line: `Step Law 0.00031; DeepSeek 0.00022 (outside its range)`."""
     return "; ".join(
-        f"{one.name} {show(one.value)}{'' if one.in_range else ' (outside its range)'}" for one in suggestions
+        f"{rule.name} {show(rule.value)}{'' if rule.in_range else ' (outside its range)'}" for rule in suggestions
     )
 
 
 def nearest(sizes: Sizes, /, *, qk_norm: bool) -> str:
     """Return what the two nearest released models were trained with, in one line."""
-    found = published_recipes.nearest_recipes(num_params=sizes.total, num_tokens=sizes.num_tokens, qk_norm=qk_norm)
+    models = published_recipes.nearest_recipes(num_params=sizes.total, num_tokens=sizes.num_tokens, qk_norm=qk_norm)
     return " and ".join(
-        f"{one.name} on {format_count(one.num_tokens)} tokens {one.learning_rate:.2g} with batches of "
-        f"{format_count(one.batch_tokens)}"
-        for one in found
+        f"{model.name} on {format_count(model.num_tokens)} tokens {model.learning_rate:.2g} with batches of "
+        f"{format_count(model.batch_tokens)}"
+        for model in models
     )
 
 

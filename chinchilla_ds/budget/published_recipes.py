@@ -104,8 +104,8 @@ OpenELM 450M | 4.6e8 | 1.47e12 | 3.9e-3 | 4.19e6 | 21e9 | 0.1 | apple/corenet, o
 
 FITTED, SCORED = RECIPES[0::2], RECIPES[1::2]
 """Alternate rows: the power laws in N are fitted on the first half, and everything is scored on the second."""
-PARAMS_RANGE = min(one.num_params for one in FITTED), max(one.num_params for one in FITTED)
-TOKENS_RANGE = min(one.num_tokens for one in FITTED), max(one.num_tokens for one in FITTED)
+PARAMS_RANGE = min(recipe.num_params for recipe in FITTED), max(recipe.num_params for recipe in FITTED)
+TOKENS_RANGE = min(recipe.num_tokens for recipe in FITTED), max(recipe.num_tokens for recipe in FITTED)
 
 
 def recipe_learning_rate(*, num_params: float) -> float:

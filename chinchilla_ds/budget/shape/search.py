@@ -224,8 +224,10 @@ def initial_std(*, hidden_size: int) -> float:
 def kv_channels_of(hidden_size: float) -> int:
     """Return the head width: 128 as in Hoffmann et al. and Llama, less where fewer than eight heads would be left.
 
-    Heads of 128 fill the tiles of tensor cores, and fused attention is faster on them than on 64 (Dao 2023,
-    arXiv:2307.08691, figures 4 to 6); parameters and FLOPs are the same.
+    Heads of 128 fill the tiles of tensor cores, and fused attention is faster on them than on 64; parameters and FLOPs
+    are the same.
+
+    Source: Dao 2023 (arXiv:2307.08691), figures 4 to 6.
     """
     return next(width for limit, width in ((64, 16), (512, 32), (1024, 64), (math.inf, 128)) if hidden_size < limit)
 
