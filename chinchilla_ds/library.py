@@ -158,7 +158,8 @@ def load(
 
     Args:
         run: A run's folder, whose newest whole checkpoint is taken, or a checkpoint.
-        precision: Of weights and activations: `fp32`, `bf16` or `fp16`; None is fp32 on the CPU, as trained on a GPU.
+        precision: Precision of weights and activations: `fp32`, `bf16` or `fp16`; None is fp32 on the CPU, as
+            trained on a GPU.
         device: None is the GPU where there is one, or the CPU.
 
     Raises:
@@ -283,7 +284,7 @@ def export(
     Args:
         run: A run's folder, or a checkpoint.
         out: Folder to make; nothing is overwritten.
-        precision: Of the weights: `fp32`, `bf16` or `fp16`; None is that of training.
+        precision: Precision of the weights: `fp32`, `bf16` or `fp16`; None is that of training.
         licence: For the model card, such as `apache-2.0`.
 
     Raises:

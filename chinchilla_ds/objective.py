@@ -433,7 +433,7 @@ def make_objective(spec: PluginSpec, /) -> Objective:
     A plan may come from elsewhere, so nothing is called that it names but subclasses of Objective.
 
     Raises:
-        ConfigError: there is no such objective, it does not take these arguments, or it names a scalar in vain.
+        ConfigError: there is no such objective, it does not take these arguments, or its names of scalars are invalid.
     """
     kind = load(Kind.OBJECTIVE, spec.name, ours=OURS)
     if not (isinstance(kind, type) and issubclass(kind, Objective)):

@@ -88,7 +88,7 @@ class WeightKind:
         return self.name.split(".")[-2]
 
     def full_name(self, layer: int) -> str:
-        """Return the weight's name in an undivided GPTModel; `layer` counts from 0 and plays no part outside layers."""
+        """Return the weight's name in an undivided GPTModel; `layer` counts from 0 and is ignored outside layers."""
         return f"{_LAYER}{layer}.{self.name}" if self.in_layers else self.name
 
     def local_shape(self, shape: ModelShape, *, tensor: int) -> tuple[int, ...]:

@@ -230,7 +230,7 @@ def choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
     def read(text: str) -> _Choice:
         values = [member.value for member in kind]
         if text not in values:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(values)}{did_you_mean(text, values)}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(values)}{did_you_mean(text, values)}")
         return kind(text)
 
     return read

@@ -39,6 +39,15 @@ COMMANDS = {
         ),
         packages=("numpy", "scipy", "matplotlib"),
     ),
+    "fit-curves": Command(
+        "chinchilla_ds.cli.fit_curves",
+        "fit a law of whole loss curves, and predict those of other schedules",
+        (
+            "chinchilla-ds fit-curves cosine.csv constant.csv --warmup 200 --predict wsd.csv --picture curves.png",
+            "chinchilla-ds fit-curves small.csv@25e6 large.csv@100e6 --predict next.csv@400e6 --json",
+        ),
+        packages=("numpy", "scipy", "matplotlib"),
+    ),
     "laws": Command(
         "chinchilla_ds.cli.laws",
         "compare published laws at a budget",
@@ -154,7 +163,7 @@ def find(words: Sequence[str], /) -> tuple[str, Sequence[str]]:
     family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     name = " ".join(words[:2]) if family else words[0]
     guess = "; did you mean 'pretrain'?" if name == "train" else did_you_mean(name, family or COMMANDS)
-    raise ConfigError(f"{name!r} is none of {', '.join(family or COMMANDS)}{guess}")
+    raise ConfigError(f"{name!r} is not one of {', '.join(family or COMMANDS)}{guess}")
 
 
 def parser_of(name: str, /) -> Parser:

@@ -130,7 +130,7 @@ def _row(name: str, before: _Number, after: _Number, *, show: Callable[[_Number]
 
 def _method(text: str) -> str:
     if text not in _METHODS.split("|"):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(_METHODS.split('|'))}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(_METHODS.split('|'))}")
     return text
 
 

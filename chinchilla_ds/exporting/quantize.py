@@ -35,7 +35,7 @@ class Quantization(StrEnum):
     VECTOR4 = "vq4"
     VECTOR3 = "vq3"
     VECTOR2 = "vq2"
-    """The vector codec, at about so many bits per weight."""
+    """The vector codec, by its approximate bits per weight."""
 
 
 CODECS = {

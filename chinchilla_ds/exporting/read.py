@@ -244,7 +244,9 @@ def _padding_of(source: Path, shape: ModelShape, *, vocab_size: int) -> dict[str
     reader = ShardReader(folder, stem=PADDING_STEM, home=source)
     names = [name for name in reader.names() if name in llama.TABLES]
     if any(reader.dtype(name) not in _TYPES for name in names):
-        raise DataError(f"{folder} holds padding that is none of {', '.join(_TYPES)}; remove it to import without it")
+        raise DataError(
+            f"{folder} holds padding that is not one of {', '.join(_TYPES)}; remove it to import without it"
+        )
     padding = {name: reader.read(name) for name in names if reader.shape(name) == (rows, shape.hidden_size)}
     if not all(map(is_finite, padding.values())):
         raise DataError(f"{folder} holds padding that is not finite; remove it to import without it")

@@ -57,7 +57,7 @@ def export_checkpoint(
     Args:
         reader: The checkpoint.
         out: The folder to make.
-        dtype: Of the weights; those of the checkpoint are FP32.
+        dtype: Type of the exported weights; the checkpoint's are FP32.
         facts: What the model card tells beside the plan.
         max_shard_bytes: Largest file of weights, unless one tensor is larger.
 

@@ -230,8 +230,8 @@ class InferenceDecoder(nn.Module):
         Args:
             tokens: [b, s]
             labels: The tokens that follow them, [b, s].
-            vocab_size: Of the tokenizer. Rows above are padding, without a token: they get no probability, as in
-                an exported model. Training includes them, and learns that they never occur.
+            vocab_size: Number of the tokenizer's tokens. Rows above are padding, without a token: they get no
+                probability, as in an exported model. Training includes them, and learns that they never occur.
         """
         hidden = self._hidden(tokens, self._context(tokens, cache=None))
         losses = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)

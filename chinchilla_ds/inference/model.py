@@ -71,7 +71,7 @@ class TrainedModel:
 
         Args:
             ranks: The layout, whatever the one of training.
-            precision: Of weights and activations; None: fp32 on the CPU, as trained on a GPU.
+            precision: Precision of weights and activations; None: fp32 on the CPU, as trained on a GPU.
             device: None: this rank's GPU, or the CPU where there is none.
         """
         place = device or default_device()

@@ -33,7 +33,7 @@ class CachedDecoder:
         """Take a decoder.
 
         Args:
-            decoder: Of all ranks, which make the same calls.
+            decoder: The decoder, which all ranks call alike.
             compiled: Whether steps of one token go through torch.compile, with CUDA graphs on a GPU. Compiling takes
                 tens of seconds, once for every batch size and length.
         """

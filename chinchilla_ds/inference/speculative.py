@@ -31,7 +31,7 @@ def accept(drafted: Sequence[int], drafts: Tensor, targets: Tensor, *, generator
         drafted: k tokens, each drawn from its row of `drafts`.
         drafts: q, the small model's distributions, [k, v].
         targets: p, the large model's after none, one, ... of the drafted tokens, [k + 1, v].
-        generator: Of the acceptances and the draw.
+        generator: Draws the acceptances and the token.
     """
     for place, token in enumerate(drafted):
         q, p = drafts[place], targets[place]
@@ -53,13 +53,13 @@ def generate_speculatively(
     stop: Sequence[str] = (),
     on_text: OnText | None = None,
 ) -> list[Continuation]:
-    """Return the continuation of every prompt, one prompt after the other; arguments as of `generate`.
+    """Return the continuation of every prompt, one prompt after the other; arguments as for `generate`.
 
     Args:
         target: The large model, whose distribution the text has.
         draft: A smaller model of the same tokenizer.
         prompts: At least one token each.
-        tokenizer: Of both models.
+        tokenizer: The tokenizer of both models.
         max_new_tokens: Tokens to draw at most.
         sampling: How they are drawn, from both models.
         stop: A continuation ends before the first of these strings.

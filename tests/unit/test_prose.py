@@ -44,6 +44,17 @@ PHRASES = {
     r"\b(no|not any) use to\b|\bof no avail\b": "does not help",
     r"\bwhat is wrong with\b": "the problem of",
     r"\bwhoever\b": "the process that ..., anyone who",
+    r"\b[a-z_]+: Of (?=[a-z])": "begin the line of an argument with a noun: its dtype, the number of tokens",
+    r"\bis none of [A-Za-z`x]": "is not one of",
+    r", about[.;]": "approximately, approximate number of",
+    r"\b(plays?|played) no part\b|\bhas no say\b": "is ignored, is independent of",
+    r"\bwhat is whole\b": "what is complete",
+    r"\bas of `": "as for, see",
+    r"\bin vain\b|\bwithout end\b": "without effect; without limit",
+    r"\bthe one of the (smallest|largest|lowest|highest|first|last)\b": "the one with the",
+    r"\bso many (of|bits|tokens|steps|ranks)\b": "that number of",
+    r"\b(asks?|asked) for (N|a smaller|less)\b": "calls for, requires",
+    r"\blet go\b|\bgiven back\b": "freed",
 }
 """Regular expressions, and what to write instead."""
 
@@ -132,6 +143,10 @@ def test_documentation_is_written_in_the_idiom_of_the_field() -> None:
         "begins anew",
         "a word taken for a number",
         "something you can put\n    right",
+        "precision: Of the weights.",
+        "'int8' is none of fp32, bf16",
+        "Pairs compared at a time, about.",
+        "the document of a component, the one of the smallest hash",
     ],
 )
 def test_translated_phrases_are_found(text: str) -> None:

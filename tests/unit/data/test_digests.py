@@ -155,7 +155,7 @@ def test_verify_reads_everything_and_prepares_nothing(folder: Path, capsys: pyte
         ({"vocab_size": -1}, "manifest.vocab_size is -1; it must be at least 1"),
         ({"train_tokens": 7}, "train_tokens is 7; those of the sources sum to"),
         ({"eod_id": 10**6}, "eod_id is 1000000; it must be below vocab_size"),
-        ({"sources": []}, "sources are []; they must be at least one"),
+        ({"sources": []}, "sources are []; at least one is needed"),
         ({"sources": None}, "manifest.sources is None"),
         ({"unigram_loss": "x"}, "manifest.unigram_loss is 'x'; it must be a number"),
         ({"files": {}}, "manifest.files lacks held_out.bin"),
