@@ -55,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         cluster,
         "gpu",
         str,
-        "device: a100, h100, h200, b200, gb200, l40s, mi300x, ..., one in --hardware, or module:object",
+        "device: a100, h100, h200, b200, b300, gb300, l40s, mi325x, ..., one in --hardware, or module:object",
     )
     flag(cluster, "gpus-per-node", whole, "devices joined by the fast link (default: by device)")
     flag(cluster, "hardware", path, "JSON file of devices to add", metavar="FILE")

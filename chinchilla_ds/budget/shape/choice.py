@@ -143,7 +143,7 @@ def _choose(config: RunConfig, *, laws: Laws) -> ModelChoice:
         num_params=1.0,
         vocab_size=given.vocab_size if given else config.vocab_size or choose_vocab_size(compute_budget_flops=nominal),
         seq_length=seq_length,
-        **config.switches(),
+        **(given or config).switches(),
     )
     nothing = config.compute_budget_flops is None and config.num_tokens is None and _asked_params(config) is None
     wish = _Wish(
