@@ -31,7 +31,7 @@ from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plugins import PluginSpec, parse_spec
 from chinchilla_ds.run_plan import DEFAULT_OBJECTIVE, Decay, Precision, Recompute
 from chinchilla_ds.runs.command import TrainCommand
-from chinchilla_ds.units import parse_quantity
+from chinchilla_ds.units import parse_quantity, parse_share
 
 _NEGATIVE = re.compile(r"-[0-9.]")
 _HELP_COLUMNS = 120
@@ -162,6 +162,14 @@ def quantity(unit: str | None) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return read
+
+
+def share(text: str) -> float:
+    """Return a share, such as 0.4 or 40%."""
+    try:
+        return parse_share(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 _quantity = quantity(None)
