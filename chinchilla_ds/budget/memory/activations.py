@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from chinchilla_ds.run_plan import ModelShape, Precision, Recompute
+from chinchilla_ds.weights import chunk_layers
 
 FP32_BYTES = 4
 
@@ -97,7 +98,14 @@ def activation_bytes(
     vocabulary = shape.padded_vocab_size // tensor * is_last
     received = in_flight if on_cpu and width < FP32_BYTES and stage > 0 else 0  # the norm keeps an fp32 copy of it
     return ActivationBytes(
-        kept=in_flight * (shape.num_layers // (pipeline * virtual)) * layer,
+        kept=layer
+        * layers_in_flight(
+            num_layers=shape.num_layers,
+            pipeline=pipeline,
+            virtual=virtual,
+            micro_batches=gradient_accumulation_steps,
+            stage=stage,
+        ),
         head=_norm_bytes(shape, tokens, split, width, on_cpu) * is_last,
         logits=_loss_copies(tensor, width) * tokens * vocabulary,
         recomputed=recomputed,
@@ -125,6 +133,34 @@ def chunks_in_flight(*, pipeline: int, virtual: int, micro_batches: int, stage: 
     later = pipeline - stage - 1
     warm_up = later if virtual == 1 else 2 * later + (virtual - 1) * pipeline
     return min(warm_up + 1, micro_batches * virtual)
+
+
+def layers_in_flight(*, num_layers: int, pipeline: int, virtual: int, micro_batches: int, stage: int) -> int:
+    """Return of how many layers activations are kept at the fullest moment of 1F1B.
+
+    Where a stage's chunks are unequal, which of them are in flight changes from one pass to the next: forward passes
+    take `pipeline` micro-batches through each chunk, first to last, and backward passes last to first.
+
+    Args:
+        num_layers: layers of the decoder.
+        pipeline: pipeline-parallel size.
+        virtual: model chunks per stage.
+        micro_batches: micro-batches per optimizer step.
+        stage: the pipeline stage, counted from 0.
+
+    Source: megatron-core 0.16, pipeline_parallel/schedules.py, get_schedule_table.
+    """
+    in_flight = chunks_in_flight(pipeline=pipeline, virtual=virtual, micro_batches=micro_batches, stage=stage)
+    layers = chunk_layers(num_layers=num_layers, pipeline=pipeline, virtual=virtual)[stage::pipeline]
+    if len(set(layers)) == 1:
+        return in_flight * layers[0]
+    forward = [layers[number // pipeline % virtual] for number in range(micro_batches * virtual)]
+    backward = [layers[-1 - number // pipeline % virtual] for number in range(micro_batches * virtual)]
+    kept = most = sum(forward[:in_flight])
+    for begun, ended in zip(forward[in_flight:], backward, strict=False):
+        kept += begun - ended
+        most = max(most, kept)
+    return most
 
 
 def _layer_bytes(

@@ -9,7 +9,7 @@ docs/memory.md derives the formulas and compares them with the tensors of the li
 from typing import NamedTuple
 
 from chinchilla_ds.budget.memory.activations import ActivationBytes, activation_bytes, chunks_in_flight, compute_bytes
-from chinchilla_ds.budget.memory.states import StateBytes, stage_params, state_bytes
+from chinchilla_ds.budget.memory.states import StateBytes, notable_stages, stage_params, state_bytes
 from chinchilla_ds.run_plan import ADAM_STATES, BatchPlan, MemoryBytes, ModelShape, ParallelLayout, Precision
 
 __all__ = [
@@ -164,8 +164,8 @@ def estimate_memory(
 ) -> MemoryBytes:
     """Return the expected peak of the fullest rank, in bytes; arguments as `estimate_stages`.
 
-    The fullest stage is the first or the last: one in between holds no table, no logits, and no more micro-batches in
-    flight than the first.
+    The fullest stage is the first, the first with the most layers, or the last: any other holds no table, no logits,
+    no more layers, and no more micro-batches in flight.
 
     Args:
         shape: the decoder.
@@ -185,7 +185,7 @@ def estimate_memory(
             device=device,
             optimizer_states=optimizer_states,
         )
-        for stage in sorted({0, layout.pipeline_model_parallel_size - 1})
+        for stage in notable_stages(num_layers=shape.num_layers, pipeline=layout.pipeline_model_parallel_size)
     )
     return max(ends, key=lambda memory: memory.total)
 
