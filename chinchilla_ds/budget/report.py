@@ -251,9 +251,7 @@ def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_
 
 def _uneven_stages(made: RunPlan) -> Iterator[str]:
     """Yield the layers of each stage where they are not equal."""
-    layers = stage_layers(
-        num_layers=made.shape.num_layers, pipeline=made.layout.pipeline_model_parallel_size
-    )
+    layers = stage_layers(num_layers=made.shape.num_layers, pipeline=made.layout.pipeline_model_parallel_size)
     if len(set(layers)) > 1:
         runs = [(count, len(list(group))) for count, group in itertools.groupby(layers)]
         counts = ", ".join(str(count) if times == 1 else f"{times} x {count}" for count, times in runs)

@@ -54,7 +54,6 @@ SLOW: dict[str, dict[str, Any]] = {
     "zero1-pp4": {"zero_stage": 1, _PP: 4},
     "zero1-pp4-uneven": {"zero_stage": 1, _PP: 4, "num_layers": 6},
     "zero3-pp4-uneven": {"zero_stage": 3, _PP: 4, "num_layers": 6},
-    "zero1-pp2-vpp2-uneven": {"zero_stage": 1, _PP: 2, _VPP: 2, "num_layers": 7},
     "zero1-pp2-vpp2": {"zero_stage": 1, _PP: 2, _VPP: 2},
     "zero1-pp2-recompute_full": {"zero_stage": 1, _PP: 2, "recompute": _FULL},
     "zero1-dp2-bf16-offload": {"zero_stage": 1, _DP: 2, "offload_optimizer": Offload.CPU, "precision": _BF16},

@@ -37,6 +37,8 @@ class ActivationBytes(NamedTuple):
     """The gradients of the output projection's weight and input, at the same moment."""
     standing: int = 0
     """Megatron-core's buffer for activations gathered along a split sequence, and what stages have passed on."""
+    not_at_loss: int = 0
+    """The part of `kept` that is not there when the loss is differentiated; of unequal chunks of a stage only."""
 
 
 def compute_bytes(precision: Precision, /) -> int:
@@ -94,18 +96,18 @@ def activation_bytes(
     in_flight = chunks_in_flight(
         pipeline=pipeline, virtual=virtual, micro_batches=gradient_accumulation_steps, stage=stage
     )
+    most, at_loss = layers_in_flight(
+        num_layers=shape.num_layers,
+        pipeline=pipeline,
+        virtual=virtual,
+        micro_batches=gradient_accumulation_steps,
+        stage=stage,
+    )
     is_last = stage == pipeline - 1
     vocabulary = shape.padded_vocab_size // tensor * is_last
     received = in_flight if on_cpu and width < FP32_BYTES and stage > 0 else 0  # the norm keeps an fp32 copy of it
     return ActivationBytes(
-        kept=layer
-        * layers_in_flight(
-            num_layers=shape.num_layers,
-            pipeline=pipeline,
-            virtual=virtual,
-            micro_batches=gradient_accumulation_steps,
-            stage=stage,
-        ),
+        kept=most * layer,
         head=_norm_bytes(shape, tokens, split, width, on_cpu) * is_last,
         logits=_loss_copies(tensor, width) * tokens * vocabulary,
         recomputed=recomputed,
@@ -114,6 +116,7 @@ def activation_bytes(
         logits_gradient=width * tokens * vocabulary,
         output_gradient=width * shape.hidden_size * (vocabulary + tokens * is_last),
         standing=(hidden * split if split > 1 else 0) + (hidden * (1 + received) if pipeline > 1 else 0),
+        not_at_loss=(most - at_loss) * layer,
     )
 
 
@@ -135,8 +138,10 @@ def chunks_in_flight(*, pipeline: int, virtual: int, micro_batches: int, stage: 
     return min(warm_up + 1, micro_batches * virtual)
 
 
-def layers_in_flight(*, num_layers: int, pipeline: int, virtual: int, micro_batches: int, stage: int) -> int:
-    """Return of how many layers activations are kept at the fullest moment of 1F1B.
+def layers_in_flight(
+    *, num_layers: int, pipeline: int, virtual: int, micro_batches: int, stage: int
+) -> tuple[int, int]:
+    """Return of how many layers 1F1B keeps activations: at its fullest moment, and after a pass of the last chunk.
 
     Where a stage's chunks are unequal, which of them are in flight changes from one pass to the next: forward passes
     take `pipeline` micro-batches through each chunk, first to last, and backward passes last to first.
@@ -153,14 +158,16 @@ def layers_in_flight(*, num_layers: int, pipeline: int, virtual: int, micro_batc
     in_flight = chunks_in_flight(pipeline=pipeline, virtual=virtual, micro_batches=micro_batches, stage=stage)
     layers = chunk_layers(num_layers=num_layers, pipeline=pipeline, virtual=virtual)[stage::pipeline]
     if len(set(layers)) == 1:
-        return in_flight * layers[0]
-    forward = [layers[number // pipeline % virtual] for number in range(micro_batches * virtual)]
-    backward = [layers[-1 - number // pipeline % virtual] for number in range(micro_batches * virtual)]
-    kept = most = sum(forward[:in_flight])
-    for begun, ended in zip(forward[in_flight:], backward, strict=False):
-        kept += begun - ended
-        most = max(most, kept)
-    return most
+        return in_flight * layers[0], in_flight * layers[0]
+    forward = [number // pipeline % virtual for number in range(micro_batches * virtual)]
+    kept, history = 0, []
+    for number, chunk in enumerate(forward):
+        kept += layers[chunk]
+        if number >= in_flight:  # a backward pass has ended before this forward pass
+            kept -= layers[virtual - 1 - forward[number - in_flight]]
+        history.append((kept, kept if chunk == virtual - 1 else 0))
+    most, at_loss = zip(*history, strict=True)
+    return max(most), max(at_loss)
 
 
 def _layer_bytes(

@@ -54,7 +54,7 @@ def moments(*, state: StateBytes, activations: ActivationBytes, gradients_before
     """
     standing = activations.standing
     early, late = state.loss_buffers + standing, state.backward_buffers + standing
-    kept, with_head = activations.kept, activations.kept + activations.head
+    kept, with_head = activations.kept, activations.kept - activations.not_at_loss + activations.head
     return (
         Moment(gradients_before, with_head, activations.logits, early),
         Moment(gradients_before, with_head, activations.logits_gradient, early + activations.output_gradient),
@@ -78,7 +78,7 @@ def peak_bytes(*, state: StateBytes, activations: ActivationBytes, gradients_bef
         gradients_before
         + activations.kept
         + max(
-            activations.head + output + state.loss_buffers,
+            activations.head - activations.not_at_loss + output + state.loss_buffers,
             activations.recomputed
             + state.backward_buffers
             + max(activations.working, activations.flowing + state.reduced),
