@@ -311,7 +311,7 @@ class Sum(Objective):
         Raises:
             ConfigError: several parts have one.
         """
-        companions = {key: found for key, part in self.parts.items() if (found := part.companion()) is not None}
+        companions = {key: companion for key, part in self.parts.items() if (companion := part.companion()) is not None}
         if len(companions) > 1:
             raise ConfigError(
                 f"objectives {', '.join(companions)} of a sum have a companion each, and one alone can run beside the "
@@ -331,7 +331,7 @@ class Sum(Objective):
         total = first.loss
         for value in rest:
             total = total + value.loss
-        scalars = {f"{key}/{name}": found for key, value in values.items() for name, found in value.scalars.items()}
+        scalars = {f"{key}/{name}": scalar for key, value in values.items() for name, scalar in value.scalars.items()}
         return LossValue(loss=total, scalars=scalars)
 
     def evaluation_loss(self, output: DecoderOutput, /) -> "Tensor":

@@ -218,12 +218,12 @@ def _union(parts: tuple[Any, ...]) -> Read:
         if value is None and is_optional:
             return None
         for reader in readers:
-            found: list[str] = []
-            result = reader(value, place, found)
-            if not found:
+            own_problems: list[str] = []
+            result = reader(value, place, own_problems)
+            if not own_problems:
                 return result
         if len(readers) == 1:
-            problems += found
+            problems += own_problems
             return INVALID
         wanted = [reader.plain.wanted if isinstance(reader, _Scalar) else "of another type" for reader in readers]
         return _refused(value, place, problems, wanted=" or ".join(wanted))

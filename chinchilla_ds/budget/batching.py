@@ -9,16 +9,16 @@ from chinchilla_ds.run_plan import BatchPlan, ParallelLayout
 BATCH_MULTIPLE = 16
 """Global batches are multiples of this, so that data-parallel sizes 1, 2, 4, 8 and 16 train on the same batches."""
 LEAST_MULTIPLES = 2
-"""Rounding to a multiple then changes the batch by at most a quarter, over which the loss is flat."""
+"""Least number of multiples in a batch: rounding then changes it by at most a quarter, over which the loss is flat."""
 MATCH = 0.001
-"""Largest relative difference between the tokens of whole steps and those wanted, if a batch within a tenth allows."""
+"""Largest relative difference between the tokens of whole steps and those wanted, if a batch within a tenth has it."""
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
 """Largest micro-batch in tokens: enough to keep matmuls busy, few enough to keep activations small."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRequest:
-    """The requirements on the batch."""
+    """The requirements of the batch."""
 
     wanted_tokens: float
     """Token budget D."""
@@ -54,11 +54,11 @@ def batch_unit(*, layout: ParallelLayout, micro_batch_size: int | None) -> int:
 def cluster_batch_size(*, wanted_tokens: float, seq_length: int, world_size: int) -> int:
     """Return the sequences per step for `world_size` ranks whose layout is still to be chosen.
 
-    Step Law's batch, rounded to a multiple of the ranks, or of a divisor of them, times a power of two, so that many
-    data-parallel sizes and micro-batches can share it: the largest multiple that changes it by at most a quarter.
+    Step Law's batch, rounded to a multiple of the number of ranks, or of a divisor of it, times a power of two, so that
+    many data-parallel sizes and micro-batches divide it: the largest multiple that changes it by at most a quarter.
 
     Args:
-        wanted_tokens: Step Law's batch, or the one wanted, in tokens.
+        wanted_tokens: the token budget D.
         seq_length: tokens per sequence.
         world_size: number of ranks.
     """

@@ -1,4 +1,4 @@
-"""The optimizer's settings: what was asked for, or what is taken in its place, and why."""
+"""The optimizer's settings, as requested or chosen by the planner, and why."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def choose_optimizer(config: RunConfig, *, shape: ModelShape, num_tokens: int) -
     Args:
         config: Names the optimizer, and any setting.
         shape: The decoder.
-        num_tokens: It trains on so many.
+        num_tokens: Training tokens.
 
     Raises:
         ConfigError: the optimizer cannot be found.
@@ -47,9 +47,9 @@ def optimizer_reasons(config: RunConfig, *, made: RunPlan, rate_reason: str) -> 
     """Yield one sentence per setting of the optimizer, and one for the warm-up.
 
     Args:
-        config: What was asked for.
-        made: The plan, but for its reasons.
-        rate_reason: Of the learning rate.
+        config: The user's configuration.
+        made: The plan, except for its reasons.
+        rate_reason: The sentence about the learning rate.
     """
     spec = find_optimizer(config.optimizer)
     rates = hyperparameters.learning_rates(shape=made.shape, num_tokens=made.num_tokens)

@@ -1,4 +1,4 @@
-"""The law's prediction for the chosen model, and the uncertainty of the optimum by the law's own fit."""
+"""The law's prediction for the chosen model, and the uncertainty of the optimum according to the law's own fit."""
 
 from chinchilla_ds.budget.laws.forms import SurfaceLaw
 from chinchilla_ds.budget.shape.choice import ModelChoice

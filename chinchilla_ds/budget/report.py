@@ -1,4 +1,4 @@
-"""What the plan says of itself: why it is as it is, a sentence per choice, and all of it as one screen of text."""
+"""The plan as text: a sentence for each choice and its reason, and a summary of one screen."""
 
 import dataclasses
 import math
@@ -237,7 +237,7 @@ def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_
         laws = hyperparameters.batch_sizes_tokens(shape=made.shape, num_tokens=made.num_tokens)
         yield (
             f"Batch {format_count(made.tokens_per_iter)} tokens: Step Law's {format_count(laws[0].value)} "
-            f"(arXiv:2503.04715) in whole sequences that many data-parallel sizes can share, and at least "
+            f"(arXiv:2503.04715) in whole sequences that many data-parallel sizes divide, and at least "
             f"{hyperparameters.MIN_TRAIN_ITERS} steps where the budget allows. Others: "
             f"{hyperparameters.spread(laws[1:], show=format_count)}."
         )

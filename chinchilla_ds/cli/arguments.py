@@ -220,7 +220,7 @@ def choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
     """Return a parser of an enumeration's values whose errors list them."""
 
     def read(text: str) -> _Choice:
-        values = [one.value for one in kind]
+        values = [member.value for member in kind]
         if text not in values:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(values)}{did_you_mean(text, values)}")
         return kind(text)

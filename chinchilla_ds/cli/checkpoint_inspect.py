@@ -37,15 +37,19 @@ def run(arguments: argparse.Namespace) -> str:
     """
     from chinchilla_ds.checkpoint.reader import CheckpointReader
 
-    found = folders.find_checkpoints(arguments.run)
-    problems = {checkpoint: _problems(checkpoint) for checkpoint in found}
-    right = [checkpoint for checkpoint in found if not problems[checkpoint]]
+    checkpoints = folders.find_checkpoints(arguments.run)
+    problems = {checkpoint: _problems(checkpoint) for checkpoint in checkpoints}
+    right = [checkpoint for checkpoint in checkpoints if not problems[checkpoint]]
     if not right:
-        raise CheckpointError([problem for checkpoint in found for problem in problems[checkpoint]])
+        raise CheckpointError([problem for checkpoint in checkpoints for problem in problems[checkpoint]])
     reader = CheckpointReader(right[0])
     if arguments.json:
         return json.dumps(_facts(reader), indent=2)
-    lines = [f"{found[0].parent}, newest first", *(f"  {_line(path, problems[path])}" for path in found), ""]
+    lines = [
+        f"{checkpoints[0].parent}, newest first",
+        *(f"  {_line(path, problems[path])}" for path in checkpoints),
+        "",
+    ]
     lines += [f"{label:<{_LABEL_WIDTH}}{text}" for label, text in _rows(reader)]
     if arguments.tensors:
         lines += ["", *(f"{name:<64} {list(reader.shape(name))}" for name in reader.names())]

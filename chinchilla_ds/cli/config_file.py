@@ -55,7 +55,7 @@ def take_config(words: Sequence[str], /, *, flags: Sequence[argparse.Action]) ->
     known = {name: flag for name, flag in known.items() if f"--{name}" not in _NO_KEYS}
     given = {known.get(_plain(word.split("=")[0])) for word in rest if word.startswith("--")}
     problems: list[str] = []
-    found: list[str] = []
+    from_file: list[str] = []
     seen: dict[argparse.Action, str] = {}
     for key, value in values.items():
         flag = known.get(_plain(key))
@@ -66,10 +66,10 @@ def take_config(words: Sequence[str], /, *, flags: Sequence[argparse.Action]) ->
         else:
             seen[flag] = key
             if flag not in given:
-                found += _as_words(flag, value, where=f"{path}: {key}", problems=problems)
+                from_file += _as_words(flag, value, where=f"{path}: {key}", problems=problems)
     if problems:
         raise ConfigError(problems)
-    return ConfigFile(path=path, words=found), rest
+    return ConfigFile(path=path, words=from_file), rest
 
 
 def _named_file(words: Sequence[str]) -> tuple[Path | None, list[str]]:

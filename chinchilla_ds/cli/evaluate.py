@@ -60,22 +60,22 @@ def run(arguments: argparse.Namespace) -> str:
     model = TrainedModel.open(arguments.run)
     log = model.run_folder / LOG_NAME
     _check_log(log)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "checkpoint": str(model.reader.folder),
         "iteration": model.reader.state.iteration,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if arguments.tasks is None:
-        found |= _on_text(arguments, model=model, ranks=ranks)
+        result |= _on_text(arguments, model=model, ranks=ranks)
     else:
-        found |= _on_tasks(arguments, model=model, ranks=ranks)
+        result |= _on_tasks(arguments, model=model, ranks=ranks)
     if not (ranks.tp_rank == 0 and ranks.pp_rank == 0):
         return ""
     with log.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(found, ensure_ascii=False) + "\n")
+        stream.write(json.dumps(result, ensure_ascii=False) + "\n")
     if arguments.json:
-        return json.dumps(found, indent=2, ensure_ascii=False)
-    return "\n".join([*_table(found), "", f"appended to {log}"])
+        return json.dumps(result, indent=2, ensure_ascii=False)
+    return "\n".join([*_table(result), "", f"appended to {log}"])
 
 
 def _check_log(log: Path) -> None:
@@ -150,12 +150,12 @@ def _documents(arguments: argparse.Namespace, *, model: "TrainedModel") -> "tupl
 
 def _by_source(words: list[str]) -> dict[str, list[str]]:
     """Return the paths of every source; one without a name is a source of its own."""
-    found: dict[str, list[str]] = {}
+    paths: dict[str, list[str]] = {}
     for word in words:
         match = None if Path(word).exists() else _NAMED.fullmatch(word)
         name, place = (match[1], match[2]) if match else (word, word)
-        found.setdefault(name, []).append(place)
-    return found
+        paths.setdefault(name, []).append(place)
+    return paths
 
 
 class _Progress:
@@ -226,21 +226,21 @@ def _export(model: "TrainedModel", *, out: Path, dtype: Precision) -> None:
     export_checkpoint(model.reader, out=out, dtype=dtype, facts=facts)
 
 
-def _table(found: dict[str, Any]) -> "Iterator[str]":
-    yield f"checkpoint    {found['checkpoint']} (step {found['iteration']}), {found['dtype']}"
-    if "tasks" in found:
+def _table(result: dict[str, Any]) -> "Iterator[str]":
+    yield f"checkpoint    {result['checkpoint']} (step {result['iteration']}), {result['dtype']}"
+    if "tasks" in result:
         yield ""
         yield f"{'task':<32}{'metric':<20}{'value':>10}"
-        for task, metrics in found["tasks"].items():
+        for task, metrics in result["tasks"].items():
             for metric, value in metrics.items():
                 yield f"{task:<32}{metric:<20}{value:>10.4f}"
         return
-    yield f"text          {found['text']}"
-    yield f"windows       {found['window']} tokens, each {found['stride']} after the previous"
+    yield f"text          {result['text']}"
+    yield f"windows       {result['window']} tokens, each {result['stride']} after the previous"
     yield ""
-    width = max(8, *map(len, found["scores"]))
+    width = max(8, *map(len, result["scores"]))
     yield f"{'source':<{width}}{'documents':>11}{'tokens':>12}{'nats/token':>12}{'perplexity':>12}{'bits/byte':>11}"
-    for name, score in found["scores"].items():
+    for name, score in result["scores"].items():
         yield (
             f"{name:<{width}}{score['documents']:>11}{score['tokens']:>12}{score['loss']:>12.4f}"
             f"{score['perplexity']:>12.2f}{score['bits_per_byte']:>11.4f}"

@@ -106,7 +106,7 @@ class _Writer:
         draft = None if arguments.draft is None else TrainedModel.open(arguments.draft)
         if draft is not None:
             self._check_draft(draft)
-        self._context_tokens = min(one.context_tokens for one in (self._model, draft) if one is not None)
+        self._context_tokens = min(model.context_tokens for model in (self._model, draft) if model is not None)
         if arguments.prompt is not None:
             self._prepare(arguments.prompt)  # overlong prompts are reported before the weights are read
         decoder = self._model.load(ranks=ranks, precision=arguments.dtype)
@@ -140,8 +140,8 @@ class _Writer:
             self._continue(tokens, most, lambda _, text: show(text))
             show("\n")
             return ""
-        found = self._continue(tokens, most, None)
-        return _as_json(prompts, found) if self._arguments.json else _as_text(prompts, found)
+        continuations = self._continue(tokens, most, None)
+        return _as_json(prompts, continuations) if self._arguments.json else _as_text(prompts, continuations)
 
     def _continue(self, tokens: list[list[int]], most: int, on_text: "OnText | None") -> "list[Continuation]":
         from chinchilla_ds.inference.generate import generate
@@ -173,18 +173,18 @@ def _show_nothing(_text: str) -> None:
     """Used by all ranks but the first."""
 
 
-def _as_text(prompts: Sequence[str], found: "Sequence[Continuation]") -> str:
+def _as_text(prompts: Sequence[str], continuations: "Sequence[Continuation]") -> str:
     """Return prompt and continuation, and between several a line that counts them."""
-    texts = [prompt + one.text for prompt, one in zip(prompts, found, strict=True)]
+    texts = [prompt + continuation.text for prompt, continuation in zip(prompts, continuations, strict=True)]
     if len(texts) == 1:
         return texts[0]
     return "\n".join(f"--- {number} of {len(texts)}\n{text}" for number, text in enumerate(texts, start=1))
 
 
-def _as_json(prompts: Sequence[str], found: "Sequence[Continuation]") -> str:
+def _as_json(prompts: Sequence[str], continuations: "Sequence[Continuation]") -> str:
     rows = [
-        {"prompt": prompt, "text": one.text, "num_tokens": len(one.tokens), "finish": one.finish}
-        for prompt, one in zip(prompts, found, strict=True)
+        {"prompt": prompt, "text": more.text, "num_tokens": len(more.tokens), "finish": more.finish}
+        for prompt, more in zip(prompts, continuations, strict=True)
     ]
     return json.dumps(rows, indent=2, ensure_ascii=False)
 

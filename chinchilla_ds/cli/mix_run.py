@@ -86,16 +86,16 @@ def run(arguments: argparse.Namespace) -> str:
     _keep_settings(output, plan=plan, corpus=corpus, table=table, runs=runs)
     proxies = [
         Proxy(
-            name=one.name,
-            weights=one.weights,
-            plan=dataclasses.replace(plan, seed=plan.seed + one.repeat),
+            name=designed.name,
+            weights=designed.weights,
+            plan=dataclasses.replace(plan, seed=plan.seed + designed.repeat),
             corpus=own["corpus"],
             max_epochs=data.max_epochs,
             ds_config=own["ds_config"],
-            folder=output / one.name,
+            folder=output / designed.name,
         )
-        for one in runs
-        if one.loss is None
+        for designed in runs
+        if designed.loss is None
     ]
     with _progress(runs, plan=plan) as show:
         for proxy in proxies:
@@ -114,11 +114,11 @@ def _check_tokens(
     from chinchilla_ds.data.prepare import check_enough_tokens
 
     problems: list[str] = []
-    for one in runs:
-        if one.loss is None:
-            blended = with_blend(corpus, one.weights, where=f"{table}: {one.name}")
-            found = epoch_problems(blended, num_tokens=plan.num_tokens, max_epochs=data.max_epochs)
-            problems += [f"{table}: {one.name}: {problem}" for problem in found]
+    for designed in runs:
+        if designed.loss is None:
+            blended = with_blend(corpus, designed.weights, where=f"{table}: {designed.name}")
+            beyond = epoch_problems(blended, num_tokens=plan.num_tokens, max_epochs=data.max_epochs)
+            problems += [f"{table}: {designed.name}: {problem}" for problem in beyond]
     if problems:
         raise DataError(problems)
     check_enough_tokens(corpus, data=data, num_tokens=plan.num_tokens, seq_length=plan.shape.seq_length)
@@ -133,32 +133,32 @@ def _keep_settings(
         ConfigError: the runs that are done had another plan or corpus.
         OutputError: it cannot be written.
     """
-    num_done = sum(one.loss is not None for one in runs)
+    num_done = sum(designed.loss is not None for designed in runs)
     corpus_text = dataclasses.replace(corpus, folder=Path()).to_json()
     for name, text in ((PLAN_NAME, plan.to_json()), (CORPUS_NAME, corpus_text)):
-        kept = output / name
-        if num_done and kept.is_file() and (difference := _difference(kept, text)):
+        file = output / name
+        if num_done and file.is_file() and (difference := _difference(file, text)):
             raise ConfigError(
                 f"{num_done} rows of {table} have losses made with another {name.removesuffix('.json')} than now "
-                f"({kept}: {difference}); only the weights may differ: ask for the same, or empty the column and name "
+                f"({file}: {difference}); only the weights may differ: ask for the same, or empty the column and name "
                 "another --output"
             )
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"--output {output} cannot be made: {reason(error)}") from None
-        write_text(kept, text=text, named=None)
+        write_text(file, text=text, named=None)
 
 
-def _difference(kept: Path, now: str) -> str:
+def _difference(file: Path, now: str) -> str:
     """Return the first field in which the JSON object in a file and another differ, or the empty string.
 
     Raises:
         ConfigError: the file cannot be read, or holds something else.
     """
-    first, second = read_json(kept, what="settings of the runs"), parse_json(now, where="settings")
+    first, second = read_json(file, what="settings of the runs"), parse_json(now, where="settings")
     if not isinstance(first, dict):
-        raise ConfigError(f"settings of the runs {kept} must be an object of named fields")
+        raise ConfigError(f"settings of the runs {file} must be an object of named fields")
     for name in second:
         if name != "reasons" and first.get(name) != second[name]:
             return f"{name} was {first.get(name)!r:.80} and is {second[name]!r:.80}"
@@ -187,7 +187,7 @@ def _progress(runs: Sequence["DesignedRun"], *, plan: RunPlan) -> Iterator[_Show
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    num_done = sum(one.loss is not None for one in runs)
+    num_done = sum(designed.loss is not None for designed in runs)
     console.print(
         f"{len(runs) - num_done} runs of {format_flops(plan.true_flops)}: {format_count(plan.num_params)} parameters, "
         f"{format_count(plan.num_tokens)} tokens" + (f"; {num_done} rows have a loss already" if num_done else ""),
@@ -211,7 +211,7 @@ def _progress(runs: Sequence["DesignedRun"], *, plan: RunPlan) -> Iterator[_Show
 
 
 def _summary(runs: Sequence["DesignedRun"], *, own: dict[str, Path], num_new: int) -> str:
-    losses = {one.name: one.loss for one in runs if one.loss is not None}
+    losses = {designed.name: designed.loss for designed in runs if designed.loss is not None}
     best = min(losses, key=losses.__getitem__)
     lines = [f"{len(losses)} of {len(runs)} runs have a loss in {own['table']}, {num_new} of them new"]
     lines += [f"{name:<16}{losses[name]:.4f}" for name in dict.fromkeys((best, "natural")) if name in losses]

@@ -157,5 +157,6 @@ def _sources(words: list[str], *, text_field: str) -> tuple[Any, ...]:
             name, place = DEFAULT_NAME, word
         paths.setdefault(name, []).append(place)
     return tuple(
-        SourceRecipe(name=name, paths=tuple(found), text_field=text_field) for name, found in sorted(paths.items())
+        SourceRecipe(name=name, paths=tuple(of_source), text_field=text_field)
+        for name, of_source in sorted(paths.items())
     )

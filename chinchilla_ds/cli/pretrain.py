@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from chinchilla_ds.cli.arguments import parse, training_flags
 from chinchilla_ds.processes.endings import exit_process
+from chinchilla_ds.processes.output import outlast_readers
 from chinchilla_ds.runs.train import train_and_end
 
 add_flags = training_flags
@@ -13,6 +14,7 @@ add_flags = training_flags
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """Do what `main` does and end the process."""
+    outlast_readers()
     exit_process(partial(main, argv))
 
 

@@ -96,7 +96,7 @@ def _check_run(folder: Path) -> None:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise TrackingError(f"{folder} {what}; name the folder of a run")
-    runs = sorted(found.parent for found in folder.glob(f"*/{METRICS_FILE}"))
+    runs = sorted(metrics.parent for metrics in folder.glob(f"*/{METRICS_FILE}"))
     hint = f"; name one of the runs in it, such as {runs[-1]}" if runs else "; name the folder of a run"
     raise TrackingError(f"{folder} holds no {METRICS_FILE}{hint}")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def model_flags(parser: argparse.ArgumentParser) -> None:
     """Add the run, and how its model is held."""
     parser.add_argument("run", type=path, metavar="RUN", help="a run's folder (its newest checkpoint), or a checkpoint")
-    names = "|".join(one.value for one in Precision)
+    names = "|".join(precision.value for precision in Precision)
     flag(parser, "dtype", choice(Precision), "default fp32 on CPUs, as trained on GPUs", metavar=names)
     for name, text in (("tensor", "ranks that share every matrix"), ("pipeline", "ranks that share the layers")):
         flag(parser, f"{name}-model-parallel-size", whole, f"{text}, started by torchrun (default 1)", default=1)

@@ -57,7 +57,9 @@ class Peers:
         self._answered_s = time.monotonic()
         self._gone = False
         threads = (self._listen, self._await_answers) if place.world_size > 1 else ()
-        self._threads = [threading.Thread(target=one, name=f"peers{one.__name__}", daemon=True) for one in threads]
+        self._threads = [
+            threading.Thread(target=target, name=f"peers{target.__name__}", daemon=True) for target in threads
+        ]
         for thread in self._threads:
             thread.start()
 

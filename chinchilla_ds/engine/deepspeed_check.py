@@ -22,14 +22,14 @@ def for_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
     * Whether an optimizer that DeepSpeed has not tested may run, and step offloaded states, its OptimizerSpec has said.
     * ZeRO-0 in fp32 has no optimizer wrapper that reports the norm; `TrainingEngine` clips there itself.
     """
-    told = {key: value for key, value in ds_config.items() if key not in ("optimizer", "train_batch_size")}
+    engine_config = {key: value for key, value in ds_config.items() if key not in ("optimizer", "train_batch_size")}
     if plan.layout.pipeline_model_parallel_size > 1:
-        told["gradient_accumulation_steps"] = 1
+        engine_config["gradient_accumulation_steps"] = 1
     if plan.optimizer.plugin != ADAMW:
-        told |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+        engine_config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     if clips_itself(plan):
-        told["gradient_clipping"] = 0.0
-    return told
+        engine_config["gradient_clipping"] = 0.0
+    return engine_config
 
 
 def clips_itself(plan: RunPlan) -> bool:

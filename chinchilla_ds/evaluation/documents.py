@@ -57,16 +57,16 @@ def find_files(paths_by_source: Mapping[str, Sequence[str]], /, *, text_field: s
     Raises:
         DataError: lists every path that is missing, empty or of an unknown type.
     """
-    found: list[Corpus] = []
+    sources: list[Corpus] = []
     problems: list[str] = []
     for name, paths in paths_by_source.items():
         try:
-            found.append(find_source(paths, text_field=text_field, name=name))
+            sources.append(find_source(paths, text_field=text_field, name=name))
         except DataError as error:
             problems.extend(error.problems)
     if problems:
         raise DataError(problems)
-    return tuple(found)
+    return tuple(sources)
 
 
 def file_documents(sources: Sequence[Corpus], /, *, tokenizer: Tokenizer) -> Iterator[Document]:

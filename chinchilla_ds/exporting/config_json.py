@@ -48,7 +48,7 @@ FAMILIES = (
 def family_of(shape: ModelShape, /) -> Family:
     """Return the family that a decoder is exported as."""
     switches = shape.switches()
-    return next(one for one in FAMILIES if all(switches[name] is on for name, on in one.switches.items()))
+    return next(family for family in FAMILIES if all(switches[name] is on for name, on in family.switches.items()))
 
 
 _Heads = Annotated[int, Ge(1), Le(2048)]
@@ -214,8 +214,8 @@ def typed(config: Mapping[str, Any], /, *, place: str) -> LlamaConfig:
         known |= {name: _known(known[name], cls)} if isinstance(known.get(name), dict) else {}
     if isinstance(section := known.get("quantization_config"), dict):
         known["quantization_config"] = _known(section, QuantizationConfig)
-    found: LlamaConfig = build(LlamaConfig, known, where=place)
-    return found
+    llama_config: LlamaConfig = build(LlamaConfig, known, where=place)
+    return llama_config
 
 
 def _known(values: Mapping[str, Any], cls: Any) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def _family_named_by(config: Mapping[str, Any], *, place: str) -> Family:
             return family
     names = architectures if isinstance(architectures, list) and architectures else [f"model_type {model_type!r}"]
     other = ", ".join(str(name) for name in names)[:200]
-    known = " and ".join(f"{one.architecture} (model_type '{one.model_type}')" for one in FAMILIES)
+    known = " and ".join(f"{family.architecture} (model_type '{family.model_type}')" for family in FAMILIES)
     raise ConfigError(f"{place}: it is a {other}, and only {known} can be imported")
 
 

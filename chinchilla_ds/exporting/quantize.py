@@ -234,6 +234,6 @@ def _sparse(name: str, values: Tensor) -> _Result:
 
     layer = _linear(values.float().clone())
     apply_fake_sparsity(nn.Sequential(layer))
-    kept = layer.weight.detach().to(values.dtype)
-    error = float((kept.float() - values.float()).square().sum())
-    return _Result(tensors={name: kept}, metadata={}, error=error)
+    pruned = layer.weight.detach().to(values.dtype)
+    error = float((pruned.float() - values.float()).square().sum())
+    return _Result(tensors={name: pruned}, metadata={}, error=error)

@@ -150,33 +150,33 @@ class _Weights:
             yield weight.name, WeightRows(shape=weight.shape, read=functools.partial(self._rows, weight))
 
     def _rows(self, weight: llama.Weight, wanted: slice) -> Tensor:
-        found = torch.zeros((wanted.stop - wanted.start, *weight.shape[1:]))
+        values = torch.zeros((wanted.stop - wanted.start, *weight.shape[1:]))
         for piece in weight.pieces:
             start = 0
             for rows in piece.rows:
                 if (own := _overlap(rows, wanted, start=start)) is not None:
                     first = rows.start - start + own.start - wanted.start
-                    found[first : first + own.stop - own.start] = self._reader.read(piece.name, rows=own)
+                    values[first : first + own.stop - own.start] = self._reader.read(piece.name, rows=own)
                 start += rows.stop - rows.start
-        self._check_finite(found)
-        padding = self._padding.get(weight.name, found[:0])
+        self._check_finite(values)
+        padding = self._padding.get(weight.name, values[:0])
         own = _overlap(slice(weight.shape[0] - len(padding), weight.shape[0]), wanted, start=0)
         if own is not None:
-            found[own.start - own.stop :] = padding[own]
-        return found
+            values[own.start - own.stop :] = padding[own]
+        return values
 
     def _check(self) -> None:
         """Check names, types and shapes before anything is written."""
         pieces = {
             piece.name: (piece.num_rows, *weight.shape[1:]) for weight in self._weights for piece in weight.pieces
         }
-        reader, found = self._reader, set(self._reader.names())
-        ignored = {name for name in found if name.endswith("rotary_emb.inv_freq")}
+        reader, names = self._reader, set(self._reader.names())
+        ignored = {name for name in names if name.endswith("rotary_emb.inv_freq")}
         if OUTPUT.name not in {weight.name for weight in self._weights}:
             ignored.add("lm_head.weight")  # tied: some folders hold the table twice
-        problems = [f"lacks the weight {name}" for name in pieces if name not in found]
-        problems += [f"has an unknown weight: {name}" for name in sorted(found - pieces.keys() - ignored)]
-        there = [name for name in pieces if name in found]
+        problems = [f"lacks the weight {name}" for name in pieces if name not in names]
+        problems += [f"has an unknown weight: {name}" for name in sorted(names - pieces.keys() - ignored)]
+        there = [name for name in pieces if name in names]
         problems += [
             f"has {name} as {list(reader.shape(name))}, and {CONFIG_NAME} makes it {list(pieces[name])}"
             for name in there
@@ -219,8 +219,8 @@ def _raise(kind: type[ConfigError | DataError], source: Path, problems: list[str
 def _check_layers(reader: ShardReader | VectorReader, source: Path, shape: ModelShape) -> None:
     """Check number of layers and width of keys, before a list is made of all that these numbers promise."""
     name = "model.layers.{}.self_attn.k_proj.weight"
-    found, width = set(reader.names()), shape.num_query_groups * shape.kv_channels
-    there = next(number for number in itertools.count() if name.format(number) not in found)
+    names, width = set(reader.names()), shape.num_query_groups * shape.kv_channels
+    there = next(number for number in itertools.count() if name.format(number) not in names)
     if there != shape.num_layers:
         raise ConfigError(f"{source} has {there} layers, and {CONFIG_NAME} says {shape.num_layers}")
     if reader.shape(name.format(0)) != (width, shape.hidden_size):

@@ -167,9 +167,9 @@ class ShardReader:
                         raise DataError(
                             f"{folder} holds the tensor {name} twice: {self._files[name].name}, {path.name}"
                         )
-                    found = opened.get_slice(name)
-                    self._files[name], self._shapes[name] = path, tuple(found.get_shape())
-                    self._dtypes[name] = found.get_dtype()
+                    stored = opened.get_slice(name)
+                    self._files[name], self._shapes[name] = path, tuple(stored.get_shape())
+                    self._dtypes[name] = stored.get_dtype()
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all tensors."""
@@ -211,10 +211,10 @@ def _files_of(folder: Path, stem: str, *, home: Path | None) -> list[Path]:
         other = f"; {pickled.name} is a pickle, which is not read: save the model as safetensors" if pickled else ""
         raise DataError(f"{folder} holds neither {_shard_name(stem)} nor {_index_name(stem)}{other}")
     names = _names_in(index, where=folder / index.name)
-    found = {name: find_named(folder, name, home=home) for name in sorted(names)}
-    if missing := [name for name, path in found.items() if path is None]:
+    places = {name: find_named(folder, name, home=home) for name in sorted(names)}
+    if missing := [name for name, path in places.items() if path is None]:
         raise DataError(f"{folder} lacks {_some(missing)}, which {_index_name(stem)} names")
-    return [path for path in found.values() if path is not None]
+    return [path for path in places.values() if path is not None]
 
 
 def _names_in(index: Path, *, where: Path) -> set[str]:

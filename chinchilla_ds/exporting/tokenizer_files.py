@@ -74,16 +74,16 @@ def find_tokenizer(folder: Path, /) -> Tokenizer:
     check_in_child(files)
     whole = Tokenizer.of(files)
     eod = whole.token(whole.eod_id)
-    kept = dict(files.contents)
+    contents = dict(files.contents)
     if files.json_object(GENERATION_NAME) == generation_config(whole):
-        del kept[GENERATION_NAME]
-    if MODEL_NAME in kept and _wrote(files, eod=eod):
-        model = TokenizerFiles(contents={MODEL_NAME: kept[MODEL_NAME]}, place=str(folder / MODEL_NAME))
+        del contents[GENERATION_NAME]
+    if MODEL_NAME in contents and _wrote(files, eod=eod):
+        model = TokenizerFiles(contents={MODEL_NAME: contents[MODEL_NAME]}, place=str(folder / MODEL_NAME))
         check_in_child(model)
         alone = Tokenizer.of(model)
         if alone.vocab_size == whole.vocab_size:  # else tokens were added since
             return alone
-    return Tokenizer.of(TokenizerFiles(contents=kept, place=files.place))
+    return Tokenizer.of(TokenizerFiles(contents=contents, place=files.place))
 
 
 def _wrote(files: TokenizerFiles, *, eod: str) -> bool:

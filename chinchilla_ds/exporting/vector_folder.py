@@ -61,10 +61,10 @@ class VectorReader:
 
     def _matrix(self, name: str, *, folder: Path, codec: vector_codec.Codec) -> tuple[int, int]:
         """Return [o, i] of a coded matrix, whose parts must have the sizes that follow from it."""
-        told, parts = self._reader.metadata.get(f"{name}.columns", ""), [f"{name}.{part}" for part in _PARTS]
+        columns_text, parts = self._reader.metadata.get(f"{name}.columns", ""), [f"{name}.{part}" for part in _PARTS]
         shapes = [self._reader.shape(part) for part in parts if part in self._reader.names()]
-        if len(shapes) == len(parts) and re.fullmatch("[1-9][0-9]{0,8}", told):
-            rows, columns = math.prod(shapes[2]), int(told)
+        if len(shapes) == len(parts) and re.fullmatch("[1-9][0-9]{0,8}", columns_text):
+            rows, columns = math.prod(shapes[2]), int(columns_text)
             wanted = [(codec.code_bytes((rows, columns)),), (codec.codebook_size, codec.dimension), (rows,)]
             types = [self._reader.dtype(part) for part in parts]
             if shapes == wanted and types == ["U8", "F16", "F32"] and codec.can_code((rows, columns)):

@@ -204,8 +204,8 @@ class InferenceDecoder(nn.Module):
             num_logits: As many as are needed: the vocabulary is large.
         """
         hidden = self._hidden(tokens, self._context(tokens, cache=cache))
-        kept = tokens.size(1) if num_logits is None else num_logits
-        return self._logits(hidden, batch_size=len(tokens), kept=kept)
+        num_logits = tokens.size(1) if num_logits is None else num_logits
+        return self._logits(hidden, batch_size=len(tokens), num_logits=num_logits)
 
     def step(self, tokens: Tensor, place: Tensor, cache: KvCache) -> Tensor:
         """Return the logits [b, 1, v] after one more token of each row, in operations that never change their shapes.
@@ -222,7 +222,7 @@ class InferenceDecoder(nn.Module):
         cos, sin = self._angles(place - cache.padding.unsqueeze(1))
         mask = self._visible(cache.tokens, places=place, all_places=places, padding=cache.padding)
         hidden = self._hidden(tokens, Context(cos=cos, sin=sin, mask=mask, cache=cache, at=place))
-        return self._logits(hidden, batch_size=len(tokens), kept=1)
+        return self._logits(hidden, batch_size=len(tokens), num_logits=1)
 
     def token_losses(self, tokens: Tensor, labels: Tensor, *, vocab_size: int) -> Tensor:
         """Return the cross-entropy of every label, fp32 nats [b, s], on every rank; no cache.
@@ -309,12 +309,12 @@ class InferenceDecoder(nn.Module):
         x = F.embedding(local.masked_fill(outside, 0), table)
         return self.ranks.sum_over_tp(x.masked_fill(outside.unsqueeze(-1), 0.0))
 
-    def _logits(self, hidden: Tensor | None, *, batch_size: int, kept: int) -> Tensor:
+    def _logits(self, hidden: Tensor | None, *, batch_size: int, num_logits: int) -> Tensor:
         if hidden is None:
-            shape = (batch_size, kept, self.shape.padded_vocab_size)
+            shape = (batch_size, num_logits, self.shape.padded_vocab_size)
             logits = torch.empty(shape, dtype=torch.float32, device=self.device)
         else:
-            logits = self._own_logits(hidden[:, hidden.size(1) - kept :])
+            logits = self._own_logits(hidden[:, hidden.size(1) - num_logits :])
         return self.ranks.share_from_last_stage(logits)
 
     def _own_logits(self, hidden: Tensor) -> Tensor:

@@ -63,22 +63,22 @@ def probabilities(logits: Tensor, *, sampling: Sampling) -> Tensor:
     if sampling.top_k is not None and sampling.top_k < scaled.size(-1):
         least = scaled.topk(sampling.top_k, dim=-1).values[..., -1:]
         scaled = scaled.masked_fill(scaled < least, float("-inf"))
-    found = scaled.softmax(dim=-1)
+    distribution = scaled.softmax(dim=-1)
     if sampling.top_p is None or sampling.top_p == 1:
-        return found
-    ordered, order = found.sort(dim=-1, descending=True)
+        return distribution
+    ordered, order = distribution.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered
-    kept = ordered.masked_fill(before >= sampling.top_p, 0.0)
-    return torch.zeros_like(found).scatter_(-1, order, kept / kept.sum(dim=-1, keepdim=True))
+    nucleus = ordered.masked_fill(before >= sampling.top_p, 0.0)
+    return torch.zeros_like(distribution).scatter_(-1, order, nucleus / nucleus.sum(dim=-1, keepdim=True))
 
 
 def draw(distribution: Tensor, *, generator: torch.Generator) -> int:
     """Return a token drawn from a distribution [v], which need not sum to 1 exactly, by one uniform number."""
     cumulative = distribution.cumsum(dim=0)
     uniform = torch.rand((), dtype=torch.float64, generator=generator).item()
-    found = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
+    token = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
     # where the product rounds to the whole sum, nothing lies beyond it
-    return found if found < len(cumulative) else int(distribution.nonzero()[-1])
+    return token if token < len(cumulative) else int(distribution.nonzero()[-1])
 
 
 def choose(logits: Tensor, *, sampling: Sampling, generator: torch.Generator) -> int:

@@ -48,9 +48,9 @@ def explain(plan: RunPlan, /, *, said: str, capacity_bytes: int | None) -> str:
     held = "" if capacity_bytes is None else f" of {format_bytes(capacity_bytes)} per rank"
     more = f", asking for {wanted[1]} more" if wanted else ""
     lines = [f"out of memory{held}{more}; the plan expected", "", format_memory(plan, stages=stages), ""]
-    found = reliefs(plan, capacity_bytes=capacity_bytes)
-    if found:
-        lines += ["needs less, with the same batch and the same model:", *(f"  {relief}" for relief in found)]
+    measures = reliefs(plan, capacity_bytes=capacity_bytes)
+    if measures:
+        lines += ["needs less, with the same batch and the same model:", *(f"  {relief}" for relief in measures)]
     else:
         lines.append("no smaller micro-batch, recomputation, ZeRO stage or offload is enough: use more devices")
     return "\n".join(lines)

@@ -170,7 +170,7 @@ def _held_out_loss(folder: Path) -> float:
     from chinchilla_ds.tracking.metrics_file import METRICS_FILE, read_metrics
 
     metrics = max(folder.glob(f"*/{METRICS_FILE}"), key=lambda path: path.stat().st_mtime_ns)
-    losses = [one.metrics["held_out/loss"] for one in read_metrics(metrics) if "held_out/loss" in one.metrics]
+    losses = [record.metrics["held_out/loss"] for record in read_metrics(metrics) if "held_out/loss" in record.metrics]
     return losses[-1]
 
 

@@ -46,8 +46,8 @@ def find_text(run_folder: Path, /) -> Path | None:
         return None
     data = read_json(file, what="the place of a run's text", error=DataError)
     places: PlaceOfText = build(PlaceOfText, data, where=f"{file}", error=DataError)
-    found = (places.prepared, run_folder / places.prepared_from_here)
-    return next((place for place in found if is_prepared(place)), None)
+    candidates = (places.prepared, run_folder / places.prepared_from_here)
+    return next((place for place in candidates if is_prepared(place)), None)
 
 
 def folder_of_texts(run_folder: Path, /) -> Path:

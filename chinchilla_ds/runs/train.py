@@ -422,7 +422,7 @@ class _Launch:
                 num_tokens=plan.num_tokens,
                 seed=plan.seed,
                 folder=config.output / "data" if run is None else folder_of_texts(run.folder),
-                kept=None if run is None else find_text(run.folder),
+                earlier=None if run is None else find_text(run.folder),
                 progress=progress,
             )
 

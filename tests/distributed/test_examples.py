@@ -15,7 +15,7 @@ from chinchilla_ds.cli.main import run_command
 from chinchilla_ds.structured import read_json
 from tests.installation.test_wheel import RUNS
 from tests.launching import ROOT, free_port, nobody_stays
-from tests.unit.budget.test_scaling_laws import LAW_FILE
+from tests.unit.budget.laws.test_scaling_laws import LAW_FILE
 
 FAST = ("laws", "plan", "ds-config", "memory", "help")
 """In an order in which each finds what it reads."""

@@ -13,7 +13,7 @@ from chinchilla_ds.budget.deepspeed_json.resolve import write_shipped
 from chinchilla_ds.cli.main import run_command
 from tests.unit.budget.fitting.synthetic import sweep
 from tests.unit.data.conftest import make_documents
-from tests.unit.export.conftest import small_shape, write_random
+from tests.unit.exporting.conftest import small_shape, write_random
 
 QUICK, LONG = 30, 2000
 """Inputs per kind of file in `make test` and in `make test-slow`."""

@@ -1,4 +1,4 @@
-"""Kinds of values in the DeepSpeed JSON: a test, and its wording in messages.
+"""Kinds of values in the DeepSpeed JSON: a check, and its wording in messages.
 
 Whole numbers may be written as 5e8, as they often are.
 """

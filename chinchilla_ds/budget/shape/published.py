@@ -1,6 +1,6 @@
 """Published decoders by name, as shapes of this package's decoder.
 
-All become RMSNorm, SwiGLU, rotary positions, no biases and the same initialisation: only the sizes are theirs.
+All are built with RMSNorm, SwiGLU, rotary positions, no biases and the same initialisation; only the sizes are theirs.
 """
 
 import dataclasses
@@ -107,16 +107,16 @@ NAMED_SHAPES: Mapping[str, NamedShape] = {
 
 
 def named_shape(name: str, /) -> NamedShape:
-    """Return the published shape of that name, without regard to case.
+    """Return the published shape of that name, ignoring case.
 
     Raises:
         ConfigError: there is none.
     """
-    found = NAMED_SHAPES.get(name.lower())
-    if found is None:
+    named = NAMED_SHAPES.get(name.lower())
+    if named is None:
         near = did_you_mean(name.lower(), NAMED_SHAPES)
         raise ConfigError(f"`shape` ({name!r}) must be one of {', '.join(NAMED_SHAPES)}{near}")
-    return found
+    return named
 
 
 def decoder_of(
@@ -128,7 +128,7 @@ def decoder_of(
         named: The published model.
         seq_length: Tokens per training sequence.
         vocab_size: Tokenizer pieces; None: as published.
-        switches: What is switched on; those of the published model play no part.
+        switches: The decoder's switches; those of the published model are ignored.
     """
     sizes = {field.name: getattr(named, field.name) for field in dataclasses.fields(named) if field.name != "source"}
     sizes["vocab_size"] = vocab_size or named.vocab_size

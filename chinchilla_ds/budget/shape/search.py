@@ -14,9 +14,9 @@ VOCAB_ALIGNMENT = 128
 MAX_LAYERS = 256
 FFN_ALIGNMENT = 64
 COARSE_BELOW = 2048
-"""Hidden size below which a layer more or less is much of the model."""
+"""Hidden size below which a single layer is a large part of the model."""
 MAX_RELATIVE_MISS = 1.25
-"""A shape counts only within this factor of the wanted N."""
+"""Largest factor between the N of a shape and the wanted N."""
 
 _SEQ_LENGTH_BY_BUDGET = ((1e15, 256), (1e16, 512), (1e18, 1024), (math.inf, 2048))
 _VOCAB_BY_BUDGET = (
@@ -29,14 +29,14 @@ _VOCAB_BY_BUDGET = (
     (math.inf, 32000),
 )
 GQA_MIN_PARAMS = 1e9
-"""From here up heads share keys and values in GQA_GROUPS groups."""
+"""From this N up, heads share keys and values in GQA_GROUPS groups."""
 GQA_GROUPS = 8
 """Source: Dubey et al. 2024 (arXiv:2407.21783), table 3: 8 at every size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRequest(DecoderSwitches):
-    """The requirements on the search."""
+    """The requirements of the search."""
 
     num_params: float
     """Wanted N, embeddings included."""
@@ -64,7 +64,7 @@ def choose_vocab_size(*, compute_budget_flops: float) -> int:
 def choose_seq_length(*, compute_budget_flops: float) -> int:
     """Return the context for a budget in tokens: 2048 from 1e18 FLOPs, as in Hoffmann et al. 2022; less below (ours).
 
-    Short sequences keep attention a small part of a small model's FLOPs, and let few tokens make enough sequences.
+    Short sequences keep attention a small part of a small model's FLOPs, and give enough sequences from few tokens.
     """
     return next(length for limit, length in _SEQ_LENGTH_BY_BUDGET if compute_budget_flops < limit)
 
@@ -109,7 +109,7 @@ def search_shape(
 def with_flops(shape: ModelShape, /, *, flops_per_token: float) -> ModelShape:
     """Return the shape with the FFN width, to a multiple of 64, whose FLOPs per token are nearest to those wanted.
 
-    For a budget and a number of tokens that are both given: no step of layers or hidden size would meet them.
+    Used if both a budget and a number of tokens are given, which steps in layers or hidden size would not meet.
     """
     per_channel = decoder_flops_per_token(shape=dataclasses.replace(shape, ffn_hidden_size=shape.ffn_hidden_size + 1))
     per_channel -= decoder_flops_per_token(shape=shape)
@@ -145,7 +145,7 @@ def _with_ffn_widths(shape: ModelShape) -> Iterator[ModelShape]:
 
 
 def _candidates(request: ShapeRequest) -> Iterator[ModelShape]:
-    """Yield, per hidden size, the layer counts on either side of the wanted N."""
+    """Yield, for each hidden size, the layer counts just below and just above the wanted N."""
     for hidden_size in _hidden_sizes():
         probe = _make_shape(request, hidden_size=hidden_size, num_layers=2)
         room = request.num_params - count_parameters(shape=probe).embedding

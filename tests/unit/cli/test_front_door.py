@@ -17,7 +17,7 @@ from chinchilla_ds.cli.main import main, run_command
 from chinchilla_ds.config import RUN_NAME
 from chinchilla_ds.errors import ConfigError, DsConfigError
 from chinchilla_ds.processes.packages import DISTRIBUTIONS, MissingPackageError, missing_packages
-from tests.unit.budget.test_scaling_laws import LAW_FILE
+from tests.unit.budget.laws.test_scaling_laws import LAW_FILE
 
 ROOT = Path(__file__).resolve().parents[3]
 BARE = ["plan --flops 1e21 --gpus 64 --gpu h100 --out {plan}", "memory {plan}", "ds-config {plan}",

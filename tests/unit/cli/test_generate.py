@@ -7,8 +7,8 @@ import pytest
 
 from chinchilla_ds.cli import generate as command
 from chinchilla_ds.cli.main import main
-from tests.unit.data.test_tokenizer import train_byte_level
-from tests.unit.data.test_tokenizer_child import panics
+from tests.unit.data.tokenizing.test_tokenizer import train_byte_level
+from tests.unit.data.tokenizing.test_tokenizer_child import panics
 from tests.unit.inference.models import reader, small_tokenizer, write_run
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12")

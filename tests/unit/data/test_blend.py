@@ -16,7 +16,7 @@ from chinchilla_ds.data.feeding.indexed import (
     open_sequences,
 )
 from chinchilla_ds.errors import DataError
-from tests.unit.data.indexed_writer import IndexedWriter
+from tests.unit.data.feeding.indexed_writer import IndexedWriter
 
 VOCAB_SIZE, EOD_ID, SEQ_LENGTH = 1_000_000, 999_999, 16
 

@@ -114,7 +114,7 @@ def test_the_defaults_are_three_rules() -> None:
 
 
 def test_the_page_on_cleaning_lists_every_rule_with_its_default() -> None:
-    page = Path(__file__).parents[3] / "docs" / "cleaning.md"
+    page = Path(__file__).parents[4] / "docs" / "cleaning.md"
     table = page.read_text(encoding="utf-8").split("## Mojibake")[0]
     rows = [row.split("|") for row in table.splitlines() if row.startswith("| `")]
     listed = {row[1].strip(" `"): row[2].strip() for row in rows}

@@ -11,8 +11,8 @@ from chinchilla_ds.cli.main import main
 from chinchilla_ds.data.tokenizing import child as tokenizer_child
 from chinchilla_ds.data.tokenizing.tokenizer import SentencePieceTokenizer, Tokenizer
 from chinchilla_ds.errors import DataError
-from tests.unit.data.test_sentencepiece_json import train
-from tests.unit.data.test_tokenizer import train_byte_level
+from tests.unit.data.tokenizing.test_sentencepiece_json import train
+from tests.unit.data.tokenizing.test_tokenizer import train_byte_level
 
 
 def definition(**model):

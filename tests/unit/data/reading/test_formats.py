@@ -346,7 +346,7 @@ def test_a_pattern_leaves_out_what_a_folder_does(tmp_path: Path) -> None:
         ("pipe.jsonl", "is not a regular file: a pipe or a device cannot be read twice"),
         ("core", "is not text: it has no suffix, and its first bytes are neither text nor JSON nor Parquet"),
         ("x.tar.gz", "is of unknown type '.tar'"),
-        ("", "is a folder|holds no file|names nothing"),
+        ("", "is a folder|holds no file|names no file"),
     ],
 )
 def test_what_is_named_and_cannot_be_read(tmp_path: Path, name: str, message: str) -> None:

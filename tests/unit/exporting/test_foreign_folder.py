@@ -21,7 +21,7 @@ from chinchilla_ds.exporting.read import import_folder
 from chinchilla_ds.exporting.write import export_checkpoint
 from chinchilla_ds.inference.model import TrainedModel
 from chinchilla_ds.run_plan import Precision
-from tests.unit.data.test_sentencepiece_json import train
+from tests.unit.data.tokenizing.test_sentencepiece_json import train
 
 TEMPLATE = "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}"
 GENERATION = {"bos_token_id": 1, "eos_token_id": [2, 3], "temperature": 0.6, "top_p": 0.9}
@@ -211,8 +211,8 @@ def test_a_sentencepiece_model_alone_gets_a_tokenizer_json_and_keeps_its_setting
 @pytest.mark.parametrize(
     ("template", "text"),
     [
-        ("<s> <|user|> $A", "frames texts by <s> <|user|>"),
-        ("<s> $A <|user|>", "frames texts by <s> <|user|>"),
+        ("<s> <|user|> $A", "adds <s> <|user|> to texts"),
+        ("<s> $A <|user|>", "adds <s> <|user|> to texts"),
     ],
 )
 def test_templates_that_a_document_cannot_follow_are_refused(template, text, llama, tmp_path, capsys):

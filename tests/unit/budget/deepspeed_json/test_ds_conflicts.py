@@ -84,7 +84,7 @@ def test_contiguous_recomputation_holds_one_forward_pass() -> None:
     section = {"contiguous_memory_optimization": True, "partition_activations": True}
     few = {"activation_checkpointing": section | {"number_checkpoints": 1}}
     [problem] = problems_of(few, recompute="full")
-    assert "number_checkpoints is 1, and the contiguous buffer must hold one for each of the" in problem
+    assert "number_checkpoints is 1, but the contiguous buffer must hold one for each of the" in problem
     [problem] = problems_of(
         {"activation_checkpointing": section},
         recompute="full",

@@ -2,7 +2,7 @@ import pytest
 
 from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.run_plan import ModelShape
-from tests.unit.budget.paper_counts import PaperShape, paper_params
+from tests.unit.budget.shape.paper_counts import PaperShape, paper_params
 
 # Hoffmann et al. 2022, Table A9: parameters (million), d_model, ffw_size, kv_size, n_heads, n_layers
 TABLE_A9 = (

@@ -72,7 +72,7 @@ def test_every_problem_with_its_place(tmp_path: Path) -> None:
     )
     found = problems(tmp_path, text)
     expected = (
-        "dedup 'fineweeb' is none of slimpajama, fineweb, exact, none; did you mean 'fineweb'?",
+        "dedup 'fineweeb' is not one of slimpajama, fineweb, exact, none; did you mean 'fineweb'?",
         "cleaning.rules[0] is 'nfd'; it must be one of ",
         "held_out_fraction is 2; it must be below 1",
         "on_error is 'ski'; ",
@@ -139,7 +139,10 @@ def sources(*named: tuple[str, float | None]) -> Recipe:
         (sources(("a", None), ("a", None)), r"two sources are named 'a'; put their paths into one, or rename one"),
         (sources(("a/b", None)), r"source name 'a/b' must be letters"),
         (Recipe(sources=()), r"there is no source"),
-        (Recipe(vocab_size=400, tokenizer=Path("t")), r"vocab_size \(400\) beside tokenizer \(t\)"),
+        (
+            Recipe(vocab_size=400, tokenizer=Path("t")),
+            r"vocab_size \(400\) and tokenizer \(t\) both fix the vocabulary",
+        ),
     ],
 )
 def test_recipes_that_cannot_be(recipe: Recipe, message: str) -> None:

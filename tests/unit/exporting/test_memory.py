@@ -16,7 +16,7 @@ from chinchilla_ds.exporting import llama
 from chinchilla_ds.exporting.config_json import config_of
 from chinchilla_ds.run_plan import Precision
 from chinchilla_ds.testing import tiny_plan
-from tests.unit.export.conftest import english_tokenizer, small_shape
+from tests.unit.exporting.conftest import english_tokenizer, small_shape
 
 SHARD_BYTES = 120_000_000
 TOKEN_IDS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": None}

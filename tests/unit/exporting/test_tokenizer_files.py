@@ -14,7 +14,7 @@ from chinchilla_ds.data.tokenizing.tokenizer import HuggingFaceTokenizer, ModelT
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.exporting.tokenizer_files import find_tokenizer, write_tokenizer
 from tests.unit.data.conftest import make_documents
-from tests.unit.data.test_tokenizer import fuzzed_texts
+from tests.unit.data.tokenizing.test_tokenizer import fuzzed_texts
 
 PARTS = [
     " ", "  ", "\n", "\t", "\r\n", "a", "aa", "ab", "ba", "x = ", "def f(self):\n    return ", "the ", "0", "12", "__",

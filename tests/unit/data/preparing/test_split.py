@@ -6,20 +6,20 @@ import pytest
 
 from chinchilla_ds.data.preparing import split
 from chinchilla_ds.data.preparing.segments import SegmentWriter, document_hash, segments_of
-from chinchilla_ds.data.preparing.split import Kept, held_out_threshold, tokenizer_sample
+from chinchilla_ds.data.preparing.split import FilteredSegment, held_out_threshold, tokenizer_sample
 from chinchilla_ds.errors import DataError
 from tests.unit.data.conftest import make_documents
 
 DOCUMENTS = [text.encode() for text in make_documents(number=500)]
 
 
-def kept_of(documents: list[bytes], folder: Path, *, segment_bytes: int = 20_000) -> list[Kept]:
+def kept_of(documents: list[bytes], folder: Path, *, segment_bytes: int = 20_000) -> list[FilteredSegment]:
     folder.mkdir()
     writer = SegmentWriter(folder=folder, source=0, minhash=None, segment_bytes=segment_bytes)
     for document in documents:
         writer.add(document.decode(), document)
     writer.flush()
-    return [Kept(segment=path, verdict=None) for path in segments_of([folder])]
+    return [FilteredSegment(folder=path, verdict=None) for path in segments_of([folder])]
 
 
 def naive_threshold(documents: list[bytes], *, fraction: float) -> int:
@@ -52,7 +52,7 @@ def test_a_copy_falls_on_the_side_of_its_original_and_something_is_left_to_train
             assert {document_hash(document) < threshold for document in documents} == {True, False}
 
 
-@pytest.mark.parametrize(("documents", "message"), [([], "holds no text"), ([b"a", b"a"], "one single document")])
+@pytest.mark.parametrize(("documents", "message"), [([], "holds no text"), ([b"a", b"a"], "a single document")])
 def test_a_corpus_that_cannot_be_split(tmp_path: Path, documents: list[bytes], message: str) -> None:
     with pytest.raises(DataError, match=message):
         held_out_threshold(kept_of(documents, tmp_path / "shard"), held_out_fraction=0.1)
@@ -67,7 +67,7 @@ def test_dropped_documents_are_neither_held_out_nor_counted(tmp_path: Path) -> N
         verdict = tmp_path / f"verdict{number}"
         verdict.mkdir()
         np.save(verdict / "keep.npy", one.hashes_and_sizes()[0] % 2 == 0)
-        kept.append(Kept(segment=one.segment, verdict=verdict))
+        kept.append(FilteredSegment(folder=one.folder, verdict=verdict))
     even = [document for document in DOCUMENTS if document_hash(document) % 2 == 0]
     assert 100 < len(even) < 400
     assert held_out_threshold(kept, held_out_fraction=0.3) == naive_threshold(even, fraction=0.3)

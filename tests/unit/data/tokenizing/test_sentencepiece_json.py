@@ -15,7 +15,7 @@ from chinchilla_ds.data.tokenizing.sentencepiece_json import check_exportable, t
 from chinchilla_ds.data.tokenizing.tokenizer import ModelType, SentencePieceTokenizer, train_tokenizer
 from chinchilla_ds.errors import DataError
 from tests.unit.data.conftest import make_documents
-from tests.unit.data.test_tokenizer import fuzzed_texts
+from tests.unit.data.tokenizing.test_tokenizer import fuzzed_texts
 
 SENTENCES = [
     *(line for line in inspect.getsource(argparse).splitlines() if line.strip()),
@@ -49,7 +49,7 @@ EXACT = {
     "long pieces": {"vocab_size": 2000, "split_by_whitespace": False, "max_sentencepiece_length": 32},
 }
 REFUSED = {
-    "spaces behind words": ({"treat_whitespace_as_suffix": True}, "writes spaces behind words"),
+    "spaces after words": ({"treat_whitespace_as_suffix": True}, "writes spaces after words"),
     "no byte fallback": ({"byte_fallback": False}, "has no byte fallback"),
     "extra spaces": ({"remove_extra_whitespaces": True}, "removes extra spaces"),
     "nmt_nfkc": ({"normalization_rule_name": "nmt_nfkc"}, "normalises text (nmt_nfkc)"),

@@ -239,7 +239,7 @@ def test_text_is_cut_only_where_no_piece_of_the_model_crosses(
 def test_a_model_that_loses_text_is_refused() -> None:
     with pytest.raises(DataError) as raised:
         SentencePieceTokenizer(train_foreign(), place="their.model")
-    assert "their.model loses text: '  def f(x):\\n\\treturn x  # 1234' comes back as" in raised.value.problems[0]
+    assert "their.model loses text: '  def f(x):\\n\\treturn x  # 1234' decodes to" in raised.value.problems[0]
     with pytest.raises(DataError, match="loses text"):
         SentencePieceTokenizer(train_foreign(**LLAMA_LIKE | {"byte_fallback": False}))
 
@@ -291,7 +291,7 @@ def test_bad_hugging_face_tokenizers_are_refused(tmp_path: Path) -> None:
     lower = train_byte_level()
     lower.normalizer = tokenizers.normalizers.Lowercase()
     with pytest.raises(
-        DataError, match="loses text: 'Gr\u00fc\u00dfe, caf\u00e9' comes back as 'gr\u00fc\u00dfe, caf\u00e9'"
+        DataError, match="loses text: 'Gr\u00fc\u00dfe, caf\u00e9' decodes to 'gr\u00fc\u00dfe, caf\u00e9'"
     ):
         HuggingFaceTokenizer(lower.to_str().encode())
 

@@ -85,27 +85,27 @@ def test_model_states_are_those_of_the_zero_paper(zero_stage: int, expected_gb: 
 
 def test_full_recomputation_keeps_two_bytes_per_hidden_channel_and_layer() -> None:
     # Korthikanti et al. 2022 (arXiv:2205.05198), table 2: full activation recomputation, 2 s b h per layer
-    kept = _activations(recompute=Recompute.FULL, micro_batch_size=3).kept
-    assert kept == 2 * 4096 * 3 * 4096 * SHAPE.num_layers
+    saved = _activations(recompute=Recompute.FULL, micro_batch_size=3).saved
+    assert saved == 2 * 4096 * 3 * 4096 * SHAPE.num_layers
 
 
 def test_sequence_parallelism_splits_everything_but_the_rotations() -> None:
     # Korthikanti et al. 2022, equation 4: with tensor and sequence parallelism every term is divided by t
     rotations = SHAPE.num_layers * 4 * 2 * SHAPE.seq_length * SHAPE.kv_channels
-    whole = _activations().kept - rotations
-    assert _activations(tensor=8, sequence_parallel=True).kept - rotations == whole // 8
+    whole = _activations().saved - rotations
+    assert _activations(tensor=8, sequence_parallel=True).saved - rotations == whole // 8
     norms = (
         SHAPE.num_layers * 2 * 4096 * (2 * 2 * 4096 + 4)
     )  # equation 2: what is outside the split regions stays whole
-    assert _activations(tensor=8).kept - rotations == norms + (whole - norms) // 8
+    assert _activations(tensor=8).saved - rotations == norms + (whole - norms) // 8
 
 
 @pytest.mark.parametrize(("pipeline", "virtual"), [(2, 1), (8, 1), (4, 2), (8, 4)])
 def test_first_stage_keeps_what_korthikanti_says(pipeline: int, virtual: int) -> None:
     # Section 4.2.3: the first stage keeps L layers' worth, interleaved L (1 + (p - 1) / (p m)), m chunks per stage
-    kept = _activations(pipeline=pipeline, virtual=virtual).kept
+    saved = _activations(pipeline=pipeline, virtual=virtual).saved
     share = 1 + (pipeline - 1) / (pipeline * virtual) if virtual > 1 else 1
-    assert kept == pytest.approx(_activations().kept * share, rel=1e-12)
+    assert saved == pytest.approx(_activations().saved * share, rel=1e-12)
 
 
 def test_last_stage_of_1f1b_keeps_one_micro_batch() -> None:
@@ -121,7 +121,7 @@ def test_last_stage_of_1f1b_keeps_one_micro_batch() -> None:
 def test_selective_recomputation_keeps_all_but_the_log_sum_exp() -> None:
     # with a fused attention the score matrix is never kept, and selective recomputation gains next to nothing
     log_sum_exp = SHAPE.num_layers * 4 * SHAPE.seq_length * SHAPE.num_attention_heads
-    assert _activations().kept - _activations(recompute=Recompute.SELECTIVE).kept == log_sum_exp
+    assert _activations().saved - _activations(recompute=Recompute.SELECTIVE).saved == log_sum_exp
 
 
 @pytest.mark.parametrize("tied", [False, True])

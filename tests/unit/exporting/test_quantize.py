@@ -17,7 +17,7 @@ from chinchilla_ds.exporting.shards import ShardReader
 from chinchilla_ds.exporting.vector_folder import open_weights
 from chinchilla_ds.exporting.write import export_checkpoint
 from chinchilla_ds.run_plan import Precision
-from tests.unit.export.conftest import small_shape, write_random
+from tests.unit.exporting.conftest import small_shape, write_random
 
 TOKENS = torch.arange(2, 34)
 GAUSSIAN_ERROR = {Quantization.VECTOR4: 0.0095, Quantization.VECTOR3: 0.0346, Quantization.VECTOR2: 0.1175}

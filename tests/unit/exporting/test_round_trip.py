@@ -16,7 +16,7 @@ from chinchilla_ds.exporting.shards import ShardReader
 from chinchilla_ds.exporting.write import export_checkpoint
 from chinchilla_ds.run_plan import Precision
 from tests.parity.reference_llama import ReferenceLlama, load_from_megatron_state
-from tests.unit.export.conftest import english_tokenizer, small_shape
+from tests.unit.exporting.conftest import english_tokenizer, small_shape
 
 FACTS = TrainingFacts(consumed_tokens=0, flops_spent=0.0)
 SHAPES = {

@@ -17,8 +17,8 @@ from chinchilla_ds.exporting.quantize import Quantization, quantize_folder
 from chinchilla_ds.exporting.read import import_folder
 from chinchilla_ds.exporting.write import export_checkpoint
 from chinchilla_ds.run_plan import Precision
-from tests.unit.data.test_tokenizer_child import panics
-from tests.unit.export.conftest import small_shape, write_random
+from tests.unit.data.tokenizing.test_tokenizer_child import panics
+from tests.unit.exporting.conftest import small_shape, write_random
 
 FACTS = TrainingFacts(consumed_tokens=0, flops_spent=0.0)
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"

@@ -15,7 +15,7 @@ from chinchilla_ds.budget.speed.devices import Device, get_device
 from chinchilla_ds.errors import ConfigError, LayoutError
 from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute
 from chinchilla_ds.testing.configs import tiny_shape
-from tests.unit.budget.step_times import estimate_step_time
+from tests.unit.budget.speed.step_times import estimate_step_time
 
 GIB = 2**30
 

@@ -279,11 +279,11 @@ def test_agreeing_concrete_values_are_accepted() -> None:
         ({"fp16": {"enabled": True}}, "fp16.enabled is true, but the plan says false"),
         (
             {"zero_optimization": {"stage": 1}},
-            'stage is 1, but the plan says 3; set it to "auto", or take the JSON that',
+            'stage is 1, but the plan says 3; set it to "auto", or use the JSON that',
         ),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}},
-            'offload_param.device is "cpu", but the plan says "none"; set it to "auto", or take the JSON that',
+            'offload_param.device is "cpu", but the plan says "none"; set it to "auto", or use the JSON that',
         ),
         ({"optimizer": {"type": "Lamb"}}, 'optimizer.type is "Lamb", but the plan says "AdamW"'),
         ({"optimizer": {"params": {"lr": 0.5}}}, "or pass --learning-rate 0.5"),

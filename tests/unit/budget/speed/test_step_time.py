@@ -17,7 +17,7 @@ from chinchilla_ds.budget.speed.step_time import (
 )
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute, StepTime
-from tests.unit.budget.step_times import estimate_step_time
+from tests.unit.budget.speed.step_times import estimate_step_time
 
 GIGA = Device(
     name="Giga",

@@ -12,7 +12,7 @@ from chinchilla_ds.budget.shape.flops import (
     hardware_flops_per_token,
 )
 from chinchilla_ds.run_plan import ModelShape, Recompute
-from tests.unit.budget.paper_counts import AppendixF, PaperShape, paper_flops_per_token, paper_params
+from tests.unit.budget.shape.paper_counts import AppendixF, PaperShape, paper_flops_per_token, paper_params
 
 # Hoffmann et al. 2022, Table A4: layers, d_model, ffw_size, heads, k/q size, printed ratio of its FLOPs to 6ND;
 # last, the ratio when Appendix F is taken at its word
