@@ -123,7 +123,7 @@ def fit(
     from chinchilla_ds.errors import ConfigError, DataError
     from chinchilla_ds.files import write_text
 
-    if unit not in (units := [one.value for one in LossUnit]):
+    if unit not in (units := [known.value for known in LossUnit]):
         raise ConfigError(f"`unit` is {unit!r}; it must be one of {', '.join(units)}")
     request, source = request or FitRequest(), Path(runs)
     read = read_runs(

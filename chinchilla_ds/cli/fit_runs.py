@@ -111,11 +111,13 @@ def _mlflow_rows(source: str, *, tracking_uri: str | None) -> "tuple[list[Row], 
         if not DEFAULT_DATABASE.is_file():
             raise ConfigError(f"{source}: set MLFLOW_TRACKING_URI or --tracking-uri; there is no {DEFAULT_DATABASE}")
         uri = f"sqlite:///{DEFAULT_DATABASE.resolve()}"
-    found = finished_runs(tracking_uri=uri, experiment=source.removeprefix(MLFLOW_PREFIX) or DEFAULT_EXPERIMENT)
-    names = Counter(run.name for run in found)
-    rows = [row for run in found if (row := _row(run, is_only=names[run.name] == 1)) is not None]
-    without = len(found) - len(rows)
-    note = f"{without} of {len(found)} finished runs have not logged num_params, num_tokens and held_out/loss: left out"
+    finished = finished_runs(tracking_uri=uri, experiment=source.removeprefix(MLFLOW_PREFIX) or DEFAULT_EXPERIMENT)
+    names = Counter(run.name for run in finished)
+    rows = [row for run in finished if (row := _row(run, is_only=names[run.name] == 1)) is not None]
+    without = len(finished) - len(rows)
+    note = (
+        f"{without} of {len(finished)} finished runs have not logged num_params, num_tokens and held_out/loss: left out"
+    )
     return rows, [note] if without else []
 
 

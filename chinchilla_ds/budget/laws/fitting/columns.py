@@ -40,7 +40,7 @@ _MOST_HINTS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns:
+class TableColumns:
     """Where the columns of a table are."""
 
     places: Mapping[str, int]
@@ -75,7 +75,7 @@ def plain(name: str, /) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
-def find_columns(header: Sequence[str], /, *, named: Mapping[str, str], is_perplexity: bool = False) -> Columns:
+def find_columns(header: Sequence[str], /, *, named: Mapping[str, str], is_perplexity: bool = False) -> TableColumns:
     """Return where the columns are.
 
     Args:
@@ -111,7 +111,7 @@ def find_columns(header: Sequence[str], /, *, named: Mapping[str, str], is_perpl
     if problems:
         raise DataError(problems)
     taken = set(places.values())
-    return Columns(
+    return TableColumns(
         places=places, ignored=tuple(name for place, name in enumerate(header) if place not in taken and name)
     )
 
@@ -119,8 +119,8 @@ def find_columns(header: Sequence[str], /, *, named: Mapping[str, str], is_perpl
 def _take_named(header: Sequence[str], named: Mapping[str, str], places: dict[str, int]) -> Iterator[str]:
     """Put the columns that the user named into `places`; yield what is wrong with them."""
     for column, name in named.items():
-        same = [place for place, one in enumerate(header) if one == name]
-        same = same or [place for place, one in enumerate(header) if plain(one) == plain(name)]
+        same = [place for place, field in enumerate(header) if field == name]
+        same = same or [place for place, field in enumerate(header) if plain(field) == plain(name)]
         if not same:
             yield (
                 f"`columns={column}={name}`: there is no such column; the header has {_listed(header)}"
@@ -136,14 +136,14 @@ def _rank(name: str, names: Sequence[str]) -> int:
     return names.index(plain(name)) if plain(name) in names else len(names)
 
 
-def _ambiguous(column: str, found: Sequence[str]) -> str:
-    return f"{' and '.join(map(repr, found))} may each be {column}: say which, `columns={column}={found[0]}`"
+def _ambiguous(column: str, names: Sequence[str]) -> str:
+    return f"{' and '.join(map(repr, names))} may each be {column}: say which, `columns={column}={names[0]}`"
 
 
 def _missing(column: str, header: Sequence[str]) -> str:
     """Return that a column is missing, and which of the others may be meant."""
-    if column == "loss" and (found := [name for name in header if _is_perplexity(name)]):
-        return f"column loss is missing, and {found[0]!r} is a perplexity: `unit=perplexity` takes its logarithm"
+    if column == "loss" and (perplexities := [name for name in header if _is_perplexity(name)]):
+        return f"column loss is missing, and {perplexities[0]!r} is a perplexity: `unit=perplexity` takes its logarithm"
     word = _HINTS[column]
     hints = [name for name in header if word in plain(name) or did_you_mean(plain(name), USUAL_NAMES[column])]
     start = f"column {column} is missing; the header has {_listed(header)}"

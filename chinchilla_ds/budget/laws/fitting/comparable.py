@@ -23,14 +23,14 @@ def mixture_problems(origins: Sequence[Origin], /, *, per_byte: bool) -> Iterato
         origins: One for each run.
         per_byte: Whether losses are per byte, which makes different tokenizers comparable.
     """
-    if not per_byte and (found := _different([(one.name, one.tokenizer_hash) for one in origins])):
-        first, other = found
+    if not per_byte and (pair := _different([(run.name, run.tokenizer_hash) for run in origins])):
+        first, other = pair
         yield (
             f"{first[0]} has the tokenizer {first[1]} and {other[0]} {other[1]}: losses per token of different "
             "tokenizers cannot be compared. `unit=byte` fits them per byte; or fit the runs of one tokenizer"
         )
-    if found := _different([(one.name, one.held_out_hash) for one in origins]):
-        first, other = found
+    if pair := _different([(run.name, run.held_out_hash) for run in origins]):
+        first, other = pair
         yield (
             f"{first[0]} was evaluated on the held-out text {first[1]} and {other[0]} on {other[1]}: losses on "
             "different text cannot be compared. Evaluate them on one text (`chinchilla-ds evaluate RUN --data FOLDER`) "
@@ -46,8 +46,8 @@ def unknown_notes(origins: Sequence[Origin], /, *, per_byte: bool) -> Iterator[s
         per_byte: Whether losses are per byte.
     """
     for what, hashes in (
-        ("tokenizer", [] if per_byte else [one.tokenizer_hash for one in origins]),
-        ("held-out text", [one.held_out_hash for one in origins]),
+        ("tokenizer", [] if per_byte else [run.tokenizer_hash for run in origins]),
+        ("held-out text", [run.held_out_hash for run in origins]),
     ):
         missing = sum(not text for text in hashes)
         if 0 < missing < len(hashes):

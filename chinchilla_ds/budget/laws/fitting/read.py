@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chinchilla_ds.budget.laws.fitting.columns import Columns, find_columns
+from chinchilla_ds.budget.laws.fitting.columns import TableColumns, find_columns
 from chinchilla_ds.budget.laws.fitting.comparable import Origin, mixture_problems, unknown_notes
 from chinchilla_ds.budget.laws.fitting.row_checks import flops_problems, loss_notes, unit_problems
 from chinchilla_ds.budget.laws.fitting.runs import RunTable, run_table
@@ -86,12 +86,12 @@ def read_runs(
     """
     raw = read_table(path)
     try:
-        found = find_columns(raw.header, named=columns or {}, is_perplexity=unit is LossUnit.PERPLEXITY)
+        known = find_columns(raw.header, named=columns or {}, is_perplexity=unit is LossUnit.PERPLEXITY)
     except (ConfigError, DataError) as error:
         raise type(error)([f"{path}: {problem}" for problem in error.problems]) from None
     rows, left_out, problems = [], [], list(raw.problems)
-    for one in raw.rows:
-        row = _row(one, found, is_perplexity=unit is LossUnit.PERPLEXITY)
+    for raw_row in raw.rows:
+        row = _row(raw_row, known, is_perplexity=unit is LossUnit.PERPLEXITY)
         if isinstance(row, Row):
             rows.append(row)
         elif isinstance(row, str):
@@ -110,9 +110,9 @@ def read_runs(
         unit=unit,
         bytes_per_token=bytes_per_token,
     )
-    notes = [f"ignored columns: {', '.join(found.ignored)}"] if found.ignored else []
-    if "num_tokens" not in found.places:
-        notes.append(f"there is no column of tokens: D = C / (6 N), with C from {raw.header[found.places['flops']]!r}")
+    notes = [f"ignored columns: {', '.join(known.ignored)}"] if known.ignored else []
+    if "num_tokens" not in known.places:
+        notes.append(f"there is no column of tokens: D = C / (6 N), with C from {raw.header[known.places['flops']]!r}")
     return replace(read, notes=(*notes, *read.notes))
 
 
@@ -162,7 +162,7 @@ def table_of(
 # ---- one row ---------------------------------------------------------------------------------------------------------
 
 
-def _row(raw: RawRow, columns: Columns, *, is_perplexity: bool) -> Row | str | list[str]:
+def _row(raw: RawRow, columns: TableColumns, *, is_perplexity: bool) -> Row | str | list[str]:
     """Return the row; why it is left out; or its problems."""
     fields = {name: raw.fields[place] for name, place in columns.places.items()}
     if fields["loss"].lower() in _NO_VALUE:

@@ -85,10 +85,10 @@ def _json_lines(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _json_records(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    found = _parsed(path, "", table_text(path))
-    if not isinstance(found, list):
+    records = _parsed(path, "", table_text(path))
+    if not isinstance(records, list):
         raise DataError(f"{path} must be a list of records, one object for each run")
-    return [_checked(path, f"record {number}", record) for number, record in enumerate(found, start=1)]
+    return [_checked(path, f"record {number}", record) for number, record in enumerate(records, start=1)]
 
 
 def _parquet_records(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
