@@ -145,7 +145,12 @@ def _missing(column: str, header: Sequence[str]) -> str:
     if column == "loss" and (perplexities := [name for name in header if _is_perplexity(name)]):
         return f"column loss is missing, and {perplexities[0]!r} is a perplexity: `unit=perplexity` takes its logarithm"
     word = _HINTS[column]
-    hints = [name for name in header if word in plain(name) or did_you_mean(plain(name), USUAL_NAMES[column])]
+    usual = USUAL_NAMES[column]
+    hints = [
+        name
+        for name in header
+        if word in plain(name) or plain(name).partition("_")[0] in usual or did_you_mean(plain(name), usual)
+    ]
     start = f"column {column} is missing; the header has {_listed(header)}"
     if not hints:
         return f"{start}; `columns={column}=NAME` says which it is"

@@ -76,8 +76,8 @@ def test_a_header_alone(tmp_path: Path) -> None:
 
 
 def test_every_missing_column_is_named(tmp_path: Path) -> None:
-    found = problems(write(tmp_path, "N_total,steps,Final train loss,perf", "1e8,2e9,3,1"))
-    header = "the header has 'N_total', 'steps', 'Final train loss', 'perf'"
+    found = problems(write(tmp_path, "width,steps,Final train loss,perf", "1e8,2e9,3,1"))
+    header = "the header has 'width', 'steps', 'Final train loss', 'perf'"
     assert found == (
         f"column num_params is missing; {header}; `columns=num_params=NAME` says which it is",
         f"column num_tokens is missing; {header}; `columns=num_tokens=NAME` says which it is",
