@@ -105,7 +105,9 @@ def _with_objective(config: RunConfig, objective: Objective | None) -> RunConfig
     spec = spec_of(objective)
     make_objective(spec)
     if config.objective not in (RunConfig().objective, spec):
-        raise ConfigError(f"`objective` is {config.objective} in the config and {spec} beside it: give one of them")
+        raise ConfigError(
+            f"`objective` is {config.objective} in the config and {spec} as an argument: give one of them"
+        )
     return dataclasses.replace(config, objective=spec)
 
 
@@ -300,22 +302,29 @@ def _plan(command: TrainCommand, *, world_size: int, vocab_size: Callable[[], in
         answered = sorted(name for name in command.explicit - BESIDE_A_PLAN if not _agree(config, plan, name))
         if answered and not _makes(config, plan, explicit=command.explicit):
             fields = ", ".join(f"`{field_path(name)}`" for name in answered)
-            raise ConfigError(f"{fields} beside `plan`, which fixes that: drop it, or make another plan")
+            raise ConfigError(
+                f"{fields} cannot be combined with `plan`, which fixes that: drop it, or make another plan"
+            )
         if is_laid_out(plan):
             return plan
         return lay_out(plan, config=config, world_size=world_size, device=device_type())
     # Problems on any device are reported before torch is imported.
     if problems := list(config_problems(config, world_size=world_size, device="cpu")):
         raise ConfigError(problems)
+    return _new_plan(config, world_size=world_size, vocab_size=vocab_size())
+
+
+def _new_plan(config: RunConfig, *, world_size: int, vocab_size: int | None) -> RunPlan:
+    """Return a plan with this vocabulary, and say where it comes from unless the config has it."""
+    is_of_text = vocab_size != config.vocab_size
+    config = dataclasses.replace(config, vocab_size=vocab_size)
     try:
-        return make_plan(
-            dataclasses.replace(config, vocab_size=vocab_size()), world_size=world_size, device=device_type()
-        )
+        plan = make_plan(config, world_size=world_size, device=device_type())
     except PlanError as error:
-        if config.vocab_size is not None or config.shape is not None:
-            raise
-        hint = "the vocabulary is that of a text of this size: a smaller `vocab_size` leaves more for the layers"
-        raise PlanError([f"{problem}; {hint}" for problem in error.problems]) from None
+        hint = "; the vocabulary is that of a text of this size: a smaller `vocab_size` leaves more for the layers"
+        raise PlanError([f"{problem}{hint if is_of_text else ''}" for problem in error.problems]) from None
+    why = f"Vocabulary {vocab_size}: by the size of the text, so that runs of other budgets on it can be compared."
+    return dataclasses.replace(plan, reasons=(*plan.reasons, why)) if is_of_text else plan
 
 
 def _agree(config: RunConfig, plan: RunPlan, name: str) -> bool:
