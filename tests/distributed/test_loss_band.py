@@ -6,19 +6,29 @@ from pathlib import Path
 
 import pytest
 
+from chinchilla_ds.testing.configs import tiny_plan, tiny_shape
 from tests.launching import ROOT, Ended, finish, launch, write_corpus
 
-HOT_STEP = 300
-FLOPS = 1e12
-"""Of 386 steps by the plan."""
-NEVER = 10**9
+TRAIN_ITERS, HOT_STEP, NEVER = 400, 300, 10**9
 
 
 def _train(folder: Path, *, seed: int, hot_step: int) -> Ended:
+    """Train a decoder of two layers on 1,024 tokens a step."""
+    shape = tiny_shape(num_layers=2, vocab_size=512, padded_vocab_size=512, seq_length=64)
+    plan = tiny_plan(
+        train_iters=TRAIN_ITERS,
+        micro_batch_size=16,
+        zero_stage=1,
+        shape=shape,
+        learning_rate=5e-3,
+        warmup_iters=TRAIN_ITERS // 10,
+        seed=seed,
+    )
+    file = folder / f"plan{seed}.json"
+    file.write_text(plan.to_json())
     corpus = write_corpus(folder / "corpus.txt")
-    flags = ("--data", corpus, "--max-epochs", 2, "--flops", FLOPS, "--seed", seed, "--run-name", f"seed{seed}")
+    flags = ("--plan", file, "--data", corpus, "--output", folder / "runs", "--run-name", f"seed{seed}")
     script = ROOT / "tests/distributed/hot_pretrain.py"
-    flags += ("--output", folder / "runs")
     return finish(launch(*flags, folder=folder, ranks=None, script=script, ds="zero1", HOT_STEP=str(hot_step)))
 
 
