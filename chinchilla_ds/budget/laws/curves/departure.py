@@ -26,7 +26,7 @@ FALSE_ALARMS = 0.01
 FIRST_SHARE = 0.1
 """Share of the run from which on its own beginning is fitted."""
 WARMUP_SHARE, LEAST_STEPS = 1.25, 40
-"""A fit needs so many steps after so many warm-ups."""
+"""Lengths of warm-up, and steps after them, before the first fit."""
 GROWTH = 1.1
 """Steps in multiples of those of the last fit at which it is fitted again."""
 
