@@ -64,9 +64,9 @@ def cluster_batch_size(*, wanted_tokens: float, seq_length: int, world_size: int
     """
     wanted = step_law_batch_tokens(num_tokens=wanted_tokens) / seq_length
     ranks = math.lcm(BATCH_MULTIPLE, world_size)
-    multiples = [n for n in range(1, ranks + 1) if ranks % n == 0]
+    multiples = [divisor for divisor in range(1, ranks + 1) if ranks % divisor == 0]
     multiples += [ranks * 2**power for power in range(1, 20)]
-    multiple = max(n for n in multiples if n <= max(1.0, wanted / LEAST_MULTIPLES))
+    multiple = max(size for size in multiples if size <= max(1.0, wanted / LEAST_MULTIPLES))
     sequences = _with_enough_steps(wanted, multiple, wanted_tokens / seq_length)
     return _matching_tokens(sequences, multiple, wanted_tokens / seq_length)
 
@@ -95,7 +95,9 @@ def _with_enough_steps(wanted: float, multiple: int, all_sequences: float) -> in
 def _matching_tokens(sequences: int, multiple: int, all_sequences: float) -> int:
     """Return the nearest multiple, within a tenth, whose whole steps match all sequences; otherwise the best."""
     nearby = range(-(sequences // multiple // 10), sequences // multiple // 10 + 1)
-    sizes = sorted({sequences, *(sequences + k * multiple for k in nearby)}, key=lambda size: abs(size - sequences))
+    sizes = sorted(
+        {sequences, *(sequences + steps * multiple for steps in nearby)}, key=lambda size: abs(size - sequences)
+    )
 
     def miss(size: int) -> float:
         return abs(round(all_sequences / size) * size / all_sequences - 1)

@@ -192,7 +192,7 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """Return the manifest of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing or not one of ours.
+        CheckpointError: it is missing or has another format.
     """
     path, what = file_inside(checkpoint, MANIFEST_NAME), "manifest"
     data: Any = read_json(path, what=what, error=CheckpointError)

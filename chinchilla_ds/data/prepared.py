@@ -208,9 +208,9 @@ class PreparedData(Manifest):
         if self.files is None:
             return tokenizer_sha256(self.tokenizer_path) != self.tokenizer_sha256
         name = self.tokenizer_path.name
-        there = set(names_of(self.tokenizer_path))
+        present = set(names_of(self.tokenizer_path))
         known = {path: file for path, file in self.files.items() if path == name or path.startswith(f"{name}/")}
-        return there != known.keys() or bool(changed_files(self.folder, known))
+        return present != known.keys() or bool(changed_files(self.folder, known))
 
     def check_content(self, *, max_bytes: int | None = START_BYTES) -> int:
         """Check the content of the files against their digests, and return the bytes read; see `digests`.

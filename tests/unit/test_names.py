@@ -15,11 +15,10 @@ VAGUE = frozenset({"found", "kept", "one", "told"})
 """Local names that would suit any value."""
 
 UNREAD = (
-    "budget/hyperparameters",
+    "budget/hyperparameters.py",
     "budget/laws/",
     "budget/layout/",
     "budget/speed/",
-    "budget/planner",
     "cli/fit.py",
     "cli/laws.py",
     "cli/plan.py",

@@ -79,8 +79,8 @@ def can_be_made(folder: Path, /) -> bool:
     """Return whether a folder exists or can be created, and is writable."""
     folder = folder.absolute()
     try:
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     except OSError:  # a name that no file system accepts, or a folder without search permission
         return False
 

@@ -78,7 +78,7 @@ def same(given: Any, planned: Any, /) -> bool:
     if isinstance(given, str) and isinstance(planned, str):
         return given.lower() == planned.lower()
     if isinstance(given, list) and isinstance(planned, list):
-        return len(given) == len(planned) and all(same(a, b) for a, b in zip(given, planned, strict=True))
+        return len(given) == len(planned) and all(same(left, right) for left, right in zip(given, planned, strict=True))
     if isinstance(given, int | float) and isinstance(planned, int | float):
         return math.isclose(given, planned, rel_tol=1e-9)
     return bool(given == planned)

@@ -143,8 +143,8 @@ def _open_train(prepared: PreparedData, *, plan: RunPlan, shares: tuple[BlendSha
         return open_blend(open_source, weights=weights, num_samples=total, index_folder=index_folder)
 
     key = _key(prepared, shares)
-    what = shares[0].prefix.name if len(shares) == 1 else f"blend-{_weights_key(shares)}"
-    return _open_indexed(load, prepared=prepared, name=f"{what}-seq{seq_length}-samples{total}-seed{seed}{key}")
+    datasets = shares[0].prefix.name if len(shares) == 1 else f"blend-{_weights_key(shares)}"
+    return _open_indexed(load, prepared=prepared, name=f"{datasets}-seq{seq_length}-samples{total}-seed{seed}{key}")
 
 
 def open_held_out(prepared: PreparedData, *, seq_length: int) -> Sequences:

@@ -71,7 +71,7 @@ def design_mixtures(
     if len(mixtures) < num_runs:
         raise ConfigError(
             f"`num_runs={num_runs}`: only {len(mixtures)} mixtures of {len(natural)} sources were found whose weights "
-            f"differ by {CLOSEST:g} or more in sum; request {len(mixtures)}"
+            f"differ by {CLOSEST:g} or more in sum; ask for {len(mixtures)}"
         )
     return np.stack(mixtures)
 

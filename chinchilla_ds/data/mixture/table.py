@@ -238,8 +238,8 @@ def _header_problems(
             yield f"`targets={target}` is not a column of losses"
         elif target not in header:
             losses = [name for name in header if _is_loss(name)]
-            there = f"the losses are {', '.join(losses)}" if losses else f"the header has {named}"
-            yield f"column {target} is missing{did_you_mean(target, header) or f'; {there}'}"
+            available = f"the losses are {', '.join(losses)}" if losses else f"the header has {named}"
+            yield f"column {target} is missing{did_you_mean(target, header) or f'; {available}'}"
     if known_sources is not None and sources:
         for source in sources:
             if source not in known_sources:

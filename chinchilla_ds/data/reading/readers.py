@@ -149,7 +149,7 @@ def _read_text(part: Part) -> Documents:
 
 
 def _cut(chunk: bytes) -> int:
-    """Return the end of a block of a larger file: after a blank line or a line in its second half, otherwise a character."""
+    """Return the end of a block of a larger file: after a blank line or a line of its second half, or any character."""
     for separator in (b"\n\n", b"\n"):
         position = chunk.rfind(separator, len(chunk) // 2)
         if position >= 0:

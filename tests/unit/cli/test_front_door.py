@@ -42,7 +42,7 @@ def test_help_lists_the_commands_and_explains_one(capsys: pytest.CaptureFixture[
         with pytest.raises(SystemExit):
             main([*name.split(), "--help"])
         assert capsys.readouterr().out.strip() == run_command(["help", *name.split()]).strip()
-    with pytest.raises(ConfigError, match=r"'plam' is none of .*did you mean 'plan'"):
+    with pytest.raises(ConfigError, match=r"'plam' is not one of .*did you mean 'plan'"):
         run_command(["help", "plam"])
     with pytest.raises(ConfigError, match="help explains one command"):
         run_command(["help", "plan", "fit"])

@@ -238,7 +238,10 @@ def test_memory_of_a_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         (["--flops", "1e21", "--inference-tokens", "1e12", "--unique-tokens", "1e10"], "drop one of them"),
         (["--flops", "1e21", "--inference-tokens", "1e17"], "serve fewer tokens, or give a larger budget"),
         (["--tokens", "100"], "nearest: about"),
-        (["--flops", "1e21", "--gpu", "h100", "--offload-param", "gpu"], "none of none, cpu, nvme; did you mean 'cpu'"),
+        (
+            ["--flops", "1e21", "--gpu", "h100", "--offload-param", "gpu"],
+            "not one of none, cpu, nvme; did you mean 'cpu'",
+        ),
         (["--flop", "1e21"], "did you mean '--flops'"),
         (["--flops", "1e9"], "the smallest budget that works with these settings is about"),
         (["--flops", "1e21", *CLUSTER, "--tensor-model-parallel-size", "7"], "tensor_model_parallel_size"),

@@ -73,7 +73,7 @@ def test_more_tokens_than_the_caps_give() -> None:
 
 def test_a_weight_that_breaks_a_cap_is_told_with_one_that_does_not() -> None:
     sources = [source("a", weight=0.5, max_epochs=2), source("b", weight=0.5)]
-    with pytest.raises(DataError, match=r"reads source 'a' \(1K tokens\) 2.50 times .* at most 0.4 keeps"):
+    with pytest.raises(DataError, match=r"reads source 'a' \(1K tokens\) 2.50 times .* at most 0.4 respects"):
         blend(sources, num_tokens=5000)
     assert blend(sources, num_tokens=4000)[0].epochs == 2
 

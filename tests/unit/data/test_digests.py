@@ -140,12 +140,12 @@ def test_of_a_large_corpus_a_sample_is_checked_at_the_start_and_all_by_verify(
 
 def test_verify_reads_everything_and_prepares_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--verify", str(folder)]) == 0
-    assert f"sound         {folder}: 7 files, " in capsys.readouterr().out
+    assert f"intact        {folder}: 7 files, " in capsys.readouterr().out
     change(folder / TRAIN, lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     assert main(["prepare", "--verify", str(folder)]) == 2
     assert "has changed since it was prepared" in capsys.readouterr().err
     assert main(["prepare", "--verify", str(folder), "--source", "x", "--seed", "3"]) == 2
-    assert "--source, --seed beside --verify, which prepares nothing" in capsys.readouterr().err
+    assert "--source, --seed cannot be combined with --verify, which prepares nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_verify_reads_everything_and_prepares_nothing(folder: Path, capsys: pyte
         ({"vocab_size": -1}, "manifest.vocab_size is -1; it must be at least 1"),
         ({"train_tokens": 7}, "train_tokens is 7; those of the sources sum to"),
         ({"eod_id": 10**6}, "eod_id is 1000000; it must be below vocab_size"),
-        ({"sources": []}, "sources are []; they must be at least one"),
+        ({"sources": []}, "sources are []; at least one is needed"),
         ({"sources": None}, "manifest.sources is None"),
         ({"unigram_loss": "x"}, "manifest.unigram_loss is 'x'; it must be a number"),
         ({"files": {}}, "manifest.files lacks held_out.bin"),

@@ -179,7 +179,9 @@ def test_a_full_disk_leaves_whole_pieces_that_a_second_try_starts_from(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(SentencePieceTokenizer, "save", fail)
-    with pytest.raises(OutputError, match=f"cannot write prepared data to {tmp_path}: No space left on device; what"):
+    with pytest.raises(
+        OutputError, match=f"cannot write prepared data to {tmp_path}: No space left on device; complete"
+    ):
         run(data, tmp_path)
     (work,) = tmp_path.iterdir()
     assert work.name.endswith(".work")
