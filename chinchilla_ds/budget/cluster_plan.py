@@ -16,8 +16,10 @@ from chinchilla_ds.budget.objective_cost import (
     with_objective_time,
 )
 from chinchilla_ds.budget.planner import assemble, precision_of
+from chinchilla_ds.budget.report import duration_remark
 from chinchilla_ds.budget.shape.choice import choose_model
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
+from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.budget.speed.devices import Device, get_device
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
@@ -63,7 +65,10 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
     choice = pay_for_objective(choose_model(config), objective=objective, config=config)
     seq_length = choice.shape.seq_length
     batch_size = config.global_batch_size or cluster_batch_size(
-        wanted_tokens=choice.wanted_tokens, seq_length=seq_length, world_size=request.world_size
+        wanted_tokens=choice.wanted_tokens,
+        num_params=count_parameters(shape=choice.shape).total,
+        seq_length=seq_length,
+        world_size=request.world_size,
     )
     search, objective_memory = _search(
         LayoutRequest(
@@ -97,6 +102,7 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
     )
     memory = with_objective_bytes(best.memory, objective_memory)
     plan = dataclasses.replace(made, cluster=cluster, memory_bytes=memory, step_time=time)
+    plan = dataclasses.replace(plan, reasons=(*plan.reasons, *duration_remark(plan)))
     return ClusterPlan(plan=plan, search=search)
 
 

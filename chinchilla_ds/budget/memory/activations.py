@@ -161,12 +161,12 @@ def layers_in_flight(
     if len(set(layers)) == 1:
         return in_flight * layers[0], in_flight * layers[0]
     forward = [number // pipeline % virtual for number in range(micro_batches * virtual)]
-    kept, history = 0, []
+    held, history = 0, []
     for number, chunk in enumerate(forward):
-        kept += layers[chunk]
+        held += layers[chunk]
         if number >= in_flight:  # a backward pass has ended before this forward pass
-            kept -= layers[virtual - 1 - forward[number - in_flight]]
-        history.append((kept, kept if chunk == virtual - 1 else 0))
+            held -= layers[virtual - 1 - forward[number - in_flight]]
+        history.append((held, held if chunk == virtual - 1 else 0))
     most, at_loss = zip(*history, strict=True)
     return max(most), max(at_loss)
 
