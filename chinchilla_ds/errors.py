@@ -13,7 +13,7 @@
     |-- OutOfMemoryError       a rank needs more memory than there is
     `-- WorkerError            a worker process was killed from outside
 
-Anything else that escapes is a bug of ours and keeps its traceback.
+Anything else that escapes is a bug in this package and keeps its traceback.
 
 A problem names the field of the config, or the parameter, that it is about in backquotes, with the value that was
 given or would do: `micro_batch_size=3`, `checkpoint.resume=none`; one of another function stands behind that function's
@@ -170,7 +170,7 @@ _NOT_OUR_DOING = {
     errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR,
 }  # fmt: skip
 """Errors of the operating system about the machine's own state. A file that is missing or already exists is more likely
-a bug of ours, unless the caller has handled it."""
+a bug in this package, unless the caller has handled it."""
 
 
 def machine_problem(error: OSError) -> str | None:

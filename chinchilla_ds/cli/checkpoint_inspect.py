@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _problems(checkpoint: Path) -> list[str]:
-    """Return the problems of a checkpoint as far as its files' sizes show them."""
+    """Return the problems of a checkpoint that the sizes of its files reveal."""
     try:
         return list(folders.damage(checkpoint, names=frozenset()))
     except CheckpointError as error:
@@ -84,13 +84,13 @@ def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
         ),
     )
     passed_over = f", {state.bad_batches} passed over" if state.bad_batches else ""
-    yield "data", f"{state.data_step:,} batches used up{passed_over}; text {state.data_key or 'unknown'}"
+    yield "data", f"{state.data_step:,} batches consumed{passed_over}; text {state.data_key or 'unknown'}"
     if state.loss is not None:
         yield "train loss", f"{state.loss:.4f} nats per token"
     if state.held_out_loss is not None and state.held_out_bits_per_byte is not None:
         yield "held-out loss", f"{state.held_out_loss:.4f} nats per token, {state.held_out_bits_per_byte:.4f} bits/byte"
     yield "model", f"{format_count(plan.num_params)} parameters in {len(reader.names())} weights, FP32"
-    yield "optimizer", _optimizer(reader) if reader.has_optimizer else "none: weights alone"
+    yield "optimizer", _optimizer(reader) if reader.has_optimizer else "none: weights only"
     if state.loss_scaler:
         yield "loss scale", f"{state.loss_scaler.get('cur_scale', '?')}"
     yield "saved under", f"{describe_layout(plan.layout)}, {plan.precision}; loads under any other"

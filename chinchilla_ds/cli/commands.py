@@ -1,4 +1,4 @@
-"""The commands of `chinchilla-ds`: what each does, the examples of its help, and its parser."""
+"""The commands of `chinchilla-ds`: the summary, the examples and the parser of each."""
 
 import argparse
 import importlib
@@ -15,9 +15,9 @@ class Command(NamedTuple):
     module: str
     summary: str
     examples: tuple[str, ...]
-    """End the help; a test runs them all in one folder."""
+    """Shown at the end of the help; a test runs all of them in one folder."""
     packages: tuple[str, ...] = ()
-    """All that the command needs, where that is less than what training needs: what `--no-deps` leaves to install."""
+    """All packages that the command needs, if it needs fewer than training: those to install after `--no-deps`."""
 
 
 COMMANDS = {
@@ -27,7 +27,7 @@ COMMANDS = {
         (
             "chinchilla-ds plan --flops 1e21",
             "chinchilla-ds plan --gpu-hours 5000 --gpus 64 --gpu h100 --out plan.json",
-            "chinchilla-ds plan --flops 1e21 --law law.json        # a law of your own, by chinchilla-ds fit",
+            "chinchilla-ds plan --flops 1e21 --law law.json        # your own law, by chinchilla-ds fit",
         ),
     ),
     "fit": Command(
@@ -73,7 +73,7 @@ COMMANDS = {
     ),
     "pretrain": Command(
         "chinchilla_ds.cli.pretrain",
-        "plan, train, and compare with the plan",
+        "plan a run, train it, and compare the result with the plan",
         TRAINING_EXAMPLES,
     ),
     "generate": Command(
@@ -86,7 +86,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "chinchilla_ds.cli.evaluate",
-        "bits per byte, perplexity and tasks of a trained model",
+        "measure bits per byte, perplexity and tasks of a trained model",
         (
             "chinchilla-ds evaluate runs/first                     # the run's own held-out text",
             "chinchilla-ds evaluate runs/first --data mine=notes.txt",
@@ -99,7 +99,7 @@ COMMANDS = {
     ),
     "import": Command(
         "chinchilla_ds.cli.import_",
-        "make a checkpoint of a foreign Llama, to train further",
+        "turn a Llama from elsewhere into a checkpoint for further training",
         ("chinchilla-ds import model/ --out imported/",),
     ),
     "track": Command(
@@ -109,17 +109,17 @@ COMMANDS = {
     ),
     "checkpoint inspect": Command(
         "chinchilla_ds.cli.checkpoint_inspect",
-        "show what a run's checkpoints hold",
+        "show the content of a run's checkpoints",
         ("chinchilla-ds checkpoint inspect runs/first",),
     ),
     "checkpoint verify": Command(
         "chinchilla_ds.cli.checkpoint_verify",
-        "read checkpoints in full and name damage",
+        "read checkpoints in full and report damage",
         ("chinchilla-ds checkpoint verify runs/first",),
     ),
     "checkpoint convert": Command(
         "chinchilla_ds.cli.checkpoint_convert",
-        "weights alone, or DeepSpeed's format",
+        "reduce a checkpoint to its weights, or write DeepSpeed's format",
         ("chinchilla-ds checkpoint convert runs/first --to weights --out weights/",),
     ),
     "mix design": Command(
@@ -144,7 +144,7 @@ COMMANDS = {
     ),
     "help": Command(
         "chinchilla_ds.cli.help",
-        "list the commands, or the flags of one",
+        "list the commands, or the flags of a command",
         ("chinchilla-ds help plan",),
     ),
 }

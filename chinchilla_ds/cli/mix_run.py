@@ -1,6 +1,6 @@
-"""`chinchilla-ds mix run`: one small run on each mixture of a table, and their held-out losses into the table.
+"""`chinchilla-ds mix run`: train a small run on each mixture of a table, and enter their held-out losses.
 
-The runs are those of launchers/pretrain.py, each in a process of its own, one after the other. They share one plan.
+Each run is an ordinary training run in a separate process, one after the other. They share one plan.
 """
 
 import argparse
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from chinchilla_ds.data.prepared import PreparedData
 
 _Show = Callable[[str, float | None], None]
-"""Called with a run's name when it begins, and with its loss when it is done."""
+"""Called with a run's name and None when it starts, and with its loss when it ends."""
 
 _OWN = ("table", "corpus", "ds_config", "max_epochs", "output")
 PLAN_NAME, CORPUS_NAME = "plan.json", "corpus.json"
@@ -45,22 +45,27 @@ PLAN_NAME, CORPUS_NAME = "plan.json", "corpus.json"
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.argument_default = argparse.SUPPRESS
-    parser.add_argument("table", type=path, metavar="FILE.csv", help="mixtures; rows with a loss are done already")
+    parser.add_argument("table", type=path, metavar="FILE.csv", help="table of mixtures; rows with a loss are skipped")
     flag(parser, "corpus", path, "prepared corpus that the table was designed for", metavar="FOLDER", required=True)
     ds_config_flag(parser)
     epochs = DataConfig().max_epochs
-    flag(parser, "max-epochs", quantity(None), f"most passes of a small run over a source (default {epochs:g})")
+    flag(
+        parser,
+        "max-epochs",
+        quantity(None),
+        f"largest number of passes of a small run over a source (default {epochs:g})",
+    )
     flag(parser, "output", path, "folder for the runs (default runs/ and the table's name)", metavar="FOLDER")
     budget_flags(parser.add_argument_group("budget of each run"))
     model_flags(parser.add_argument_group("model and optimizer of each run"))
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Train what has no loss yet; return the text to print.
+    """Train on the mixtures that have no loss yet; return the text to print.
 
     Raises:
-        ConfigError: flags that have no plan, or another plan than that of the losses that are there.
-        DataError: no prepared corpus, a table that breaks a rule, or mixtures that the corpus cannot feed.
+        ConfigError: the flags give no plan, or a different plan from that of the losses in the table.
+        DataError: the corpus is not prepared or cannot feed a mixture, or the table is invalid.
         OutputError: the table or the folder cannot be written.
     """
     from chinchilla_ds.data.mixture.table import read_design
@@ -68,7 +73,7 @@ def run(arguments: argparse.Namespace) -> str:
     if (place := read_place()).world_size > 1:
         raise ConfigError(
             f"mix run is one process, which starts its runs one after the other, and {place.launcher or 'RANK'} says "
-            f"that there are {place.world_size}: start it once, such as with srun --ntasks 1"
+            f"that there are {place.world_size} processes: start it once, such as with srun --ntasks 1"
         )
     values = vars(arguments)
     own = {name: values.pop(name) for name in _OWN if name in values}
@@ -109,7 +114,7 @@ def run(arguments: argparse.Namespace) -> str:
 def _check_tokens(
     runs: Sequence["DesignedRun"], *, corpus: "PreparedData", data: DataConfig, plan: RunPlan, table: Path
 ) -> None:
-    """Check that the corpus feeds every run that is still to be made, before the first begins."""
+    """Check, before the first run starts, that the corpus has enough tokens for each remaining run."""
     from chinchilla_ds.data.feeding.blend_file import epoch_problems, with_blend
     from chinchilla_ds.data.prepare import check_enough_tokens
 
@@ -130,7 +135,7 @@ def _keep_settings(
     """Write what all runs share, or check it against what the losses in the table were made with.
 
     Raises:
-        ConfigError: the runs that are done had another plan or corpus.
+        ConfigError: the finished runs had a different plan or corpus.
         OutputError: it cannot be written.
     """
     num_done = sum(designed.loss is not None for designed in runs)
@@ -139,14 +144,14 @@ def _keep_settings(
         file = output / name
         if num_done and file.is_file() and (difference := _difference(file, text)):
             raise ConfigError(
-                f"{num_done} rows of {table} have losses made with another {name.removesuffix('.json')} than now "
-                f"({file}: {difference}); only the weights may differ: ask for the same, or empty the column and name "
-                "another --output"
+                f"{num_done} rows of {table} have losses made with a different {name.removesuffix('.json')} "
+                f"({file}: {difference}); only the weights may differ: give the same flags, or empty the column and "
+                "name another --output"
             )
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"--output {output} cannot be made: {reason(error)}") from None
+            raise OutputError(f"--output {output} cannot be created: {reason(error)}") from None
         write_text(file, text=text, named=None)
 
 

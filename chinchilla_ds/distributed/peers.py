@@ -162,6 +162,6 @@ class _Heard:
         return None
 
 
-def _lost_store(said: str) -> Departure:
-    why = f"rank 0, which holds the store for messages between ranks, is gone ({said.splitlines()[0]})"
+def _lost_store(message: str) -> Departure:
+    why = f"rank 0, which holds the store for messages between ranks, is gone ({message.splitlines()[0]})"
     return Departure(rank=0, local_rank=-1, exit_code=EXIT_CODE_HUNG, reason=why)

@@ -37,7 +37,7 @@ def sample_values(states: list[OwnedState]) -> dict[str, Tensor]:
     """Return the first values of the smallest state, by kind; none if this rank owns nothing."""
     if not states:
         return {}
-    owned = min(states, key=lambda state: max((p.flat_start + p.numel for p in state.pieces), default=0))
+    owned = min(states, key=lambda state: max((piece.flat_start + piece.numel for piece in state.pieces), default=0))
     is_new = not owned.optimizer.state.get(owned.key)
     with owned.resident():
         values = {kind: flat[:_VALUES].detach().cpu().clone() for kind, flat in owned.tensors().items()}

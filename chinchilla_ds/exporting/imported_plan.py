@@ -21,9 +21,9 @@ _SEQUENCES_PER_STEP = 64
 
 
 def plan_of(shape: ModelShape, /) -> RunPlan:
-    """Return a plan for a shape: the tokens that its size asks for, without a machine's layout.
+    """Return a plan for a shape, with the compute-optimal number of tokens for its size and a layout of one rank.
 
-    It says what the weights are. A run of this plan lays it out on the ranks that there are, as the ds_config says.
+    It describes the weights. A run of this plan gets its layout from the ranks that are started and the ds_config.
     """
     params = count_parameters(shape=shape)
     law = get_law(DEFAULT_LAW)
@@ -63,5 +63,5 @@ def plan_of(shape: ModelShape, /) -> RunPlan:
         ),
         seed=0,
         eval_interval_iters=iters,
-        reasons=("Made for weights that were imported: the shape is theirs, all else is a default.",),
+        reasons=("Made for imported weights: the shape is theirs, everything else is a default.",),
     )

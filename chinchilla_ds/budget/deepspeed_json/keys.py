@@ -63,7 +63,7 @@ def table_key(path: Path, /) -> Key | None:
 
 
 def builds_another_optimizer(ds: Mapping[str, Any], optimizer: OptimizerSpec, /) -> bool:
-    """Return whether the JSON requests another optimizer than the plan's."""
+    """Return whether the JSON requests a different optimizer from the plan's."""
     name, planned = find(ds, ("optimizer", "type")), optimizer.deepspeed_type
     if not isinstance(name, str) or name == AUTO:
         return False

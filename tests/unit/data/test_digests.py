@@ -140,12 +140,12 @@ def test_of_a_large_corpus_a_sample_is_checked_at_the_start_and_all_by_verify(
 
 def test_verify_reads_everything_and_prepares_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--verify", str(folder)]) == 0
-    assert f"sound         {folder}: 7 files, " in capsys.readouterr().out
+    assert f"intact        {folder}: 7 files, " in capsys.readouterr().out
     change(folder / TRAIN, lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     assert main(["prepare", "--verify", str(folder)]) == 2
     assert "has changed since it was prepared" in capsys.readouterr().err
     assert main(["prepare", "--verify", str(folder), "--source", "x", "--seed", "3"]) == 2
-    assert "--source, --seed beside --verify, which prepares nothing" in capsys.readouterr().err
+    assert "--source, --seed cannot be combined with --verify, which prepares nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,10 @@ def test_report_of_a_quantised_export(run_folder, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
     assert main([*words[:4], "--out", str(tmp_path / "alone")]) == 0
-    assert "Where the run's text is, is not known" in capsys.readouterr().out
+    assert "The place of the run's text is unknown" in capsys.readouterr().out
     text = place_of_text(PreparedData.load(tmp_path / "prepared"), run_folder=run_folder)
     (run_folder / DATA_NAME).write_text(text)  # a corpus elsewhere, as training notes it
     assert main([*words[:4], "--out", str(tmp_path / "by-itself")]) == 0
     assert f"bits per byte  {before:>12}{after:>12}" in capsys.readouterr().out
     assert main([*words[:4], "--data", str(tmp_path / "other"), "--out", str(tmp_path / "wrong")]) == 2
-    assert "was prepared with another tokenizer" in capsys.readouterr().err
+    assert "was prepared with a different tokenizer" in capsys.readouterr().err

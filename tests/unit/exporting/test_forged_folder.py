@@ -90,14 +90,14 @@ def test_padding_that_is_not_finite(exported, refused):
     path = exported / "chinchilla_ds" / "padding.safetensors"
     padding = load_file(path)
     save_file({name: torch.full_like(value, float("nan")) for name, value in padding.items()}, path)
-    assert "holds padding that is not finite" in refused()
+    assert "holds non-finite padding" in refused()
 
 
 def test_a_checkpoint_that_has_diverged_is_not_exported(make_checkpoint, tmp_path, capsys, monkeypatch):
     reader, read = make_checkpoint(seed=1), CheckpointReader.read
     monkeypatch.setattr(CheckpointReader, "read", lambda self, name: read(self, name) / 0.0)
     assert main(["export", str(reader.folder), "--out", str(tmp_path / "new")]) == 2
-    assert "holds values that are not finite: the run has diverged" in capsys.readouterr().err
+    assert "holds non-finite values: the run has diverged" in capsys.readouterr().err
 
 
 # ---- places outside --------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_sizes_of_the_wrong_type_or_range(name, exported, refused):
         ({"model_type": ["llama"]}, "only LlamaForCausalLM"),
         ({"quantization_config": "int8"}, "quantization_config is 'int8'"),
         ({"quantization_config": {"quant_method": 3}}, "quant_method is 3"),
-        ({"auto_map": {"AutoModelForCausalLM": "modeling.X"}}, "names Python code of its own (auto_map)"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling.X"}}, "names its own Python code (auto_map)"),
         ({"initializer_range": 0}, "initializer_range is 0"),
         ({"head_dim": 15}, "head_dim must be even"),
     ],

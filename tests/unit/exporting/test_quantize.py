@@ -157,7 +157,7 @@ def both(folder):
 
 def test_sizes_that_do_not_allow_the_method(make_checkpoint, tmp_path):
     export_of(make_checkpoint(small_shape(ffn_hidden_size=130)), tmp_path / "plain")
-    with pytest.raises(ConfigError, match=r"takes 4 neighbours at a time, and .*down_proj.weight has 130 columns"):
+    with pytest.raises(ConfigError, match=r"groups 4 neighbours, and .*down_proj.weight has 130 columns"):
         quantize_folder(tmp_path / "plain", out=tmp_path / "coded", method=Quantization.VECTOR2)
     assert not (tmp_path / "coded").exists()
     assert json.loads((tmp_path / "plain" / "config.json").read_text())["intermediate_size"] == 130

@@ -54,8 +54,8 @@ def refused(folder, kind):
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised (gptq)"),
-        ({"use_sliding_window": True}, "attend within a window"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "attend within a window"),
+        ({"use_sliding_window": True}, "use sliding-window attention"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "use sliding-window attention"),
         ({"num_key_value_heads": 3}, r"num_attention_heads (4) must be a multiple of num_key_value_heads (3)"),
         ({"hidden_size": None}, "config.json.hidden_size is None; it must be a whole number"),
     ],
@@ -127,7 +127,9 @@ def test_fp16_that_would_overflow_is_refused(make_checkpoint, tmp_path, monkeypa
     reader = make_checkpoint()
     read = CheckpointReader.read
     monkeypatch.setattr(CheckpointReader, "read", lambda self, name: read(self, name) * 1e7)
-    with pytest.raises(ConfigError, match=r"ends at 65504, and model.embed_tokens.weight holds .*use `dtype=bf16`"):
+    with pytest.raises(
+        ConfigError, match=r"holds values up to 65504, and model.embed_tokens.weight holds .*use `dtype=bf16`"
+    ):
         export_checkpoint(reader, out=tmp_path / "new", dtype=Precision.FP16, facts=FACTS)
     assert not [path for path in tmp_path.iterdir() if "new" in path.name]
 

@@ -107,5 +107,5 @@ def test_text_that_is_named_must_have_the_models_tokenizer(tmp_path: Path, texts
     reader = checkpoint_in(tmp_path)
     assert found(reader, named=tmp_path / "runs/data/a") == tmp_path / "runs/data/a"
     texts[tmp_path / "runs/data/a"] = ("another", "own")
-    with pytest.raises(DataError, match=r"runs/data/a was prepared with another tokenizer .*`prepare\.tokenizer`"):
+    with pytest.raises(DataError, match=r"runs/data/a was prepared with a different tokenizer .*`prepare\.tokenizer`"):
         found(reader, named=tmp_path / "runs/data/a")
