@@ -239,8 +239,8 @@ def fit(rows: Sequence[PublishedRun]) -> dict[str, float]:
         FITTED_RATES.update(zip(list(FITTED_RATES), map(float, values[2:]), strict=True))
         return np.array([row.miss() for row in rows])
 
-    found = least_squares(misses, np.zeros(len(start)), loss="soft_l1", f_scale=0.05, diff_step=1e-4)
-    return dict(zip(map(str, names), map(float, start * np.exp(found.x)), strict=True))
+    optimum = least_squares(misses, np.zeros(len(start)), loss="soft_l1", f_scale=0.05, diff_step=1e-4)
+    return dict(zip(map(str, names), map(float, start * np.exp(optimum.x)), strict=True))
 
 
 def _print_scores(console: Console, title: str, rows: Sequence[PublishedRun], key: Callable[..., str]) -> None:

@@ -70,10 +70,27 @@ def test_published_values_become_seconds():
     assert dataclasses.replace(row, value=12.5, unit="s").published_s == 12.5
 
 
+def plan_405b(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    wanted = "plan --shape llama-3-405b --tokens 15.6T --seq-length 8192 --gpu h100 --json"
+    assert main([*wanted.split(), *words]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
 def test_llama_3_405b_takes_the_hours_that_it_took(capsys):
     """Llama 3.1's model card: 30.84M GPU-hours on H100 for 15.6T tokens (arXiv:2407.21783: on up to 16384 of them)."""
-    words = "--shape llama-3-405b --tokens 15.6T --seq-length 8192 --gpu h100 --gpus 16384"
-    assert main(["plan", *words.split(), "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
+    made = plan_405b(capsys, "--gpus", "16384")
     hours = made["step_time_s"] * made["batch"]["train_iters"] * 16384 / 3600
     assert 1 / 1.25 <= hours / 30.84e6 <= 1.25
+
+
+def test_a_cluster_that_would_idle_takes_the_larger_batch(capsys):
+    """The paper's table 4: 16M tokens on 16384 devices. What teams take at this size would leave most of them idle."""
+    few, many = (plan_405b(capsys, "--gpus", gpus) for gpus in ("512", "16384"))
+    usual, larger = (made["batch"]["global_batch_size"] * 8192 for made in (few, many))
+    assert usual == pytest.approx(6.45e6, rel=0.1)  # budget.published_recipes at 405B
+    assert larger == pytest.approx(16.8e6, rel=0.01)
+    assert any("The batch is Step Law's" in text for text in many["reasons"])
+    assert not any("The batch is Step Law's" in text for text in few["reasons"])
+    given = plan_405b(capsys, "--gpus", "16384", "--global-batch-size", "768")
+    assert given["batch"]["global_batch_size"] == 768
+    assert given["step_time_s"] / 768 > 2 * many["step_time_s"] / 2048
