@@ -199,7 +199,7 @@ class Score(NamedTuple):
     ratio: float
     """Median of predicted over published."""
     median: float
-    """Of the absolute miss."""
+    """Median of the miss, in either direction."""
     worst: float
 
 
