@@ -22,7 +22,7 @@ from chinchilla_ds.runs.command import TrainCommand
 from chinchilla_ds.runs.folder import open_run_folder
 from chinchilla_ds.runs.text import text_params, tokenizer_seed_of
 from chinchilla_ds.testing import tiny_plan
-from tests.unit.cli.test_run_folder import saved_run, text
+from tests.unit.runs.test_run_folder import saved_run, text
 
 BUDGETS = (4e10, 1e12, 2e14, 3e15)
 

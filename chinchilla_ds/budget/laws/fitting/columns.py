@@ -63,7 +63,7 @@ def parse_columns(text: str, /) -> dict[str, str]:
             raise ValueError(f"{part!r} does not say which column is meant; write it as loss=Loss,params=N,tokens=D")
         column = ours.get(plain(name))
         if column is None:
-            raise ValueError(f"{name!r} is none of {', '.join(USUAL_NAMES)}{did_you_mean(name, USUAL_NAMES)}")
+            raise ValueError(f"{name!r} is not one of {', '.join(USUAL_NAMES)}{did_you_mean(name, USUAL_NAMES)}")
         if column in columns:
             raise ValueError(f"{column} is given twice, as {columns[column]!r} and {header!r}")
         columns[column] = header
@@ -117,7 +117,7 @@ def find_columns(header: Sequence[str], /, *, named: Mapping[str, str], is_perpl
 
 
 def _take_named(header: Sequence[str], named: Mapping[str, str], places: dict[str, int]) -> Iterator[str]:
-    """Put the columns that the user named into `places`; yield what is wrong with them."""
+    """Put the columns that the user named into `places`; yield the problems."""
     for column, name in named.items():
         same = [place for place, field in enumerate(header) if field == name]
         same = same or [place for place, field in enumerate(header) if plain(field) == plain(name)]

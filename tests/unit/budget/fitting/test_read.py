@@ -275,7 +275,7 @@ def test_columns_as_written(text: str, columns: dict[str, str]) -> None:
     [
         ("loss", "'loss' does not say which column is meant"),
         ("=x", "'=x' does not say"),
-        ("los=x", "'los' is none of num_params, num_tokens, loss,"),
+        ("los=x", "'los' is not one of num_params, num_tokens, loss,"),
         ("loss=a,val_loss=b", "loss is given twice, as 'a' and 'b'"),
     ],
 )
