@@ -394,6 +394,11 @@ def test_records_of_json_and_parquet(tmp_path: Path) -> None:
         ("runs.json", "[3]", "record 1 is not an object of named values"),
         ("runs.json", "[", "is not JSON: Expecting value at column 2"),
         ("runs.parquet", "PAR1", "is not Parquet: "),
+        (
+            "runs.json",
+            json.dumps([{f"column {index}": 1 for index in range(10_001)}]),
+            "has records of 10,001 different keys; at most 10,000 columns are read",
+        ),
     ],
 )
 def test_damaged_records(tmp_path: Path, name: str, text: str, problem: str) -> None:
