@@ -203,7 +203,10 @@ PUBLIC_HEADERS = [
     # huggingface/datablations, utils/parametric_fit.ipynb
     ("run,N,D,U,loss,epochs", "2b84b4b,{n},{d},{d},{loss},1.0"),
     # formll/resolving-scaling-law-discrepancies, data/summary_df*.pickle.xz
-    ("dataset,hparams,warmup,decay,flops,N,D,loss", "rw,base,long,cosine,{c},{n},{d},{loss}"),
+    (
+        "dataset,hparams,warmup,decay,param_count,loss_split,flops,N,D,loss",
+        "rw,base,long,cosine,standard,val,{c},{n},{d},{loss}",
+    ),
     # Open-Athena/scaling-law-analysis, data/isoflops/isoflops.csv: ML scalefit, misfitting, Llama 3 and others
     (
         "source,provenance,dataset,model,condition,experiment,tokens,params,budget,loss",
