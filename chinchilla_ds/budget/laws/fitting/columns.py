@@ -35,7 +35,7 @@ PLAIN_NAMES: Mapping[str, tuple[str, ...]] = {
     "num_tokens": ("num_tokens", "D"),
     "flops": ("flops", "C"),
 }
-"""Names that mean nothing else: a table may have other columns with usual names beside them."""
+"""Unambiguous names: a table may have other columns with usual names beside them."""
 _FIRST_COUNTS = ("run", "tokenizer_hash", "held_out_hash")
 """Columns for which the first usual name is taken where a table has several."""
 _PERPLEXITY = frozenset({"ppl", "perplexity"})
