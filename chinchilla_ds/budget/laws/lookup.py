@@ -20,7 +20,6 @@ from chinchilla_ds.budget.laws.forms import (
     ParamsConvention,
     SurfaceLaw,
 )
-from chinchilla_ds.budget.laws.loss_unit import LossUnit
 from chinchilla_ds.budget.laws.registry import PUBLISHED
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plugins import Kind, find_object, names
@@ -118,9 +117,9 @@ def load_law(path: Path, /) -> SurfaceLaw:
     if (version := data.get("format_version")) != LAW_FORMAT_VERSION:
         raise ConfigError(f"law file {path}: format_version is {version!r}; this version reads {LAW_FORMAT_VERSION}")
     file: _LawFile = build(_LawFile, data, where=f"law file {path}: law")
-    if file.unit != LossUnit.TOKEN:
+    if file.unit == "byte":
         raise ConfigError(
-            f"law file {path}: it is per {file.unit}, and budgets count tokens: fit the runs with `fit.unit=byte` and "
+            f"law file {path}: it is per byte, and budgets count tokens: fit the runs with `fit.unit=byte` and "
             "`fit.bytes_per_token=B`, the bytes per token of the tokenizer to train with"
         )
     return file.law(file_name=path.name)
