@@ -6,7 +6,6 @@ stand where they are used, so that planning needs no torch.
 """
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +94,7 @@ def fit(runs: StrPath, *, request: "FitRequest | None" = None, out: StrPath | No
 
     Args:
         runs: CSV file with the columns num_params (or N), num_tokens (or D), loss, [flops (or C)], [run].
-        request: What to fit, and how; None is the surface of approach 3.
+        request: What to fit, and how; None is the surface of approach 3 with weak priors.
         out: Receives the law, for `RunConfig(law=...)`; its N counts all parameters.
 
     Raises:
@@ -104,7 +103,7 @@ def fit(runs: StrPath, *, request: "FitRequest | None" = None, out: StrPath | No
     """
     from chinchilla_ds.budget.laws.fitting.analysis import FitRequest, analyse
     from chinchilla_ds.budget.laws.fitting.read import read_runs
-    from chinchilla_ds.budget.laws.fitting.result import law_data
+    from chinchilla_ds.budget.laws.fitting.result import law_text
     from chinchilla_ds.budget.laws.lookup import ParamsConvention
     from chinchilla_ds.errors import DataError
     from chinchilla_ds.files import write_text
@@ -115,8 +114,8 @@ def fit(runs: StrPath, *, request: "FitRequest | None" = None, out: StrPath | No
     if out is not None:
         if report.law is None:
             raise DataError(f"{source}: a law needs the surface of approach 3, which these runs do not identify")
-        law = law_data(report, name=Path(out).stem, params_convention=ParamsConvention.TOTAL)
-        write_text(Path(out), text=json.dumps(law, indent=2, allow_nan=False) + "\n", named=None)
+        text = law_text(report, name=Path(out).stem, params_convention=ParamsConvention.TOTAL)
+        write_text(Path(out), text=text, named=None)
     return replace(report, warnings=(*read.notes, *report.warnings))
 
 

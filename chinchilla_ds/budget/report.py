@@ -256,6 +256,8 @@ def _law_reasons(choice: ModelChoice, made: RunPlan) -> Iterator[str]:
         yield f"{law.name} gives the optimum but no loss: the predicted loss is {prediction.loss_law}'s."
     if (warning := law.extrapolation_warning(compute_budget_flops=made.compute_budget_flops)) is not None:
         yield warning
+    if remark := choice.laws.losses.law.remark:
+        yield f"Note: {remark}."
     guess = math.log(made.shape.vocab_size)
     if prediction.loss >= guess:
         yield (

@@ -53,7 +53,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = zip(table.num_params, table.num_tokens, table.loss, strict=True)
     lines = [f"{params:.6g},{tokens:.6g},{loss:.5f}" for params, tokens, loss in rows]
     (folder / "runs.csv").write_text("\n".join(["num_params,num_tokens,loss", *lines]), encoding="utf-8")
-    run_command(["fit", str(folder / "runs.csv"), "--out", str(folder / "law.json"), "--bootstrap", "50"])
+    run_command(["fit", str(folder / "runs.csv"), "--out", str(folder / "law.json")])
     _write_json(folder / "hardware.json", HARDWARE)
     write_shipped(folder / "ds_configs")
     _write_json(folder / "ds_configs/everything.json", DS_CONFIG)
