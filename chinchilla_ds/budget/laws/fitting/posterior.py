@@ -1,6 +1,6 @@
 """The default fit: the surface with weak priors, and draws of its constants from their posterior."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,8 +40,8 @@ class PosteriorFit:
     """A surface with weak priors, and the draws around it."""
 
     fit: SurfaceFit
-    draws: SurfaceDraws
-    """Six columns, also where k is 1."""
+    draws: SurfaceDraws | None
+    """Six columns, also where k is 1; None if the runs do not identify the surface."""
 
 
 def fit_posterior(runs: RunTable, /, *, form: Form, seed: int) -> PosteriorFit:
@@ -61,10 +61,7 @@ def fit_posterior(runs: RunTable, /, *, form: Form, seed: int) -> PosteriorFit:
     problem = problem_of(runs, free_outer_exponent=form is not Form.ADDITIVE)
     minimum = penalised_minimum(problem)
     residual = residuals(problem, minimum.q[None])[0]
-    q = _draws(problem, minimum.q, scale=float(np.abs(residual).mean()) + SCALE_FLOOR, seed=seed)
     theta = problem.to_units(minimum.q[None])[0]
-    ratios = _prior_ratios(problem, q)
-    line = line_problem(center(runs))
     fit = SurfaceFit(
         surface=surface_of(theta),
         form=Form.ADDITIVE if form is Form.ADDITIVE else Form.SKALING,
@@ -73,11 +70,14 @@ def fit_posterior(runs: RunTable, /, *, form: Form, seed: int) -> PosteriorFit:
         objective_value=objective_value(residual, objective=FitLoss.HUBER, delta=DELTA),
         gradient_norm=minimum.gradient_norm,
         num_points=len(runs),
-        identifiable=line is None,
-        warnings=tuple(_warnings(minimum, ratios)) if line is None else (line,),
+        identifiable=True,
         prior=Prior.WEAK,
-        prior_ratios=ratios,
     )
+    if (line := line_problem(center(runs))) is not None:
+        return PosteriorFit(fit=replace(fit, identifiable=False, warnings=(line,)), draws=None)
+    q = _draws(problem, minimum.q, scale=float(np.abs(residual).mean()) + SCALE_FLOOR, seed=seed)
+    ratios = _prior_ratios(problem, q)
+    fit = replace(fit, warnings=tuple(_warnings(minimum, ratios)), prior_ratios=ratios)
     return PosteriorFit(fit=fit, draws=SurfaceDraws(draws=problem.to_units(q), estimate=theta))
 
 
@@ -88,7 +88,8 @@ def _draws(problem: Problem, q: Floats, *, scale: float, seed: int) -> Floats:
     curvature = problem.effective_runs / len(problem.log_loss) * (slopes @ slopes.T) / scale**2
     curvature[range(ALPHA_K, 6), range(ALPHA_K, 6)] += (np.array([1, 1, 1, np.exp(q[LOG_E])]) / PRIOR_SD) ** 2
     curvature = curvature[np.ix_(free, free)] + 1e-8 * np.eye(len(free))
-    spread: Floats = np.linalg.cholesky(np.linalg.inv(curvature) + 1e-12 * np.eye(len(free)))
+    covariance: Floats = np.linalg.inv(curvature).astype(np.float64)
+    spread: Floats = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(free))).astype(np.float64)
 
     def whole(rows: Floats) -> Floats:
         out = np.zeros((len(rows), 6))

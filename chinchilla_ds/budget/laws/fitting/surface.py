@@ -165,6 +165,8 @@ def _describe(
 ) -> SurfaceFit:
     reasons = problems(points, solution.theta)
     warnings = [*reasons, *edge_warnings(solution.theta)]
+    if not solution.confirmed:
+        warnings.append("only one of many starts led to this optimum: there may be a better surface")
     if not solution.converged:
         warnings.append(f"the optimiser stopped at a gradient of {solution.gradient_norm:.1e}, not at an optimum")
     return SurfaceFit(
