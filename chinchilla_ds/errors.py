@@ -13,7 +13,7 @@
     |-- OutOfMemoryError       a rank needs more memory than there is
     `-- WorkerError            a worker process was killed from outside
 
-Anything else that escapes is a bug of ours and keeps its traceback.
+Anything else that escapes is a bug in this package and keeps its traceback.
 
 A problem names the field of the config, or the parameter, that it is about in backquotes, with the value that was
 given or would do: `micro_batch_size=3`, `checkpoint.resume=none`; one of another function stands behind that function's
@@ -131,14 +131,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     That is one of which `name` is a part, such as `vocab` of `vocab-size`, where there is one such name or two, or
     one that takes a few typing errors to become `name`. A guess that shares some letters only would mislead.
     """
-    candidates = {_plain(one): one for one in known}
+    candidates = {_plain(other): other for other in known}
     meant = _plain(name)
     likely = difflib.get_close_matches(meant, candidates, n=5, cutoff=0.6)
-    near = [one for one in likely if _num_typing_errors(meant, one) <= 1 + min(len(meant), len(one)) // 6][:1]
+    near = [guess for guess in likely if _num_typing_errors(meant, guess) <= 1 + min(len(meant), len(guess)) // 6][:1]
     if not near:
-        near = [one for one in candidates if _is_part(meant, one) or (_is_part(one, meant) and meant.startswith(one))]
+        near = [key for key in candidates if _is_part(meant, key) or (_is_part(key, meant) and meant.startswith(key))]
     near = near if len(meant) >= _MIN_PART and len(near) <= _MOST_GUESSES else []
-    return f"; did you mean {' or '.join(repr(candidates[one]) for one in near)}?" if near else ""
+    return f"; did you mean {' or '.join(repr(candidates[guess]) for guess in near)}?" if near else ""
 
 
 def _plain(name: str) -> str:
@@ -152,15 +152,15 @@ def _is_part(part: str, whole: str) -> bool:
     return whole.startswith(part) or whole.endswith(tuple(mark + part for mark in "-. "))
 
 
-def _num_typing_errors(one: str, other: str) -> int:
+def _num_typing_errors(name: str, other: str) -> int:
     """Return the number of letters to add, drop, change or swap with a neighbour to turn one name into the other."""
     before: list[int] = []
     row = list(range(len(other) + 1))
-    for i, a in enumerate(one, 1):
+    for i, a in enumerate(name, 1):
         older, before, row = before, row, [i]
         for j, b in enumerate(other, 1):
             row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b)))
-            if i > 1 and j > 1 and (a, one[i - 2]) == (other[j - 2], b):
+            if i > 1 and j > 1 and (a, name[i - 2]) == (other[j - 2], b):
                 row[j] = min(row[j], older[j - 2] + 1)
     return row[-1]
 
@@ -170,7 +170,7 @@ _NOT_OUR_DOING = {
     errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR,
 }  # fmt: skip
 """Errors of the operating system about the machine's own state. A file that is missing or already exists is more likely
-a bug of ours, unless the caller has handled it."""
+a bug in this package, unless the caller has handled it."""
 
 
 def machine_problem(error: OSError) -> str | None:

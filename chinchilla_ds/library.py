@@ -1,12 +1,12 @@
-"""What `import chinchilla_ds` offers: planning, text, training and trained models as functions.
+"""The functions that `import chinchilla_ds` offers: plan, fit, prepare, train, and use trained models.
 
-Paths may be text or `pathlib.Path`. Nothing here prints but `train`, which shows what the launcher shows, and nothing
-ends the process: what the user can fix is a `ChinchillaError`, any other exception a bug of ours. Heavy imports
-stand where they are used, so that planning needs no torch.
+Paths may be strings or `pathlib.Path`. Nothing here ends the process, and only `train` prints, as the launcher does.
+What the user can fix raises a `ChinchillaError`; any other exception is a bug in this package. Heavy imports are made
+where they are used, so that planning needs no torch.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chinchilla_ds.budget.laws.fitting.result import FitReport
     from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.data.preparing.recipe import Recipe
-    from chinchilla_ds.evaluation.scores import Document, Score
+    from chinchilla_ds.evaluation.scores import Score
     from chinchilla_ds.exporting.write import Exported
     from chinchilla_ds.inference.decoder import InferenceDecoder
     from chinchilla_ds.inference.generate import Continuation, OnText
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 StrPath = str | Path
 DEFAULT_NEW_TOKENS = 200
-TOTAL = "all"
-"""Key of the scores of all sources together."""
 
 
 def plan(
@@ -46,21 +44,21 @@ def plan(
     """Return the compute-optimal run of a budget: model, tokens, batch, learning rate and parallel layout.
 
     Args:
-        config: What is wanted; None is the default budget. Of a prepared corpus in `data.paths`, vocabulary and
-            distinct tokens are planned with.
-        gpu: A device such as `h100`: the fastest layout that fits it is searched, with what the config's layout sets
-            held fixed. None takes the config's layout as it is.
-        gpus: All ranks.
-        gpus_per_node: Devices joined by the fast link; None by device.
-        gpu_hours: The budget as time on `gpu`, in place of the config's FLOPs.
-        device: `cuda` or `cpu`, where no `gpu` is named: decides the default precision and the micro-batch.
-        ds_config: DeepSpeed JSON, a file or its content, whose ZeRO stage, layout and precision are planned with.
+        config: The requirements; None is the default budget. If `data.paths` is a prepared corpus, the plan uses its
+            vocabulary and its number of distinct tokens.
+        gpu: A device such as `h100`, for which the fastest layout that fits is searched; sizes that the config's
+            layout sets stay fixed. None uses the config's layout unchanged.
+        gpus: Number of ranks in all.
+        gpus_per_node: Devices joined by the fast link; None: as many as are usual for the device.
+        gpu_hours: The budget as time on `gpu`, instead of the config's FLOPs.
+        device: `cuda` or `cpu`, if `gpu` is None: decides the default precision and micro-batch size.
+        ds_config: DeepSpeed JSON, a file or its content, whose ZeRO stage, layout and precision the plan adopts.
 
     Raises:
         DsConfigError: `ds_config` cannot be read, or contradicts the config.
-        ConfigError: values that are invalid, or contradict each other.
-        LayoutError: no layout fits, or the one that is asked for cannot be built.
-        PlanError: no model for the budget.
+        ConfigError: values are invalid, or contradict each other.
+        LayoutError: no layout fits, or the requested one cannot be built.
+        PlanError: there is no model for the budget.
     """
     from chinchilla_ds.budget.cluster_plan import plan_on_devices
     from chinchilla_ds.budget.deepspeed_json import resolve
@@ -94,11 +92,11 @@ def fit(runs: StrPath, *, request: "FitRequest | None" = None, out: StrPath | No
 
     Args:
         runs: CSV file with the columns num_params (or N), num_tokens (or D), loss, [flops (or C)], [run].
-        request: What to fit, and how; None is the surface of approach 3 with weak priors.
-        out: Receives the law, for `RunConfig(law=...)`; its N counts all parameters.
+        request: What to fit, and how; None fits the surface of approach 3 with weak priors.
+        out: File that receives the law, for `RunConfig(law=...)`; its N counts all parameters.
 
     Raises:
-        DataError: no table, or one that nothing, or for `out` no surface, can be fitted to.
+        DataError: the table cannot be read or fitted, or `out` is given and no surface can be fitted.
         OutputError: `out` cannot be written.
     """
     from chinchilla_ds.budget.laws.fitting.analysis import FitRequest, analyse
@@ -126,18 +124,18 @@ def prepare(
     num_workers: int | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> "PreparedData":
-    """Read, clean, deduplicate and tokenise text; the same text and settings give the same bytes.
+    """Read, clean, deduplicate and tokenise text; the same text and settings always give the same bytes.
 
-    Call it below `if __name__ == "__main__":`, for its worker processes import the main module.
+    Call it under `if __name__ == "__main__":`, since its worker processes import the main module.
 
     Args:
-        text: Files, folders and patterns; those of several sources by name; or a `Recipe`, with every setting.
-        out: Becomes the prepared folder, for `DataConfig(paths=(out,))`.
-        num_workers: Processes; None is the cores of this process.
-        progress: Told the name of a stage and its share done, 0 to 1.
+        text: Files, folders and patterns, of one source or by source name; or a `Recipe` with all settings.
+        out: Folder to make, for `DataConfig(paths=(out,))`.
+        num_workers: Number of processes; None: the cores available to this process.
+        progress: Called with the name of a stage and the fraction of it that is done.
 
     Raises:
-        DataError: the text is missing, unreadable, or too small; every problem found is listed.
+        DataError: the text is missing, unreadable, or too small; all problems are listed.
         OutputError: `out` cannot be written, or holds something else.
     """
     from chinchilla_ds.data.preparing.pipeline import prepare_recipe
@@ -156,12 +154,13 @@ def load(
     """Return a trained model, its weights in memory.
 
     Args:
-        run: A run's folder, whose newest whole checkpoint is taken, or a checkpoint.
-        precision: Of weights and activations: `fp32`, `bf16` or `fp16`; None is fp32 on the CPU, as trained on a GPU.
-        device: None is the GPU where there is one, or the CPU.
+        run: A run's folder, whose newest intact checkpoint is loaded, or a checkpoint.
+        precision: Type of weights and activations, `fp32`, `bf16` or `fp16`; None: fp32 on the CPU, that of training
+            on a GPU.
+        device: Where the weights go; None: the GPU if there is one, otherwise the CPU.
 
     Raises:
-        CheckpointError: there is none that is whole, or it holds no tokenizer or another one.
+        CheckpointError: no checkpoint is intact, or it lacks the tokenizer that it was trained with.
     """
     import torch
 
@@ -190,22 +189,22 @@ def generate(
     stop: Sequence[str] = (),
     on_text: "OnText | None" = None,
 ) -> "list[Continuation]":
-    """Continue prompts; all are computed together, and each as if it were alone.
+    """Continue prompts as one batch; each continuation is the same as if its prompt were alone.
 
     Args:
         model: What `load` returned, or a run's folder.
         prompts: One or several texts.
-        max_new_tokens: Tokens to draw at most; None is 200, within the model's context.
-        temperature: 0 takes the most likely token.
-        top_k: Draw from the k most likely tokens alone.
-        top_p: Draw from the fewest most likely tokens that sum to p alone.
+        max_new_tokens: Largest number of tokens to draw; None: 200, or as many as the model's context has room for.
+        temperature: Divides the logits; 0 takes the most likely token.
+        top_k: Draw only from the k most likely tokens.
+        top_p: Draw only from the smallest set of most likely tokens whose probabilities sum to p.
         seed: The same seed draws the same text.
         stop: A continuation ends before the first of these strings.
-        on_text: Told the number of a prompt, and text as it becomes certain.
+        on_text: Called with the number of a prompt and its text as it becomes certain.
 
     Raises:
-        ConfigError: a prompt or `max_new_tokens` goes beyond the context, or a setting cannot be.
-        CheckpointError: as `load`.
+        ConfigError: a prompt or `max_new_tokens` exceeds the context, or a setting is invalid.
+        CheckpointError: as for `load`.
     """
     from chinchilla_ds.inference.generate import generate as continue_prompts
     from chinchilla_ds.inference.model import new_tokens_within
@@ -236,42 +235,30 @@ def evaluate(
     window: int | None = None,
     stride: int | None = None,
 ) -> "dict[str, Score]":
-    """Return the losses of a model on text: by source, and of all together under "all".
+    """Return a model's score on text by source, and that of all sources together under "all".
 
     Args:
         model: What `load` returned, or a run's folder.
-        text: Files, folders and patterns, or those of several sources by name; None is the run's own held-out part.
-        window: Tokens read at once; None is the model's context.
-        stride: Tokens that each window after a document's first scores; None is half the window.
+        text: Files, folders and patterns, or these by source name; or a prepared folder, for its held-out part. None:
+            the run's own held-out text.
+        window: Tokens read at a time; None: the model's context.
+        stride: Tokens scored by each window after the first one of a document; None: half the window.
 
     Raises:
-        ConfigError: a window or stride that cannot be.
-        DataError: the text is missing or empty, or the run's held-out part has gone.
-        CheckpointError: as `load`.
+        ConfigError: the window or the stride is invalid.
+        DataError: the text is missing or empty, or the run's held-out text no longer exists.
+        CheckpointError: as for `load`.
     """
-    from chinchilla_ds.errors import DataError
-    from chinchilla_ds.evaluation import windows
-    from chinchilla_ds.evaluation.scores import Score
-    from chinchilla_ds.evaluation.scoring import score_documents
+    from chinchilla_ds.runs.evaluate import evaluate_on_text
 
     trained = _opened(model)
-    window = window or trained.context_tokens
-    stride = stride or max(1, window // 2)
-    windows.check(window=window, stride=stride, seq_length=trained.context_tokens)
-    documents = _documents(trained, text)
-    decoder = _decoder(model, trained)
-    scores = score_documents(
-        documents,
-        token_losses=functools.partial(decoder.token_losses, vocab_size=trained.tokenizer.vocab_size),
-        eod_id=trained.tokenizer.eod_id,
-        before_id=trained.tokenizer.bos_id,
+    return evaluate_on_text(
+        trained,
+        load=functools.partial(_decoder, model, trained),
+        paths=None if text is None else _by_source(text),
         window=window,
         stride=stride,
-        device=decoder.device,
-    )
-    if not scores:
-        raise DataError("there is no text to evaluate on: every file is empty")
-    return {name: scores[name] for name in sorted(scores)} | {TOTAL: sum(scores.values(), start=Score())}
+    ).scores
 
 
 def export(
@@ -282,14 +269,14 @@ def export(
     Args:
         run: A run's folder, or a checkpoint.
         out: Folder to make; nothing is overwritten.
-        precision: Of the weights: `fp32`, `bf16` or `fp16`; None is that of training.
-        licence: For the model card, such as `apache-2.0`.
+        precision: Type of the weights, `fp32`, `bf16` or `fp16`; None: that of training.
+        licence: Licence named in the model card, such as `apache-2.0`.
 
     Raises:
-        OutputError: `out` holds something, or cannot be written.
-        CheckpointError: as `load`.
-        DataError: no tokenizer, or weights that are not finite.
-        ConfigError: a weight lies beyond the range of `precision`.
+        OutputError: `out` is not empty, or cannot be written.
+        CheckpointError: as for `load`.
+        DataError: there is no tokenizer, or weights are non-finite.
+        ConfigError: a weight is outside the range of `precision`.
     """
     from chinchilla_ds.exporting.card import TrainingFacts
     from chinchilla_ds.exporting.write import export_checkpoint
@@ -314,31 +301,18 @@ def _opened(model: "LoadedModel | StrPath") -> "TrainedModel":
 
 
 def _decoder(model: "LoadedModel | StrPath", trained: "TrainedModel") -> "InferenceDecoder":
-    """Return the weights of a model that has been opened."""
+    """Return the decoder of an open model."""
     from chinchilla_ds.inference.model import LoadedModel
     from chinchilla_ds.inference.ranks import ModelRanks
 
     return model.decoder if isinstance(model, LoadedModel) else trained.load(ranks=ModelRanks())
 
 
-def _documents(
-    trained: "TrainedModel", text: "StrPath | Sequence[StrPath] | Mapping[str, StrPath | Sequence[StrPath]] | None"
-) -> "Iterator[Document]":
-    from chinchilla_ds.config import DataConfig
-    from chinchilla_ds.errors import DataError
-    from chinchilla_ds.evaluation.documents import file_documents, find_files, held_out_documents
-    from chinchilla_ds.runs.text import text_of_checkpoint
-
-    if text is not None:
-        named = text if isinstance(text, Mapping) else {path: path for path in _texts(text)}
-        paths = {name: _texts(of_source) for name, of_source in named.items()}
-        return file_documents(find_files(paths, text_field=DataConfig().text_field), tokenizer=trained.tokenizer)
-    prepared = text_of_checkpoint(trained.reader)
-    if prepared is None:
-        raise DataError(
-            f"{trained.run_folder} does not say where its held-out text is, or that has gone; name files to evaluate on"
-        )
-    return held_out_documents(prepared, tokenizer=trained.tokenizer)
+def _by_source(
+    text: "StrPath | Sequence[StrPath] | Mapping[str, StrPath | Sequence[StrPath]]",
+) -> dict[str, tuple[str, ...]]:
+    named = text if isinstance(text, Mapping) else {path: path for path in _texts(text)}
+    return {name: _texts(paths) for name, paths in named.items()}
 
 
 def _texts(paths: "StrPath | Sequence[StrPath]") -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""Objectives turn the decoder's output and a micro-batch into a loss: their common interface. No torch here.
+"""The interface of objectives, which turn the decoder's output and a micro-batch into a loss. No torch here.
 
-`Objective` itself is next-token cross entropy, the default; another one overrides what it changes. The engine calls
-every method on every rank unless its docstring says otherwise. docs/add-a-loss.md shows how to write one.
+`Objective` itself is next-token cross entropy, the default; subclasses override what they change. The engine calls
+each method on every rank unless its docstring says otherwise. docs/add-a-loss.md shows how to write one.
 
 Shapes, TP-local: s sequence, b micro-batch, v padded vocabulary.
 """
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 OURS = {DEFAULT_OBJECTIVE: "chinchilla_ds.objective:Objective"}
 """Objectives of this package, by name."""
 OWN = "objective"
-"""Name of the module, within a module of the decoder, that holds what objectives have registered there."""
+"""Name of the submodule that holds the modules that objectives have registered in a module of the decoder."""
 _SCALAR_NAME = re.compile(r"[a-z][a-z0-9_]*(/[a-z][a-z0-9_]*)*")
 
 
 class LabelledTokens(Protocol):
-    """Text of one forward pass."""
+    """The tokens of one forward pass."""
 
     @property
     def tokens(self) -> "Tensor":
@@ -44,7 +44,7 @@ class DecoderOutput(Protocol):
 
     @property
     def logits(self) -> "Tensor":
-        """[s, b, v/tp], in the model's precision; this tensor-parallel rank's part of the vocabulary."""
+        """Logits for this tensor-parallel rank's part of the vocabulary, [s, b, v/tp], in the model's precision."""
 
     @property
     def batch(self) -> LabelledTokens:
@@ -52,14 +52,14 @@ class DecoderOutput(Protocol):
 
     @property
     def prepared(self) -> Any:
-        """What `Objective.prepare` returned for it; None in an evaluation."""
+        """What `Objective.prepare` returned for this micro-batch; None in an evaluation."""
 
     @property
     def companion_logits(self) -> "Tensor | None":
-        """Logits [s, b, v/tp] of the companion decoder, without a graph; None where there is none."""
+        """Logits of the companion decoder, [s, b, v/tp], without gradients; None if there is no companion."""
 
     def cross_entropy(self) -> "Tensor":
-        """Return the next-token loss of every token, [b, s] in fp32 nats; computed once, however often it is asked."""
+        """Return the next-token loss of each token, fp32 nats [b, s]; computed only at the first call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +67,29 @@ class LossValue:
     """The loss of one micro-batch."""
 
     loss: "Tensor"
-    """The optimised loss: a scalar, equal on all tensor-parallel ranks."""
+    """The loss to optimise: a scalar, the same on all tensor-parallel ranks."""
     scalars: "Mapping[str, Tensor | float]" = field(default_factory=dict)
-    """What is reported beside it, one value for each of `Objective.scalar_names`; means over micro-batches and
+    """Further values to report, one for each of `Objective.scalar_names`; they are averaged over micro-batches and
     data-parallel ranks."""
 
 
 class Companion(Protocol):
-    """A decoder that is not trained, cut as the trained one is."""
+    """A second decoder, which is not trained, in the same layout as the trained one."""
 
     @property
     def plan(self) -> RunPlan:
-        """Its shape, and the trained one's layout."""
+        """Its own shape, and the trained decoder's layout."""
 
     @property
     def stage(self) -> "nn.Module":
-        """This rank's part, whose weights may be written until training begins."""
+        """This rank's pipeline stage; its weights may be written until training starts."""
 
     def logits(self, batches: Sequence[LabelledTokens], /) -> "Sequence[Tensor | None]":
-        """Run passes of its own; return the logits [s, b, v/tp] of every micro-batch, None on stages without them."""
+        """Run separate forward passes; return each micro-batch's logits [s, b, v/tp], None on stages without them."""
 
 
 class Site(Protocol):
-    """Where an objective is attached: this rank's stage, before the optimizer is built."""
+    """What an objective is attached to: this rank's stage, before the optimizer is built."""
 
     @property
     def plan(self) -> RunPlan:
@@ -97,111 +97,112 @@ class Site(Protocol):
 
     @property
     def stage(self) -> Any:
-        """The `model.decoder.PipelineStage`, its weights initialised; `stage.decoders` are GPTModels."""
+        """The `model.decoder.PipelineStage` with initialised weights; `stage.decoders` are GPTModels."""
 
     def register(self, parent: "nn.Module", name: str, module: "nn.Module") -> None:
-        """Put a module with parameters of the objective's into a module of the decoder.
+        """Register a module with parameters of the objective in a module of the decoder.
 
-        Their global names are those of `parent`, then `objective.NAME`, in a sum `objective.PART.NAME`: so checkpoints
-        carry them from layout to layout. Where tensor parallelism cuts a parameter, megatron-core's
-        `set_tensor_model_parallel_attributes` says so; a replica that is used on what is cut passes through
-        `copy_to_tensor_model_parallel_region`. Under ZeRO-3 a parameter is whole while its module's forward runs.
+        Their global names are the name of `parent`, then `objective.NAME`, or `objective.PART.NAME` in a sum, by which
+        checkpoints carry them between layouts. A parameter that tensor parallelism splits must be marked by
+        Megatron-core's `set_tensor_model_parallel_attributes`; a replicated one that is applied to split activations
+        must pass through `copy_to_tensor_model_parallel_region`. Under ZeRO-3 a parameter is gathered while its
+        module's forward runs.
 
         Args:
-            parent: a module of the decoder on this stage.
-            name: the module's name within it.
-            module: the module with the objective's parameters.
+            parent: A module of the decoder on this stage.
+            name: Name of the new module within it.
+            module: The module with the objective's parameters.
 
         Raises:
-            ConfigError: a parameter has another dtype than the decoder's, or neither one nor two dimensions.
+            ConfigError: a parameter's dtype differs from the decoder's, or it has neither one nor two dimensions.
         """
 
     def partition(self) -> AbstractContextManager[Any]:
-        """Return a context in which new modules are partitioned at once under ZeRO-3; one that does nothing else."""
+        """Return a context in which ZeRO-3 partitions new modules as they are built; without ZeRO-3 it does nothing."""
 
     def frozen_decoder(self, plan: RunPlan, /, *, partitioned: bool = False) -> Companion:
         """Build a companion with initial weights.
 
         Args:
-            plan: Its shape, seed and precision; its layout is that of the trained one.
+            plan: Gives its shape, seed and precision; the layout is always the trained decoder's.
             partitioned: Whether ZeRO-3 partitions it too.
 
         Raises:
-            ConfigError: its vocabulary or sequence length is another, or the layout cannot cut its shape.
+            ConfigError: its vocabulary or sequence length differs, or the layout cannot divide its shape.
         """
 
     def part(self, name: str, /) -> "Site":
-        """Return the site of one objective of a sum."""
+        """Return the site for one objective of a sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """Parameters of an objective that are optimised alike."""
+    """Parameters of an objective with the same optimizer settings."""
 
     parameters: "Sequence[nn.Parameter]"
-    """This stage's; there may be none."""
+    """Those on this stage; there may be none."""
     lr_scale: float = 1.0
-    """Factor of the step's learning rate."""
+    """Factor by which the step's learning rate is multiplied."""
     weight_decay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """The optimizer step that is about to be taken."""
+    """The upcoming optimizer step."""
 
     number: int
-    """Steps tried before it; the same when a run is resumed."""
+    """Number of steps attempted before it; a resumed run continues the count."""
     gradient_scale: float
-    """Factor of the gradients within one micro-batch's backward pass: FP16's loss scale over the number of
-    micro-batches. What gives a parameter a gradient past the loss must carry it."""
+    """Factor on the gradients in a micro-batch's backward pass: FP16's loss scale divided by the number of
+    micro-batches. A gradient that does not come from the returned loss must be multiplied by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankBytes:
-    """What an objective keeps on the fullest rank beside the decoder's own training."""
+    """Memory that an objective takes on the fullest rank, in addition to the decoder's training."""
 
     states: int = 0
-    """Weights, a companion's among them, gradients and optimizer states."""
+    """Weights, including a companion's, gradients and optimizer states."""
     activations: int = 0
-    """What the loss and a companion keep during a step."""
+    """Activations of the loss and of a companion during a step."""
 
 
 class OwnWeights(Protocol):
-    """The weights that an objective has registered, as a checkpoint holds them."""
+    """The weights that an objective has registered, read from a checkpoint."""
 
     def read(self, parent: str, name: str, /) -> "Tensor":
         """Return a whole weight in fp32.
 
         Args:
             parent: Global name of the module that it was registered in, such as `decoder.layers.0.mlp`.
-            name: What it was registered as, and its own name: `gate.log_alpha`.
+            name: The registered module's name and the parameter's own, such as `gate.log_alpha`.
         """
 
 
 class Objective:
-    """Next-token cross entropy, and the base of every other objective."""
+    """Next-token cross entropy, and the base class of all other objectives."""
 
     scalar_names: Sequence[str] = ()
-    """Names of what `loss` reports; metrics call them `objective/NAME`."""
+    """Names of the scalars that `loss` reports; metrics call them `objective/NAME`."""
     spec: PluginSpec | None = None
-    """What it was made from; None where it was made by hand."""
+    """The spec that it was made from; None if it was constructed directly."""
 
     def attach(self, site: Site, /) -> None:
-        """Register parameters and hooks in this rank's stage, or build a companion. Called once."""
+        """Register parameters and hooks on this rank's stage, or build a companion; called once."""
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """Return all parameters that were registered, in groups."""
+        """Return all registered parameters, in groups."""
         return ()
 
     def companion(self) -> Companion | None:
-        """Return a decoder of `Site.frozen_decoder` that is to run beside the trained one, in the same passes."""
+        """Return a decoder made by `Site.frozen_decoder` that runs in the same passes as the trained one, if any."""
         return None
 
     def prepare(self, batches: Sequence[LabelledTokens], /, *, step: Step) -> Sequence[Any]:
-        """Return what `loss` needs of each micro-batch besides logits; on stages without a loss it is not read.
+        """Return what `loss` needs for each micro-batch in addition to logits; unused on stages without a loss.
 
-        Called before the step's first pass: the place for passes of a companion's own, for numbers of all ranks, and
-        for noise. 1F1B computes passes again in another order, so that noise is drawn here and not in a forward pass.
+        It is called before the step's first pass: the place for a companion's separate passes, for collectives, and for
+        random draws: 1F1B repeats forward passes in a different order when it recomputes activations.
 
         Args:
             batches: This data-parallel rank's micro-batches of the step.
@@ -214,79 +215,79 @@ class Objective:
         return LossValue(loss=output.cross_entropy().mean())
 
     def evaluation_loss(self, output: DecoderOutput, /) -> "Tensor":
-        """Return what text is measured by, held-out text too: cross entropy, so that runs compare and guards see it."""
+        """Return the loss that evaluations and guards use: cross entropy, so that runs remain comparable."""
         return output.cross_entropy().mean()
 
     @property
     def is_evaluation_loss(self) -> bool:
-        """Whether what is optimised is what text is measured by, so that one number tells both."""
+        """Whether the optimised loss is the evaluation loss, so that one number serves for both."""
         mine = type(self)
         return mine.loss is Objective.loss and mine.evaluation_loss is Objective.evaluation_loss
 
     def end_step(self, *, skipped: bool) -> None:
-        """Update state that is not a parameter: multipliers, counters. A skipped step has changed no weight."""
+        """Update state other than parameters, such as counters. A skipped step has not changed any weight."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state besides parameters as plain JSON data, the same on every rank; every checkpoint holds it."""
+        """Return the state other than parameters as plain JSON data, the same on every rank; checkpoints store it."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Take what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
     def may_be_absent(self, name: str, /) -> bool:
-        """Return whether one of the objective's parameters may keep its initial values in a new run.
+        """Return whether a parameter of the objective may be absent from the checkpoint that a new run starts from.
 
-        That is where the checkpoint whose weights the run begins with lacks it. A run that is resumed needs all.
+        It then keeps its initial values. A resumed run needs all parameters.
 
         Args:
-            name: Its global name.
+            name: Global name of the parameter.
         """
         return True
 
     def folds(self, name: str, /) -> bool:
-        """Return whether a decoder with `fold`ed weights can do without a parameter: only then is it exported or asked.
+        """Return whether `fold` absorbs a parameter into the decoder's weights, as export and inference require.
 
         Args:
-            name: Global name of one of the objective's own.
+            name: Global name of a parameter of the objective.
         """
         return False
 
     def fold(self, name: str, weight: "Tensor", own: OwnWeights, /) -> "Tensor":
-        """Return a weight of the decoder that does what it did together with the objective's own weights.
+        """Return a weight of the decoder into which the objective's own weights are folded.
 
         Args:
             name: Global name of the decoder's weight.
-            weight: All of it, in fp32.
+            weight: The whole weight, fp32.
             own: The objective's weights.
         """
         return weight
 
     def flops_per_token(self, shape: ModelShape, /) -> float:
-        """Return model FLOPs per trained token beside the decoder's, a companion's forward pass among them.
+        """Return the model FLOPs per trained token in addition to the decoder's, including a companion's forward pass.
 
-        The planner asks, before torch is imported, as it does for `rank_bytes`.
+        The planner calls this method and `rank_bytes` before torch is imported.
         """
         return 0.0
 
     def rank_bytes(self, *, shape: ModelShape, batch: BatchPlan, layout: ParallelLayout) -> RankBytes:
-        """Return what is kept on the fullest rank beside the decoder's own training.
+        """Return the memory taken on the fullest rank, in addition to the decoder's training.
 
         Args:
             shape: The decoder.
-            batch: Its micro-batch size and number of micro-batches.
-            layout: What states and activations are divided by.
+            batch: Micro-batch size and number of micro-batches.
+            layout: The layout, which divides states and activations.
         """
         return RankBytes()
 
 
 class Sum(Objective):
-    """The sum of several objectives' losses, each with parameters, scalars and state under its own name.
+    """The sum of several objectives' losses; each keeps parameters, scalars and state under its own name.
 
-    Give it keyword arguments; text is measured as by the first.
+    The objectives are keyword arguments; evaluations use the first one's evaluation loss.
     """
 
     def __init__(self, **parts: Objective) -> None:
-        """Take the objectives by their names.
+        """Combine objectives, given by name.
 
         Raises:
             ConfigError: there are none.
@@ -297,7 +298,7 @@ class Sum(Objective):
         self.scalar_names = tuple(f"{key}/{name}" for key, part in parts.items() for name in part.scalar_names)
 
     def attach(self, site: Site, /) -> None:
-        """Attach every part at a site of its own."""
+        """Attach each part at its own site."""
         for key, part in self.parts.items():
             part.attach(site.part(key))
 
@@ -306,50 +307,50 @@ class Sum(Objective):
         return [group for part in self.parts.values() for group in part.parameter_groups()]
 
     def companion(self) -> Companion | None:
-        """Return the one companion that there is.
+        """Return the companion, if a part has one.
 
         Raises:
             ConfigError: several parts have one.
         """
-        companions = {key: found for key, part in self.parts.items() if (found := part.companion()) is not None}
+        companions = {key: companion for key, part in self.parts.items() if (companion := part.companion()) is not None}
         if len(companions) > 1:
             raise ConfigError(
-                f"objectives {', '.join(companions)} of a sum have a companion each, and one alone can run beside the "
+                f"objectives {', '.join(companions)} of a sum each have a companion, and only one can run with the "
                 "trained decoder: the others can run theirs when a step is prepared"
             )
         return next(iter(companions.values()), None)
 
     def prepare(self, batches: Sequence[LabelledTokens], /, *, step: Step) -> Sequence[Any]:
-        """Return, for each micro-batch, what every part has prepared by its name."""
+        """Return, for each micro-batch, what each part has prepared, by name."""
         prepared = {key: part.prepare(batches, step=step) for key, part in self.parts.items()}
         return [{key: values[index] for key, values in prepared.items()} for index in range(len(batches))]
 
     def loss(self, output: DecoderOutput, /) -> LossValue:
-        """Return the sum, and the scalars of all parts."""
+        """Return the sum of the losses, and the scalars of all parts."""
         values = {key: part.loss(_PartOutput(output, key)) for key, part in self.parts.items()}
         first, *rest = values.values()
         total = first.loss
         for value in rest:
             total = total + value.loss
-        scalars = {f"{key}/{name}": found for key, value in values.items() for name, found in value.scalars.items()}
+        scalars = {f"{key}/{name}": scalar for key, value in values.items() for name, scalar in value.scalars.items()}
         return LossValue(loss=total, scalars=scalars)
 
     def evaluation_loss(self, output: DecoderOutput, /) -> "Tensor":
-        """Return the first part's."""
+        """Return the first part's evaluation loss."""
         key, first = next(iter(self.parts.items()))
         return first.evaluation_loss(_PartOutput(output, key))
 
     def end_step(self, *, skipped: bool) -> None:
-        """Tell every part."""
+        """Call `end_step` of each part."""
         for part in self.parts.values():
             part.end_step(skipped=skipped)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the parts' states by their names."""
+        """Return the parts' states, by name."""
         return {key: part.state_dict() for key, part in self.parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Give every part its state."""
+        """Restore each part's state."""
         for key, part in self.parts.items():
             part.load_state_dict(state[key])
 
@@ -364,12 +365,12 @@ class Sum(Objective):
         return self.parts[key].folds(inner)
 
     def fold(self, name: str, weight: "Tensor", own: OwnWeights, /) -> "Tensor":
-        """Fold the parts' weights one after the other.
+        """Fold the parts' weights in, one after the other.
 
         Args:
-            name: global name of the decoder's weight.
-            weight: all of it, in fp32.
-            own: the objectives' weights.
+            name: Global name of the decoder's weight.
+            weight: The whole weight, fp32.
+            own: The objectives' weights.
         """
         for key, part in self.parts.items():
             weight = part.fold(name, weight, _PartWeights(own, key))
@@ -383,16 +384,16 @@ class Sum(Objective):
         """Return the sum over all parts.
 
         Args:
-            shape: the decoder.
-            batch: its micro-batch size and number of micro-batches.
-            layout: the layout that divides states and activations.
+            shape: The decoder.
+            batch: Micro-batch size and number of micro-batches.
+            layout: The layout, which divides states and activations.
         """
         parts = [part.rank_bytes(shape=shape, batch=batch, layout=layout) for part in self.parts.values()]
         return RankBytes(states=sum(part.states for part in parts), activations=sum(part.activations for part in parts))
 
 
 class _PartOutput:
-    """A decoder's output with what one objective of a sum has prepared."""
+    """A decoder's output, with `prepared` of one objective of a sum."""
 
     def __init__(self, output: DecoderOutput, key: str) -> None:
         self.logits, self.batch, self.companion_logits = output.logits, output.batch, output.companion_logits
@@ -411,29 +412,29 @@ class _PartWeights:
 
 
 def own_name(parent: str, name: str, /) -> str:
-    """Return the global name of what was registered as `name` in the module of global name `parent`."""
+    """Return the global name of what is registered as `name` in the module whose global name is `parent`."""
     return ".".join(filter(None, (parent, OWN, name)))
 
 
 def is_own(name: str, /) -> bool:
-    """Return whether a global name is that of an objective's weight."""
+    """Return whether a global name belongs to an objective's weight."""
     return OWN in name.split(".")
 
 
 def _without_part(name: str) -> tuple[str, str]:
-    """Return which part of a sum an objective's weight belongs to, and the name that it would have without the sum."""
+    """Return the part of a sum that an objective's weight belongs to, and its name outside the sum."""
     parent, _, own = f".{name}".partition(f".{OWN}.")
     key, _, rest = own.partition(".")
     return key, own_name(parent.removeprefix("."), rest)
 
 
 def make_objective(spec: PluginSpec, /) -> Objective:
-    """Make what a spec names.
+    """Create the objective that a spec names.
 
-    A plan may come from elsewhere, so nothing is called that it names but subclasses of Objective.
+    A plan may come from an untrusted source, so only subclasses of Objective are called.
 
     Raises:
-        ConfigError: there is no such objective, it does not take these arguments, or it names a scalar in vain.
+        ConfigError: there is no such objective, it does not accept these arguments, or a scalar's name is invalid.
     """
     kind = load(Kind.OBJECTIVE, spec.name, ours=OURS)
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
@@ -455,9 +456,9 @@ def _scalar_problems(objective: Objective) -> Iterator[str]:
 
 
 def spec_of(objective: Objective, /) -> PluginSpec:
-    """Return the name and the arguments of an objective, as plans and checkpoints hold them.
+    """Return the name and the arguments of an objective, as plans and checkpoints store them.
 
-    Of one that was made by hand they are its class and, of a dataclass, the fields that are plain data.
+    If it was constructed directly, these are its class and, for a dataclass, the fields that are plain data.
     """
     if objective.spec is not None:
         return objective.spec

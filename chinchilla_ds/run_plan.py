@@ -472,13 +472,13 @@ class RunPlan:
         if not isinstance(data, dict) or data.pop("format_version", None) != PLAN_FORMAT_VERSION:
             raise ConfigError(f"the plan is not a chinchilla-ds plan of format_version {PLAN_FORMAT_VERSION}")
         data.pop(REPORT, None)
-        told = {name: data.pop(name) for name in DERIVED if name in data}
+        stated = {name: data.pop(name) for name in DERIVED if name in data}
         plan: RunPlan = build(cls, data, where="plan")
-        follows = parse_json(json.dumps({name: getattr(plan, name) for name in told}), where="the plan")
-        if edited := [name for name in told if told[name] != follows[name]]:
+        follows = parse_json(json.dumps({name: getattr(plan, name) for name in stated}), where="the plan")
+        if edited := [name for name in stated if stated[name] != follows[name]]:
             raise ConfigError(
                 [
-                    f"plan.{name} is {told[name]!r:.80}, but {follows[name]!r:.80} follows from the plan's other "
+                    f"plan.{name} is {stated[name]!r:.80}, but {follows[name]!r:.80} follows from the plan's other "
                     "fields; it is for reading only: make a new plan"
                     for name in edited
                 ]

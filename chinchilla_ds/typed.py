@@ -212,18 +212,21 @@ def _union(parts: tuple[Any, ...]) -> Read:
     """Return a reader that takes the first part that fits; what only one part can mean is refused in its words."""
     is_optional = type(None) in parts
     # a whole number that may be either stays whole
-    readers = [_reader(part) for part in sorted((p for p in parts if p is not type(None)), key=lambda p: p is float)]
+    readers = [
+        _reader(part)
+        for part in sorted((part for part in parts if part is not type(None)), key=lambda part: part is float)
+    ]
 
     def read(value: Any, place: str, problems: list[str], /) -> Any:
         if value is None and is_optional:
             return None
         for reader in readers:
-            found: list[str] = []
-            result = reader(value, place, found)
-            if not found:
+            own_problems: list[str] = []
+            result = reader(value, place, own_problems)
+            if not own_problems:
                 return result
         if len(readers) == 1:
-            problems += found
+            problems += own_problems
             return INVALID
         wanted = [reader.plain.wanted if isinstance(reader, _Scalar) else "of another type" for reader in readers]
         return _refused(value, place, problems, wanted=" or ".join(wanted))

@@ -1,8 +1,8 @@
-"""The one table of the decoder's weights: what each is called, its shape, how it is cut, decayed and initialised.
+"""The table of the decoder's weights: name, shape, tensor-parallel split, weight decay and initialisation of each.
 
-`TABLE` has a row per kind of weight. Everything that knows weights by name reads it: initialisation, the optimizer's
+`TABLE` has a row per kind of weight. All code that refers to weights by name reads it: initialisation, the optimizer's
 groups, checkpoints, the decoder for inference, exports, and the counts of parameters, FLOPs and memory. A new weight is
-a new row, and a line in the two decoders that compute with it (docs/add-a-model-variant.md).
+a new row, and a line in each of the two decoders that compute with it (docs/add-a-model-variant.md).
 
 Sizes: h hidden_size, n attention heads, g query groups, d kv_channels, f ffn_hidden_size, v padded_vocab_size.
 """
@@ -16,20 +16,20 @@ from enum import StrEnum
 from chinchilla_ds.run_plan import ModelShape
 
 Rows = tuple[slice, ...]
-"""Rows of a weight, in the order in which an exported weight has them; each slice has a start and a stop."""
+"""Rows of a weight, in the order of the exported weight; each slice has a start and a stop."""
 _LAYER = "decoder.layers."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """How tensor parallelism cuts a weight: each rank gets an equal part of every run along `dim`."""
+    """How tensor parallelism splits a weight: each rank gets an equal part of every run along `dim`."""
 
     dim: int
     runs: int = 1
-    """Equal parts of the dimension that are cut one by one."""
+    """Number of equal runs of the dimension, each of which is split separately."""
 
     def parts(self, length: int, *, rank: int, world_size: int) -> Rows:
-        """Return where a rank's part lies along `dim` of the whole weight, in the order in which the rank has it.
+        """Return the slices along `dim` of the whole weight that make up a rank's part, in their order within the part.
 
         Args:
             length: Length of the whole weight along `dim`.
@@ -44,21 +44,21 @@ class Split:
 ROWS = Split(dim=0)
 COLUMNS = Split(dim=1)
 HALVES = Split(dim=0, runs=2)
-"""[gate; up], and each rank needs [its gate; its up]."""
+"""The weight is [gate; up], and each rank needs [its gate; its up]."""
 
 
 class Initialization(StrEnum):
     """The initial values of a weight."""
 
     NORMAL = "normal"
-    """Normal with the shape's init_std."""
+    """Normal, with the shape's init_std."""
     RESIDUAL = "residual"
-    """Normal with init_std / sqrt(2 num_layers): a projection into the residual stream."""
+    """Normal, with init_std / sqrt(2 num_layers): for projections into the residual stream."""
     ONE = "one"
 
 
 Holds = Callable[[ModelShape, bool, bool], bool]
-"""From a shape, and whether a pipeline stage is the first and whether it is the last, to whether it holds a weight."""
+"""Returns whether a pipeline stage holds a weight, from the shape and whether the stage is the first or the last."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,21 +66,21 @@ class WeightKind:
     """A row of the table: one weight, or one weight of every layer."""
 
     name: str
-    """Its name in an undivided GPTModel of Megatron-core; for a layer's weight, what follows the layer's number."""
+    """Name in an undivided GPTModel of Megatron-core; for a layer's weight, the part after the layer's number."""
     shape: Callable[[ModelShape], tuple[int, ...]]
-    """From the decoder's sizes to those of the whole weight."""
+    """Returns the shape of the whole weight for a decoder."""
     in_layers: bool = False
     """Whether every layer has one."""
     is_held: Holds | None = None
-    """Which pipeline stages hold it; for a layer's weight, whether the decoder's layers have it. None: all."""
+    """Which pipeline stages hold it, or, for a layer's weight, whether the decoder's layers have it; None: all do."""
     split: Split | None = None
-    """How tensor parallelism cuts it; None: every rank has it whole."""
+    """How tensor parallelism splits it; None: every rank has all of it."""
     initialization: Initialization = Initialization.NORMAL
     is_decayed: bool = True
     """Whether the optimizer's weight decay applies."""
     exported: Mapping[str, Callable[[ModelShape], Rows]]
-    """Weights of an exported Llama or Qwen3, and the rows of this one that each is made of: all of it, but for padding.
-    Names are given without `.weight`; for a layer's weight, what follows the layer's number."""
+    """Weights of an exported Llama or Qwen3, and the rows of this weight that form each: all rows except padding.
+    Names lack `.weight`; for a layer's weight they are the part after the layer's number."""
 
     @property
     def attribute(self) -> str:
@@ -88,7 +88,7 @@ class WeightKind:
         return self.name.split(".")[-2]
 
     def full_name(self, layer: int) -> str:
-        """Return the weight's name in an undivided GPTModel; `layer` counts from 0 and plays no part outside layers."""
+        """Return the weight's name in an undivided GPTModel; `layer` counts from 0, and matters only within layers."""
         return f"{_LAYER}{layer}.{self.name}" if self.in_layers else self.name
 
     def local_shape(self, shape: ModelShape, *, tensor: int) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ class WeightKind:
         return tuple(local)
 
     def std(self, shape: ModelShape) -> float | None:
-        """Return the standard deviation of the initial weight; None: it is one everywhere.
+        """Return the standard deviation of the initial values; None: they are all 1.
 
         Source: Radford et al. 2019, section 2.3, for projections into the residual stream; Megatron-LM's
         scaled_init_method_normal.
@@ -110,11 +110,11 @@ class WeightKind:
         return shape.init_std / (math.sqrt(2 * shape.num_layers) if is_residual else 1.0)
 
 
-# ---- rows of the weights that an export takes apart ------------------------------------------------------------------
+# ---- rows of the weights that an export splits up --------------------------------------------------------------------
 
 
 def _group(shape: ModelShape) -> tuple[int, int, int]:
-    """Return (queries, d, stride): rows of one group's queries, of its key or value, and of the whole group."""
+    """Return the number of rows of a group's queries, of its key or value, and of the whole group."""
     queries, d = shape.num_attention_heads // shape.num_query_groups * shape.kv_channels, shape.kv_channels
     return queries, d, queries + 2 * d
 
@@ -166,7 +166,7 @@ def _tokens(shape: ModelShape) -> tuple[int, ...]:
 
 
 def _embeds(shape: ModelShape, is_first: bool, is_last: bool) -> bool:
-    """The last stage multiplies with a tied table, so that it needs one too."""
+    """If the tables are tied, the last stage needs the embedding for its logits."""
     return is_first or (is_last and shape.tied_embeddings)
 
 
@@ -195,7 +195,7 @@ def _norm(name: str, exported: str, *, in_layers: bool = True, is_held: Holds | 
 
 
 def _head_norm(name: str, exported: str) -> WeightKind:
-    """One for all heads of queries or of keys: every tensor-parallel rank has it, and sees its own heads."""
+    """Shared by all heads of queries, or of keys: every tensor-parallel rank has it, for its own heads."""
     return WeightKind(
         name=name,
         shape=_channels,
@@ -234,7 +234,7 @@ TABLE = (
     EMBEDDING,
     _norm("input_layernorm.weight", "input_layernorm"),
     WeightKind(
-        # interleaved by query group, [queries, key, value] for each: a plain cut gives whole groups
+        # interleaved by query group, [queries, key, value] for each: a contiguous split gives whole groups
         name="self_attention.linear_qkv.weight",
         shape=lambda shape: (
             (shape.num_attention_heads + 2 * shape.num_query_groups) * shape.kv_channels,
@@ -266,7 +266,7 @@ TABLE = (
     _norm("decoder.final_layernorm.weight", "model.norm", in_layers=False, is_held=_on_last),
     OUTPUT,
 )
-"""Every weight there can be, in the order of the computation."""
+"""All weights that a decoder can have, in the order of the computation."""
 _BY_NAME = {kind.name: kind for kind in TABLE}
 
 
@@ -274,28 +274,28 @@ _BY_NAME = {kind.name: kind for kind in TABLE}
 
 
 def kind_of(name: str, /) -> WeightKind | None:
-    """Return the row of a weight by its name in an undivided GPTModel; None: it is not a weight of the decoder."""
+    """Return the row of the weight with this name in an undivided GPTModel; None: the decoder has no such weight."""
     if name.startswith(_LAYER):
-        _, _, behind = name.removeprefix(_LAYER).partition(".")
-        kind = _BY_NAME.get(behind)
+        _, _, suffix = name.removeprefix(_LAYER).partition(".")
+        kind = _BY_NAME.get(suffix)
         return kind if kind is not None and kind.in_layers else None
     kind = _BY_NAME.get(name)
     return None if kind is None or kind.in_layers else kind
 
 
 def held_kinds(shape: ModelShape, *, is_first: bool = True, is_last: bool = True) -> list[WeightKind]:
-    """Return the rows of the weights that a pipeline stage holds; of all, where it is the only one.
+    """Return the rows of the weights that a pipeline stage holds; by default those of a single stage, which holds all.
 
     Args:
         shape: The decoder.
         is_first: Whether the stage embeds the tokens.
-        is_last: Whether it makes the logits.
+        is_last: Whether it computes the logits.
     """
     return [kind for kind in TABLE if kind.is_held is None or kind.is_held(shape, is_first, is_last)]
 
 
 def named_kinds(shape: ModelShape, /) -> Iterator[tuple[str, WeightKind, int]]:
-    """Yield name, row and number of the layer of every weight, in the order of the computation; 0 outside layers."""
+    """Yield name, row and layer number (0 outside the layers) of each weight, in the order of the computation."""
     for in_layers, group in itertools.groupby(held_kinds(shape), key=lambda kind: kind.in_layers):
         kinds = tuple(group)
         for layer in range(shape.num_layers if in_layers else 1):

@@ -3,28 +3,30 @@
 import math
 from dataclasses import dataclass
 
-from chinchilla_ds.budget.hyperparameters import MIN_TRAIN_ITERS, step_law_batch_tokens
+from chinchilla_ds.budget.hyperparameters import MIN_TRAIN_ITERS, choose_batch_tokens
 from chinchilla_ds.run_plan import BatchPlan, ParallelLayout
 
 BATCH_MULTIPLE = 16
 """Global batches are multiples of this, so that data-parallel sizes 1, 2, 4, 8 and 16 train on the same batches."""
 LEAST_MULTIPLES = 2
-"""Rounding to a multiple then changes the batch by at most a quarter, over which the loss is flat."""
+"""Least number of multiples in a batch: rounding then changes it by at most a quarter, over which the loss is flat."""
 MATCH = 0.001
-"""Largest relative difference between the tokens of whole steps and those wanted, if a batch within a tenth allows."""
+"""Largest relative difference between the tokens of whole steps and those wanted, if a batch within a tenth has it."""
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
 """Largest micro-batch in tokens: enough to keep matmuls busy, few enough to keep activations small."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRequest:
-    """The requirements on the batch."""
+    """The requirements of the batch."""
 
     wanted_tokens: float
     """Token budget D."""
+    num_params: int
+    """N, which the batch of long runs depends on."""
     seq_length: int
     global_batch_size: int | None
-    """Sequences; None lets Step Law choose."""
+    """Sequences; None: `hyperparameters.choose_batch_tokens`."""
     micro_batch_size: int | None
     """Sequences; None: the largest within MICRO_BATCH_TOKENS."""
     device: str
@@ -51,32 +53,35 @@ def batch_unit(*, layout: ParallelLayout, micro_batch_size: int | None) -> int:
     return layout.data_parallel_size * (micro_batch_size or 1) * chunks
 
 
-def cluster_batch_size(*, wanted_tokens: float, seq_length: int, world_size: int) -> int:
+def cluster_batch_size(*, wanted_tokens: float, num_params: int, seq_length: int, world_size: int) -> int:
     """Return the sequences per step for `world_size` ranks whose layout is still to be chosen.
 
-    Step Law's batch, rounded to a multiple of the ranks, or of a divisor of them, times a power of two, so that many
-    data-parallel sizes and micro-batches can share it: the largest multiple that changes it by at most a quarter.
+    `hyperparameters.choose_batch_tokens`, rounded to a multiple of the number of ranks, or of a divisor of it, times a
+    power of two, so that many data-parallel sizes and micro-batches divide it: the largest multiple that changes it by
+    at most a quarter.
 
     Args:
-        wanted_tokens: Step Law's batch, or the one wanted, in tokens.
+        wanted_tokens: the token budget D.
+        num_params: N.
         seq_length: tokens per sequence.
         world_size: number of ranks.
     """
-    wanted = step_law_batch_tokens(num_tokens=wanted_tokens) / seq_length
+    wanted = choose_batch_tokens(num_params=num_params, num_tokens=wanted_tokens) / seq_length
     ranks = math.lcm(BATCH_MULTIPLE, world_size)
-    multiples = [n for n in range(1, ranks + 1) if ranks % n == 0]
+    multiples = [divisor for divisor in range(1, ranks + 1) if ranks % divisor == 0]
     multiples += [ranks * 2**power for power in range(1, 20)]
-    multiple = max(n for n in multiples if n <= max(1.0, wanted / LEAST_MULTIPLES))
+    multiple = max(size for size in multiples if size <= max(1.0, wanted / LEAST_MULTIPLES))
     sequences = _with_enough_steps(wanted, multiple, wanted_tokens / seq_length)
     return _matching_tokens(sequences, multiple, wanted_tokens / seq_length)
 
 
 def _global_batch_size(request: BatchRequest, layout: ParallelLayout) -> int:
-    """Return Step Law's batch, rounded to the nearest multiple that a layout can share."""
+    """Return the rules' batch, rounded to the nearest multiple that a layout can share."""
     unit = batch_unit(layout=layout, micro_batch_size=request.micro_batch_size)
     multiple = math.lcm(BATCH_MULTIPLE, unit)
     all_sequences = request.wanted_tokens / request.seq_length
-    wanted = step_law_batch_tokens(num_tokens=request.wanted_tokens) / request.seq_length
+    batch_tokens = choose_batch_tokens(num_params=request.num_params, num_tokens=request.wanted_tokens)
+    wanted = batch_tokens / request.seq_length
     sequences = _with_enough_steps(wanted, multiple, all_sequences)
     if sequences < multiple:
         sequences, multiple = max(1, sequences // unit) * unit, unit
@@ -95,7 +100,9 @@ def _with_enough_steps(wanted: float, multiple: int, all_sequences: float) -> in
 def _matching_tokens(sequences: int, multiple: int, all_sequences: float) -> int:
     """Return the nearest multiple, within a tenth, whose whole steps match all sequences; otherwise the best."""
     nearby = range(-(sequences // multiple // 10), sequences // multiple // 10 + 1)
-    sizes = sorted({sequences, *(sequences + k * multiple for k in nearby)}, key=lambda size: abs(size - sequences))
+    sizes = sorted(
+        {sequences, *(sequences + steps * multiple for steps in nearby)}, key=lambda size: abs(size - sequences)
+    )
 
     def miss(size: int) -> float:
         return abs(round(all_sequences / size) * size / all_sequences - 1)

@@ -75,9 +75,9 @@ def _amount_problems(config: RunConfig) -> Iterator[str]:
             "one, and it follows"
         )
     if config.inference_tokens is not None and (size is not None or config.num_tokens is not None):
-        yield "`inference_tokens` chooses the model's size and its tokens: give it beside `compute_budget_flops` alone"
+        yield "`inference_tokens` chooses the model's size and its tokens: give it with `compute_budget_flops` alone"
     if config.inference_tokens is not None and config.unique_tokens is not None:
-        yield "`inference_tokens` and `unique_tokens` follow two laws that nobody has joined: drop one of them"
+        yield "`inference_tokens` and `unique_tokens` use two laws that cannot be combined: drop one of them"
 
 
 def _count_problems(config: RunConfig, *, world_size: int) -> Iterator[str]:
@@ -106,7 +106,7 @@ def _optimizer_problems(config: RunConfig) -> Iterator[str]:
     yield from _setting_problems(config)
     if rate is not None and (not _is_number(rate) or not 0 < rate <= MAX_LEARNING_RATE):
         rule = f"above 0 and at most {MAX_LEARNING_RATE:g}"
-        yield _broken("learning_rate", rate, "", rule, "leave it out, and Step Law chooses")
+        yield _broken("learning_rate", rate, "", rule, "leave it out, so that Step Law chooses")
     if not _is_number(clipping) or clipping < 0:
         yield _broken("gradient_clipping", clipping, "global norm", "finite and at least 0", "0, which switches it off")
     elif clipping > MAX_GRADIENT_CLIPPING:
@@ -115,7 +115,7 @@ def _optimizer_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _setting_problems(config: RunConfig) -> Iterator[str]:
-    """Yield the problems of the optimizer, and of settings of it that were given."""
+    """Yield the problems of the optimizer and of its given settings."""
     rules: dict[str, tuple[str, Callable[[float], bool]]] = {
         "weight_decay": ("from 0 to 1", lambda value: 0 <= value <= 1),
         "beta1": ("at least 0 and below 1", lambda value: 0 <= value < 1),
@@ -126,7 +126,7 @@ def _setting_problems(config: RunConfig) -> Iterator[str]:
     for name, value in given.items():
         rule, holds = rules[name]
         if not _is_number(value) or not holds(value):
-            yield _broken(name, value, "", rule, f"leave it out, and {getattr(OptimizerPlan, name):g} is taken")
+            yield _broken(name, value, "", rule, f"leave it out for the default, {getattr(OptimizerPlan, name):g}")
     warmup = config.warmup_iters
     if warmup not in (None, 0) and not (_is_count(warmup) and warmup <= MAX_AMOUNT):
         yield _broken("warmup_iters", warmup, "steps", f"a whole number from 0 to {MAX_AMOUNT}", "0")

@@ -16,8 +16,10 @@ from chinchilla_ds.budget.objective_cost import (
     with_objective_time,
 )
 from chinchilla_ds.budget.planner import assemble, precision_of
+from chinchilla_ds.budget.report import duration_remark
 from chinchilla_ds.budget.shape.choice import choose_model
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
+from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.budget.speed.devices import Device, get_device
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
@@ -37,7 +39,7 @@ class ClusterRequest:
     world_size: int
     devices_per_node: int
     fixed: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    """Fixed values of fields of ParallelLayout and of micro_batch_size, which are not searched."""
+    """Values of ParallelLayout's fields and of micro_batch_size that are fixed and not searched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +65,12 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
     choice = pay_for_objective(choose_model(config), objective=objective, config=config)
     seq_length = choice.shape.seq_length
     batch_size = config.global_batch_size or cluster_batch_size(
-        wanted_tokens=choice.wanted_tokens, seq_length=seq_length, world_size=request.world_size
+        wanted_tokens=choice.wanted_tokens,
+        num_params=count_parameters(shape=choice.shape).total,
+        seq_length=seq_length,
+        world_size=request.world_size,
     )
-    search, kept = _search(
+    search, objective_memory = _search(
         LayoutRequest(
             shape=choice.shape,
             precision=precision_of(config, device=kind),
@@ -95,24 +100,25 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
         devices_per_node=request.devices_per_node,
         device_memory_bytes=request.device.memory_bytes,
     )
-    memory = with_objective_bytes(best.memory, kept)
+    memory = with_objective_bytes(best.memory, objective_memory)
     plan = dataclasses.replace(made, cluster=cluster, memory_bytes=memory, step_time=time)
+    plan = dataclasses.replace(plan, reasons=(*plan.reasons, *duration_remark(plan)))
     return ClusterPlan(plan=plan, search=search)
 
 
 def _search(request: LayoutRequest, *, objective: Objective) -> tuple[LayoutSearch, int]:
-    """Return the search whose best layout leaves room for the objective, and what that keeps there, in bytes.
+    """Return the search whose best layout leaves room for the objective, and the bytes that the objective needs in it.
 
-    What it keeps depends on the layout: room is set aside for what it would keep in the best so far, until it fits.
+    They depend on the layout, so the search is repeated with the bytes for the best layout reserved, until they fit.
     """
     reserved = 0
     while True:
         search = search_layouts(dataclasses.replace(request, reserved_bytes=reserved))
         best = search.best
-        kept = objective_bytes(objective, shape=request.shape, batch=best.batch, layout=best.layout)
-        if kept <= reserved:
-            return search, kept
-        reserved = kept
+        needed = objective_bytes(objective, shape=request.shape, batch=best.batch, layout=best.layout)
+        if needed <= reserved:
+            return search, needed
+        reserved = needed
 
 
 def plan_on_devices(
@@ -126,20 +132,20 @@ def plan_on_devices(
     mfu: float | None = None,
     explicit: frozenset[str] = frozenset(),
 ) -> ClusterPlan:
-    """Return the plan for so many of a named device, of a budget in FLOPs or in GPU-hours.
+    """Return the plan for `world_size` devices of a named kind and a budget in FLOPs or in GPU-hours.
 
     Args:
-        config: What is wanted.
+        config: The user's configuration.
         gpu: The device's name; its memory must be known.
-        world_size: Devices.
-        devices_per_node: Of one node; None by device.
+        world_size: Number of devices.
+        devices_per_node: Devices per node; None: the usual number for the device.
         hardware: JSON file of devices to add.
-        gpu_hours: Budget as time; None takes the config's.
-        mfu: Share of the peak that `gpu_hours` are counted at; None: the MFU of the plan's own layout.
-        explicit: Names of the config fields that somebody has set; those of the layout are not searched.
+        gpu_hours: Budget as time; None: the config's budget.
+        mfu: Share of the peak at which `gpu_hours` are counted; None: the MFU of the plan's own layout.
+        explicit: Names of the config fields that the user has set; those of the layout are not searched.
 
     Raises:
-        ConfigError: invalid values, an unknown device, law or shape, or a device whose rates are not known.
+        ConfigError: invalid values, an unknown device, law or shape, or a device whose rates are unknown.
         LayoutError: no layout fits.
         PlanError: no model for the budget.
     """
@@ -167,7 +173,7 @@ def plan_for_gpu_hours(config: RunConfig, *, request: ClusterRequest, gpu_hours:
     """Return the plan whose expected GPU-hours are `gpu_hours`: its MFU is that of its own layout.
 
     The budget is gpu_hours x 3600 x peak x MFU, and the MFU depends on the model for that budget: both are found by
-    iteration. If the layout changes at just this budget, the nearest plan may miss the hours by a few per cent.
+    iteration. If the layout changes right at this budget, the nearest plan may miss the hours by a few per cent.
 
     Args:
         config: the user's configuration, without a budget.
@@ -180,11 +186,11 @@ def plan_for_gpu_hours(config: RunConfig, *, request: ClusterRequest, gpu_hours:
     low, high, budget = 0.0, math.inf, gpu_hour_flops(request.device, config=config, gpu_hours=gpu_hours, mfu=0.4)
     nearest: tuple[float, ClusterPlan] | None = None
     for _ in range(_MOST_ROUNDS):
-        found = plan_on_cluster(dataclasses.replace(config, compute_budget_flops=budget), request=request)
-        assert found.plan.wall_clock_s is not None, "gpu_hour_flops refuses devices without rates"
-        factor = gpu_hours * 3600 / (found.plan.wall_clock_s * request.world_size)
+        candidate = plan_on_cluster(dataclasses.replace(config, compute_budget_flops=budget), request=request)
+        assert candidate.plan.wall_clock_s is not None, "gpu_hour_flops refuses devices without rates"
+        factor = gpu_hours * 3600 / (candidate.plan.wall_clock_s * request.world_size)
         if nearest is None or abs(math.log(factor)) < nearest[0]:
-            nearest = abs(math.log(factor)), found
+            nearest = abs(math.log(factor)), candidate
         if nearest[0] <= HOURS_TOLERANCE:
             break
         low, high = (max(low, budget), high) if factor > 1 else (low, min(high, budget))

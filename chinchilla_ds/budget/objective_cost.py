@@ -12,8 +12,8 @@ from chinchilla_ds.run_plan import BatchPlan, MemoryBytes, ModelShape, ParallelL
 def pay_for_objective(choice: ModelChoice, *, objective: Objective, config: RunConfig) -> ModelChoice:
     """Return the choice with the tokens that the budget buys once the objective's FLOPs are paid too.
 
-    The model is the law's for the budget: no law accounts for an objective's FLOPs. If tokens were requested,
-    or the law's tokens for a model, they are kept, and a budget that was not given grows.
+    The model is the law's for the budget: no law accounts for an objective's FLOPs. If the tokens were given,
+    or are the law's for a given model, they are kept, and a budget that was not given grows.
 
     Args:
         choice: Model and tokens for the decoder's FLOPs alone.
@@ -32,7 +32,7 @@ def pay_for_objective(choice: ModelChoice, *, objective: Objective, config: RunC
         tokens *= 1 - share
         why += f"; the budget buys {tokens:.3g} tokens in place of {choice.wanted_tokens:.3g}."
     elif asked_for_budget:
-        why += "; they come on top of the budget, for the tokens were asked for."
+        why += "; they come on top of the budget, because the tokens were given."
     else:
         budget = (own + extra) * tokens
         why += "."
@@ -46,16 +46,16 @@ def pay_for_objective(choice: ModelChoice, *, objective: Objective, config: RunC
 
 
 def objective_bytes(objective: Objective, *, shape: ModelShape, batch: BatchPlan, layout: ParallelLayout) -> int:
-    """Return what the objective keeps on the fullest rank, in bytes.
+    """Return the bytes that the objective needs on the rank that holds most.
 
     Args:
-        objective: What makes the loss.
+        objective: Computes the loss.
         shape: The decoder.
-        batch: Its micro-batches.
-        layout: How ranks share it.
+        batch: The batch and its micro-batches.
+        layout: The parallel layout.
     """
-    kept = objective.rank_bytes(shape=shape, batch=batch, layout=layout)
-    return kept.states + kept.activations
+    rank_memory = objective.rank_bytes(shape=shape, batch=batch, layout=layout)
+    return rank_memory.states + rank_memory.activations
 
 
 def with_objective_bytes(memory: MemoryBytes, num_bytes: int, /) -> MemoryBytes:
@@ -64,7 +64,7 @@ def with_objective_bytes(memory: MemoryBytes, num_bytes: int, /) -> MemoryBytes:
 
 
 def with_objective_time(time: StepTime, *, decoder_flops: float, objective_flops: float) -> StepTime:
-    """Return the time of a step with the objective's FLOPs, at the rate at which the decoder's are computed.
+    """Return the time of a step with the objective's FLOPs, executed at the decoder's rate.
 
     Args:
         time: Time of the decoder's step.

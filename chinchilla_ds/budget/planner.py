@@ -31,7 +31,7 @@ from chinchilla_ds.run_plan import (
 from chinchilla_ds.units import format_count, format_flops
 
 MIN_ITERS_OF_A_PLAN = 50
-"""Fewer optimizer steps than this cannot spend every budget to a hundredth, and hardly train anything."""
+"""Fewer optimizer steps cannot spend every budget to within a hundredth, and hardly train a model."""
 EVALUATIONS_PER_RUN = 10
 SMALLEST_BUDGET_TRIED, LARGEST_BUDGET_TRIED = 1e7, 1e27
 
@@ -39,7 +39,7 @@ SMALLEST_BUDGET_TRIED, LARGEST_BUDGET_TRIED = 1e7, 1e27
 def plan(config: RunConfig, *, world_size: int, device: str) -> RunPlan:
     """Resolve a run on the layout that `config` names.
 
-    The shape, the tokens and, if its sizes divide, the batch do not depend on the layout.
+    The shape and the tokens do not depend on the layout; nor does the batch, if the layout's sizes divide it.
 
     Args:
         config: the user's configuration.
@@ -65,7 +65,7 @@ def assemble(
 
     Args:
         config: the user's configuration.
-        choice: the model, and the tokens wanted.
+        choice: the model and the wanted tokens.
         layout: the parallel layout.
         batch: the batch.
         device: kind of device, "cpu" or "cuda".
@@ -74,7 +74,9 @@ def assemble(
     num_params = count_parameters(shape=shape).total
     flops_per_token = decoder_flops_per_token(shape=shape) + choice.objective_flops_per_token
     num_tokens = batch.train_iters * batch.global_batch_size * shape.seq_length
-    optimizer, rate_reason = choose_optimizer(config, shape=shape, num_tokens=num_tokens)
+    optimizer, rate_reason = choose_optimizer(
+        config, shape=shape, num_tokens=num_tokens, batch_tokens=batch.global_batch_size * shape.seq_length
+    )
     precision = precision_of(config, device=device)
     memory = estimate_memory(
         shape=shape,
@@ -84,7 +86,7 @@ def assemble(
         device=device,
         optimizer_states=len(optimizer.states),
     )
-    kept = objective_bytes(make_objective(config.objective), shape=shape, batch=batch, layout=layout)
+    objective_memory = objective_bytes(make_objective(config.objective), shape=shape, batch=batch, layout=layout)
     unique_tokens = choice.laws.losses.unique_tokens
     made = RunPlan(
         compute_budget_flops=float(choice.compute_budget_flops),
@@ -107,7 +109,7 @@ def assemble(
         objective=config.objective,
         objective_flops_per_token=choice.objective_flops_per_token,
         unique_tokens=None if unique_tokens is None else int(unique_tokens),
-        memory_bytes=with_objective_bytes(memory, kept),
+        memory_bytes=with_objective_bytes(memory, objective_memory),
     )
     reasons = plan_reasons(config, choice=choice, made=made, rate_reason=rate_reason)
     return dataclasses.replace(made, reasons=tuple(reasons))
@@ -121,7 +123,7 @@ def precision_of(config: RunConfig, *, device: str) -> Precision:
 def smallest_budget(config: RunConfig, *, world_size: int, device: str) -> float | None:
     """Return approximately the smallest budget in FLOPs for which `config` has a plan; None if there is none.
 
-    Approximately: shapes are discrete, so that some smaller budgets between those tried may also have a plan.
+    Only approximately, because shapes are discrete: smaller budgets between those tried may also have a plan.
 
     Args:
         config: the user's configuration; its budget is ignored.
@@ -211,6 +213,7 @@ def _choose_batch(config: RunConfig, *, choice: ModelChoice, layout: ParallelLay
     seq_length = choice.shape.seq_length
     request = BatchRequest(
         wanted_tokens=choice.wanted_tokens,
+        num_params=count_parameters(shape=choice.shape).total,
         seq_length=seq_length,
         global_batch_size=config.global_batch_size,
         micro_batch_size=config.micro_batch_size,
@@ -241,7 +244,7 @@ def _schedule(config: RunConfig, *, batch: BatchPlan, shape: ModelShape, peak: f
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), figure A1.
 
     Raises:
-        ConfigError: the warm-up that was asked for is as long as the run.
+        ConfigError: the requested warm-up is as long as the run.
     """
     warmup_iters = config.warmup_iters
     if warmup_iters is None:

@@ -92,8 +92,8 @@ def boxes_of(cut: Cut, *, start: int, numel: int) -> Iterator[Box]:
             else:
                 rows, columns = (end - at) // width, width
             global_row = span.global_start + row - span.local_start
-            one = len(cut.full_shape) == 1
-            sizes = (rows,) if one else (rows, columns)
-            offsets = (global_row,) if one else (global_row, cut.column_start + column)
+            is_vector = len(cut.full_shape) == 1
+            sizes = (rows,) if is_vector else (rows, columns)
+            offsets = (global_row,) if is_vector else (global_row, cut.column_start + column)
             yield Box(start=at - start, sizes=sizes, offsets=offsets)
             at += rows * columns

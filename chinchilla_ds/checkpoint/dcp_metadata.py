@@ -244,7 +244,7 @@ def _fields(value: Any, kind: str) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    # tuples within tuples would be hashed, as keys, by a function that calls itself without end
+    # tuples within tuples would be hashed, as keys, by a function that recurses without limit
     if type(value) is not str:
         raise ValueError("a name is not text")
     return value

@@ -86,8 +86,8 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
     """
     if not checkpoints.is_dir():
         return []
-    found = [path for path in checkpoints.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
-    places = {iteration_of(path): path for path in sorted(found)}  # "." sorts first, so what has the place wins
+    named = [path for path in checkpoints.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+    places = {iteration_of(path): path for path in sorted(named)}  # "." sorts first, so what has the place wins
     return [places[iteration] for iteration in sorted(places, reverse=True)]
 
 
@@ -192,7 +192,7 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """Return the manifest of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing or not one of ours.
+        CheckpointError: it is missing or has another format.
     """
     path, what = file_inside(checkpoint, MANIFEST_NAME), "manifest"
     data: Any = read_json(path, what=what, error=CheckpointError)
@@ -291,8 +291,8 @@ def find_checkpoints(path: Path) -> list[Path]:
         if (path / MANIFEST_NAME).is_file() and (path / TENSORS_NAME).is_dir():
             return [path]
         for folder in (path / CHECKPOINTS_NAME, path):
-            if found := list_checkpoints(folder):
-                return found
+            if checkpoints := list_checkpoints(folder):
+                return checkpoints
     what = "does not exist" if not path.exists() else "holds no checkpoint"
     raise CheckpointError(f"{path} {what}; name a run's folder, its {CHECKPOINTS_NAME} or one step_XXXXXXX of them")
 

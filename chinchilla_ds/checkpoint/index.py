@@ -68,9 +68,9 @@ class StoredTensor:
             raise ValueError(f"file_numbers has {blocks} entries, starts, offsets and sizes have {lengths}")
         if (self.block_offsets + self.block_sizes > np.array(self.shape)).any():
             raise ValueError(f"a block reaches out of the shape {list(self.shape)}")
-        found, wanted = sum(map(math.prod, self.block_sizes.tolist())), self.numel
-        if found != wanted:
-            raise ValueError(f"its blocks hold {found} values, and the shape {list(self.shape)} has {wanted}")
+        covered, wanted = sum(map(math.prod, self.block_sizes.tolist())), self.numel
+        if covered != wanted:
+            raise ValueError(f"its blocks hold {covered} values, and the shape {list(self.shape)} has {wanted}")
 
     @property
     def numel(self) -> int:

@@ -38,9 +38,9 @@ class CheckpointReader:
         """
         problems = []
         for checkpoint in folders.find_checkpoints(path):
-            if not (found := problems_of(checkpoint)):
+            if not (own_problems := problems_of(checkpoint)):
                 return cls(checkpoint)
-            problems += found
+            problems += own_problems
         raise CheckpointError(problems)
 
     @property

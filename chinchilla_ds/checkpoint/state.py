@@ -118,7 +118,7 @@ def state_problems(state: CheckpointState, plan: RunPlan) -> Iterator[str]:
 
 
 def objective_problems(saved: RunPlan, wanted: RunPlan, *, checkpoint: Path) -> list[str]:
-    """Return why a run cannot be resumed: it was trained with another objective than the plan names.
+    """Return why a run cannot be resumed: it was trained with a different objective from the plan's.
 
     Args:
         saved: the checkpoint's plan.

@@ -161,13 +161,13 @@ def load_blocks(blocks: Iterable[Block], *, index: TensorIndex, folder: Path) ->
             raise CheckpointError(
                 f"tensor {block.key} is {list(stored.shape)} in the checkpoint and {list(block.full_shape)} in the plan"
             )
-        found = reads_of(stored, files=index.files, offsets=block.offsets, values=block.values)
-        there, wanted = sum(read.target.numel() for read in found), block.values.numel()
+        of_block = reads_of(stored, files=index.files, offsets=block.offsets, values=block.values)
+        there, wanted = sum(read.target.numel() for read in of_block), block.values.numel()
         if there != wanted:
             raise CheckpointError(
                 f"tensor {block.key} of the checkpoint is incomplete: {there} of {wanted} values are there"
             )
-        reads += found
+        reads += of_block
     read_all(reads, folder=folder)
 
 

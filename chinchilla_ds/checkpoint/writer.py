@@ -119,7 +119,7 @@ def write_small_files(
     if tokenizer is not None:
         target = aside / ("tokenizer" if tokenizer.is_dir() else "tokenizer.model")
         if tokenizer.is_dir():
-            shutil.copytree(tokenizer, target, symlinks=True)  # what lies outside is none of it
+            shutil.copytree(tokenizer, target, symlinks=True)  # files outside are not part of it
         else:
             shutil.copyfile(tokenizer, target)
         for path in files_below(target) if target.is_dir() else [target]:

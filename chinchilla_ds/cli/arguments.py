@@ -1,4 +1,4 @@
-"""The flags of launchers/pretrain.py and `chinchilla-ds plan`, and the RunConfig that they make."""
+"""The flags of training and of `chinchilla-ds plan`, and the RunConfig that they set."""
 
 import argparse
 import dataclasses
@@ -31,7 +31,7 @@ from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plugins import PluginSpec, parse_spec
 from chinchilla_ds.run_plan import DEFAULT_OBJECTIVE, Decay, Precision, Recompute
 from chinchilla_ds.runs.command import TrainCommand
-from chinchilla_ds.units import parse_quantity
+from chinchilla_ds.units import parse_quantity, parse_share
 
 _NEGATIVE = re.compile(r"-[0-9.]")
 _HELP_COLUMNS = 120
@@ -53,18 +53,18 @@ TRAINING_EXAMPLES = (
     "chinchilla-ds pretrain --config run.yaml --seed 2                       # flags in a file; flags win",
     "deepspeed --num_gpus 2 --module chinchilla_ds pretrain --ds_config zero1 --data corpus/ --flops 2e10",
 )
-"""End the help of training."""
+"""Examples at the end of the help of training."""
 
 
 class Help(argparse.HelpFormatter):
-    """Flags on the left, their descriptions on the right, within the screen's width."""
+    """Shows flags on the left and descriptions on the right, within the terminal's width."""
 
     def __init__(self, prog: str) -> None:
         columns = min(shutil.get_terminal_size().columns, _HELP_COLUMNS)
         super().__init__(prog, max_help_position=_HELP_FLAG_COLUMNS if columns > 100 else 24, width=columns - 2)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Keep examples unchanged; wrap anything else."""
+        """Keep examples unchanged; wrap all other text."""
         return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
 
 
@@ -72,15 +72,15 @@ _EXAMPLES = "examples:\n"
 
 
 def examples_text(examples: Sequence[str]) -> str:
-    """Return the end of a command's help."""
+    """Return the examples at the end of a command's help."""
     return _EXAMPLES + "\n".join(f"  {example}" for example in examples)
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ConfigError instead of printing the usage and exiting."""
+    """A parser that raises ConfigError instead of printing the usage and exiting."""
 
     config = ConfigFile()
-    """What `--config` names, while its flags are parsed."""
+    """The file that `--config` names, while its flags are parsed."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, with `--flops -1e21` read as a value (argparse would see a flag), and with --config's flags."""
@@ -111,7 +111,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def print_help(self, file: Any = None) -> None:
-        """Print the help once, not once per rank."""
+        """Print the help once instead of once per rank."""
         if rank_of() == 0:
             super().print_help(file)
 
@@ -120,7 +120,7 @@ def parse(argv: Sequence[str] | None) -> TrainCommand:
     """Read the command line of launchers/pretrain.py.
 
     Raises:
-        ConfigError: an unknown flag or an invalid value.
+        ConfigError: a flag is unknown, or a value is invalid.
     """
     values = vars(training_parser().parse_args(argv))
     values.pop("local_rank", None)
@@ -145,7 +145,7 @@ def parse(argv: Sequence[str] | None) -> TrainCommand:
 
 
 def run_config(values: dict[str, Any], /, *, data: DataConfig | None = None) -> tuple[RunConfig, frozenset[str]]:
-    """Return the config of the flags that were given, by the names of its fields, and those names."""
+    """Return the config that the given flags set, and the names of the fields that they set."""
     layout = {name: values[name] for name in values if name in _LAYOUT_FIELDS}
     rest = {name: values[name] for name in values if name not in _LAYOUT_FIELDS}
     config = RunConfig(**rest, layout=LayoutConfig(**layout), data=data or DataConfig())
@@ -153,7 +153,7 @@ def run_config(values: dict[str, Any], /, *, data: DataConfig | None = None) -> 
 
 
 def quantity(unit: str | None) -> Callable[[str], float]:
-    """Return a parser of positive numbers in `unit`, which may be written after the number."""
+    """Return a parser of positive numbers, which may be followed by `unit`."""
 
     def read(text: str) -> float:
         try:
@@ -162,6 +162,14 @@ def quantity(unit: str | None) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return read
+
+
+def share(text: str) -> float:
+    """Return a share, such as 0.4 or 40%."""
+    try:
+        return parse_share(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 _quantity = quantity(None)
@@ -195,7 +203,7 @@ def _whole_or_0(text: str) -> int:
 
 
 def plugin(text: str) -> PluginSpec:
-    """Return what `NAME` or `module:object`, with `,key=value` any number of times, names."""
+    """Return the plugin that `NAME` or `module:object` names, with any number of `,key=value` after it."""
     try:
         return parse_spec(text)
     except ValueError as error:
@@ -203,7 +211,7 @@ def plugin(text: str) -> PluginSpec:
 
 
 def path(text: str) -> Path:
-    """Return a path that is not empty and valid for a file system."""
+    """Return a path that is not empty and that a file system accepts."""
     if not text.strip():
         raise argparse.ArgumentTypeError("a path cannot be empty")
     if "\0" in text:
@@ -217,19 +225,19 @@ def path(text: str) -> Path:
 
 
 def choice(kind: type[_Choice]) -> Callable[[str], _Choice]:
-    """Return a parser of an enumeration's values whose errors list them."""
+    """Return a parser of an enumeration's values; its errors list them."""
 
     def read(text: str) -> _Choice:
-        values = [one.value for one in kind]
+        values = [member.value for member in kind]
         if text not in values:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(values)}{did_you_mean(text, values)}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(values)}{did_you_mean(text, values)}")
         return kind(text)
 
     return read
 
 
 def run_name(text: str) -> str:
-    """Return a name that a run's folder may have."""
+    """Return a valid name of a run."""
     if not RUN_NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a run's name: letters, digits, dots, dashes and underscores, at most 100, a letter or "
@@ -239,7 +247,7 @@ def run_name(text: str) -> str:
 
 
 class _NamedOtherwise(argparse.Action):
-    """An alternative name of --ds_config in DeepSpeed's own scripts."""
+    """Another name of --ds_config, used by DeepSpeed's own scripts, whose error names ours."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
@@ -287,7 +295,7 @@ Group = Any  # argparse._ArgumentGroup
 
 def ds_config_flag(group: Group) -> None:
     """Add `--ds_config`, as DeepSpeed's scripts spell it."""
-    text = f"DeepSpeed JSON: a file, or one that is shipped: {', '.join(shipped_configs())}"
+    text = f"DeepSpeed JSON: a file, or the name of a shipped one: {', '.join(shipped_configs())}"
     group.add_argument("--ds_config", "--ds-config", type=path, required=True, metavar="NAME|FILE", help=text)
 
 
@@ -301,14 +309,14 @@ _METAVARS = {whole: "N", _whole_or_0: "N", str: "NAME", run_name: "NAME"}
 
 
 def flag(group: Group, name: str, kind: Callable[[str], Any], text: str, **more: Any) -> None:
-    """Add a flag with its parser, its help and a placeholder that fits.
+    """Add a flag with its parser, its help and a suitable placeholder.
 
     Args:
-        group: the parser or group that receives it.
-        name: its name, without dashes.
-        kind: parses a value.
-        text: its help.
-        **more: further arguments of `add_argument`.
+        group: The parser or group that receives the flag.
+        name: Name of the flag, without dashes.
+        kind: Parses a value.
+        text: Help text.
+        **more: Further arguments of `add_argument`.
     """
     group.add_argument(f"--{name}", type=kind, help=text, **({"metavar": _METAVARS.get(kind, "X")} | more))
 
@@ -318,17 +326,28 @@ def _names(kind: type[StrEnum]) -> str:
 
 
 def budget_flags(group: Group) -> None:
-    """Add the flags that say what to spend, or what to get for it."""
+    """Add the flags for the budget, or for the size or training tokens to get."""
     budget = "model FLOPs forward and backward"
     flag(group, "flops", quantity("FLOPs"), f"compute budget, {budget}", dest="compute_budget_flops")
-    flag(group, "params", quantity("parameters"), "wanted model size, embeddings included", dest="num_params")
-    flag(group, "tokens", quantity("tokens"), "wanted training tokens", dest="num_tokens")
-    flag(group, "shape", str, "a published decoder, such as llama-3-8b or chinchilla-70b")
+    flag(
+        group,
+        "params",
+        quantity("parameters"),
+        "model size instead of a budget, including embeddings",
+        dest="num_params",
+    )
+    flag(group, "tokens", quantity("tokens"), "training tokens instead of a budget", dest="num_tokens")
+    flag(group, "shape", str, "shape of a published decoder, such as llama-3-8b or chinchilla-70b")
     flag(
         group, "law", str, f"scaling law, a file of `chinchilla-ds fit --out`, or module:object (default {DEFAULT_LAW})"
     )
-    flag(group, "unique-tokens", quantity("tokens"), "distinct tokens there are: more are repetitions")
-    flag(group, "inference-tokens", quantity("tokens"), "tokens to be served: favours a smaller model, trained longer")
+    flag(group, "unique-tokens", quantity("tokens"), "distinct tokens available; training on more repeats them")
+    flag(
+        group,
+        "inference-tokens",
+        quantity("tokens"),
+        "tokens to serve after training: favours a smaller model, trained longer",
+    )
 
 
 def model_flags(group: Group) -> None:
@@ -336,24 +355,26 @@ def model_flags(group: Group) -> None:
     flag(group, "seq-length", whole, "tokens per training sequence (default: by budget)")
     flag(group, "vocab-size", whole, "tokenizer pieces (default: by budget)")
     group.add_argument("--tied-embeddings", action=argparse.BooleanOptionalAction, help="share input and output tables")
-    group.add_argument("--qk-norm", action=argparse.BooleanOptionalAction, help="norm each head's queries and keys")
+    group.add_argument(
+        "--qk-norm", action=argparse.BooleanOptionalAction, help="normalise the queries and keys of each head"
+    )
     flag(group, "global-batch-size", whole, "sequences per optimizer step (default: by budget)")
     flag(group, "micro-batch-size", whole, "sequences per forward pass and rank (default: by device)")
     flag(group, "learning-rate", _quantity, "peak learning rate (default: by size and tokens)")
-    text = "adamw, or module:function of yours that returns an OptimizerSpec (default adamw)"
+    text = "adamw, or your own module:function that returns an OptimizerSpec (default adamw)"
     flag(group, "optimizer", plugin, text, metavar="NAME[,key=value]")
-    flag(group, "weight-decay", _zero_or_more, "decoupled decay of matrices (default 0.1)")
-    flag(group, "beta1", _zero_or_more, "decay of AdamW's first moment (default 0.9)")
-    flag(group, "beta2", _zero_or_more, "decay of AdamW's second moment (default 0.95)")
+    flag(group, "weight-decay", _zero_or_more, "decoupled weight decay of matrices (default 0.1)")
+    flag(group, "beta1", _zero_or_more, "decay rate of AdamW's first moment (default 0.9)")
+    flag(group, "beta2", _zero_or_more, "decay rate of AdamW's second moment (default 0.95)")
     flag(group, "epsilon", _quantity, "term that AdamW adds to the root of its second moment (default 1e-8)")
-    flag(group, "warmup-iters", _whole_or_0, "steps of warm-up (default: by size, batch and length of the run)")
-    text = f"the objective, or module:Class of yours (default {DEFAULT_OBJECTIVE}; docs/add-a-loss.md)"
+    flag(group, "warmup-iters", _whole_or_0, "warm-up steps (default: by size, batch and length of the run)")
+    text = f"objective, or your own module:Class (default {DEFAULT_OBJECTIVE}; docs/add-a-loss.md)"
     flag(group, "objective", plugin, text, metavar="NAME[,key=value]")
     flag(group, "gradient-clipping", _zero_or_more, "largest gradient norm, 0 for none (default 1.0)")
-    flag(group, "decay", choice(Decay), "learning-rate decay after warm-up (default cosine)", metavar=_names(Decay))
-    flag(group, "precision", choice(Precision), "default bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))
+    flag(group, "decay", choice(Decay), "shape of the learning-rate decay (default cosine)", metavar=_names(Decay))
+    flag(group, "precision", choice(Precision), "default: bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))
     group.add_argument("--document-mask", action=argparse.BooleanOptionalAction, help="attend only within documents")
-    flag(group, "seed", _whole_or_0, f"weights, data order, tokenizer sample (default {RunConfig().seed})")
+    flag(group, "seed", _whole_or_0, f"seed of weights, data order and tokenizer sample (default {RunConfig().seed})")
 
 
 def _data_flags(group: Group) -> None:
@@ -367,21 +388,21 @@ def _data_flags(group: Group) -> None:
         help="text, JSONL or Parquet files and folders of them (default: this Python's standard library source)",
     )
     flag(group, "text-field", str, f"column that holds the text (default {defaults.text_field})")
-    flag(group, "held-out-fraction", _quantity, f"share kept out of training (default {defaults.held_out_fraction})")
-    flag(group, "max-epochs", _quantity, f"how often the corpus may be read (default {defaults.max_epochs:g})")
+    flag(group, "held-out-fraction", _quantity, f"share of the text held out (default {defaults.held_out_fraction})")
+    flag(group, "max-epochs", _quantity, f"largest number of passes over the corpus (default {defaults.max_epochs:g})")
     flag(group, "blend", path, "weights of a prepared corpus's sources, as `mix fit --out` writes them", metavar="FILE")
     flag(group, "eval-interval-tokens", whole, "trained tokens between evaluations (default: ten in a run)")
     flag(group, "sample-interval-tokens", whole, "trained tokens between samples of text (default: only at the end)")
     flag(group, "output", path, "folder for runs, prepared data and mlflow.db (default runs)", metavar="FOLDER")
-    flag(group, "run-name", run_name, "the run's folder in it, and its name in MLflow (default: budget and time)")
+    flag(group, "run-name", run_name, "name of the run's folder and of its MLflow run (default: budget and time)")
 
 
 def _checkpoint_flags(group: Group) -> None:
     defaults = CheckpointConfig()
     text = "time, tokens or steps between checkpoints, such as 1B-tokens or 500-steps (default 30m)"
     flag(group, "save-every", save_interval, text, metavar="30m")
-    flag(group, "keep", whole, f"newest checkpoints that are kept (default {defaults.keep})")
-    flag(group, "milestone-every", whole, "keep checkpoints at multiples of this many steps", metavar="STEPS")
+    flag(group, "keep", whole, f"number of newest checkpoints to keep (default {defaults.keep})")
+    flag(group, "milestone-every", whole, "also keep checkpoints at multiples of this many steps", metavar="STEPS")
     group.add_argument(
         "--save-in-background",
         action=argparse.BooleanOptionalAction,
@@ -389,21 +410,21 @@ def _checkpoint_flags(group: Group) -> None:
     )
     text = "resume the last unfinished run of the same command (the default), none, or this run"
     flag(group, "resume", str, text, metavar="latest|none|FOLDER")
-    flag(group, "init-from", path, "start with the weights of this checkpoint or run", metavar="FOLDER")
+    flag(group, "init-from", path, "start from the weights of this checkpoint or run", metavar="FOLDER")
 
 
 def _guard_flags(group: Group) -> None:
     defaults = GuardConfig()
-    text = f"batches in a row without a finite loss and gradient that end the run (default {defaults.max_bad_batches})"
+    text = f"consecutive batches with non-finite loss or gradient that end the run (default {defaults.max_bad_batches})"
     flag(group, "max-bad-batches", whole, text)
-    text = f"when the loss has jumped and stays high (default {defaults.on_spike})"
+    text = f"what to do when the loss jumps and stays high (default {defaults.on_spike})"
     flag(group, "on-spike", choice(OnSpike), text, metavar=_names(OnSpike))
-    text = f"a step that takes longer counts as hung (default {defaults.hang_timeout_s:g})"
+    text = f"time after which a step counts as hung (default {defaults.hang_timeout_s:g})"
     flag(group, "hang-timeout", _quantity, text, metavar="SECONDS", dest="hang_timeout_s")
 
 
 def _plugin_flags(group: Group) -> None:
-    text = "a callback of your own, or the name that an installed package gives it; repeatable"
+    text = "your own callback, or one by the name that an installed package gives it; repeatable"
     group.add_argument(
         "--callback", action="append", type=plugin, metavar="MODULE:CLASS[,KEY=VALUE]", help=text, dest="callbacks"
     )
@@ -411,10 +432,18 @@ def _plugin_flags(group: Group) -> None:
 
 def layout_flags(group: Group) -> None:
     """Add the flags of the parallel layout."""
-    flag(group, "tensor-model-parallel-size", whole, "ranks that share every matrix")
-    flag(group, "pipeline-model-parallel-size", whole, "ranks that share the layers")
+    flag(group, "tensor-model-parallel-size", whole, "ranks that each matrix is split over")
+    flag(group, "pipeline-model-parallel-size", whole, "ranks that the layers are divided among")
     flag(group, "virtual-pipeline-model-parallel-size", whole, "model chunks per pipeline stage")
     group.add_argument(
-        "--sequence-parallel", action=argparse.BooleanOptionalAction, help="split norms over the tensor-parallel ranks"
+        "--sequence-parallel",
+        action=argparse.BooleanOptionalAction,
+        help="split norms and residuals over the tensor-parallel ranks",
     )
-    flag(group, "recompute", choice(Recompute), "what backward passes recompute", metavar=_names(Recompute))
+    flag(
+        group,
+        "recompute",
+        choice(Recompute),
+        "which activations the backward pass recomputes",
+        metavar=_names(Recompute),
+    )

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Target(StrEnum):
-    """What a checkpoint is converted to."""
+    """The result of a conversion."""
 
     WEIGHTS = "weights"
-    """A checkpoint of ours with the weights alone: a third of the bytes; begins new runs with --init-from."""
+    """A checkpoint with only the weights, a third of the bytes, from which --init-from starts new runs."""
     UNIVERSAL = "universal"
-    """DeepSpeed's universal format, for other programs on DeepSpeed."""
+    """DeepSpeed's universal format, for other programs that use DeepSpeed."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Convert, and return what was written.
+    """Convert a checkpoint; return a description of the result.
 
     Raises:
         CheckpointError: no checkpoint of the run is intact, or it lacks what is requested.
@@ -49,11 +49,11 @@ def run(arguments: argparse.Namespace) -> str:
     if arguments.to is Target.UNIVERSAL and reader.plan.optimizer.states != ADAM_STATES:
         raise CheckpointError(
             f"{reader.folder} was trained by the optimizer {reader.plan.optimizer.plugin}, and DeepSpeed's universal "
-            "format asks for AdamW's moments; --to weights converts it without its optimizer"
+            "format needs AdamW's moments; --to weights converts it without its optimizer"
         )
     if arguments.to is Target.UNIVERSAL and not reader.has_optimizer:
         raise CheckpointError(
-            f"{reader.folder} holds weights alone, and the universal format asks for AdamW's moments; convert a "
+            f"{reader.folder} holds weights alone, and the universal format needs AdamW's moments; convert a "
             "checkpoint that a run has saved"
         )
     convert = _to_universal if arguments.to is Target.UNIVERSAL else _to_weights

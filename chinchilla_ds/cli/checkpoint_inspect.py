@@ -37,15 +37,19 @@ def run(arguments: argparse.Namespace) -> str:
     """
     from chinchilla_ds.checkpoint.reader import CheckpointReader
 
-    found = folders.find_checkpoints(arguments.run)
-    problems = {checkpoint: _problems(checkpoint) for checkpoint in found}
-    right = [checkpoint for checkpoint in found if not problems[checkpoint]]
+    checkpoints = folders.find_checkpoints(arguments.run)
+    problems = {checkpoint: _problems(checkpoint) for checkpoint in checkpoints}
+    right = [checkpoint for checkpoint in checkpoints if not problems[checkpoint]]
     if not right:
-        raise CheckpointError([problem for checkpoint in found for problem in problems[checkpoint]])
+        raise CheckpointError([problem for checkpoint in checkpoints for problem in problems[checkpoint]])
     reader = CheckpointReader(right[0])
     if arguments.json:
         return json.dumps(_facts(reader), indent=2)
-    lines = [f"{found[0].parent}, newest first", *(f"  {_line(path, problems[path])}" for path in found), ""]
+    lines = [
+        f"{checkpoints[0].parent}, newest first",
+        *(f"  {_line(path, problems[path])}" for path in checkpoints),
+        "",
+    ]
     lines += [f"{label:<{_LABEL_WIDTH}}{text}" for label, text in _rows(reader)]
     if arguments.tensors:
         lines += ["", *(f"{name:<64} {list(reader.shape(name))}" for name in reader.names())]
@@ -53,7 +57,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _problems(checkpoint: Path) -> list[str]:
-    """Return the problems of a checkpoint as far as its files' sizes show them."""
+    """Return the problems of a checkpoint that the sizes of its files reveal."""
     try:
         return list(folders.damage(checkpoint, names=frozenset()))
     except CheckpointError as error:
@@ -80,13 +84,13 @@ def _rows(reader: "CheckpointReader") -> Iterator[tuple[str, str]]:
         ),
     )
     passed_over = f", {state.bad_batches} passed over" if state.bad_batches else ""
-    yield "data", f"{state.data_step:,} batches used up{passed_over}; text {state.data_key or 'unknown'}"
+    yield "data", f"{state.data_step:,} batches consumed{passed_over}; text {state.data_key or 'unknown'}"
     if state.loss is not None:
         yield "train loss", f"{state.loss:.4f} nats per token"
     if state.held_out_loss is not None and state.held_out_bits_per_byte is not None:
         yield "held-out loss", f"{state.held_out_loss:.4f} nats per token, {state.held_out_bits_per_byte:.4f} bits/byte"
     yield "model", f"{format_count(plan.num_params)} parameters in {len(reader.names())} weights, FP32"
-    yield "optimizer", _optimizer(reader) if reader.has_optimizer else "none: weights alone"
+    yield "optimizer", _optimizer(reader) if reader.has_optimizer else "none: weights only"
     if state.loss_scaler:
         yield "loss scale", f"{state.loss_scaler.get('cur_scale', '?')}"
     yield "saved under", f"{describe_layout(plan.layout)}, {plan.precision}; loads under any other"

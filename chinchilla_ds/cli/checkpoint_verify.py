@@ -1,4 +1,4 @@
-"""`chinchilla-ds checkpoint verify`: every file of a run's checkpoints is read and compared with the manifest."""
+"""`chinchilla-ds checkpoint verify`: read every file of a run's checkpoints and compare it with the manifest."""
 
 import argparse
 from pathlib import Path
@@ -12,14 +12,16 @@ from chinchilla_ds.units import format_bytes
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
-    parser.add_argument("run", type=path, metavar="RUN", help="a run's folder: all its checkpoints; or one of them")
+    parser.add_argument(
+        "run", type=path, metavar="RUN", help="a run's folder, for all its checkpoints, or one checkpoint"
+    )
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Read every file; return a line for each checkpoint.
+    """Read every file; return a line per checkpoint.
 
     Raises:
-        CheckpointError: some are damaged; names every damaged file, and the intact checkpoints.
+        CheckpointError: checkpoints are damaged; names each damaged file, and the intact checkpoints.
     """
     whole: list[str] = []
     damaged: list[str] = []

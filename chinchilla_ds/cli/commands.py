@@ -1,4 +1,4 @@
-"""The commands of `chinchilla-ds`: what each does, the examples of its help, and its parser."""
+"""The commands of `chinchilla-ds`: the summary, the examples and the parser of each."""
 
 import argparse
 import importlib
@@ -15,9 +15,9 @@ class Command(NamedTuple):
     module: str
     summary: str
     examples: tuple[str, ...]
-    """End the help; a test runs them all in one folder."""
+    """Shown at the end of the help; a test runs all of them in one folder."""
     packages: tuple[str, ...] = ()
-    """All that the command needs, where that is less than what training needs: what `--no-deps` leaves to install."""
+    """All packages that the command needs, if it needs fewer than training: those to install after `--no-deps`."""
 
 
 COMMANDS = {
@@ -27,7 +27,7 @@ COMMANDS = {
         (
             "chinchilla-ds plan --flops 1e21",
             "chinchilla-ds plan --gpu-hours 5000 --gpus 64 --gpu h100 --out plan.json",
-            "chinchilla-ds plan --flops 1e21 --law law.json        # a law of your own, by chinchilla-ds fit",
+            "chinchilla-ds plan --flops 1e21 --law law.json        # your own law, by chinchilla-ds fit",
         ),
     ),
     "fit": Command(
@@ -36,6 +36,15 @@ COMMANDS = {
         (
             "chinchilla-ds fit runs.csv --out law.json --picture fit.png",
             "chinchilla-ds fit runs.csv --approach all --flops 1e21",
+        ),
+        packages=("numpy", "scipy", "matplotlib"),
+    ),
+    "fit-curves": Command(
+        "chinchilla_ds.cli.fit_curves",
+        "fit a law of whole loss curves, and predict those of other schedules",
+        (
+            "chinchilla-ds fit-curves cosine.csv constant.csv --warmup 200 --predict wsd.csv --picture curves.png",
+            "chinchilla-ds fit-curves small.csv@25e6 large.csv@100e6 --predict next.csv@400e6 --json",
         ),
         packages=("numpy", "scipy", "matplotlib"),
     ),
@@ -64,7 +73,7 @@ COMMANDS = {
     ),
     "pretrain": Command(
         "chinchilla_ds.cli.pretrain",
-        "plan, train, and compare with the plan",
+        "plan a run, train it, and compare the result with the plan",
         TRAINING_EXAMPLES,
     ),
     "generate": Command(
@@ -77,7 +86,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "chinchilla_ds.cli.evaluate",
-        "bits per byte, perplexity and tasks of a trained model",
+        "measure bits per byte, perplexity and tasks of a trained model",
         (
             "chinchilla-ds evaluate runs/first                     # the run's own held-out text",
             "chinchilla-ds evaluate runs/first --data mine=notes.txt",
@@ -90,7 +99,7 @@ COMMANDS = {
     ),
     "import": Command(
         "chinchilla_ds.cli.import_",
-        "make a checkpoint of a foreign Llama, to train further",
+        "turn a Llama from elsewhere into a checkpoint for further training",
         ("chinchilla-ds import model/ --out imported/",),
     ),
     "track": Command(
@@ -100,17 +109,17 @@ COMMANDS = {
     ),
     "checkpoint inspect": Command(
         "chinchilla_ds.cli.checkpoint_inspect",
-        "show what a run's checkpoints hold",
+        "show the content of a run's checkpoints",
         ("chinchilla-ds checkpoint inspect runs/first",),
     ),
     "checkpoint verify": Command(
         "chinchilla_ds.cli.checkpoint_verify",
-        "read checkpoints in full and name damage",
+        "read checkpoints in full and report damage",
         ("chinchilla-ds checkpoint verify runs/first",),
     ),
     "checkpoint convert": Command(
         "chinchilla_ds.cli.checkpoint_convert",
-        "weights alone, or DeepSpeed's format",
+        "reduce a checkpoint to its weights, or write DeepSpeed's format",
         ("chinchilla-ds checkpoint convert runs/first --to weights --out weights/",),
     ),
     "mix design": Command(
@@ -135,7 +144,7 @@ COMMANDS = {
     ),
     "help": Command(
         "chinchilla_ds.cli.help",
-        "list the commands, or the flags of one",
+        "list the commands, or the flags of a command",
         ("chinchilla-ds help plan",),
     ),
 }
@@ -154,7 +163,7 @@ def find(words: Sequence[str], /) -> tuple[str, Sequence[str]]:
     family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     name = " ".join(words[:2]) if family else words[0]
     guess = "; did you mean 'pretrain'?" if name == "train" else did_you_mean(name, family or COMMANDS)
-    raise ConfigError(f"{name!r} is none of {', '.join(family or COMMANDS)}{guess}")
+    raise ConfigError(f"{name!r} is not one of {', '.join(family or COMMANDS)}{guess}")
 
 
 def parser_of(name: str, /) -> Parser:

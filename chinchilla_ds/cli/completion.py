@@ -12,7 +12,7 @@ _FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
-    parser.add_argument("shell", choices=SHELLS, metavar="|".join(SHELLS), help="whose completion to print")
+    parser.add_argument("shell", choices=SHELLS, metavar="|".join(SHELLS), help="shell whose script to print")
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def whole_parser() -> argparse.ArgumentParser:
-    """Return one parser of all commands; those of two words are parsers within parsers."""
+    """Return one parser for all commands; those of two words are nested parsers."""
     root = argparse.ArgumentParser(prog="chinchilla-ds", allow_abbrev=False)
     root.add_argument("--version", action="store_true", help="print the version")
     places = {"": root.add_subparsers()}

@@ -1,4 +1,4 @@
-"""`--config run.yaml`: flags as the keys of a YAML file. A flag on the command line overrides its key."""
+"""`--config run.yaml`: a YAML file whose keys are flags. A flag on the command line overrides its key."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ _NO_KEYS = ("--help", CONFIG_FLAG)
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigFile:
-    """The flags that a file gives."""
+    """The flags in a file."""
 
     path: Path | None = None
     words: Sequence[str] = ()
@@ -29,19 +29,19 @@ class ConfigFile:
 
 
 def flags_of(parser: argparse.ArgumentParser, /) -> list[argparse.Action]:
-    """Return the flags that a parser offers; those without a help text are other names for them."""
+    """Return the flags of a parser, without alternative names, which have no help text."""
     return [action for action in parser._actions if action.option_strings and action.help is not argparse.SUPPRESS]
 
 
 def take_config(words: Sequence[str], /, *, flags: Sequence[argparse.Action]) -> tuple[ConfigFile, list[str]]:
-    """Return what the file that `--config` names gives, and the words without that flag.
+    """Return the flags in the file that `--config` names, and the command line without `--config`.
 
     Args:
         words: The command line.
-        flags: What it may hold.
+        flags: The flags of the command.
 
     Raises:
-        ConfigError: the file cannot be read; each key that is not a flag, and each value that cannot be one's.
+        ConfigError: the file cannot be read, or holds unknown flags or invalid values; lists all of them.
     """
     path, rest = _named_file(words)
     if path is None:
@@ -55,7 +55,7 @@ def take_config(words: Sequence[str], /, *, flags: Sequence[argparse.Action]) ->
     known = {name: flag for name, flag in known.items() if f"--{name}" not in _NO_KEYS}
     given = {known.get(_plain(word.split("=")[0])) for word in rest if word.startswith("--")}
     problems: list[str] = []
-    found: list[str] = []
+    from_file: list[str] = []
     seen: dict[argparse.Action, str] = {}
     for key, value in values.items():
         flag = known.get(_plain(key))
@@ -66,10 +66,10 @@ def take_config(words: Sequence[str], /, *, flags: Sequence[argparse.Action]) ->
         else:
             seen[flag] = key
             if flag not in given:
-                found += _as_words(flag, value, where=f"{path}: {key}", problems=problems)
+                from_file += _as_words(flag, value, where=f"{path}: {key}", problems=problems)
     if problems:
         raise ConfigError(problems)
-    return ConfigFile(path=path, words=found), rest
+    return ConfigFile(path=path, words=from_file), rest
 
 
 def _named_file(words: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -95,7 +95,7 @@ def _plain(option: str) -> str:
 
 
 def _as_words(flag: argparse.Action, value: Any, *, where: str, problems: list[str]) -> list[str]:
-    """Return a key and its value as the command line would have them."""
+    """Return a key and its value as words of a command line."""
     option = flag.option_strings[0]
     if flag.nargs == 0:  # a switch
         if not isinstance(value, bool):

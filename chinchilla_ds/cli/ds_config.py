@@ -12,7 +12,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.add_argument("plan", type=path, metavar="PLAN", help="plan.json that `chinchilla-ds plan --out` wrote")
     flag(parser, "out", path, "write the JSON to a file instead of printing it", metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="print the JSON too where it is written to a file")
+    parser.add_argument("--json", action="store_true", help="also print the JSON if it is written to a file")
 
 
 def run(arguments: argparse.Namespace) -> str:

@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 from chinchilla_ds.cli.arguments import flag, path, whole
 from chinchilla_ds.cli.trained import model_flags, ranks_of
 from chinchilla_ds.config import DataConfig
-from chinchilla_ds.errors import ConfigError, DataError, OutputError, reason
+from chinchilla_ds.errors import ConfigError, OutputError, reason
 from chinchilla_ds.run_plan import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from chinchilla_ds.evaluation.scores import Document
     from chinchilla_ds.inference.model import TrainedModel
     from chinchilla_ds.inference.ranks import ModelRanks
 
 LOG_NAME = "evaluations.jsonl"
-TOTAL = "all"
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")
 
 
@@ -36,15 +34,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         metavar="[NAME=]PATH",
-        help="files, folders, patterns, or a prepared folder, whose held-out part counts (default: the run's own)",
+        help="files, folders, patterns, or a prepared folder, for its held-out part (default: the run's own)",
     )
     flag(data, "text-field", str, f"column that holds the text (default {DataConfig().text_field})")
-    flag(data, "window", whole, "tokens read at once (default: the model's context)")
-    flag(data, "stride", whole, "tokens that each window after a document's first scores (default: half the window)")
+    flag(data, "window", whole, "tokens read at a time (default: the model's context)")
+    flag(data, "stride", whole, "tokens scored by each window after a document's first (default: half the window)")
     tasks = parser.add_argument_group("tasks (needs chinchilla-ds[eval])")
     flag(tasks, "tasks", str, "tasks of lm-eval, such as arc_easy,hellaswag", metavar="NAME,...")
-    flag(tasks, "include-path", path, "folder of task files of your own (.yaml)", metavar="FOLDER")
-    flag(tasks, "limit", whole, "examples of each task at most")
+    flag(tasks, "include-path", path, "folder with your own task files (.yaml)", metavar="FOLDER")
+    flag(tasks, "limit", whole, "largest number of examples of each task")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -53,36 +51,38 @@ def run(arguments: argparse.Namespace) -> str:
     for name in ("include_path", "limit"):
         if getattr(arguments, name) is not None and arguments.tasks is None:
             raise ConfigError(f"--{name.replace('_', '-')} is for --tasks, which is not given: drop it, or name tasks")
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")  # it misses what nothing here needs
+    warnings.filterwarnings(
+        "ignore", category=UserWarning, module=r"megatron\."
+    )  # about packages that nothing here needs
     from chinchilla_ds.inference.model import TrainedModel
 
     ranks = ranks_of(arguments)
     model = TrainedModel.open(arguments.run)
     log = model.run_folder / LOG_NAME
     _check_log(log)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "checkpoint": str(model.reader.folder),
         "iteration": model.reader.state.iteration,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if arguments.tasks is None:
-        found |= _on_text(arguments, model=model, ranks=ranks)
+        result |= _on_text(arguments, model=model, ranks=ranks)
     else:
-        found |= _on_tasks(arguments, model=model, ranks=ranks)
-    if not (ranks.tp_rank == 0 and ranks.pp_rank == 0):
+        result |= _on_tasks(arguments, model=model, ranks=ranks)
+    if not _is_first(ranks):
         return ""
     with log.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(found, ensure_ascii=False) + "\n")
+        stream.write(json.dumps(result, ensure_ascii=False) + "\n")
     if arguments.json:
-        return json.dumps(found, indent=2, ensure_ascii=False)
-    return "\n".join([*_table(found), "", f"appended to {log}"])
+        return json.dumps(result, indent=2, ensure_ascii=False)
+    return "\n".join([*_table(result), "", f"appended to {log}"])
 
 
 def _check_log(log: Path) -> None:
-    """Check, before the work, that its result can be kept.
+    """Check before the evaluation that its result can be appended.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: the log cannot be written.
     """
     try:
         log.open("a").close()
@@ -91,75 +91,43 @@ def _check_log(log: Path) -> None:
 
 
 def _on_text(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "ModelRanks") -> dict[str, Any]:
-    from chinchilla_ds.evaluation import windows
-    from chinchilla_ds.evaluation.scores import Score
-    from chinchilla_ds.evaluation.scoring import score_documents
+    from chinchilla_ds.runs.evaluate import evaluate_on_text
 
-    window = arguments.window or model.context_tokens
-    stride = arguments.stride or max(1, window // 2)
-    windows.check(window=window, stride=stride, seq_length=model.context_tokens)
-    documents, source = _documents(arguments, model=model)
-    decoder = model.load(ranks=ranks, precision=arguments.dtype)
-    with _Progress(shown=ranks.tp_rank == 0 and ranks.pp_rank == 0) as on_tokens:
-        scores = score_documents(
-            documents,
-            token_losses=functools.partial(decoder.token_losses, vocab_size=model.tokenizer.vocab_size),
-            eod_id=model.tokenizer.eod_id,
-            before_id=model.tokenizer.bos_id,
-            window=window,
-            stride=stride,
-            device=decoder.device,
+    with _Progress(shown=_is_first(ranks)) as on_tokens:
+        evaluation = evaluate_on_text(
+            model,
+            load=functools.partial(model.load, ranks=ranks, precision=arguments.dtype),
+            paths=None if arguments.data is None else _by_source(arguments.data),
+            text_field=arguments.text_field,
+            window=arguments.window,
+            stride=arguments.stride,
             on_tokens=on_tokens,
         )
-    if not scores:
-        raise DataError(f"{source} holds no text")
-    total = sum(scores.values(), start=Score())
-    rows: dict[str, Score] = {name: scores[name] for name in sorted(scores)} | {TOTAL: total}
     return {
-        "text": source,
-        "window": window,
-        "stride": stride,
-        "dtype": str(decoder.dtype).removeprefix("torch."),
-        "scores": {name: score.to_data() for name, score in rows.items()},
+        "text": evaluation.text,
+        "window": evaluation.window,
+        "stride": evaluation.stride,
+        "dtype": str(evaluation.dtype).removeprefix("torch."),
+        "scores": {name: score.to_data() for name, score in evaluation.scores.items()},
     }
 
 
-def _documents(arguments: argparse.Namespace, *, model: "TrainedModel") -> "tuple[Iterator[Document], str]":
-    """Return the documents, and one line that says which they are."""
-    from chinchilla_ds.data.prepared import is_prepared
-    from chinchilla_ds.evaluation.documents import file_documents, find_files, held_out_documents
-    from chinchilla_ds.runs.text import text_of_checkpoint
-
-    named = arguments.data or []
-    is_text_prepared = not named or any(is_prepared(Path(word)) for word in named)
-    if is_text_prepared and len(named) > 1:
-        raise DataError(f"a prepared folder beside other paths in --data {' '.join(named)}: name it alone")
-    if is_text_prepared:
-        if arguments.text_field is not None:
-            raise ConfigError("--text-field beside prepared text, which has no columns: drop it")
-        prepared = text_of_checkpoint(model.reader, named=Path(named[0]) if named else None)
-        if prepared is None:
-            raise DataError(
-                f"{model.run_folder} does not say where its held-out text is, or that has gone; name a prepared folder "
-                "or files with --data"
-            )
-        return held_out_documents(prepared, tokenizer=model.tokenizer), f"held-out part of {prepared.folder}"
-    sources = find_files(_by_source(named), text_field=arguments.text_field or DataConfig().text_field)
-    return file_documents(sources, tokenizer=model.tokenizer), " ".join(named)
+def _is_first(ranks: "ModelRanks") -> bool:
+    return ranks.tp_rank == 0 and ranks.pp_rank == 0
 
 
-def _by_source(words: list[str]) -> dict[str, list[str]]:
-    """Return the paths of every source; one without a name is a source of its own."""
-    found: dict[str, list[str]] = {}
+def _by_source(words: list[str]) -> dict[str, tuple[str, ...]]:
+    """Return the paths of each source; a path without a name is a source of its own."""
+    paths: dict[str, tuple[str, ...]] = {}
     for word in words:
         match = None if Path(word).exists() else _NAMED.fullmatch(word)
         name, place = (match[1], match[2]) if match else (word, word)
-        found.setdefault(name, []).append(place)
-    return found
+        paths[name] = (*paths.get(name, ()), place)
+    return paths
 
 
 class _Progress:
-    """Shows the tokens scored so far on a terminal."""
+    """Shows the number of tokens scored so far in a terminal."""
 
     def __init__(self, *, shown: bool) -> None:
         import sys
@@ -190,12 +158,12 @@ class _Progress:
 
 
 def _on_tasks(arguments: argparse.Namespace, *, model: "TrainedModel", ranks: "ModelRanks") -> dict[str, Any]:
-    """Return the tasks' metrics, of an export that lives as long as this takes."""
+    """Return the tasks' metrics, from a temporary export."""
     if ranks.world_size > 1:
         raise ConfigError("--tasks runs transformers on one rank: drop the parallel sizes, and start without torchrun")
     if others := [name for name in ("data", "text_field", "window", "stride") if getattr(arguments, name) is not None]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
-        raise ConfigError(f"{flags} beside --tasks, which bring their own text: drop one")
+        raise ConfigError(f"{flags} cannot be combined with --tasks, which bring their own text: drop one")
     from chinchilla_ds.evaluation.tasks import open_tasks, run_tasks
     from chinchilla_ds.inference.model import default_device
 
@@ -226,21 +194,21 @@ def _export(model: "TrainedModel", *, out: Path, dtype: Precision) -> None:
     export_checkpoint(model.reader, out=out, dtype=dtype, facts=facts)
 
 
-def _table(found: dict[str, Any]) -> "Iterator[str]":
-    yield f"checkpoint    {found['checkpoint']} (step {found['iteration']}), {found['dtype']}"
-    if "tasks" in found:
+def _table(result: dict[str, Any]) -> "Iterator[str]":
+    yield f"checkpoint    {result['checkpoint']} (step {result['iteration']}), {result['dtype']}"
+    if "tasks" in result:
         yield ""
         yield f"{'task':<32}{'metric':<20}{'value':>10}"
-        for task, metrics in found["tasks"].items():
+        for task, metrics in result["tasks"].items():
             for metric, value in metrics.items():
                 yield f"{task:<32}{metric:<20}{value:>10.4f}"
         return
-    yield f"text          {found['text']}"
-    yield f"windows       {found['window']} tokens, each {found['stride']} after the previous"
+    yield f"text          {result['text']}"
+    yield f"windows       {result['window']} tokens, each {result['stride']} after the previous"
     yield ""
-    width = max(8, *map(len, found["scores"]))
+    width = max(8, *map(len, result["scores"]))
     yield f"{'source':<{width}}{'documents':>11}{'tokens':>12}{'nats/token':>12}{'perplexity':>12}{'bits/byte':>11}"
-    for name, score in found["scores"].items():
+    for name, score in result["scores"].items():
         yield (
             f"{name:<{width}}{score['documents']:>11}{score['tokens']:>12}{score['loss']:>12.4f}"
             f"{score['perplexity']:>12.2f}{score['bits_per_byte']:>11.4f}"

@@ -1,4 +1,4 @@
-"""`chinchilla-ds export`: a checkpoint as a Hugging Face folder, quantised or not."""
+"""`chinchilla-ds export`: write a checkpoint as a Hugging Face folder, quantised or not."""
 
 import argparse
 import re
@@ -22,21 +22,27 @@ if TYPE_CHECKING:
 _Number = TypeVar("_Number", int, float)
 _METHODS = "int8|2:4|vq4|vq3|vq2"
 _REPORT_TOKENS = 32_768
-"""Held-out tokens that the report before and after quantising reads."""
+"""Held-out tokens on which losses before and after quantisation are measured."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.add_argument("run", type=path, metavar="RUN", help="a run's folder, or a checkpoint in it")
     flag(parser, "out", path, "folder to make; nothing is overwritten", metavar="DIR", required=True)
-    flag(parser, "dtype", choice(Precision), "of the weights (default: that of training)", metavar="fp32|bf16|fp16")
-    flag(parser, "quantize", _method, "shrink the matrices of the layers, and report the loss", metavar=_METHODS)
-    flag(parser, "licence", _licence, "licence for the model card, such as apache-2.0", metavar="ID")
-    flag(parser, "data", path, "prepared text for card and report (default: the run's own)", metavar="FOLDER")
+    flag(
+        parser,
+        "dtype",
+        choice(Precision),
+        "precision of the weights (default: that of training)",
+        metavar="fp32|bf16|fp16",
+    )
+    flag(parser, "quantize", _method, "quantise the matrices of the layers, and report the loss", metavar=_METHODS)
+    flag(parser, "licence", _licence, "licence to name in the model card, such as apache-2.0", metavar="ID")
+    flag(parser, "data", path, "prepared text for model card and report (default: the run's own)", metavar="FOLDER")
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Export, and return what was written."""
+    """Export a checkpoint; return a description of the result."""
     check_free(arguments.out)
     quieten()
     from chinchilla_ds.checkpoint.folded import FoldedReader
@@ -62,7 +68,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 class Held(NamedTuple):
-    """Held-out text: windows of tokens and the tokens after them, and the bytes of text per token."""
+    """Held-out text: windows of tokens with their labels, and the bytes of text per token."""
 
     windows: "list[tuple[Tensor, Tensor]]"
     bytes_per_token: float
@@ -103,7 +109,7 @@ def _report(
         _row("tensors", quantized.source_bytes, quantized.num_bytes, show=format_bytes),
         _row("tokens/s", before.tokens_per_s, after.tokens_per_s, show="{:.1f}".format),
     ]
-    note = "Where the run's text is, is not known: name its prepared folder with --data."
+    note = "The place of the run's text is unknown: name its prepared folder with --data."
     if before.loss is not None and after.loss is not None:
         num_bytes = round(before.num_tokens * bytes_per_token)
         bits = [
@@ -130,7 +136,7 @@ def _row(name: str, before: _Number, after: _Number, *, show: Callable[[_Number]
 
 def _method(text: str) -> str:
     if text not in _METHODS.split("|"):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(_METHODS.split('|'))}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(_METHODS.split('|'))}")
     return text
 
 

@@ -1,7 +1,7 @@
 """Flags in place of the fields that messages name: `micro_batch_size=2` is --micro-batch-size 2 on a command line.
 
-There is no table of names: a parser knows which flag sets which field, as the destinations of flags are called like the
-fields of the config and the parameters of the functions that they feed.
+No table of names is needed: the destination of a flag has the name of the field of the config, or of the parameter of
+the function, that it sets.
 """
 
 import argparse
@@ -16,7 +16,7 @@ _REFERENCE = re.compile(r"`(?P<path>[a-z]\w*(?:\.[a-z]\w*)*)(?:=(?P<value>[^`]*)
 
 
 def flags_named(parser: argparse.ArgumentParser, /) -> AbstractContextManager[None]:
-    """Show the flags of a command in the problems that are raised here."""
+    """Put the flags of a command into the problems raised within this context."""
     return reworded(partial(with_flags, parser=parser))
 
 
@@ -31,15 +31,15 @@ def with_flags(text: str, *, parser: argparse.ArgumentParser) -> str:
     """Return a message with flags in place of the fields that it names.
 
     Args:
-        text: What the library says.
-        parser: The command's own; flags of training stand for what it has no flag for, and a name that is neither
-            stays.
+        text: A message of the library.
+        parser: The command's parser. A field for which it has no flag gets the flag of training; a name that is
+            neither is left unchanged.
     """
     return _REFERENCE.sub(lambda reference: _flag(reference, parser) or reference[0], text)
 
 
 def _flag(reference: re.Match[str], parser: argparse.ArgumentParser) -> str | None:
-    """Return the flag for a field, with its value; behind a command's name where the field is that of another."""
+    """Return the flag for a field, with its value, after the command's name if the field belongs to another command."""
     from chinchilla_ds.cli.arguments import training_parser
     from chinchilla_ds.cli.commands import COMMANDS, parser_of
 

@@ -1,4 +1,4 @@
-"""`chinchilla-ds generate`: text from a trained model, for prompts of the command line, of a pipe, or of a person."""
+"""`chinchilla-ds generate`: text from a trained model, for prompts given as flags, piped in, or typed."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from chinchilla_ds.cli.arguments import flag, path, whole
 from chinchilla_ds.cli.trained import model_flags, ranks_of
 from chinchilla_ds.errors import ChinchillaError, ConfigError
+from chinchilla_ds.library import DEFAULT_NEW_TOKENS
 
 if TYPE_CHECKING:
     from chinchilla_ds.inference.generate import Continuation, OnText
@@ -16,30 +17,35 @@ if TYPE_CHECKING:
     from chinchilla_ds.inference.ranks import ModelRanks
     from chinchilla_ds.inference.sampling import Sampling
 
-DEFAULT_MAX_TOKENS = 200
-
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     model_flags(parser)
     parser.add_argument(
-        "--prompt", nargs="+", metavar="TEXT", help="text to continue; several are one batch (default: ask, or stdin)"
+        "--prompt",
+        nargs="+",
+        metavar="TEXT",
+        help="text to continue; several form one batch (default: ask, or read stdin)",
     )
-    text = f"tokens to draw at most (default {DEFAULT_MAX_TOKENS}, within the context)"
+    text = f"largest number of tokens to draw (default {DEFAULT_NEW_TOKENS}, within the context)"
     flag(parser, "max-tokens", whole, text, dest="max_new_tokens")
-    flag(parser, "temperature", float, "0 takes the most likely token (default 0.8)", default=0.8)
+    flag(parser, "temperature", float, "divides the logits; 0 takes the most likely token (default 0.8)", default=0.8)
     flag(parser, "top-k", int, "draw only from the k most likely tokens", metavar="K")
-    flag(parser, "top-p", float, "draw only from the most likely tokens that sum to p", metavar="P")
+    flag(parser, "top-p", float, "draw only from the most likely tokens whose probabilities sum to p", metavar="P")
     parser.add_argument("--stop", nargs="+", default=(), metavar="TEXT", help="end before the first of these strings")
-    flag(parser, "seed", int, "the same seed draws the same text (default 0)", default=0, metavar="N")
+    flag(parser, "seed", int, "seed of the draws (default 0)", default=0, metavar="N")
     parser.add_argument("--stream", action="store_true", help="show text as it is generated")
-    flag(parser, "draft", path, "a smaller model of the same tokenizer that guesses ahead", metavar="RUN")
-    parser.add_argument("--compile", action="store_true", help="torch.compile (CUDA graphs on a GPU): a slow start")
-    parser.add_argument("--json", action="store_true", help="print prompts, texts and why they ended as JSON")
+    flag(parser, "draft", path, "a smaller model with the same tokenizer, which drafts tokens", metavar="RUN")
+    parser.add_argument(
+        "--compile", action="store_true", help="use torch.compile (CUDA graphs on a GPU); slow to start"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print prompts, texts and the reasons for their ends as JSON"
+    )
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Return the text, or show it as it comes."""
+    """Return the text, or show it as it is generated."""
     _check(arguments)
     from chinchilla_ds.inference.sampling import Sampling
 
@@ -59,15 +65,15 @@ def _check(arguments: argparse.Namespace) -> None:
     """Refuse incompatible flags, before anything slow.
 
     Raises:
-        ConfigError: listing it all.
+        ConfigError: lists all conflicts.
     """
     several = arguments.prompt is not None and len(arguments.prompt) > 1
     ranks = arguments.tensor_model_parallel_size * arguments.pipeline_model_parallel_size
     clashes = {
         f"--stream shows one prompt, and --prompt has {len(arguments.prompt or ())}": arguments.stream and several,
-        "--stream beside --json, which is printed as a whole": arguments.stream and arguments.json,
+        "--stream cannot be combined with --json, which is printed at the end": arguments.stream and arguments.json,
         "--json without --prompt": arguments.json and arguments.prompt is None,
-        "--compile beside --draft, whose passes over several tokens are not compiled": arguments.compile
+        "--compile cannot be combined with --draft, whose longer passes are not compiled": arguments.compile
         and arguments.draft is not None,
         f"--compile on {ranks} ranks, whose collectives are not compiled": arguments.compile and ranks > 1,
     }
@@ -78,10 +84,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _check_encodable(texts: Sequence[str], *, what: str) -> None:
-    """Check that texts came as UTF-8: Python keeps other bytes of the command line as halves of surrogate pairs.
+    """Check that texts are valid UTF-8: Python represents other bytes of a command line by lone surrogates.
 
     Raises:
-        ConfigError: naming every text that did not.
+        ConfigError: names each invalid text.
     """
     problems = []
     for number, text in enumerate(texts, start=1):
@@ -94,7 +100,7 @@ def _check_encodable(texts: Sequence[str], *, what: str) -> None:
 
 
 class _Writer:
-    """The model, or two of them, and how they are asked."""
+    """The model, the draft model if any, and the settings of generation."""
 
     def __init__(self, arguments: argparse.Namespace, *, ranks: "ModelRanks", sampling: "Sampling") -> None:
         from chinchilla_ds.inference.model import TrainedModel
@@ -106,7 +112,7 @@ class _Writer:
         draft = None if arguments.draft is None else TrainedModel.open(arguments.draft)
         if draft is not None:
             self._check_draft(draft)
-        self._context_tokens = min(one.context_tokens for one in (self._model, draft) if one is not None)
+        self._context_tokens = min(model.context_tokens for model in (self._model, draft) if model is not None)
         if arguments.prompt is not None:
             self._prepare(arguments.prompt)  # overlong prompts are reported before the weights are read
         decoder = self._model.load(ranks=ranks, precision=arguments.dtype)
@@ -116,8 +122,8 @@ class _Writer:
     def _check_draft(self, draft: "TrainedModel") -> None:
         if draft.tokenizer.sha256 != self._model.tokenizer.sha256:
             raise ConfigError(
-                f"--draft {self._arguments.draft} has another tokenizer than {self._arguments.run}: its tokens mean "
-                "other text; give a model that was trained with the same tokenizer"
+                f"--draft {self._arguments.draft} has a different tokenizer from {self._arguments.run}: its tokens "
+                "stand for different text; give a model that was trained with the same tokenizer"
             )
 
     def _prepare(self, prompts: Sequence[str]) -> tuple[list[list[int]], int]:
@@ -127,12 +133,12 @@ class _Writer:
         tokens = [self._model.encode_prompt(prompt) for prompt in prompts]
         wanted = self._arguments.max_new_tokens
         most = new_tokens_within(
-            self._context_tokens, prompts=tokens, max_new_tokens=wanted, default=DEFAULT_MAX_TOKENS
+            self._context_tokens, prompts=tokens, max_new_tokens=wanted, default=DEFAULT_NEW_TOKENS
         )
         return tokens, most
 
     def write(self, prompts: Sequence[str], *, streams: bool) -> str:
-        """Return what there is to print once the texts are there; text that streams is shown on the way."""
+        """Return the text to print once generation ends; with `streams` it is shown as it is generated instead."""
         tokens, most = self._prepare(prompts)
         if streams:
             show = _show if self.is_first else _show_nothing
@@ -140,8 +146,8 @@ class _Writer:
             self._continue(tokens, most, lambda _, text: show(text))
             show("\n")
             return ""
-        found = self._continue(tokens, most, None)
-        return _as_json(prompts, found) if self._arguments.json else _as_text(prompts, found)
+        continuations = self._continue(tokens, most, None)
+        return _as_json(prompts, continuations) if self._arguments.json else _as_text(prompts, continuations)
 
     def _continue(self, tokens: list[list[int]], most: int, on_text: "OnText | None") -> "list[Continuation]":
         from chinchilla_ds.inference.generate import generate
@@ -170,27 +176,27 @@ def _show(text: str) -> None:
 
 
 def _show_nothing(_text: str) -> None:
-    """Used by all ranks but the first."""
+    """Do nothing: all ranks except the first use this function."""
 
 
-def _as_text(prompts: Sequence[str], found: "Sequence[Continuation]") -> str:
-    """Return prompt and continuation, and between several a line that counts them."""
-    texts = [prompt + one.text for prompt, one in zip(prompts, found, strict=True)]
+def _as_text(prompts: Sequence[str], continuations: "Sequence[Continuation]") -> str:
+    """Return prompts with continuations; if there are several, a numbered line precedes each."""
+    texts = [prompt + continuation.text for prompt, continuation in zip(prompts, continuations, strict=True)]
     if len(texts) == 1:
         return texts[0]
     return "\n".join(f"--- {number} of {len(texts)}\n{text}" for number, text in enumerate(texts, start=1))
 
 
-def _as_json(prompts: Sequence[str], found: "Sequence[Continuation]") -> str:
+def _as_json(prompts: Sequence[str], continuations: "Sequence[Continuation]") -> str:
     rows = [
-        {"prompt": prompt, "text": one.text, "num_tokens": len(one.tokens), "finish": one.finish}
-        for prompt, one in zip(prompts, found, strict=True)
+        {"prompt": prompt, "text": more.text, "num_tokens": len(more.tokens), "finish": more.finish}
+        for prompt, more in zip(prompts, continuations, strict=True)
     ]
     return json.dumps(rows, indent=2, ensure_ascii=False)
 
 
 def _answer_lines(writer: _Writer, *, ranks: "ModelRanks") -> None:
-    """Continue one line after the other: what a person types, or what comes down a pipe."""
+    """Continue one line after the other, typed or piped in."""
     asks = sys.stdin.isatty()
     for line in _shared_lines(lambda: _typed_lines() if asks else _piped_lines(), ranks=ranks):
         try:

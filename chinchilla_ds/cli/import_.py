@@ -1,4 +1,4 @@
-"""`chinchilla-ds import`: a Llama from elsewhere as a checkpoint that training can start from."""
+"""`chinchilla-ds import`: turn a Llama from elsewhere into a checkpoint that training can start from."""
 
 import argparse
 
@@ -14,7 +14,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Import, and return what was written."""
+    """Import a model; return a description of the result."""
     from chinchilla_ds.files import check_free
 
     check_free(arguments.out)

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(*error.problems)
     except KeyboardInterrupt:
         return _SIGINT_EXIT_CODE
-    except BrokenPipeError:  # `chinchilla-ds plan | head`: the reader has seen enough
+    except BrokenPipeError:  # `chinchilla-ds plan | head`: the reader has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError as error:
         asked = f" ({error})" if str(error) else ""
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _innermost(error: BaseException) -> FrameType | None:
-    found = error.__traceback__
-    while found is not None and found.tb_next is not None:
-        found = found.tb_next
-    return None if found is None else found.tb_frame
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return None if traceback is None else traceback.tb_frame
 
 
 def _refuse(*problems: str) -> int:
@@ -57,7 +57,7 @@ def _refuse(*problems: str) -> int:
 
 
 def run_command(words: Sequence[str], /) -> str:
-    """Run a command that is not `pretrain` and return the text that it prints; raises what it raises."""
+    """Run a command other than `pretrain` and return the text to print."""
     if not words or words[0] in ("-h", "--help"):
         return overview()
     if words[0] == "--version":
@@ -72,7 +72,7 @@ def run_command(words: Sequence[str], /) -> str:
 
 
 def _train(words: Sequence[str], *, ends_process: bool) -> int:
-    """Train; a process of its own ends without taking torch down, as that of launchers/pretrain.py does."""
+    """Train; with `ends_process` the process exits without tearing torch down, as launchers/pretrain.py does."""
     with missing_packages("pretrain"):
         from chinchilla_ds.cli import pretrain
     if ends_process:

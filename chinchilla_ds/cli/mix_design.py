@@ -1,6 +1,6 @@
-"""`chinchilla-ds mix design`: the mixtures of a prepared corpus's sources to train small runs on.
+"""`chinchilla-ds mix design`: choose mixtures of a prepared corpus's sources to train small runs on.
 
-The corpus and the caps on its sources are read here for the other `mix` commands too.
+The other `mix` commands also use this module's functions for the corpus and the caps on its sources.
 """
 
 import argparse
@@ -25,10 +25,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument("corpus", type=path, metavar="CORPUS", help="prepared corpus of at least two named sources")
-    runs = "mixtures to write, the natural one among them; 8 per source work well"
+    runs = "number of mixtures, including the natural one; 8 per source work well"
     flag(parser, "runs", whole, runs, required=True, dest="num_runs")
     flag(parser, "out", path, "table to write", metavar="FILE.csv", required=True)
-    flag(parser, "min-share", quantity(None), "smaller weights become 0, and weights are its multiples (default 2e-4)")
+    flag(parser, "min-share", quantity(None), "smaller weights become 0; weights are multiples of it (default 2e-4)")
     cap_flags(parser)
 
 
@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> str:
     """Write the table; return the text to print.
 
     Raises:
-        ConfigError: settings out of range, or caps that no mixture keeps.
-        DataError: not a prepared corpus of several sources.
+        ConfigError: settings are out of range, or no mixture satisfies the caps.
+        DataError: the folder is not a prepared corpus of several sources.
         OutputError: the table cannot be written.
     """
     from chinchilla_ds.data.mixture.sampling import DEFAULT_MIN_SHARE, design_mixtures
@@ -80,9 +80,11 @@ def run(arguments: argparse.Namespace) -> str:
 
 def cap_flags(group: Group) -> None:
     """Add the flags that describe the large run, and the seed of the draws."""
-    flag(group, "tokens", quantity("tokens"), "tokens of the large run: holds each source to --max-epochs")
-    flag(group, "max-epochs", quantity(None), f"most passes over a source (default {DEFAULT_MAX_EPOCHS:g})")
-    flag(group, "seed", count, f"of the draws (default {DEFAULT_SEED})", metavar="N")
+    flag(group, "tokens", quantity("tokens"), "tokens of the large run; limits each source to --max-epochs")
+    flag(
+        group, "max-epochs", quantity(None), f"largest number of passes over a source (default {DEFAULT_MAX_EPOCHS:g})"
+    )
+    flag(group, "seed", count, f"seed of the draws (default {DEFAULT_SEED})", metavar="N")
 
 
 def count(text: str) -> int:
@@ -133,6 +135,6 @@ def caps_of(corpus: "PreparedData", *, values: Mapping[str, Any]) -> "Bounds | N
 
 
 def cap_words(values: Mapping[str, Any]) -> str:
-    """Return the flags that hold another command to the same caps."""
+    """Return the flags that give another command the same caps."""
     names = [name for name in ("tokens", "max_epochs") if name in values]
     return "".join(f" --{name.replace('_', '-')} {values[name]:.12g}" for name in names)

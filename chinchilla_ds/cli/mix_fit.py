@@ -1,4 +1,4 @@
-"""`chinchilla-ds mix fit`: from the losses of small runs the mixture to train a large run on."""
+"""`chinchilla-ds mix fit`: find the mixture for a large run from the losses of small runs."""
 
 import argparse
 import json
@@ -15,27 +15,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument("table", type=path, metavar="FILE.csv", help="mixtures with losses")
-    corpus = "prepared corpus: its shares and tokens, for the natural mixture and --tokens"
+    corpus = "prepared corpus, whose shares and tokens the natural mixture and --tokens need"
     flag(parser, "corpus", path, corpus, metavar="FOLDER")
     parser.add_argument(
         "--target",
         dest="targets",
         nargs="+",
         metavar="COLUMN",
-        help="losses to take the mean of (default: loss, or all loss:NAME)",
+        help="losses to average (default: loss, or all loss:NAME)",
     )
     flag(parser, "out", path, "blend to write, for `pretrain.py --blend`", metavar="FILE.yaml")
-    flag(parser, "bootstrap", whole, f"draws for intervals (default {DEFAULT_DRAWS})")
+    flag(parser, "bootstrap", whole, f"bootstrap draws for intervals (default {DEFAULT_DRAWS})")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     cap_flags(parser)
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Fit; return the text to print.
+    """Fit the losses; return the text to print.
 
     Raises:
-        ConfigError: flags that contradict one another, or caps that no mixture keeps.
-        DataError: no prepared corpus, or a table that breaks a rule.
+        ConfigError: flags contradict each other, or no mixture satisfies the caps.
+        DataError: the corpus is not prepared, or the table is invalid.
         OutputError: the blend cannot be written.
     """
     import numpy as np

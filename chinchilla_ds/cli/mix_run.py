@@ -1,6 +1,6 @@
-"""`chinchilla-ds mix run`: one small run on each mixture of a table, and their held-out losses into the table.
+"""`chinchilla-ds mix run`: train a small run on each mixture of a table, and enter their held-out losses.
 
-The runs are those of launchers/pretrain.py, each in a process of its own, one after the other. They share one plan.
+Each run is an ordinary training run in a separate process, one after the other. They share one plan.
 """
 
 import argparse
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from chinchilla_ds.data.prepared import PreparedData
 
 _Show = Callable[[str, float | None], None]
-"""Called with a run's name when it begins, and with its loss when it is done."""
+"""Called with a run's name and None when it starts, and with its loss when it ends."""
 
 _OWN = ("table", "corpus", "ds_config", "max_epochs", "output")
 PLAN_NAME, CORPUS_NAME = "plan.json", "corpus.json"
@@ -45,22 +45,27 @@ PLAN_NAME, CORPUS_NAME = "plan.json", "corpus.json"
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.argument_default = argparse.SUPPRESS
-    parser.add_argument("table", type=path, metavar="FILE.csv", help="mixtures; rows with a loss are done already")
+    parser.add_argument("table", type=path, metavar="FILE.csv", help="table of mixtures; rows with a loss are skipped")
     flag(parser, "corpus", path, "prepared corpus that the table was designed for", metavar="FOLDER", required=True)
     ds_config_flag(parser)
     epochs = DataConfig().max_epochs
-    flag(parser, "max-epochs", quantity(None), f"most passes of a small run over a source (default {epochs:g})")
+    flag(
+        parser,
+        "max-epochs",
+        quantity(None),
+        f"largest number of passes of a small run over a source (default {epochs:g})",
+    )
     flag(parser, "output", path, "folder for the runs (default runs/ and the table's name)", metavar="FOLDER")
     budget_flags(parser.add_argument_group("budget of each run"))
     model_flags(parser.add_argument_group("model and optimizer of each run"))
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Train what has no loss yet; return the text to print.
+    """Train on the mixtures that have no loss yet; return the text to print.
 
     Raises:
-        ConfigError: flags that have no plan, or another plan than that of the losses that are there.
-        DataError: no prepared corpus, a table that breaks a rule, or mixtures that the corpus cannot feed.
+        ConfigError: the flags give no plan, or a different plan from that of the losses in the table.
+        DataError: the corpus is not prepared or cannot feed a mixture, or the table is invalid.
         OutputError: the table or the folder cannot be written.
     """
     from chinchilla_ds.data.mixture.table import read_design
@@ -68,7 +73,7 @@ def run(arguments: argparse.Namespace) -> str:
     if (place := read_place()).world_size > 1:
         raise ConfigError(
             f"mix run is one process, which starts its runs one after the other, and {place.launcher or 'RANK'} says "
-            f"that there are {place.world_size}: start it once, such as with srun --ntasks 1"
+            f"that there are {place.world_size} processes: start it once, such as with srun --ntasks 1"
         )
     values = vars(arguments)
     own = {name: values.pop(name) for name in _OWN if name in values}
@@ -86,16 +91,16 @@ def run(arguments: argparse.Namespace) -> str:
     _keep_settings(output, plan=plan, corpus=corpus, table=table, runs=runs)
     proxies = [
         Proxy(
-            name=one.name,
-            weights=one.weights,
-            plan=dataclasses.replace(plan, seed=plan.seed + one.repeat),
+            name=designed.name,
+            weights=designed.weights,
+            plan=dataclasses.replace(plan, seed=plan.seed + designed.repeat),
             corpus=own["corpus"],
             max_epochs=data.max_epochs,
             ds_config=own["ds_config"],
-            folder=output / one.name,
+            folder=output / designed.name,
         )
-        for one in runs
-        if one.loss is None
+        for designed in runs
+        if designed.loss is None
     ]
     with _progress(runs, plan=plan) as show:
         for proxy in proxies:
@@ -109,16 +114,16 @@ def run(arguments: argparse.Namespace) -> str:
 def _check_tokens(
     runs: Sequence["DesignedRun"], *, corpus: "PreparedData", data: DataConfig, plan: RunPlan, table: Path
 ) -> None:
-    """Check that the corpus feeds every run that is still to be made, before the first begins."""
+    """Check, before the first run starts, that the corpus has enough tokens for each remaining run."""
     from chinchilla_ds.data.feeding.blend_file import epoch_problems, with_blend
     from chinchilla_ds.data.prepare import check_enough_tokens
 
     problems: list[str] = []
-    for one in runs:
-        if one.loss is None:
-            blended = with_blend(corpus, one.weights, where=f"{table}: {one.name}")
-            found = epoch_problems(blended, num_tokens=plan.num_tokens, max_epochs=data.max_epochs)
-            problems += [f"{table}: {one.name}: {problem}" for problem in found]
+    for designed in runs:
+        if designed.loss is None:
+            blended = with_blend(corpus, designed.weights, where=f"{table}: {designed.name}")
+            beyond = epoch_problems(blended, num_tokens=plan.num_tokens, max_epochs=data.max_epochs)
+            problems += [f"{table}: {designed.name}: {problem}" for problem in beyond]
     if problems:
         raise DataError(problems)
     check_enough_tokens(corpus, data=data, num_tokens=plan.num_tokens, seq_length=plan.shape.seq_length)
@@ -130,35 +135,35 @@ def _keep_settings(
     """Write what all runs share, or check it against what the losses in the table were made with.
 
     Raises:
-        ConfigError: the runs that are done had another plan or corpus.
+        ConfigError: the finished runs had a different plan or corpus.
         OutputError: it cannot be written.
     """
-    num_done = sum(one.loss is not None for one in runs)
+    num_done = sum(designed.loss is not None for designed in runs)
     corpus_text = dataclasses.replace(corpus, folder=Path()).to_json()
     for name, text in ((PLAN_NAME, plan.to_json()), (CORPUS_NAME, corpus_text)):
-        kept = output / name
-        if num_done and kept.is_file() and (difference := _difference(kept, text)):
+        file = output / name
+        if num_done and file.is_file() and (difference := _difference(file, text)):
             raise ConfigError(
-                f"{num_done} rows of {table} have losses made with another {name.removesuffix('.json')} than now "
-                f"({kept}: {difference}); only the weights may differ: ask for the same, or empty the column and name "
-                "another --output"
+                f"{num_done} rows of {table} have losses made with a different {name.removesuffix('.json')} "
+                f"({file}: {difference}); only the weights may differ: give the same flags, or empty the column and "
+                "name another --output"
             )
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"--output {output} cannot be made: {reason(error)}") from None
-        write_text(kept, text=text, named=None)
+            raise OutputError(f"--output {output} cannot be created: {reason(error)}") from None
+        write_text(file, text=text, named=None)
 
 
-def _difference(kept: Path, now: str) -> str:
+def _difference(file: Path, now: str) -> str:
     """Return the first field in which the JSON object in a file and another differ, or the empty string.
 
     Raises:
         ConfigError: the file cannot be read, or holds something else.
     """
-    first, second = read_json(kept, what="settings of the runs"), parse_json(now, where="settings")
+    first, second = read_json(file, what="settings of the runs"), parse_json(now, where="settings")
     if not isinstance(first, dict):
-        raise ConfigError(f"settings of the runs {kept} must be an object of named fields")
+        raise ConfigError(f"settings of the runs {file} must be an object of named fields")
     for name in second:
         if name != "reasons" and first.get(name) != second[name]:
             return f"{name} was {first.get(name)!r:.80} and is {second[name]!r:.80}"
@@ -187,7 +192,7 @@ def _progress(runs: Sequence["DesignedRun"], *, plan: RunPlan) -> Iterator[_Show
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    num_done = sum(one.loss is not None for one in runs)
+    num_done = sum(designed.loss is not None for designed in runs)
     console.print(
         f"{len(runs) - num_done} runs of {format_flops(plan.true_flops)}: {format_count(plan.num_params)} parameters, "
         f"{format_count(plan.num_tokens)} tokens" + (f"; {num_done} rows have a loss already" if num_done else ""),
@@ -211,7 +216,7 @@ def _progress(runs: Sequence["DesignedRun"], *, plan: RunPlan) -> Iterator[_Show
 
 
 def _summary(runs: Sequence["DesignedRun"], *, own: dict[str, Path], num_new: int) -> str:
-    losses = {one.name: one.loss for one in runs if one.loss is not None}
+    losses = {designed.name: designed.loss for designed in runs if designed.loss is not None}
     best = min(losses, key=losses.__getitem__)
     lines = [f"{len(losses)} of {len(runs)} runs have a loss in {own['table']}, {num_new} of them new"]
     lines += [f"{name:<16}{losses[name]:.4f}" for name in dict.fromkeys((best, "natural")) if name in losses]

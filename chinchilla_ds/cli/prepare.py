@@ -1,4 +1,4 @@
-"""`chinchilla-ds prepare`: from raw text to a tokenised corpus, with a ledger of what became of it."""
+"""`chinchilla-ds prepare`: turn raw text into a tokenised corpus, with a ledger of what became of the text."""
 
 import argparse
 import dataclasses
@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     fraction = DataConfig().held_out_fraction
     flag(parser, "held-out-fraction", quantity(None), f"share of the text kept out of training (default {fraction})")
     flag(parser, "dedup", str, "slimpajama (default), fineweb, exact or none")
-    flag(parser, "clean", str, "cleaning rules that are on, by name, or none (default: see docs/data.md)", nargs="+")
+    flag(parser, "clean", str, "cleaning rules to apply, by name, or none (default: see docs/data.md)", nargs="+")
     flag(
         parser,
         "min-length",
@@ -43,18 +43,31 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         f" without spaces between words, such as Chinese and Thai, each counts for {UNIT_CHARACTERS}",
         dest="min_characters",
     )
-    flag(parser, "decontaminate", path, "benchmark files whose text is kept out", nargs="+", metavar="PATH")
-    flag(parser, "tokenizer", path, "SentencePiece model or Hugging Face tokenizer to take (default: train one)")
+    flag(
+        parser,
+        "decontaminate",
+        path,
+        "benchmark files whose text is removed from the corpus",
+        nargs="+",
+        metavar="PATH",
+    )
+    flag(parser, "tokenizer", path, "SentencePiece model or Hugging Face tokenizer to use (default: train one)")
     flag(parser, "vocab-size", whole, "pieces of the tokenizer to train (default: by the size of the corpus)")
-    flag(parser, "on-error", str, "strict (default), or skip and count what cannot be read", choices=("strict", "skip"))
+    flag(
+        parser,
+        "on-error",
+        str,
+        "strict (default), or skip: count unreadable records and continue",
+        choices=("strict", "skip"),
+    )
     flag(parser, "workers", whole, "processes (default: the cores of this machine)")
-    flag(parser, "seed", whole, f"tokenizer sample (default {RunConfig().seed})")
+    flag(parser, "seed", whole, f"seed of the tokenizer's sample (default {RunConfig().seed})")
     parser.add_argument("--json", action="store_true", help="print the ledger as JSON")
-    flag(parser, "verify", path, "prepare nothing; check every byte of a prepared folder", metavar="FOLDER")
+    flag(parser, "verify", path, "check every byte of a prepared folder instead of preparing one", metavar="FOLDER")
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Prepare, and return the ledger."""
+    """Prepare the text; return the ledger."""
     from chinchilla_ds.data.prepared import LEDGER_NAME
     from chinchilla_ds.data.preparing.ledger import Ledger, format_ledger
     from chinchilla_ds.data.preparing.pipeline import prepare_recipe
@@ -70,9 +83,9 @@ def run(arguments: argparse.Namespace) -> str:
         loaded = load_recipe(arguments.recipe)
         recipe, out = loaded.recipe, out or loaded.out
         if arguments.text_field is not None:
-            raise ConfigError("--text-field beside a recipe, whose sources name theirs: drop it")
+            raise ConfigError("--text-field cannot be combined with a recipe, whose sources name their own: drop it")
     if out is None:
-        raise ConfigError("--out FOLDER is missing: where the prepared data goes")
+        raise ConfigError("--out FOLDER is missing: name the folder for the prepared data")
     recipe = dataclasses.replace(recipe, **_changes(arguments, recipe.cleaning))
     with show_preparation(to_stderr=arguments.json) as progress:
         prepared = prepare_recipe(recipe, folder=out, num_workers=arguments.workers, progress=progress)
@@ -87,28 +100,28 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _verify(arguments: argparse.Namespace) -> str:
-    """Check a prepared folder, and say how much of it has been read."""
+    """Check a prepared folder; return what was checked."""
     from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.runs.preparation import WITHOUT_DIGESTS
 
     others = [name for name, value in vars(arguments).items() if value and name in _OF_PREPARATION]
     if others:
         flags = ", ".join("a recipe" if name == "recipe" else f"--{name.replace('_', '-')}" for name in others)
-        raise ConfigError(f"{flags} beside --verify, which prepares nothing: drop it")
+        raise ConfigError(f"{flags} cannot be combined with --verify, which prepares nothing: drop it")
     prepared = PreparedData.load(arguments.verify)
     num_bytes = prepared.check_content(max_bytes=None)
     if prepared.files is None:
         return f"unchecked     {WITHOUT_DIGESTS}"
-    return f"sound         {arguments.verify}: {len(prepared.files)} files, {format_bytes(num_bytes)}"
+    return f"intact        {arguments.verify}: {len(prepared.files)} files, {format_bytes(num_bytes)}"
 
 
 def _length(text: str) -> int:
-    """Return a whole number of characters, also 0."""
+    """Return a whole number of characters, which may be 0."""
     return 0 if text == "0" else whole(text)
 
 
 def _changes(arguments: argparse.Namespace, cleaning: CleaningConfig) -> dict[str, Any]:
-    """Return the fields of the recipe that flags set."""
+    """Return the fields of the recipe that the flags set."""
     from chinchilla_ds.data.preparing.recipe import dedup_of
 
     changes: dict[str, Any] = {}
@@ -128,7 +141,7 @@ def _changes(arguments: argparse.Namespace, cleaning: CleaningConfig) -> dict[st
 
 
 def _cleaning(arguments: argparse.Namespace, cleaning: CleaningConfig) -> CleaningConfig:
-    """Return the cleaning of the recipe with what flags set of it."""
+    """Return the recipe's cleaning, changed as the flags say."""
     from chinchilla_ds.data.preparing.recipe import rules_of
 
     rules, length = cleaning.rules, cleaning.min_characters
@@ -137,8 +150,8 @@ def _cleaning(arguments: argparse.Namespace, cleaning: CleaningConfig) -> Cleani
         length = length if Rule.MIN_LENGTH in rules else DEFAULT_MIN_CHARACTERS
     if arguments.min_characters is not None and Rule.MIN_LENGTH not in rules:
         raise ConfigError(
-            f"--min-length {arguments.min_characters} beside cleaning rules without {Rule.MIN_LENGTH}, which drops"
-            f" short documents: add {Rule.MIN_LENGTH} to --clean, or leave --min-length out"
+            f"--min-length {arguments.min_characters} has no effect without the cleaning rule {Rule.MIN_LENGTH}, which "
+            f"drops short documents: add {Rule.MIN_LENGTH} to --clean, or leave --min-length out"
         )
     return CleaningConfig(
         rules=rules, min_characters=length if arguments.min_characters is None else arguments.min_characters
@@ -146,7 +159,7 @@ def _cleaning(arguments: argparse.Namespace, cleaning: CleaningConfig) -> Cleani
 
 
 def _sources(words: list[str], *, text_field: str) -> tuple[Any, ...]:
-    """Return the named sources; paths of one name, or without a name, belong together."""
+    """Return the sources; paths with the same name, or without one, belong together."""
     from chinchilla_ds.data.preparing.recipe import SourceRecipe
     from chinchilla_ds.data.reading.sources import DEFAULT_NAME
 
@@ -157,5 +170,6 @@ def _sources(words: list[str], *, text_field: str) -> tuple[Any, ...]:
             name, place = DEFAULT_NAME, word
         paths.setdefault(name, []).append(place)
     return tuple(
-        SourceRecipe(name=name, paths=tuple(found), text_field=text_field) for name, found in sorted(paths.items())
+        SourceRecipe(name=name, paths=tuple(of_source), text_field=text_field)
+        for name, of_source in sorted(paths.items())
     )

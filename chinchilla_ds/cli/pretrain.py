@@ -1,4 +1,4 @@
-"""What `chinchilla-ds pretrain` and `launchers/pretrain.py` call: read the command line, train that, exit."""
+"""Entry point of `chinchilla-ds pretrain` and `launchers/pretrain.py`: read the command line, train, exit."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,13 +6,15 @@ from typing import NoReturn
 
 from chinchilla_ds.cli.arguments import parse, training_flags
 from chinchilla_ds.processes.endings import exit_process
+from chinchilla_ds.processes.output import outlast_readers
 from chinchilla_ds.runs.train import train_and_end
 
 add_flags = training_flags
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
-    """Do what `main` does and end the process."""
+    """Call `main`, and exit the process with its exit code."""
+    outlast_readers()
     exit_process(partial(main, argv))
 
 

@@ -1,4 +1,4 @@
-"""`chinchilla-ds track`: bring MLflow to what a run's folder holds, whatever kept it from being there."""
+"""`chinchilla-ds track`: send MLflow what it lacks of a run's folder."""
 
 import argparse
 import fcntl
@@ -35,16 +35,14 @@ _FILES = ("plan.json", "ds_config.json", "environment.json", "sample.txt")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.add_argument("run", type=path, metavar="RUN", help="a run's folder")
-    text = (
-        "MLflow's place (default: MLFLOW_TRACKING_URI, otherwise where it was tracked, otherwise mlflow.db beside it)"
-    )
+    text = "MLflow server or database (default: MLFLOW_TRACKING_URI, otherwise the run's, or mlflow.db next to it)"
     flag(parser, "tracking-uri", _uri, text, metavar="URI")
     parser.add_argument("--uri", dest="tracking_uri", type=_uri, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Return what was done.
+    """Send what MLflow lacks; return a description of the result.
 
     Raises:
         TrackingError: the folder holds no metrics, or MLflow cannot be reached, read or written.
@@ -62,7 +60,7 @@ def run(arguments: argparse.Namespace) -> str:
         status = status_of(folder)
     except TrackingError as error:
         status = None
-        notes.append(f"how the run ended is not known: {error.problems[0]}")
+        notes.append(f"how the run ended is unknown: {error.problems[0]}")
     mirror = track(destination=destination, run_folder=folder, status=status)
     notes += mirror.notes
     if mirror.skipped:
@@ -71,10 +69,10 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def status_of(folder: Path, /) -> RunStatus | None:
-    """Return how a run stands by its folder; None where it has ended and nothing there says how.
+    """Return a run's status from its folder; None if it has ended and the folder does not say how.
 
     Raises:
-        TrackingError: what says so cannot be read.
+        TrackingError: its status file cannot be read.
     """
     if _is_being_trained(folder):
         return RunStatus.RUNNING
@@ -82,7 +80,9 @@ def status_of(folder: Path, /) -> RunStatus | None:
     if file.is_file():
         status = read_json(file, what="status", error=TrackingError)
         state = status.get("state") if isinstance(status, dict) else None
-        return _ENDED.get(str(state), RunStatus.FAILED)  # one that says "running", and is not, was killed
+        return _ENDED.get(
+            str(state), RunStatus.FAILED
+        )  # a run whose status is "running" although no process trains it was killed
     try:
         newest = folders.find_checkpoints(folder)[0]
         return RunStatus.FINISHED if CheckpointState.load(newest / folders.STATE_NAME).complete else None
@@ -96,13 +96,13 @@ def _check_run(folder: Path) -> None:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise TrackingError(f"{folder} {what}; name the folder of a run")
-    runs = sorted(found.parent for found in folder.glob(f"*/{METRICS_FILE}"))
+    runs = sorted(metrics.parent for metrics in folder.glob(f"*/{METRICS_FILE}"))
     hint = f"; name one of the runs in it, such as {runs[-1]}" if runs else "; name the folder of a run"
     raise TrackingError(f"{folder} holds no {METRICS_FILE}{hint}")
 
 
 def _begin_record(folder: Path) -> list[str]:
-    """Write the record of a run from before there were records; return what is to be said about it."""
+    """Write the record of a run that is older than such records; return notes for the user."""
     if RunRecord.load(folder) is not None:
         return []
     notes = []

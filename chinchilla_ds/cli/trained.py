@@ -11,16 +11,19 @@ if TYPE_CHECKING:
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the run, and how its model is held."""
+    """Add the run, and the flags for the precision and the layout of its model."""
     parser.add_argument("run", type=path, metavar="RUN", help="a run's folder (its newest checkpoint), or a checkpoint")
-    names = "|".join(one.value for one in Precision)
-    flag(parser, "dtype", choice(Precision), "default fp32 on CPUs, as trained on GPUs", metavar=names)
-    for name, text in (("tensor", "ranks that share every matrix"), ("pipeline", "ranks that share the layers")):
+    names = "|".join(precision.value for precision in Precision)
+    flag(parser, "dtype", choice(Precision), "default: fp32 on CPUs, the precision of training on GPUs", metavar=names)
+    for name, text in (
+        ("tensor", "ranks that each matrix is split over"),
+        ("pipeline", "ranks that the layers are divided among"),
+    ):
         flag(parser, f"{name}-model-parallel-size", whole, f"{text}, started by torchrun (default 1)", default=1)
 
 
 def ranks_of(arguments: argparse.Namespace) -> "ModelRanks":
-    """Return this rank's place in the layout that the flags ask for."""
+    """Return this rank's place in the layout that the flags request."""
     from chinchilla_ds.inference.ranks import join_ranks
 
     return join_ranks(

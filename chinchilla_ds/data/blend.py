@@ -43,9 +43,9 @@ class BlendShare:
     name: str
     prefix: Path
     weight: float
-    """Share of the training samples. All of a blend sum to 1."""
+    """Share of the training samples. The weights of a blend sum to 1."""
     epochs: float
-    """How often the run reads the source."""
+    """Number of passes of the run over the source."""
 
 
 def blend_of(prepared: PreparedData, *, num_tokens: int) -> tuple[BlendShare, ...]:
@@ -104,7 +104,7 @@ def unimax(capacities: Sequence[float], *, total: float) -> list[float]:
     Source: Chung et al. 2023 (arXiv:2304.09151), algorithm 1: "UniMax", with epochs x size as capacities.
 
     Args:
-        capacities: The most that each can give.
+        capacities: Largest amount of each.
         total: At most the sum of the capacities.
     """
     amounts, left = [0.0] * len(capacities), total
@@ -177,5 +177,5 @@ def _broken_caps(sources: Sequence[BlendSource], shares: Sequence[BlendShare]) -
             yield (
                 f"weight {share.weight:g} reads source {source.name!r} ({format_count(source.num_tokens)} tokens)"
                 f" {share.epochs:.2f} times and its max_epochs is {source.max_epochs:g}; a weight of at most"
-                f" {nearest:.3g} keeps to it"
+                f" {nearest:.3g} respects it"
             )

@@ -1,4 +1,4 @@
-"""Digests of prepared files: what was written is what is trained on; otherwise the changed block is named.
+"""Digests of prepared files: training reads exactly what was written; otherwise the changed block is named.
 
 A file is hashed in blocks by XXH3, as fast as it can be read; its digest is BLAKE2b over the hashes of its blocks. So a
 corpus of terabytes can be checked in parts: the hashes of the blocks are in a separate file, which the digests in
@@ -192,7 +192,7 @@ def tokenizer_sha256(path: Path, /) -> str:
     """Return `Tokenizer.sha256` of a tokenizer saved by a version without digests, without loading it.
 
     Raises:
-        DataError: it is missing, or not as it was saved.
+        DataError: it is missing or damaged.
     """
     if not path.is_dir():
         return hashlib.sha256(read_bytes(path, what="the tokenizer", error=DataError)).hexdigest()

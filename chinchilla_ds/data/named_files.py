@@ -35,11 +35,11 @@ def find_named(
         return None
     try:
         real, inside = path.resolve(strict=True), home.resolve(strict=True)
-    except (OSError, RuntimeError) as problem:  # RuntimeError: links in a circle
-        why = reason(problem) if isinstance(problem, OSError) else "its links go in a circle"
+    except (OSError, RuntimeError) as problem:  # RuntimeError: links form a loop
+        why = reason(problem) if isinstance(problem, OSError) else "its links form a loop"
         raise error(f"{path} cannot be read: {why}") from None
     if not (real.is_relative_to(inside) or real.parent == _blobs_of(inside)):
-        raise error(f"{path} is a link to {real}, outside {home}; only files in it are read: copy that one there")
+        raise error(f"{path} is a link to {real}, outside {home}; only files in that folder are read; copy it there")
     if not real.is_file():
         raise error(f"{path} is not a regular file")
     return real

@@ -29,7 +29,7 @@ def prepare(
     num_tokens: int,
     seed: int,
     folder: Path,
-    kept: Path | None = None,
+    earlier: Path | None = None,
     progress: Progress | None = None,
 ) -> PreparedData:
     """Return the tokenised corpus that `data` describes, from `folder` if it already exists there.
@@ -45,8 +45,8 @@ def prepare(
         num_tokens: Tokens the run trains on.
         seed: Chooses the tokenizer's sample.
         folder: Receives one sub-folder per corpus and settings.
-        kept: The prepared text of a run that is resumed. If an earlier version made it from the same files, it is used
-            unchanged: this version would clean and split them differently.
+        earlier: The prepared text of a run that is resumed. If an earlier version made it from the same files, it is
+            used unchanged: this version would clean and split them differently.
         progress: Receives the progress of each stage.
 
     Raises:
@@ -64,7 +64,7 @@ def prepare(
     else:
         recipe = _recipe(data, vocab_size=vocab_size, seed=seed)
         corpora = find_sources(recipe)
-        prepared = _of_an_earlier_version(kept, corpora=corpora)
+        prepared = _of_an_earlier_version(earlier, corpora=corpora)
         if prepared is None:
             place = folder / content_key(corpora, recipe)
             is_new = not is_prepared(place)
@@ -75,12 +75,12 @@ def prepare(
     return prepared
 
 
-def _of_an_earlier_version(kept: Path | None, *, corpora: Sequence[Corpus]) -> PreparedData | None:
+def _of_an_earlier_version(earlier: Path | None, *, corpora: Sequence[Corpus]) -> PreparedData | None:
     """Return an earlier version's preparation of the same files, by name and size; None for anything else."""
-    if kept is None or not (kept / INPUTS_NAME).is_file():
+    if earlier is None or not (earlier / INPUTS_NAME).is_file():
         return None
-    prepared = PreparedData.load(kept)
-    inputs = read_json(kept / INPUTS_NAME, what="the list of inputs", error=DataError)
+    prepared = PreparedData.load(earlier)
+    inputs = read_json(earlier / INPUTS_NAME, what="the list of inputs", error=DataError)
     same = isinstance(inputs, dict) and inputs.get("files") == inputs_of(corpora)
     return prepared if same and prepared.files is None else None
 
@@ -94,10 +94,11 @@ def prepared_folder(data: DataConfig) -> PreparedData | None:
     """Return the prepared folder that `data.paths` names, blended as requested, or None if it names text.
 
     Raises:
-        DataError: a prepared folder beside other paths, or a broken one; a blend that does not match it, or of text.
+        DataError: a prepared folder together with other paths, or a broken one; a blend that does not match it,
+            or one given for text.
     """
-    found = [path for path in data.paths if is_prepared(path)]
-    if not found:
+    folders = [path for path in data.paths if is_prepared(path)]
+    if not folders:
         if data.blend is not None:
             raise DataError(
                 f"`data.blend={data.blend}` weighs the named sources of a prepared corpus, and there is none: make one "
@@ -106,10 +107,10 @@ def prepared_folder(data: DataConfig) -> PreparedData | None:
         return None
     if len(data.paths) > 1:
         raise DataError(
-            f"{found[0]} is prepared already and cannot be joined with other paths; prepare all of them together with "
-            "`chinchilla-ds prepare`, as named sources"
+            f"{folders[0]} is prepared already and cannot be joined with other paths; prepare all of them together "
+            "with `chinchilla-ds prepare`, as named sources"
         )
-    prepared = PreparedData.load(found[0])
+    prepared = PreparedData.load(folders[0])
     if data.blend is None:
         return prepared
     return with_blend(prepared, read_blend(data.blend), where=f"blend {data.blend}")

@@ -52,7 +52,7 @@ class PreparedSource:
     num_tokens: Annotated[int, Ge(1)]
     """Tokens, end-of-document tokens included."""
     max_epochs: Annotated[float, Gt(0)] | None = None
-    """How often a run may read it; None: as often as its share requires."""
+    """Largest number of passes of a run over it; None: as many as its share requires."""
 
     def __post_init__(self) -> None:
         if (problem := name_problem(self.name)) is not None:
@@ -92,7 +92,7 @@ class Manifest:
         problems = []
         names = [source.name for source in self.sources]
         if not names or names != sorted(set(names)):
-            problems.append(f"sources are {names}; they must be at least one, each once, in the order of their names")
+            problems.append(f"sources are {names}; at least one is needed, each named once, sorted by name")
         if self.eod_id >= self.vocab_size:
             problems.append(f"eod_id is {self.eod_id}; it must be below vocab_size ({self.vocab_size})")
         for name, of_sources in (("train_tokens", "num_tokens"), ("num_documents", "num_documents")):
@@ -179,7 +179,7 @@ class PreparedData(Manifest):
         Every file must have its recorded size, and the tokenizer its hash; see `check_content` for the rest.
 
         Raises:
-            DataError: there is no manifest, it is not one of ours, or the files differ from it.
+            DataError: there is no manifest, it has another format, or the files differ from it.
         """
         path = folder / MANIFEST_NAME
         try:
@@ -200,17 +200,17 @@ class PreparedData(Manifest):
         check_sizes(self.folder, {**sizes, **self.dataset_sizes()})
         if self._tokenizer_has_changed():
             raise DataError(
-                f"{self.tokenizer_path} is not the tokenizer that the text was prepared with: its content has another "
-                "hash than the manifest says; restore it, or prepare the text again"
+                f"{self.tokenizer_path} is not the tokenizer that the text was prepared with: its hash "
+                "differs from the manifest's; restore it, or prepare the text again"
             )
 
     def _tokenizer_has_changed(self) -> bool:
         if self.files is None:
             return tokenizer_sha256(self.tokenizer_path) != self.tokenizer_sha256
         name = self.tokenizer_path.name
-        there = set(names_of(self.tokenizer_path))
+        present = set(names_of(self.tokenizer_path))
         known = {path: file for path, file in self.files.items() if path == name or path.startswith(f"{name}/")}
-        return there != known.keys() or bool(changed_files(self.folder, known))
+        return present != known.keys() or bool(changed_files(self.folder, known))
 
     def check_content(self, *, max_bytes: int | None = START_BYTES) -> int:
         """Check the content of the files against their digests, and return the bytes read; see `digests`.
@@ -226,7 +226,8 @@ class PreparedData(Manifest):
         """Return the bytes of the datasets, which follow from the numbers of tokens and documents."""
         token_bytes = 2 if self.vocab_size < UINT16_VOCAB_SIZE else 4
         datasets = {
-            train_prefix(self.folder, name=one.name).name: (one.num_tokens, one.num_documents) for one in self.sources
+            train_prefix(self.folder, name=source.name).name: (source.num_tokens, source.num_documents)
+            for source in self.sources
         }
         datasets[self.held_out_prefix.name] = (self.held_out_tokens, self.held_out_documents)
         sizes: dict[str, int] = {}

@@ -1,8 +1,8 @@
 """Words in scripts with and without spaces: the units by which texts are compared and measured.
 
-A unit is delimited by white space and punctuation. Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan and
-others put no space between words; there a unit is one character with the marks that belong to it. Decontamination,
-shingles of words and the shortest length all count these units.
+A unit is delimited by white space and punctuation. Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan and other
+scripts have no spaces between words; there a unit is one character with the marks that belong to it. Decontamination,
+shingles of words and the minimum length all count these units.
 
 Texts are compared in a normalised form that is never written to a document: Unicode's NFKC (full width equals half
 width, composed equals decomposed), lower case, and without invisible characters.
@@ -64,7 +64,7 @@ class _Kind(StrEnum):
 
     PUNCTUATION = "ASCII's 32 marks, and Unicode's categories P"
     CONTROL = "a control character"
-    INVISIBLE = "only for layout: soft hyphen, joiner, mark of direction, zero-width space"
+    INVISIBLE = "layout only: soft hyphen, joiner, mark of direction, zero-width space"
     UNSPACED = "a letter of a script without spaces"
     OTHER = "a letter, digit or symbol, or white space"
 
@@ -81,16 +81,16 @@ def comparable(text: str, /) -> str:
 
 def characters(text: str, /) -> str:
     """Return a text for comparison by characters: no punctuation, single spaces, none beside unspaced scripts."""
-    kept, has_unspaced = _sorted_out(comparable(text), {_Kind.PUNCTUATION: "", _Kind.INVISIBLE: ""})
-    kept = " ".join(kept.split())
-    return _patterns().gap.sub("", kept) if has_unspaced else kept
+    plain, has_unspaced = _replaced(comparable(text), {_Kind.PUNCTUATION: "", _Kind.INVISIBLE: ""})
+    plain = " ".join(plain.split())
+    return _patterns().gap.sub("", plain) if has_unspaced else plain
 
 
 def words(comparable_text: str, /) -> list[str]:
     """Return the units of a text from `comparable`; punctuation and control characters separate them."""
     by = {_Kind.PUNCTUATION: " ", _Kind.CONTROL: " ", _Kind.INVISIBLE: ""}
-    kept, has_unspaced = _sorted_out(comparable_text, by)
-    return _patterns().word.findall(kept) if has_unspaced else kept.split()
+    plain, has_unspaced = _replaced(comparable_text, by)
+    return _patterns().word.findall(plain) if has_unspaced else plain.split()
 
 
 def length(text: str, /) -> int:
@@ -100,12 +100,12 @@ def length(text: str, /) -> int:
     measured in NFC, so that its length does not depend on the Unicode form, and without invisible characters.
     """
     lowered = text.lower() if text.isascii() else unicodedata.normalize("NFC", text).lower()
-    kept, has_unspaced = _sorted_out(lowered, {_Kind.PUNCTUATION: "", _Kind.INVISIBLE: ""})
-    rest, num_units = _patterns().unit.subn("", kept) if has_unspaced else (kept, 0)
-    return len(" ".join(rest.split())) + UNIT_CHARACTERS * num_units
+    plain, has_unspaced = _replaced(lowered, {_Kind.PUNCTUATION: "", _Kind.INVISIBLE: ""})
+    spaced, num_units = _patterns().unit.subn("", plain) if has_unspaced else (plain, 0)
+    return len(" ".join(spaced.split())) + UNIT_CHARACTERS * num_units
 
 
-def _sorted_out(text: str, by: Mapping[_Kind, str], /) -> tuple[str, bool]:
+def _replaced(text: str, by: Mapping[_Kind, str], /) -> tuple[str, bool]:
     """Return the text with its kinds of characters replaced, and whether it has letters of scripts without spaces.
 
     One `str.replace` for each distinct character is faster than any table.
@@ -150,9 +150,9 @@ class _Patterns(NamedTuple):
 @cache
 def _patterns() -> _Patterns:
     mixed = [chr(code) for first, last in _MIXED_BLOCKS for code in range(first, last + 1)]
-    letters = "".join(one for one in mixed if unicodedata.category(one) in ("Lo", "Lm", "Nl"))
+    letters = "".join(character for character in mixed if unicodedata.category(character) in ("Lo", "Lm", "Nl"))
     letters += "".join(f"{chr(first)}-{chr(last)}" for first, last in _IDEOGRAPHS)
-    marks = "".join(one for one in mixed if unicodedata.category(one).startswith("M"))
+    marks = "".join(character for character in mixed if unicodedata.category(character).startswith("M"))
     unit = f"[{letters}][{marks}{_SELECTORS}]*"
     return _Patterns(
         unit=re.compile(unit),

@@ -2,7 +2,7 @@
 
 
 class DependencyChangedError(RuntimeError):
-    """A dependency no longer has the behaviour that a patch of ours corrects: the patch must be reviewed."""
+    """A dependency no longer has the behaviour that one of our patches corrects: the patch must be reviewed."""
 
 
 def require_source(source: str, expected: str, *, what: str) -> None:

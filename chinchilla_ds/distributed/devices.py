@@ -26,14 +26,14 @@ def device_type() -> str:
         return "cpu"
     import torch
 
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
         if torch.cuda.is_available():
             return "cuda"
     if os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in _NO_GPU:
         return "cpu"
     if seen := seen_gpus():
-        why = _why_not([str(warning.message) for warning in said])
+        why = _why_not([str(warning.message) for warning in recorded])
         raise LayoutError(
             f"this machine has a GPU ({seen[0]}) that torch {torch.__version__} cannot use: {why}; {_ON_CPU}"
         )
@@ -46,7 +46,7 @@ def seen_gpus(root: Path = Path("/")) -> list[str]:
     return sorted(str(path) for pattern in patterns for path in root.glob(pattern))
 
 
-def _why_not(said: list[str]) -> str:
+def _why_not(messages: list[str]) -> str:
     import torch
 
     if torch.version.cuda is None:
@@ -56,6 +56,6 @@ def _why_not(said: list[str]) -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        said = [*said, str(error)]
-    reason = said[-1].splitlines()[0] if said else "it finds no device"
+        messages = [*messages, str(error)]
+    reason = messages[-1].splitlines()[0] if messages else "it finds no device"
     return f"{reason}{named}"

@@ -178,8 +178,9 @@ def rank_of(environ: Mapping[str, str] = os.environ) -> int:
 
 def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables for a process that is a separate run, whatever started this one."""
-    lists = [*_OWN.values(), *_MARKS.values(), *(names for one in _LAUNCHERS for names in one.variables.values())]
-    set_by_launchers = {name for names in lists for name in names} | {"MASTER_ADDR", "MASTER_PORT"}
+    launched = [names for launcher in _LAUNCHERS for names in launcher.variables.values()]
+    lists = [*_OWN.values(), *_MARKS.values(), *launched, ("MASTER_ADDR", "MASTER_PORT")]
+    set_by_launchers = {name for names in lists for name in names}
     return {name: value for name, value in environ.items() if name not in set_by_launchers}
 
 
@@ -193,15 +194,15 @@ def _claims(variables: Mapping[str, tuple[str, ...]], environ: Mapping[str, str]
         LaunchError: one is not a whole number.
         ConfigError: two for the same field differ.
     """
-    found: _Claims = {}
+    claims: _Claims = {}
     for field, names in variables.items():
         for name in names:
             if not environ.get(name):
                 continue
             claim = name, _number(name, environ)
-            if found.setdefault(field, claim)[1] != claim[1]:
-                raise ConfigError(_contradiction(found[field], claim))
-    return found
+            if claims.setdefault(field, claim)[1] != claim[1]:
+                raise ConfigError(_contradiction(claims[field], claim))
+    return claims
 
 
 def _number(name: str, environ: Mapping[str, str]) -> int:
@@ -219,23 +220,23 @@ def _number(name: str, environ: Mapping[str, str]) -> int:
 def _task_launcher(environ: Mapping[str, str]) -> tuple[_Launcher | None, _Claims]:
     """Return the innermost launcher of tasks; an outer one that agrees with it may supply missing fields."""
     innermost: _Launcher | None = None
-    found: _Claims = {}
+    combined: _Claims = {}
     for launcher in _LAUNCHERS:
         if not all(environ.get(launcher.variables[field][0]) for field in ("rank", "world_size")):
             continue
         claims = _claims(launcher.variables, environ)
         if innermost is None:
-            innermost, found = launcher, claims
-        elif all(claims[field][1] == found[field][1] for field in ("rank", "world_size")):
-            found = claims | found
-    return innermost, found
+            innermost, combined = launcher, claims
+        elif all(claims[field][1] == combined[field][1] for field in ("rank", "world_size")):
+            combined = claims | combined
+    return innermost, combined
 
 
 # ---- refusing --------------------------------------------------------------------------------------------------------
 
 
-def _contradiction(one: tuple[str, int], other: tuple[str, int]) -> str:
-    return f"environment variables contradict each other: {one[0]} is {one[1]} and {other[0]} is {other[1]}"
+def _contradiction(first: tuple[str, int], other: tuple[str, int]) -> str:
+    return f"environment variables contradict each other: {first[0]} is {first[1]} and {other[0]} is {other[1]}"
 
 
 def _check_agreement(own: _Claims, tasks: _Claims, *, launcher: _Launcher | None) -> None:

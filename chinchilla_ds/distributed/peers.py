@@ -57,7 +57,9 @@ class Peers:
         self._answered_s = time.monotonic()
         self._gone = False
         threads = (self._listen, self._await_answers) if place.world_size > 1 else ()
-        self._threads = [threading.Thread(target=one, name=f"peers{one.__name__}", daemon=True) for one in threads]
+        self._threads = [
+            threading.Thread(target=target, name=f"peers{target.__name__}", daemon=True) for target in threads
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -160,6 +162,6 @@ class _Heard:
         return None
 
 
-def _lost_store(said: str) -> Departure:
-    why = f"rank 0, which holds the store for messages between ranks, is gone ({said.splitlines()[0]})"
+def _lost_store(message: str) -> Departure:
+    why = f"rank 0, which holds the store for messages between ranks, is gone ({message.splitlines()[0]})"
     return Departure(rank=0, local_rank=-1, exit_code=EXIT_CODE_HUNG, reason=why)

@@ -49,7 +49,7 @@ def open_store(place: Place, /, *, timeout_s: float = MEET_S) -> Store:
             master_listen_fd=listening,
         )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
-        raise _cannot_meet(port, place=place, address=address, said=str(error)) from None
+        raise _cannot_meet(port, place=place, address=address, message=str(error)) from None
 
 
 def connect(store: Store, /) -> Store:
@@ -64,17 +64,17 @@ def _listen(port: int) -> int:
         try:
             listener.bind((LOOPBACK, port))
         except OSError as error:
-            raise _cannot_meet(port, place=None, address=LOOPBACK, said=str(error)) from None
+            raise _cannot_meet(port, place=None, address=LOOPBACK, message=str(error)) from None
         listener.listen(_BACKLOG)
         return listener.detach()
 
 
-def _cannot_meet(port: int, *, place: Place | None, address: str, said: str) -> LayoutError:
+def _cannot_meet(port: int, *, place: Place | None, address: str, message: str) -> LayoutError:
     who = "" if place is None or place.rank == 0 else f"rank {place.rank} does not reach rank 0; "
     return LayoutError(
-        f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {address}:{port} ({who}{said.splitlines()[0]}); if another "
-        "run uses the port, choose a free one: deepspeed --master_port 29501 ...; if ranks are missing, check their "
-        "messages"
+        f"the ranks cannot meet at MASTER_ADDR:MASTER_PORT {address}:{port} ({who}{message.splitlines()[0]}); "
+        "if another run uses the port, choose a free one: deepspeed --master_port 29501 ...; if ranks are missing, "
+        "check their messages"
     )
 
 

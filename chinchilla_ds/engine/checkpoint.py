@@ -138,8 +138,8 @@ class Checkpointer:
         """Raise the problems of all ranks on every rank, if there are any."""
         gathered: list[Any] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(gathered, problems, group=self._group)
-        if found := sorted({problem for part in gathered for problem in part}):
-            raise kind(found)
+        if distinct := sorted({problem for part in gathered for problem in part}):
+            raise kind(distinct)
 
     def _begin(self, checkpoint: Path) -> None:
         num_bytes = checkpoint_bytes(self.engine.plan)
@@ -336,9 +336,9 @@ def newest_whole(path: Path, *, warn: Callable[[str], None]) -> Path:
     """
     damaged: list[str] = []
     for checkpoint in run_on_rank_zero(lambda: folders.find_checkpoints(path)):
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, _problems_of_share(checkpoint))
-        problems = sorted({problem for part in found for problem in part})
+        of_ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(of_ranks, _problems_of_share(checkpoint))
+        problems = sorted({problem for part in of_ranks for problem in part})
         if not problems:
             if damaged and dist.get_rank() == 0:
                 for problem in (*damaged, f"resuming from {checkpoint}, the newest that is intact"):
@@ -393,13 +393,13 @@ def load(engine: TrainingEngine, *, checkpoint: Path, weights_only: bool = False
     states = owned_states(engine.engine, engine.stage, plan=engine.plan)
     resumes = reader.has_optimizer and not weights_only
     kinds = (WEIGHT, *engine.plan.optimizer.states) if resumes else (WEIGHT,)
-    found: tuple[str, ...] = ()
+    of_states: tuple[str, ...] = ()
     try:
         for owned in states:
             _load_state(owned, reader=reader, kinds=kinds, absent=absent)
     except CheckpointError as error:
-        found = error.problems
-    _raise_together(found)
+        of_states = error.problems
+    _raise_together(of_states)
     if states and resumes:
         catch_up(states[0].optimizer, step=reader.state.optimizer_step)
     publish(engine.engine, zero_stage=engine.plan.layout.zero_stage)
@@ -445,8 +445,8 @@ def _raise_together(problems: tuple[str, ...]) -> None:
     """Raise on every rank what any rank has found: a single one would leave the others waiting."""
     of_ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(of_ranks, problems)
-    if found := sorted({problem for of_rank in of_ranks for problem in of_rank}):
-        raise CheckpointError(found)
+    if distinct := sorted({problem for of_rank in of_ranks for problem in of_rank}):
+        raise CheckpointError(distinct)
 
 
 def _restore_counters(engine: Any, state: CheckpointState) -> None:

@@ -19,17 +19,17 @@ def for_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
     * The optimizer is built here, with a group that is not decayed, so its section is left out.
     * Under a pipeline Megatron averages over micro-batches, so DeepSpeed is configured for 1 accumulation step; the
       plan carries the global batch, and `train_batch_size` is left for DeepSpeed to derive.
-    * Whether an optimizer that DeepSpeed has not tested may run, and step offloaded states, its OptimizerSpec has said.
+    * Optimizers that DeepSpeed has not tested are allowed: their OptimizerSpec says whether they step offloaded states.
     * ZeRO-0 in fp32 has no optimizer wrapper that reports the norm; `TrainingEngine` clips there itself.
     """
-    told = {key: value for key, value in ds_config.items() if key not in ("optimizer", "train_batch_size")}
+    engine_config = {key: value for key, value in ds_config.items() if key not in ("optimizer", "train_batch_size")}
     if plan.layout.pipeline_model_parallel_size > 1:
-        told["gradient_accumulation_steps"] = 1
+        engine_config["gradient_accumulation_steps"] = 1
     if plan.optimizer.plugin != ADAMW:
-        told |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+        engine_config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     if clips_itself(plan):
-        told["gradient_clipping"] = 0.0
-    return told
+        engine_config["gradient_clipping"] = 0.0
+    return engine_config
 
 
 def clips_itself(plan: RunPlan) -> bool:
@@ -44,7 +44,7 @@ def check_with_deepspeed(ds_config: dict[str, Any], plan: RunPlan) -> None:
 
     Raises:
         DsConfigError: DeepSpeed refuses a value of the user's, the device does not support the precision, or a folder
-            cannot be created. A refusal of the plan's own values is a bug of ours, and keeps its traceback.
+            cannot be created. A refusal of the plan's own values is a bug in this package, and keeps its traceback.
     """
     from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError

@@ -61,7 +61,8 @@ class NonFiniteWatch:
         own = torch.tensor([*forward, *backward], device=cpu_backend.device())
         seen = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(seen, own)
-        return [FirstBad(forward=_place(*one[:2]), backward=_place(*one[2:])) for one in (t.tolist() for t in seen)]
+        rows = [of_rank.tolist() for of_rank in seen]
+        return [FirstBad(forward=_place(*row[:2]), backward=_place(*row[2:])) for row in rows]
 
     def _see_output(self, stage: nn.Module, _args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
         if stage.training and torch.is_grad_enabled():

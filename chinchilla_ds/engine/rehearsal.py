@@ -19,16 +19,16 @@ _VALUES = 256
 
 def precision_problems(states: list[OwnedState]) -> list[str]:
     """Return why the optimizer's states cannot be saved: a checkpoint holds FP32."""
-    found: dict[str, torch.dtype] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for owned in states:
         held = owned.optimizer.state.get(owned.key, {})
-        found |= {"master weights": owned.weight.dtype} | {
+        dtypes |= {"master weights": owned.weight.dtype} | {
             f"states ({kind})": held[kind].dtype for kind in owned.spec.states if kind in held
         }
     return [
         f"the optimizer keeps its {what} in {str(dtype).removeprefix('torch.')}, and checkpoints hold FP32: remove "
         "the ds_config's keys for that, such as bf16_master_weights_and_grads or bf16_optimizer_states"
-        for what, dtype in found.items()
+        for what, dtype in dtypes.items()
         if dtype != torch.float32
     ]
 
@@ -37,7 +37,7 @@ def sample_values(states: list[OwnedState]) -> dict[str, Tensor]:
     """Return the first values of the smallest state, by kind; none if this rank owns nothing."""
     if not states:
         return {}
-    owned = min(states, key=lambda state: max((p.flat_start + p.numel for p in state.pieces), default=0))
+    owned = min(states, key=lambda state: max((piece.flat_start + piece.numel for piece in state.pieces), default=0))
     is_new = not owned.optimizer.state.get(owned.key)
     with owned.resident():
         values = {kind: flat[:_VALUES].detach().cpu().clone() for kind, flat in owned.tensors().items()}

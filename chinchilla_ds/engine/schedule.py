@@ -174,7 +174,7 @@ class PipelineSchedule:
 
     def _schedule(self, step: Any, inputs: Sequence[Any], *, shape: torch.Size, forward_only: bool) -> list[Tensor]:
         micro_batch_size, seq_length = shape
-        kept: list[Tensor] = self._forward_backward(
+        outputs: list[Tensor] = self._forward_backward(
             forward_step_func=step,
             data_iterator=[iter(inputs) for _ in self.chunks],
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
@@ -185,7 +185,7 @@ class PipelineSchedule:
             collect_non_loss_data=step is _logits_step,
             adjust_tensor_shapes_fn=None if self.chunks[0].companion is None else self._widen,
         )
-        return kept
+        return outputs
 
     def _widen(self, received: list[Any], _sent: list[Any]) -> tuple[list[Any], list[Any]]:
         """Set the width of the tensors between stages when a companion's hidden states are included."""
@@ -257,11 +257,11 @@ def means_and_votes(values: Sequence[Sequence[Tensor]], *, votes: Sequence[bool]
         fp32 tensor [quantities + motions], the same on every rank.
     """
     quantities = len(values)
-    told = torch.tensor([*[0.0] * quantities, *map(float, votes)], device=cpu_backend.device())
+    reduced = torch.tensor([*[0.0] * quantities, *map(float, votes)], device=cpu_backend.device())
     if parallel_state.get_tensor_model_parallel_rank() == 0:
         for index, of_micro_batches in enumerate(values):
             if of_micro_batches:
-                told[index] = torch.stack([value.float() for value in of_micro_batches]).mean()
-    torch.distributed.all_reduce(told)
-    told[:quantities] /= int(parallel_state.get_data_parallel_world_size())
-    return told
+                reduced[index] = torch.stack([value.float() for value in of_micro_batches]).mean()
+    torch.distributed.all_reduce(reduced)
+    reduced[:quantities] /= int(parallel_state.get_data_parallel_world_size())
+    return reduced

@@ -53,7 +53,7 @@ class AttachmentSite:
         Raises:
             ConfigError: a parameter's dtype differs from the decoder's, or it has neither one nor two dimensions.
         """
-        assert any(parent is one for chunk in self.stage.decoders for one in chunk.modules()), (
+        assert any(parent is known for chunk in self.stage.decoders for known in chunk.modules()), (
             f"{type(parent).__name__} is not a module of this rank's decoders"
         )
         if problems := list(_problems(name, module, plan=self.plan)):

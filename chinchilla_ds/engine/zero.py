@@ -35,16 +35,16 @@ def _gather_for_writing(parameter: nn.Parameter) -> contextlib.AbstractContextMa
     return context
 
 
-def _zero_init(told: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
+def _zero_init(engine_config: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
     context: contextlib.AbstractContextManager[Any] = deepspeed.zero.Init(
-        config_dict_or_path=told, data_parallel_group=parallel_state.get_data_parallel_group(), mpu=Mpu
+        config_dict_or_path=engine_config, data_parallel_group=parallel_state.get_data_parallel_group(), mpu=Mpu
     )
     return context
 
 
-def _build(plan: RunPlan, *, eod_id: int | None, told: dict[str, Any], partitioned: bool) -> PipelineStage:
+def _build(plan: RunPlan, *, eod_id: int | None, engine_config: dict[str, Any], partitioned: bool) -> PipelineStage:
     """Build a stage with its initial weights."""
-    stage = build_stage(plan, partition=_zero_init(told) if partitioned else None, eod_id=eod_id)
+    stage = build_stage(plan, partition=_zero_init(engine_config) if partitioned else None, eod_id=eod_id)
     initialize(stage, plan=plan, gather=_gather_for_writing if partitioned else None)
     return stage
 
@@ -73,12 +73,12 @@ class TrainingEngine:
         """
         self.objective = make_objective(plan.objective) if objective is None else objective
         self.plan = plan = dataclasses.replace(plan, objective=spec_of(self.objective))
-        told = for_deepspeed(ds_config, plan)
+        engine_config = for_deepspeed(ds_config, plan)
         recompute.configure(ds_config=ds_config, num_layers=plan.shape.num_layers)
-        stage = _build(plan, eod_id=eod_id, told=told, partitioned=plan.layout.zero_stage == 3)
-        self._attach(stage, eod_id=eod_id, told=told)
+        stage = _build(plan, eod_id=eod_id, engine_config=engine_config, partitioned=plan.layout.zero_stage == 3)
+        self._attach(stage, eod_id=eod_id, engine_config=engine_config)
         optimizer = make_optimizer(stage, plan=plan, more_groups=own_groups(self.objective, stage))
-        self.engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, mpu=Mpu, config=told)
+        self.engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, mpu=Mpu, config=engine_config)
         if plan.layout.zero_stage == 0 and plan.precision is not Precision.FP32:
             # DeepSpeed's wrapper has taken a step on zero gradients, which a step count would include
             self.engine.optimizer.optimizer.state.clear()
@@ -92,20 +92,20 @@ class TrainingEngine:
         self.schedule = make_schedule(engine=self.engine, plan=plan, companion=self._companion())
         self.watch = NonFiniteWatch(stage)
 
-    def _attach(self, stage: PipelineStage, *, eod_id: int | None, told: dict[str, Any]) -> None:
+    def _attach(self, stage: PipelineStage, *, eod_id: int | None, engine_config: dict[str, Any]) -> None:
         """Attach the objective, once all weights of the decoder have their initial values."""
         zero3 = self.plan.layout.zero_stage == 3
 
         def build_frozen(plan: RunPlan, partitioned: bool) -> CompanionDecoder:
             partitioned = partitioned and zero3
-            frozen = _build(plan, eod_id=eod_id, told=told, partitioned=partitioned)
-            return CompanionDecoder(frozen, plan=plan, ds_config=told if partitioned else None)
+            frozen = _build(plan, eod_id=eod_id, engine_config=engine_config, partitioned=partitioned)
+            return CompanionDecoder(frozen, plan=plan, ds_config=engine_config if partitioned else None)
 
         self.objective.attach(
             AttachmentSite(
                 stage,
                 plan=self.plan,
-                partition=lambda: _zero_init(told) if zero3 else contextlib.nullcontext(),
+                partition=lambda: _zero_init(engine_config) if zero3 else contextlib.nullcontext(),
                 build_frozen=build_frozen,
             )
         )
@@ -143,12 +143,12 @@ class TrainingEngine:
         self.schedule.train(steps)
         names = reported_names(self.objective)
         reported = [[step.reported[name] for step in steps if step.reported] for name in names]
-        told = means_and_votes(reported, votes=(stop, save))
+        reduced = means_and_votes(reported, votes=(stop, save))
         norm = self._clip() if clips_itself(self.plan) else None
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         self.engine.step()
-        *means, stops, saves = told.tolist()
+        *means, stops, saves = reduced.tolist()
         if norm is None:
             skipped = not self.engine.was_step_applied()
             norm = precision.grad_norm(self.engine, skipped=skipped)
@@ -206,7 +206,9 @@ class TrainingEngine:
         """
         self.engine.eval()
         steps = [MicroStep(batch, objective=self.objective, trains=False) for batch in batches]
-        return float(mean_loss(self.schedule.evaluate(steps)))
+        losses = self.schedule.evaluate(steps)
+        self._release_prefetched()
+        return float(mean_loss(losses))
 
     @torch.no_grad()
     def next_token_logits(self, tokens: Sequence[int]) -> Tensor:
@@ -221,9 +223,19 @@ class TrainingEngine:
         padded = torch.zeros((1, shape.seq_length), dtype=torch.int64, device=device)
         padded[0, : len(window)] = torch.tensor(window, device=device)
         logits = self.schedule.logits(padded)
+        self._release_prefetched()
         next_logits = torch.empty(shape.padded_vocab_size, device=device)
         if logits is not None:
             shard = logits[0, len(window) - 1].float()
             next_logits = gather_from_tensor_model_parallel_region(shard).contiguous()
         torch.distributed.broadcast(next_logits, src=groups.loss_owner_rank())
         return next_logits
+
+    def _release_prefetched(self) -> None:
+        """Release the weights that ZeRO-3 gathered for a pass.
+
+        DeepSpeed prefetches in the order of a training pass. One that ends earlier, as when a head serves the
+        objective's loss alone, leaves weights in flight, and the next to gather them would fail.
+        """
+        if self.plan.layout.zero_stage == 3:
+            self.engine.optimizer.empty_partition_cache()

@@ -20,14 +20,14 @@ def held_out_documents(prepared: PreparedData, *, tokenizer: Tokenizer) -> Itera
     """Yield the held-out documents of a prepared corpus, with their sources if recorded.
 
     Raises:
-        DataError: it was made with another tokenizer, or its files have changed since.
+        DataError: it was prepared with a different tokenizer, or its files have changed since.
     """
     import numpy as np
 
     if prepared.tokenizer_sha256 != tokenizer.sha256:
         raise DataError(
-            f"{prepared.folder} was prepared with another tokenizer than the model's; give `data` the text itself, or "
-            "prepare it with the checkpoint's (`prepare.tokenizer`)"
+            f"{prepared.folder} was prepared with a different tokenizer from the model's; give `data` the text itself, "
+            "or prepare it with the checkpoint's (`prepare.tokenizer`)"
         )
     prepared.check_content()
     documents = read_documents(prepared.held_out_prefix)
@@ -57,16 +57,16 @@ def find_files(paths_by_source: Mapping[str, Sequence[str]], /, *, text_field: s
     Raises:
         DataError: lists every path that is missing, empty or of an unknown type.
     """
-    found: list[Corpus] = []
+    sources: list[Corpus] = []
     problems: list[str] = []
     for name, paths in paths_by_source.items():
         try:
-            found.append(find_source(paths, text_field=text_field, name=name))
+            sources.append(find_source(paths, text_field=text_field, name=name))
         except DataError as error:
             problems.extend(error.problems)
     if problems:
         raise DataError(problems)
-    return tuple(found)
+    return tuple(sources)
 
 
 def file_documents(sources: Sequence[Corpus], /, *, tokenizer: Tokenizer) -> Iterator[Document]:

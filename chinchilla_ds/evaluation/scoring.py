@@ -49,7 +49,7 @@ def score_documents(
     scores: dict[str, Score] = {}
     before = eod_id if before_id is None else before_id
     for batch in _batches(_windows(documents, scores, before=before, window=window, stride=stride)):
-        tokens, labels, counted = _stack([one for _, one in batch], filler=eod_id)
+        tokens, labels, counted = _stack([part for _, part in batch], filler=eod_id)
         losses = token_losses(tokens.to(device), labels.to(device)).double().cpu() * counted
         ends = (losses * (labels == eod_id)).sum(dim=1)
         for (source, _), nats, end_nats in zip(batch, losses.sum(dim=1).tolist(), ends.tolist(), strict=True):
@@ -66,15 +66,15 @@ def _windows(
     for document in documents:
         counts = Score(documents=1, tokens=len(document.tokens), bytes=document.num_bytes)
         scores[document.source] = scores.get(document.source, Score()) + counts
-        for one in cut(document.tokens, before=before, window=window, stride=stride):
-            yield document.source, one
+        for part in cut(document.tokens, before=before, window=window, stride=stride):
+            yield document.source, part
 
 
 def _batches(windows: Iterable[tuple[str, Window]]) -> Iterator[list[tuple[str, Window]]]:
     """Yield batches of windows of similar length, of about `BATCH_TOKENS` each."""
     waiting: list[tuple[str, Window]] = []
-    for one in windows:
-        waiting.append(one)
+    for source_and_window in windows:
+        waiting.append(source_and_window)
         if len(waiting) == _WINDOWS_SORTED:
             yield from _cut_batches(waiting)
             waiting = []
@@ -82,7 +82,7 @@ def _batches(windows: Iterable[tuple[str, Window]]) -> Iterator[list[tuple[str, 
 
 
 def _cut_batches(waiting: list[tuple[str, Window]]) -> Iterator[list[tuple[str, Window]]]:
-    ordered = sorted(waiting, key=lambda one: len(one[1].tokens))
+    ordered = sorted(waiting, key=lambda source_and_window: len(source_and_window[1].tokens))
     while ordered:
         size = max(1, BATCH_TOKENS // len(ordered[-1][1].tokens))
         yield ordered[-size:]
@@ -91,12 +91,12 @@ def _cut_batches(waiting: list[tuple[str, Window]]) -> Iterator[list[tuple[str, 
 
 def _stack(windows: list[Window], *, filler: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return tokens and labels [b, s], padded on the right, which no token attends to, and the mask of what counts."""
-    longest = max(len(one.tokens) for one in windows)
+    longest = max(len(part.tokens) for part in windows)
     tokens = torch.full((len(windows), longest), filler)
     labels = torch.full((len(windows), longest), filler)
     counted = torch.zeros(len(windows), longest, dtype=torch.bool)
-    for row, one in enumerate(windows):
-        tokens[row, : len(one.tokens)] = torch.tensor(one.tokens)
-        labels[row, : len(one.labels)] = torch.tensor(one.labels)
-        counted[row, one.first_scored : len(one.labels)] = True
+    for row, part in enumerate(windows):
+        tokens[row, : len(part.tokens)] = torch.tensor(part.tokens)
+        labels[row, : len(part.labels)] = torch.tensor(part.labels)
+        counted[row, part.first_scored : len(part.labels)] = True
     return tokens, labels, counted

@@ -101,7 +101,7 @@ def run_tasks(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model = HFLM(pretrained=str(folder), dtype=dtype, device=device, batch_size=BATCH_SIZE, add_bos_token=add_bos_token)
     try:
-        found = simple_evaluate(
+        results = simple_evaluate(
             model, tasks=list(names), task_manager=manager, limit=limit, log_samples=False, bootstrap_iters=0
         )
     except (OSError, ConnectionError, ValueError, DatasetsError) as error:  # unavailable data
@@ -114,8 +114,8 @@ def run_tasks(
             f"`tasks`: lm-eval cannot run {', '.join(names)}: {type(error).__name__}: {_first_line(error)}; check "
             "the task's file and its data"
         ) from error
-    assert found is not None, "lm-eval returns results on the one rank that runs it"
-    return {task: _metrics(values) for task, values in found["results"].items()}
+    assert results is not None, "lm-eval returns results on the one rank that runs it"
+    return {task: _metrics(values) for task, values in results["results"].items()}
 
 
 def _first_line(error: Exception) -> str:

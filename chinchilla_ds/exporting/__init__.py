@@ -1,1 +1,1 @@
-"""Trained models for other tools, and other models for training here: Hugging Face folders in both directions."""
+"""Export and import of Hugging Face folders: trained models for other tools, and other models for training here."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chinchilla_ds.budget.prediction import why_no_prediction
 from chinchilla_ds.data.prepared import LEDGER_NAME, PreparedData
 from chinchilla_ds.data.preparing.ledger import Ledger
 from chinchilla_ds.errors import DataError
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFacts:
-    """The results and the data of training; None if unknown."""
+    """Results and data of training; None if unknown."""
 
     licence: str | None = None
     """An SPDX identifier or one of Hugging Face's, such as `apache-2.0`."""
     consumed_tokens: int
     flops_spent: float
     held_out_loss: float | None = None
-    """Nats per token."""
+    """In nats per token."""
     held_out_bits_per_byte: float | None = None
     ledger: Ledger | None = None
     tokenizer_sha256: str | None = None
@@ -33,12 +34,12 @@ class TrainingFacts:
     def of_checkpoint(
         cls, reader: "CheckpointReader", /, *, text: PreparedData | None = None, licence: str | None = None
     ) -> "TrainingFacts":
-        """Return what a checkpoint says of its training, and the ledger of the text that it was trained on.
+        """Return what a checkpoint records about its training, and the ledger of the text that it was trained on.
 
         Args:
             reader: The checkpoint.
-            text: Its prepared text, whose ledger is read where it has one; None: not known.
-            licence: As `TrainingFacts.licence`.
+            text: Its prepared text, whose ledger is read if it has one; None: unknown.
+            licence: See `TrainingFacts.licence`.
 
         Raises:
             DataError: the ledger is damaged.
@@ -62,18 +63,18 @@ class TrainingFacts:
 def model_card(
     plan: RunPlan, /, *, facts: TrainingFacts, num_params: int, dtype: Precision, bos: str | None = None
 ) -> str:
-    """Return the card in Markdown, with the YAML head that the Hugging Face hub reads.
+    """Return the card in Markdown, with the YAML header that the Hugging Face hub reads.
 
     Args:
         plan: The plan of training.
         facts: The results of training.
         num_params: Parameters of the export, without padding.
         dtype: Type of the weights.
-        bos: The token that begins every document; None: there is none.
+        bos: The token that begins every document; None: no token does.
     """
     head = ["---", f"license: {facts.licence or 'unknown'}", "library_name: transformers"]
     head += ["pipeline_tag: text-generation", "tags:", "- chinchilla-ds", "---"]
-    licence = "" if facts.licence else " Its licence has not been named: ask the people who trained it before using it."
+    licence = "" if facts.licence else " No licence is given: ask the people who trained it before using it."
     return "\n".join(
         [
             *head,
@@ -97,8 +98,8 @@ def model_card(
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
             "```",
             "",
-            "It continues text; it follows no instructions. Documents were separated by the end-of-document token, and "
-            f"{'no token' if bos is None else bos} begins one.",
+            "It continues text and does not follow instructions. Documents were separated by the end-of-document "
+            f"token, and {'no token' if bos is None else bos} begins one.",
             "",
         ]
     )
@@ -121,6 +122,12 @@ def _shape_rows(plan: RunPlan, *, num_params: int, dtype: Precision) -> list[tup
     ]
 
 
+def _predicted(plan: RunPlan) -> str:
+    if (why := why_no_prediction(plan)) is not None:
+        return f"none: {why}"
+    return f"{plan.prediction.loss:.4f} nats/token by {plan.prediction.loss_law} (its own tokenizer)"
+
+
 def _training_rows(plan: RunPlan, facts: TrainingFacts) -> list[tuple[str, str]]:
     optimizer, peak = plan.optimizer, plan.optimizer.learning_rate
     name = "AdamW" if optimizer.plugin == ADAMW else str(optimizer.plugin)
@@ -131,7 +138,7 @@ def _training_rows(plan: RunPlan, facts: TrainingFacts) -> list[tuple[str, str]]
         ("Optimizer", f"{name}, peak learning rate {peak:.3g}, {plan.schedule.decay.value}"),
         ("Batch", f"{plan.batch.global_batch_size} sequences of {plan.shape.seq_length} tokens"),
         ("Precision", plan.precision.value),
-        ("Predicted loss", f"{plan.prediction.loss:.4f} nats/token by {plan.prediction.loss_law} (its own tokenizer)"),
+        ("Predicted loss", _predicted(plan)),
     ]
     if facts.held_out_loss is not None:
         rows.append(("Held-out loss", f"{facts.held_out_loss:.4f} nats/token"))
@@ -143,7 +150,7 @@ def _training_rows(plan: RunPlan, facts: TrainingFacts) -> list[tuple[str, str]]
 
 
 def _data_lines(facts: TrainingFacts) -> list[str]:
-    """Return the fate of the text that was read, source by source."""
+    """Return what became of the text that was read, source by source."""
     if facts.ledger is None:
         return ["## Data", "", "Not recorded with the checkpoint.", ""]
     lines = ["## Data", "", "| source | read | dropped | duplicates | held out | train | tokens |"]

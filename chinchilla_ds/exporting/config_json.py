@@ -1,4 +1,4 @@
-"""`config.json` of a model of transformers, from a ModelShape and to one."""
+"""Conversion between a ModelShape and the `config.json` of a transformers model."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,21 +15,21 @@ from chinchilla_ds.structured import build, read_json
 
 CONFIG_NAME = "config.json"
 QUANT_METHOD = "chinchilla_ds_vq"
-"""`quant_method` in `quantization_config` if our vector codec has coded the weights."""
+"""`quant_method` in `quantization_config` if the weights are coded by our vector codec."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Models of transformers that compute what this decoder computes with its switches in certain positions."""
+    """A transformers model class that computes what this decoder computes with certain settings of its switches."""
 
     title: str
-    """Its common name."""
+    """Common name."""
     model_type: str
     architecture: str
     switches: Mapping[str, bool]
-    """Switches of the decoder that are the family's; the others are the model's own."""
+    """The decoder's switches that the family fixes; the others vary between its models."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What the family's own configuration says of a size that is left out, where Llama's says something else."""
+    """The family's defaults for values that a configuration leaves out, if they differ from Llama's."""
 
 
 FAMILIES = (
@@ -42,13 +42,13 @@ FAMILIES = (
         defaults={"head_dim": 128, "num_key_value_heads": 32},
     ),
 )
-"""The first that fits a shape is what it is exported as."""
+"""A shape is exported as the first family that fits it."""
 
 
 def family_of(shape: ModelShape, /) -> Family:
-    """Return the family that a decoder is exported as."""
+    """Return the family as which a decoder is exported."""
     switches = shape.switches()
-    return next(one for one in FAMILIES if all(switches[name] is on for name, on in one.switches.items()))
+    return next(family for family in FAMILIES if all(switches[name] is on for name, on in family.switches.items()))
 
 
 _Heads = Annotated[int, Ge(1), Le(2048)]
@@ -61,7 +61,7 @@ class RotaryConfig:
 
     rope_type: str | None = None
     type: str | None = None
-    """What older versions call `rope_type`."""
+    """Name of `rope_type` in older versions."""
     rope_theta: _Base | None = None
     partial_rotary_factor: float | None = None
 
@@ -72,14 +72,14 @@ class QuantizationConfig:
 
     quant_method: str | None = None
     dimension: Annotated[int, Ge(1), Le(64)] | None = None
-    """Our vector codec's d."""
+    """`d` of our vector codec."""
     codebook_size: Annotated[int, Ge(2), Le(1 << 16)] | None = None
-    """Our vector codec's k."""
+    """`k` of our vector codec."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """The shape in a `config.json`, under Llama's names; the limits are ten times the largest known values."""
+    """The shape in a `config.json`, under Llama's names; limits are ten times the largest known values."""
 
     architectures: tuple[str, ...] | None = None
     model_type: str | None = None
@@ -108,24 +108,24 @@ class LlamaConfig:
 
     @property
     def rotary(self) -> tuple[RotaryConfig, ...]:
-        """The sections on rotary positions that there are, the one that goes first in front."""
+        """The sections on rotary positions that are present, in order of precedence."""
         return tuple(section for section in (self.rope_parameters, self.rope_scaling) if section is not None)
 
     @property
     def num_groups(self) -> int:
-        """Key/value heads."""
+        """Number of key/value heads."""
         return self.num_key_value_heads or self.num_attention_heads
 
 
 def config_of(
     shape: ModelShape, /, *, vocab_size: int, token_ids: Mapping[str, Any], dtype: Precision
 ) -> dict[str, Any]:
-    """Return the configuration that makes a model of its family the decoder of `shape`.
+    """Return the configuration of the transformers model that equals the decoder of `shape`.
 
     Args:
         shape: The decoder.
         vocab_size: Rows of the embedding tables.
-        token_ids: Those that begin, end and fill texts, all of them: Llama's own defaults are tokens 1 and 2.
+        token_ids: BOS, EOS and padding ids, all given explicitly, since Llama's defaults are tokens 1 and 2.
         dtype: Type of the weights.
     """
     family = family_of(shape)
@@ -142,7 +142,7 @@ def config_of(
         "hidden_act": "silu",
         "max_position_embeddings": shape.seq_length,
         "rms_norm_eps": shape.norm_epsilon,
-        "rope_theta": shape.rotary_base,  # what vLLM and llama.cpp read; transformers 5 reads rope_parameters
+        "rope_theta": shape.rotary_base,  # for vLLM and llama.cpp; transformers 5 reads rope_parameters
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.rotary_base},
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -178,7 +178,7 @@ def shape_of(config: Mapping[str, Any], /, *, place: str) -> ModelShape:
         place: Its name in messages.
 
     Raises:
-        ConfigError: it is of none, or has a part that this decoder does not have; all such parts are named.
+        ConfigError: it describes another family, or parts that this decoder lacks; lists all of them.
     """
     family = _family_named_by(config, place=place)
     llama = typed({**family.defaults, **config}, place=place)
@@ -204,18 +204,18 @@ def shape_of(config: Mapping[str, Any], /, *, place: str) -> ModelShape:
 
 
 def typed(config: Mapping[str, Any], /, *, place: str) -> LlamaConfig:
-    """Return what is read of a configuration; everything else does not affect what the model computes.
+    """Return the fields of a configuration that affect what the model computes.
 
     Raises:
-        ConfigError: listing every value of another type, or out of range.
+        ConfigError: lists every value that has the wrong type or is out of range.
     """
     known = _known(config, LlamaConfig)
     for name, cls in (("rope_parameters", RotaryConfig), ("rope_scaling", RotaryConfig)):
         known |= {name: _known(known[name], cls)} if isinstance(known.get(name), dict) else {}
     if isinstance(section := known.get("quantization_config"), dict):
         known["quantization_config"] = _known(section, QuantizationConfig)
-    found: LlamaConfig = build(LlamaConfig, known, where=place)
-    return found
+    llama_config: LlamaConfig = build(LlamaConfig, known, where=place)
+    return llama_config
 
 
 def _known(values: Mapping[str, Any], cls: Any) -> dict[str, Any]:
@@ -224,37 +224,41 @@ def _known(values: Mapping[str, Any], cls: Any) -> dict[str, Any]:
 
 
 def _family_named_by(config: Mapping[str, Any], *, place: str) -> Family:
-    """Return the family that a configuration names; a ConfigError says which there are."""
+    """Return the family that a configuration names.
+
+    Raises:
+        ConfigError: it names another one; lists those that can be imported.
+    """
     architectures, model_type = config.get("architectures"), config.get("model_type")
     for family in FAMILIES:
         if model_type == family.model_type and (not architectures or architectures == [family.architecture]):
             return family
     names = architectures if isinstance(architectures, list) and architectures else [f"model_type {model_type!r}"]
     other = ", ".join(str(name) for name in names)[:200]
-    known = " and ".join(f"{one.architecture} (model_type '{one.model_type}')" for one in FAMILIES)
+    known = " and ".join(f"{family.architecture} (model_type '{family.model_type}')" for family in FAMILIES)
     raise ConfigError(f"{place}: it is a {other}, and only {known} can be imported")
 
 
 def _unsupported(llama: LlamaConfig) -> Iterator[str]:
-    """Yield every part of a configuration that this decoder does not have."""
+    """Yield each feature of a configuration that this decoder lacks."""
     if llama.auto_map:
-        yield "it names Python code of its own (auto_map), which is never run; save it with a class of transformers"
+        yield "it names its own Python code (auto_map), which is never run; save it with a class of transformers"
     for name in ("attention_bias", "mlp_bias"):
         if getattr(llama, name):
             yield f"{name} is true, and this decoder has no biases"
     if llama.hidden_act != "silu":
-        yield f"hidden_act is {llama.hidden_act!r}, and this decoder's SwiGLU takes 'silu'"
+        yield f"hidden_act is {llama.hidden_act!r}, and this decoder's SwiGLU requires 'silu'"
     for section in llama.rotary:
         if (kind := section.rope_type or section.type or "default") != "default":
-            yield f"rope_type is {kind!r}, and this decoder rotates without scaling, 'default'"
+            yield f"rope_type is {kind!r}, and this decoder supports only unscaled rotary positions, 'default'"
     for share in (*(section.partial_rotary_factor for section in llama.rotary), llama.partial_rotary_factor):
         if share not in (None, 1.0):
             yield f"partial_rotary_factor is {share}, and this decoder rotates every channel, 1.0"
     if llama.use_sliding_window or set(llama.layer_types or ()) - {"full_attention"}:
-        yield "some layers attend within a window, and this decoder's attend to all that came before"
+        yield "some layers use sliding-window attention, and this decoder attends to all earlier tokens"
     stored = llama.quantization_config
     if stored is not None and stored.quant_method != QUANT_METHOD:
-        yield f"its weights are quantised ({stored.quant_method}); import the model before it was quantised"
+        yield f"its weights are quantised ({stored.quant_method}); import the model as it was before quantisation"
     heads, groups = llama.num_attention_heads, llama.num_groups
     if heads % groups:
         yield f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({groups})"

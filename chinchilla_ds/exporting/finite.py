@@ -1,11 +1,11 @@
-"""Whether weights are finite, in one pass and without a copy."""
+"""Check whether weights are finite, in one pass and without a copy."""
 
 import torch
 from torch import Tensor
 
 
 def is_finite(values: Tensor, /) -> bool:
-    """Return whether none of the values is NaN or infinite: both show in the least and the greatest."""
+    """Return whether all values are finite: NaN and infinity both show in the minimum and maximum."""
     if not values.numel():
         return True
     least, greatest = torch.aminmax(values)
@@ -13,5 +13,5 @@ def is_finite(values: Tensor, /) -> bool:
 
 
 def count_non_finite(values: Tensor, /) -> int:
-    """Return how many of the values are NaN or infinite."""
+    """Return the number of non-finite values."""
     return int((~torch.isfinite(values)).sum())

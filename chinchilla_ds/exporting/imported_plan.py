@@ -21,9 +21,9 @@ _SEQUENCES_PER_STEP = 64
 
 
 def plan_of(shape: ModelShape, /) -> RunPlan:
-    """Return a plan for a shape: the tokens that its size asks for, without a machine's layout.
+    """Return a plan for a shape, with the compute-optimal number of tokens for its size and a layout of one rank.
 
-    It says what the weights are. A run of this plan lays it out on the ranks that there are, as the ds_config says.
+    It describes the weights. A run of this plan gets its layout from the ranks that are started and the ds_config.
     """
     params = count_parameters(shape=shape)
     law = get_law(DEFAULT_LAW)
@@ -32,7 +32,7 @@ def plan_of(shape: ModelShape, /) -> RunPlan:
     iters = max(2, math.ceil(optimum.num_tokens / tokens_per_iter))
     num_tokens = iters * tokens_per_iter
     flops_per_token = decoder_flops_per_token(shape=shape)
-    rate = choose_learning_rate(non_embedding_params=params.non_embedding, num_tokens=num_tokens).value
+    rate = choose_learning_rate(shape=shape, num_tokens=num_tokens).value
     warmup_iters = choose_warmup_iters(num_params=params.total, tokens_per_iter=tokens_per_iter, train_iters=iters)
     assert optimum.loss is not None, "the default law predicts a loss"
     return RunPlan(
@@ -63,5 +63,5 @@ def plan_of(shape: ModelShape, /) -> RunPlan:
         ),
         seed=0,
         eval_interval_iters=iters,
-        reasons=("Made for weights that were imported: the shape is theirs, all else is a default.",),
+        reasons=("Made for imported weights: the shape is theirs, everything else is a default.",),
     )

@@ -1,7 +1,7 @@
-"""Which rows of a Megatron weight are which weight of an exported model: `weights.TABLE` for a shape, read both ways.
+"""The mapping between rows of Megatron's weights and weights of an exported model: `weights.TABLE` for a shape.
 
-An exported model's weights are those of the decoder cut by rows, so that nothing is computed and both directions are
-exact. The embedding tables are padded; exported ones end with the vocabulary. Both sides rotate channel i with channel
+An exported model's weights are rows of the decoder's, so that nothing is computed and both directions are exact. The
+decoder's embedding tables are padded; exported ones end with the vocabulary. Both sides rotate channel i with channel
 i + d/2, so query and key rows keep their order within a head.
 """
 
@@ -12,21 +12,21 @@ from chinchilla_ds.run_plan import ModelShape
 from chinchilla_ds.weights import EMBEDDING, OUTPUT, WeightKind, named_kinds
 
 TABLES = (EMBEDDING.name, OUTPUT.name)
-"""Weights with a row per token."""
+"""Weights with one row per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaWeight:
-    """A weight of Llama, and the rows of the Megatron weight that it is made of."""
+    """A weight of Llama, and the rows of the Megatron weight that form it."""
 
     name: str
     """Llama's."""
     rows: tuple[slice, ...]
-    """In the order that Llama has them; each has a start and a stop."""
+    """In Llama's order; each slice has a start and a stop."""
 
     @property
     def num_rows(self) -> int:
-        """Rows of Llama's weight."""
+        """Number of rows of Llama's weight."""
         return sum(part.stop - part.start for part in self.rows)
 
 
@@ -38,11 +38,11 @@ class Weight:
     """Megatron's."""
     shape: tuple[int, ...]
     pieces: tuple[LlamaWeight, ...]
-    """All of it, but for rows of padding."""
+    """Llama's weights that together are all of it except rows of padding."""
 
 
 def weights(shape: ModelShape, /, *, vocab_size: int) -> Iterator[Weight]:
-    """Yield every weight of a decoder, in the order of the computation.
+    """Yield each weight of a decoder, in the order of the computation.
 
     Args:
         shape: The decoder.

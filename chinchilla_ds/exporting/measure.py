@@ -1,4 +1,4 @@
-"""Quality and speed of an export, measured by transformers: nats per token on given tokens, and tokens per second."""
+"""Quality and speed of an export, measured with transformers: nats per token on given tokens, and tokens per second."""
 
 import time
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from chinchilla_ds.exporting.vector_folder import VectorReader, open_weights
 _TIMED_TOKENS = 64
 _WARM_UP_TOKENS = 4
 _TIMED_RUNS = 3
-"""Repetitions, of which the fastest counts: other work only slows it down."""
+"""Repetitions, of which the fastest is reported: other processes can only slow one down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +24,11 @@ class Measured:
     """A model's loss and speed."""
 
     loss: float | None
-    """Nats per token; None where there was no text."""
+    """In nats per token; None without text."""
     num_tokens: int
-    """Tokens that the loss is over."""
+    """Number of tokens that the loss averages over."""
     tokens_per_s: float
-    """Greedy, one sequence, with a key/value cache."""
+    """Speed of greedy generation of one sequence with a key/value cache."""
 
 
 def measure(folder: Path, /, *, windows: Iterable[tuple[Tensor, Tensor]]) -> Measured:
@@ -36,7 +36,7 @@ def measure(folder: Path, /, *, windows: Iterable[tuple[Tensor, Tensor]]) -> Mea
 
     Args:
         folder: The export.
-        windows: Tokens and the tokens after them, both [s]; each window is read by itself.
+        windows: Tokens and their labels, both [s]; each window is read separately.
     """
     model = load_model(folder)
     total, count, prompt = 0.0, 0, None
@@ -54,7 +54,7 @@ def measure(folder: Path, /, *, windows: Iterable[tuple[Tensor, Tensor]]) -> Mea
 
 
 def load_model(folder: Path, /) -> Any:
-    """Return the model of transformers that an export is; what the vector codec coded is decoded."""
+    """Return an export as a transformers model; weights coded by the vector codec are decoded."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = read_config(folder)

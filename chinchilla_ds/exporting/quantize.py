@@ -1,7 +1,6 @@
-"""An export becomes a smaller one: int8 and 2:4 by torchao, vectors by our own codec; one weight in memory at a time.
+"""Quantisation of an export: int8 and 2:4 by torchao, vectors by our own codec; one weight in memory at a time.
 
-Only the matrices of the layers are quantised; embedding tables and norms stay as they are. That is what transformers
-does, and the tables are looked up, not multiplied.
+Only the matrices of the layers are quantised; embedding tables and norms are left unchanged, as transformers does.
 """
 
 import importlib.util
@@ -29,13 +28,13 @@ class Quantization(StrEnum):
     """How the matrices of the layers are stored."""
 
     INT8 = "int8"
-    """8 bits and a scale per row; transformers loads it with torchao."""
+    """8 bits per weight and a scale per row; transformers loads it with torchao."""
     SPARSE = "2:4"
-    """Two of four neighbours are zero, the smaller ones; any tool loads it, GPUs with sparse tensor cores gain."""
+    """The two smallest of every four neighbours are zero; any tool loads it, sparse tensor cores can make it faster."""
     VECTOR4 = "vq4"
     VECTOR3 = "vq3"
     VECTOR2 = "vq2"
-    """The vector codec, at about so many bits per weight."""
+    """The vector codec, at about this many bits per weight."""
 
 
 CODECS = {
@@ -47,17 +46,17 @@ CODECS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
-    """The result of quantising."""
+    """The result of quantisation."""
 
     folder: Path
     num_bytes: int
     """Bytes of all tensors."""
     source_bytes: int
-    """Bytes of all tensors before."""
+    """Bytes of all tensors before quantisation."""
     bits_per_weight: float
-    """Bits per weight of the quantised matrices, scales and codebooks included."""
+    """Bits per weight of the quantised matrices, including scales and codebooks."""
     relative_error: float
-    """Squared error of those matrices as a share of their squares."""
+    """Squared error of those matrices relative to their sum of squares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ _Method = Callable[[str, Tensor], _Result]
 
 
 def quantize_folder(source: Path, /, *, out: Path, method: Quantization) -> Quantized:
-    """Write an export again with its matrices quantised.
+    """Write a copy of an export with its matrices quantised.
 
     Args:
         source: A folder that `export_checkpoint` wrote.
@@ -82,8 +81,8 @@ def quantize_folder(source: Path, /, *, out: Path, method: Quantization) -> Quan
         method: How the matrices are quantised.
 
     Raises:
-        ConfigError: a package is missing, or the sizes do not allow the method.
-        OutputError: `out` holds something, or cannot be written.
+        ConfigError: a package is missing, or the matrices' sizes do not suit the method.
+        OutputError: `out` is not empty, or cannot be written.
     """
     check_installed(method)
     apply, section = _method(method)
@@ -112,7 +111,7 @@ def quantize_folder(source: Path, /, *, out: Path, method: Quantization) -> Quan
 
 
 def check_installed(method: Quantization, /) -> None:
-    """Check that the packages that quantise, and measure the result, are installed.
+    """Check that the packages that quantise and measure are installed.
 
     Raises:
         ConfigError: a package is missing.
@@ -126,7 +125,7 @@ def check_installed(method: Quantization, /) -> None:
 
 
 def is_matrix(name: str, /) -> bool:
-    """Return whether a weight of Llama is a matrix of a layer."""
+    """Return whether a weight of Llama is a matrix within a layer."""
     return name.startswith("model.layers.") and name.endswith("_proj.weight")
 
 
@@ -168,7 +167,7 @@ def _write(reader: ShardReader, writer: ShardWriter, apply: _Method) -> _Totals:
 
 
 def _method(method: Quantization) -> tuple[_Method, dict[str, Any] | None]:
-    """Return what quantises a matrix, and the section of config.json that says so."""
+    """Return the function that quantises a matrix, and the section of config.json that describes it."""
     if method in CODECS:
         codec = CODECS[method]
         section = {"quant_method": QUANT_METHOD, "dimension": codec.dimension, "codebook_size": codec.codebook_size}
@@ -182,7 +181,7 @@ def _size_problems(reader: ShardReader, names: list[str], *, method: Quantizatio
     unit = 4 if method is Quantization.SPARSE else CODECS[method].dimension if method in CODECS else 1
     for name in names:
         if (columns := reader.shape(name)[1]) % unit:
-            yield f"`quantize={method.value}` takes {unit} neighbours at a time, and {name} has {columns} columns"
+            yield f"`quantize={method.value}` groups {unit} neighbours, and {name} has {columns} columns"
 
 
 def _vector(name: str, values: Tensor, *, codec: Codec) -> _Result:
@@ -212,7 +211,7 @@ def _int8_section() -> dict[str, Any]:
 
 
 def _torchao_metadata(names: Sequence[str]) -> dict[str, str]:
-    """Return what torchao's reader looks for in the headers beside each int8 matrix: all names, and the plain ones."""
+    """Return the header metadata that torchao's reader expects for int8 matrices: all names, and the plain ones."""
     plain = {name: json.dumps({"_type": "Tensor"}) for name in names if not is_matrix(name)}
     return {"tensor_names": json.dumps(list(names)), **plain}
 
@@ -223,7 +222,7 @@ def _int8(name: str, values: Tensor) -> _Result:
 
     layer = _linear(values)
     quantize_(layer, Int8WeightOnlyConfig())
-    stored: Any = layer.weight  # a tensor of torchao's own
+    stored: Any = layer.weight  # a tensor subclass of torchao
     error = float((stored.dequantize().float() - values.float()).square().sum())
     tensors, metadata = flatten_tensor_state_dict({name: stored})
     return _Result(tensors=tensors, metadata={name: metadata[name]}, error=error)
@@ -234,6 +233,6 @@ def _sparse(name: str, values: Tensor) -> _Result:
 
     layer = _linear(values.float().clone())
     apply_fake_sparsity(nn.Sequential(layer))
-    kept = layer.weight.detach().to(values.dtype)
-    error = float((kept.float() - values.float()).square().sum())
-    return _Result(tensors={name: kept}, metadata={}, error=error)
+    pruned = layer.weight.detach().to(values.dtype)
+    error = float((pruned.float() - values.float()).square().sum())
+    return _Result(tensors={name: pruned}, metadata={}, error=error)

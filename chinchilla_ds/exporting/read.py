@@ -1,4 +1,4 @@
-"""A Hugging Face folder of a family in `config_json.FAMILIES` becomes a checkpoint that training can start from."""
+"""Import of a Hugging Face folder, of a family in `config_json.FAMILIES`, as a checkpoint to start training from."""
 
 import dataclasses
 import functools
@@ -32,10 +32,10 @@ from chinchilla_ds.run_plan import ModelShape, RunPlan
 from chinchilla_ds.weights import OUTPUT
 
 _TYPES = ("F32", "BF16", "F16")
-"""Types of weights by safetensors' names that can be written in FP32 without loss."""
+"""Types of weights, by safetensors' names, that FP32 represents exactly."""
 _SHOWN_PROBLEMS = 8
 _COUNTED_ROWS = 4096
-"""Rows that are checked together, once a problem is known."""
+"""Rows counted at a time, once non-finite values are known to exist."""
 _TOKENIZER_NAME = ".tokenizer"
 
 
@@ -46,25 +46,25 @@ class Imported:
     checkpoint: Path
     plan: RunPlan
     restored_plan: bool
-    """Whether the plan is that of the run which was exported, and not one made for the shape."""
+    """Whether the plan is that of the exported run, instead of one made for the shape."""
 
 
 def import_folder(source: Path, /, *, out: Path) -> Imported:
     """Write the weights of a model as the checkpoint of step 0 below `out`.
 
-    An export of ours gets its plan and its rows of padding back, so that the checkpoint is that which was exported, bit
-    by bit. Of other models the padding is zero.
+    A folder that this package exported gets its plan and its rows of padding back, so that the checkpoint equals the
+    exported one bit for bit. The padding of other models is zero.
 
-    Of the folder only files with names known here are read, and none outside it; nothing in it is run.
+    Only files with known names are read, none outside the folder, and no code in it is run.
 
     Args:
         source: A Hugging Face folder with safetensors files.
-        out: The folder to make; `RUN` for everything that takes a run or a checkpoint.
+        out: The folder to make, which can be used wherever a run or a checkpoint is expected.
 
     Raises:
-        DataError: the folder or its tokenizer cannot be read, or weights are not finite.
-        ConfigError: it is another family, or has parts that this decoder does not have.
-        OutputError: `out` holds something, or cannot be written.
+        DataError: the folder or its tokenizer cannot be read, or weights are non-finite.
+        ConfigError: the model is of another family, or has parts that this decoder lacks.
+        OutputError: `out` is not empty, or cannot be written.
     """
     config = read_config(source)
     shape = shape_of(config, place=str(source / CONFIG_NAME))
@@ -97,7 +97,7 @@ def import_folder(source: Path, /, *, out: Path) -> Imported:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise what was raised where weights are read: torch wraps whatever happens while it writes."""
+    """Raise errors from reading weights as they were: torch wraps those that occur while it writes."""
     try:
         yield
     except CheckpointException as wrapped:
@@ -121,7 +121,7 @@ def _before_the_first_step(*, tokenizer_sha256: str) -> CheckpointState:
 
 
 def _own_plan(source: Path, shape: ModelShape) -> RunPlan | None:
-    """Return the plan that an export of ours carries, where its model is still that of the plan."""
+    """Return the plan in a folder that this package exported, if the model still matches it."""
     content = read_named(source / OURS_NAME, PLAN_NAME, home=source)
     if content is None:
         return None
@@ -135,7 +135,7 @@ def _own_plan(source: Path, shape: ModelShape) -> RunPlan | None:
 
 
 class _Weights:
-    """The weights of a Hugging Face folder under Megatron's names, some rows in memory at a time."""
+    """The weights of a Hugging Face folder under Megatron's names, read a few rows at a time."""
 
     def __init__(self, reader: ShardReader | VectorReader, source: Path, shape: ModelShape, *, vocab_size: int) -> None:
         self._reader, self._source = reader, source
@@ -145,38 +145,38 @@ class _Weights:
         self._padding = _padding_of(source, shape, vocab_size=vocab_size)
 
     def read(self) -> Iterator[tuple[str, WeightRows]]:
-        """Yield global names and weights in FP32."""
+        """Yield the global name and the FP32 rows of each weight."""
         for weight in self._weights:
             yield weight.name, WeightRows(shape=weight.shape, read=functools.partial(self._rows, weight))
 
     def _rows(self, weight: llama.Weight, wanted: slice) -> Tensor:
-        found = torch.zeros((wanted.stop - wanted.start, *weight.shape[1:]))
+        values = torch.zeros((wanted.stop - wanted.start, *weight.shape[1:]))
         for piece in weight.pieces:
             start = 0
             for rows in piece.rows:
                 if (own := _overlap(rows, wanted, start=start)) is not None:
                     first = rows.start - start + own.start - wanted.start
-                    found[first : first + own.stop - own.start] = self._reader.read(piece.name, rows=own)
+                    values[first : first + own.stop - own.start] = self._reader.read(piece.name, rows=own)
                 start += rows.stop - rows.start
-        self._check_finite(found)
-        padding = self._padding.get(weight.name, found[:0])
+        self._check_finite(values)
+        padding = self._padding.get(weight.name, values[:0])
         own = _overlap(slice(weight.shape[0] - len(padding), weight.shape[0]), wanted, start=0)
         if own is not None:
-            found[own.start - own.stop :] = padding[own]
-        return found
+            values[own.start - own.stop :] = padding[own]
+        return values
 
     def _check(self) -> None:
         """Check names, types and shapes before anything is written."""
         pieces = {
             piece.name: (piece.num_rows, *weight.shape[1:]) for weight in self._weights for piece in weight.pieces
         }
-        reader, found = self._reader, set(self._reader.names())
-        ignored = {name for name in found if name.endswith("rotary_emb.inv_freq")}
+        reader, names = self._reader, set(self._reader.names())
+        ignored = {name for name in names if name.endswith("rotary_emb.inv_freq")}
         if OUTPUT.name not in {weight.name for weight in self._weights}:
-            ignored.add("lm_head.weight")  # tied: some folders hold the table twice
-        problems = [f"lacks the weight {name}" for name in pieces if name not in found]
-        problems += [f"has an unknown weight: {name}" for name in sorted(found - pieces.keys() - ignored)]
-        there = [name for name in pieces if name in found]
+            ignored.add("lm_head.weight")  # tied tables: some folders store them twice
+        problems = [f"lacks the weight {name}" for name in pieces if name not in names]
+        problems += [f"has an unknown weight: {name}" for name in sorted(names - pieces.keys() - ignored)]
+        there = [name for name in pieces if name in names]
         problems += [
             f"has {name} as {list(reader.shape(name))}, and {CONFIG_NAME} makes it {list(pieces[name])}"
             for name in there
@@ -190,7 +190,7 @@ class _Weights:
         _raise(ConfigError, self._source, problems)
 
     def _check_finite(self, values: Tensor) -> None:
-        """Check rows that have been read; where they are not finite, count in all weights how many are not."""
+        """Check the rows read; if any value is non-finite, count those in all weights."""
         if is_finite(values):
             return
         names = [piece.name for weight in self._weights for piece in weight.pieces]
@@ -209,7 +209,7 @@ class _Weights:
 
 
 def _raise(kind: type[ConfigError | DataError], source: Path, problems: list[str]) -> None:
-    """Raise the first of the problems, and how many more there are; nothing where there are none."""
+    """Raise the first few problems and the number of further ones, if there are any."""
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
         rest = [f"{source}: {more} more of its weights are wrong"] if more > 0 else []
@@ -217,10 +217,10 @@ def _raise(kind: type[ConfigError | DataError], source: Path, problems: list[str
 
 
 def _check_layers(reader: ShardReader | VectorReader, source: Path, shape: ModelShape) -> None:
-    """Check number of layers and width of keys, before a list is made of all that these numbers promise."""
+    """Check the number of layers and the width of keys, before a list of all expected weights is made from them."""
     name = "model.layers.{}.self_attn.k_proj.weight"
-    found, width = set(reader.names()), shape.num_query_groups * shape.kv_channels
-    there = next(number for number in itertools.count() if name.format(number) not in found)
+    names, width = set(reader.names()), shape.num_query_groups * shape.kv_channels
+    there = next(number for number in itertools.count() if name.format(number) not in names)
     if there != shape.num_layers:
         raise ConfigError(f"{source} has {there} layers, and {CONFIG_NAME} says {shape.num_layers}")
     if reader.shape(name.format(0)) != (width, shape.hidden_size):
@@ -231,21 +231,22 @@ def _check_layers(reader: ShardReader | VectorReader, source: Path, shape: Model
 
 
 def _overlap(rows: slice, wanted: slice, *, start: int) -> slice | None:
-    """Return which rows of a piece are wanted, of those that lie at `rows`, the first of which is its row `start`."""
+    """Return the rows at `rows`, the first of which is row `start` of the weight, that are within `wanted`."""
     first, last = max(rows.start, wanted.start), min(rows.stop, wanted.stop)
     return slice(start + first - rows.start, start + last - rows.start) if first < last else None
 
 
 def _padding_of(source: Path, shape: ModelShape, *, vocab_size: int) -> dict[str, Tensor]:
-    """Return the rows of padding of an export of ours; none where they are of another size."""
+    """Return the rows of padding in a folder that this package exported; none if their size does not match."""
     folder, rows = source / OURS_NAME, shape.padded_vocab_size - vocab_size
     if not folder.is_dir():
         return {}
     reader = ShardReader(folder, stem=PADDING_STEM, home=source)
     names = [name for name in reader.names() if name in llama.TABLES]
     if any(reader.dtype(name) not in _TYPES for name in names):
-        raise DataError(f"{folder} holds padding that is none of {', '.join(_TYPES)}; remove it to import without it")
+        types = ", ".join(_TYPES)
+        raise DataError(f"{folder} holds padding whose type is not one of {types}; remove it to import without it")
     padding = {name: reader.read(name) for name in names if reader.shape(name) == (rows, shape.hidden_size)}
     if not all(map(is_finite, padding.values())):
-        raise DataError(f"{folder} holds padding that is not finite; remove it to import without it")
+        raise DataError(f"{folder} holds non-finite padding; remove it to import without it")
     return padding

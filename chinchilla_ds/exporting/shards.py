@@ -1,8 +1,8 @@
 """safetensors files, written and read a few rows at a time, in the layout of Hugging Face folders.
 
 One `model.safetensors`, or `model-00001-of-00003.safetensors` and so on with `model.safetensors.index.json`. A file is
-the length of its header, the header in JSON, and the tensors one after another. The format lets spaces end the header:
-room is left for it, and it is filled in when the tensors are written.
+the length of its header, the header in JSON, and the tensors one after another. The format allows a header to end with
+spaces: its room is reserved first, and it is filled in once the tensors are written.
 """
 
 import json
@@ -19,9 +19,9 @@ from chinchilla_ds.errors import DataError, reason
 from chinchilla_ds.structured import read_json
 
 STEM = "model"
-"""What Hugging Face's tools expect file names to begin with."""
+"""The beginning of file names that Hugging Face's tools expect."""
 MAX_SHARD_BYTES = 5 * 1000**3
-"""Hugging Face's own default of long standing; fits every machine that can hold a layer of the model."""
+"""Hugging Face's long-standing default; it fits every machine that can hold a layer of the model."""
 
 _NAMES = {
     torch.float32: "F32",
@@ -34,25 +34,25 @@ _NAMES = {
 }
 _SHOWN_NAMES = 3
 _HEADER_BYTES_PER_TENSOR = 512
-"""Longest entry of a tensor in the header, its share of the metadata included; real ones take 130 to 400."""
+"""Longest entry of a tensor in the header, including its part of the metadata; real ones take 130 to 400 bytes."""
 
 
 class ShardWriter:
-    """Writes tensors one after another, and starts another file where the next one would not fit.
+    """Writes tensors one after another, and starts a new file when the next one would not fit.
 
-    A context manager: at its end the files get their names, and an index where there are several.
+    A context manager: on exit the files get their final names and, if there are several, an index.
     """
 
     def __init__(
         self, folder: Path, /, *, num_tensors: int, max_shard_bytes: int = MAX_SHARD_BYTES, stem: str = STEM
     ) -> None:
-        """Write below `folder`, which exists, at most `num_tensors` tensors, in files named `stem`.
+        """Prepare to write.
 
         Args:
-            folder: an existing folder.
-            num_tensors: most tensors that will be written.
-            max_shard_bytes: largest size of a file, unless a single tensor exceeds it.
-            stem: start of the files' names.
+            folder: An existing folder.
+            num_tensors: The most tensors that will be written.
+            max_shard_bytes: Largest size of a file, unless a single tensor exceeds it.
+            stem: Beginning of the files' names.
         """
         self._folder, self._max_bytes, self._stem = folder, max_shard_bytes, stem
         self._room = num_tensors * _HEADER_BYTES_PER_TENSOR + 4096
@@ -64,17 +64,17 @@ class ShardWriter:
         """Bytes of all tensors so far."""
 
     def add(self, name: str, /, *, shape: tuple[int, ...], dtype: torch.dtype, parts: Iterable[Tensor]) -> None:
-        """Write a tensor whose rows come in `parts`, each of which is converted to `dtype`.
+        """Write a tensor from consecutive parts.
 
         Args:
-            name: the tensor's name.
-            shape: its shape.
-            dtype: type in which it is stored.
-            parts: its rows, part after part.
+            name: The tensor's name.
+            shape: The tensor's shape.
+            dtype: Type in which it is stored, to which each part is converted.
+            parts: Its rows, part by part.
         """
         size = math.prod(shape) * dtype.itemsize
         full = self._bytes and self._bytes + size > self._max_bytes
-        if self._stream is None or full or self._bytes % dtype.itemsize:  # readers need tensors to be aligned
+        if self._stream is None or full or self._bytes % dtype.itemsize:  # readers require aligned tensors
             self._next_file()
         assert self._stream is not None
         start = self._bytes
@@ -87,7 +87,7 @@ class ShardWriter:
         self.total_bytes += size
 
     def add_metadata(self, values: Mapping[str, str], /) -> None:
-        """Add metadata to the header of every file that is finished from now on."""
+        """Add metadata to the headers of the current file and of later ones."""
         self._metadata |= values
 
     def __enter__(self) -> "ShardWriter":
@@ -141,24 +141,25 @@ def _index_name(stem: str) -> str:
 
 
 class ShardReader:
-    """The tensors of a Hugging Face folder; tensors are read on request, and nothing is kept in memory."""
+    """The tensors of a Hugging Face folder, which are read on request and not kept in memory."""
 
     def __init__(self, folder: Path, /, *, stem: str = STEM, home: Path | None = None) -> None:
         """Read the headers of the files named `stem`.
 
         Args:
-            folder: Where they are.
-            stem: Start of their names.
+            folder: The folder of the files.
+            stem: Beginning of their names.
             home: The folder that links must not leave; None: `folder`.
 
         Raises:
-            DataError: there are no safetensors files, one is missing, outside, or damaged, or two hold one tensor.
+            DataError: there are no safetensors files, one is missing, outside of `home` or damaged, or two hold the
+                same tensor.
         """
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, str] = {}
         self.metadata: dict[str, str] = {}
-        """What the headers say beside the tensors."""
+        """Metadata in the headers."""
         for path in _files_of(folder, stem, home=home):
             with _open(path) as opened:
                 self.metadata |= opened.metadata() or {}
@@ -167,9 +168,9 @@ class ShardReader:
                         raise DataError(
                             f"{folder} holds the tensor {name} twice: {self._files[name].name}, {path.name}"
                         )
-                    found = opened.get_slice(name)
-                    self._files[name], self._shapes[name] = path, tuple(found.get_shape())
-                    self._dtypes[name] = found.get_dtype()
+                    stored = opened.get_slice(name)
+                    self._files[name], self._shapes[name] = path, tuple(stored.get_shape())
+                    self._dtypes[name] = stored.get_dtype()
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all tensors."""
@@ -180,14 +181,14 @@ class ShardReader:
         return self._shapes[name]
 
     def dtype(self, name: str, /) -> str:
-        """Return the type of a tensor, as safetensors calls it, such as `BF16`."""
+        """Return the type of a tensor by its name in safetensors, such as `BF16`."""
         return self._dtypes[name]
 
     def read(self, name: str, /, *, rows: slice = slice(None)) -> Tensor:
-        """Return a tensor, or some of its rows, in its own type."""
+        """Return a tensor, or some of its rows, in its stored type."""
         with _open(self._files[name]) as opened:
             values: Tensor = opened.get_slice(name)[rows]
-            return values.clone()  # a slice of the file would keep all of it mapped
+            return values.clone()  # a view of the file would keep all of it mapped
 
 
 def _open(path: Path) -> Any:
@@ -202,7 +203,7 @@ def _open(path: Path) -> Any:
 
 
 def _files_of(folder: Path, stem: str, *, home: Path | None) -> list[Path]:
-    """Return the real places of the files: those that the index names, or the one there is."""
+    """Return the resolved paths of the files: those that the index names, or the only one."""
     index = find_named(folder, _index_name(stem), home=home)
     if index is None:
         if (single := find_named(folder, _shard_name(stem), home=home)) is not None:
@@ -211,10 +212,10 @@ def _files_of(folder: Path, stem: str, *, home: Path | None) -> list[Path]:
         other = f"; {pickled.name} is a pickle, which is not read: save the model as safetensors" if pickled else ""
         raise DataError(f"{folder} holds neither {_shard_name(stem)} nor {_index_name(stem)}{other}")
     names = _names_in(index, where=folder / index.name)
-    found = {name: find_named(folder, name, home=home) for name in sorted(names)}
-    if missing := [name for name, path in found.items() if path is None]:
+    places = {name: find_named(folder, name, home=home) for name in sorted(names)}
+    if missing := [name for name, path in places.items() if path is None]:
         raise DataError(f"{folder} lacks {_some(missing)}, which {_index_name(stem)} names")
-    return [path for path in found.values() if path is not None]
+    return [path for path in places.values() if path is not None]
 
 
 def _names_in(index: Path, *, where: Path) -> set[str]:
@@ -230,6 +231,6 @@ def _names_in(index: Path, *, where: Path) -> set[str]:
 
 
 def _some(names: list[str]) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names, and the number of further ones."""
     shown = ", ".join(names[:_SHOWN_NAMES])
     return shown if len(names) <= _SHOWN_NAMES else f"{shown} and {len(names) - _SHOWN_NAMES} more"

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder: what `AutoTokenizer` reads, with the ids that the model was trained on."""
+"""The tokenizer of a Hugging Face folder: the files that `AutoTokenizer` reads, with the ids used in training."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from chinchilla_ds.files import write_json
 
 _OURS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 _OURS_OF_MODELS = {
-    "split_special_tokens": True,  # text is never read as a control token, as in training
+    "split_special_tokens": True,  # as in training, text is never tokenised as a control token
     "add_prefix_space": False,  # these two are for llama.cpp, which adds both by default
     "add_bos_token": False,
 }
@@ -26,16 +26,16 @@ _OURS_OF_MODELS = {
 def write_tokenizer(tokenizer: Tokenizer, /, *, folder: Path, seq_length: int) -> None:
     """Write the tokenizer files of a Hugging Face folder.
 
-    A SentencePiece model on its own becomes a `tokenizer.json`, and is kept beside it: llama.cpp reads it, and
-    so does an import. Anything else is written as it came, byte for byte.
+    A SentencePiece model on its own becomes a `tokenizer.json`, and is written too, for llama.cpp and for an import.
+    Everything else is written unchanged, byte for byte.
 
     Args:
-        tokenizer: That of the training text.
-        folder: Receives the files.
-        seq_length: The model's context in tokens, told where the tokenizer came without settings.
+        tokenizer: The tokenizer of the training text.
+        folder: The folder that receives the files.
+        seq_length: The model's context in tokens, written if the tokenizer came without settings.
 
     Raises:
-        DataError: it cannot be written so that the ids stay the same.
+        DataError: no `tokenizer.json` gives the same ids.
     """
     tokenizer.files.save(folder / MODEL_NAME if tokenizer.files.is_one_file else folder)
     eod = tokenizer.token(tokenizer.eod_id)
@@ -49,12 +49,12 @@ def write_tokenizer(tokenizer: Tokenizer, /, *, folder: Path, seq_length: int) -
 
 
 def generation_config(tokenizer: Tokenizer, /) -> dict[str, Any]:
-    """Return the `generation_config.json` of a model whose tokenizer came without one."""
+    """Return the `generation_config.json` for a tokenizer that came without one."""
     return {"eos_token_id": tokenizer.eod_id, "pad_token_id": tokenizer.eod_id}
 
 
 def token_ids(tokenizer: Tokenizer, /) -> dict[str, Any]:
-    """Return what `config.json` says of the tokens that begin, end and fill texts.
+    """Return the BOS, EOS and padding ids for `config.json`.
 
     Raises:
         DataError: the `generation_config.json` that came with the tokenizer is not a JSON object.
@@ -65,7 +65,7 @@ def token_ids(tokenizer: Tokenizer, /) -> dict[str, Any]:
 
 
 def find_tokenizer(folder: Path, /) -> Tokenizer:
-    """Return the tokenizer of a Hugging Face folder: its SentencePiece model, where that is all of it, or the folder.
+    """Return the tokenizer of a Hugging Face folder: its SentencePiece model on its own, or all its files.
 
     Raises:
         DataError: there is none, or it cannot be read.
@@ -74,20 +74,20 @@ def find_tokenizer(folder: Path, /) -> Tokenizer:
     check_in_child(files)
     whole = Tokenizer.of(files)
     eod = whole.token(whole.eod_id)
-    kept = dict(files.contents)
+    contents = dict(files.contents)
     if files.json_object(GENERATION_NAME) == generation_config(whole):
-        del kept[GENERATION_NAME]
-    if MODEL_NAME in kept and _wrote(files, eod=eod):
-        model = TokenizerFiles(contents={MODEL_NAME: kept[MODEL_NAME]}, place=str(folder / MODEL_NAME))
+        del contents[GENERATION_NAME]
+    if MODEL_NAME in contents and _wrote(files, eod=eod):
+        model = TokenizerFiles(contents={MODEL_NAME: contents[MODEL_NAME]}, place=str(folder / MODEL_NAME))
         check_in_child(model)
         alone = Tokenizer.of(model)
-        if alone.vocab_size == whole.vocab_size:  # else tokens were added since
+        if alone.vocab_size == whole.vocab_size:  # otherwise tokens were added since
             return alone
-    return Tokenizer.of(TokenizerFiles(contents=kept, place=files.place))
+    return Tokenizer.of(TokenizerFiles(contents=contents, place=files.place))
 
 
 def _wrote(files: TokenizerFiles, *, eod: str) -> bool:
-    """Return whether `write_tokenizer` has written these files of a SentencePiece model."""
+    """Return whether `write_tokenizer` wrote these files for a SentencePiece model."""
     config = files.config()
     config.pop("model_max_length", None)
     ours = {**_OURS, **_OURS_OF_MODELS, "eos_token": eod}
@@ -95,7 +95,7 @@ def _wrote(files: TokenizerFiles, *, eod: str) -> bool:
 
 
 def _came_with_settings(files: TokenizerFiles) -> bool:
-    """Return whether there is a `tokenizer_config.json` that says more than which token ends documents."""
+    """Return whether there is a `tokenizer_config.json` with more than the end-of-document token."""
     return bool(files.config().keys() - {"eos_token"}) and not files.was_saved_without_bos
 
 

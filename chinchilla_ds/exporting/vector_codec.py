@@ -1,15 +1,15 @@
 """Product quantisation of weight matrices: short vectors of neighbouring weights become indices into a codebook.
 
-A matrix [o, i] is divided by the root mean square of each row, cut into vectors of d neighbours in a row, and each
-vector is replaced by the nearest of k, which k-means has found for this matrix. Stored are, under the weight's name:
+The rows of a matrix [o, i] are divided by their root mean squares and split into vectors of d neighbouring weights,
+and each vector is replaced by the nearest of k centres, which k-means finds for this matrix. Stored under its name:
 
-    NAME.codes      uint8, log2(k) bits per vector, packed, the highest bit first
+    NAME.codes      uint8, log2(k) bits per vector, packed, most significant bit first
     NAME.codebook   FP16 [k, d]
     NAME.scales     FP32 [o]
 
-Bits per weight: log2(k) / d, and the codebook and the scales, which are counted in what is reported. At the same rate
-vectors lose less than single numbers: of a Gaussian, single numbers lose at least the distortion of Lloyd and Max
-(1960: 0.3634, 0.1175, 0.03454, 0.009497 of the variance at 1 to 4 bits) and nothing can lose less than 2^(-2 bits).
+Bits per weight: log2(k) / d, plus the codebook and the scales, which reported figures include. At the same rate,
+vectors lose less than scalars: for a Gaussian, scalar quantisation has at least the distortion of Lloyd and Max (1960:
+0.3634, 0.1175, 0.03454, 0.009497 of the variance at 1 to 4 bits), and no method has less than 2^(-2 bits).
 
 Source: Jegou, Douze and Schmid 2011, "Product quantization for nearest neighbor search", section II; for weights Gong
 et al. 2014 (arXiv:1412.6115), section 3.3.
@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 _TRAINING_VECTORS = 1 << 15
-"""Vectors that k-means sees of a matrix; more change little."""
+"""Vectors of a matrix that k-means is fitted to; more make little difference."""
 _ITERATIONS = 30
 _CHUNK_VECTORS = 1 << 20
-"""Vectors that are coded or packed at once."""
+"""Vectors that are coded or packed at a time."""
 
 CODES, CODEBOOK, SCALES = "codes", "codebook", "scales"
 
@@ -38,9 +38,9 @@ class Codec:
     """How weights are coded."""
 
     dimension: int
-    """d: neighbours in a row that share an index."""
+    """d: number of neighbouring weights of a row that share an index."""
     codebook_size: int
-    """k, a power of two."""
+    """k: number of centres, a power of two."""
 
     @property
     def bits_per_index(self) -> int:
@@ -48,17 +48,17 @@ class Codec:
         return self.codebook_size.bit_length() - 1
 
     def code_bytes(self, shape: tuple[int, int], /) -> int:
-        """Return what the indices of a matrix [o, i] take, in bytes."""
+        """Return the size of the indices of a matrix [o, i], in bytes."""
         rows, columns = shape
         return -(-rows * columns // self.dimension * self.bits_per_index // 8)
 
     def bits_per_weight(self, shape: tuple[int, int], /) -> float:
-        """Return what a matrix [o, i] takes, codebook and scales included, in bits per weight."""
+        """Return the bits per weight of a matrix [o, i], including codebook and scales."""
         rows, columns = shape
         return 8 * (self.code_bytes(shape) + 2 * self.codebook_size * self.dimension + 4 * rows) / (rows * columns)
 
     def can_code(self, shape: tuple[int, ...], /) -> bool:
-        """Return whether rows of the shape can be cut into whole vectors."""
+        """Return whether rows of the shape divide into whole vectors."""
         return len(shape) == 2 and shape[1] % self.dimension == 0
 
 
@@ -72,12 +72,12 @@ class Coded:
 
 
 def encode(weight: Tensor, /, *, codec: Codec, seed: int = 0) -> Coded:
-    """Return the code of a matrix [o, i] in FP32.
+    """Return a matrix in coded form.
 
     Args:
-        weight: the matrix, FP32 [o, i].
-        codec: the codec.
-        seed: seeds k-means.
+        weight: The matrix, FP32 [o, i].
+        codec: The codec.
+        seed: Seed of k-means.
     """
     scales = weight.square().mean(dim=1).sqrt()
     unit = weight / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
@@ -91,7 +91,7 @@ def encode(weight: Tensor, /, *, codec: Codec, seed: int = 0) -> Coded:
 
 
 def decode(coded: Coded, /, *, shape: tuple[int, int]) -> Tensor:
-    """Return the matrix [o, i] in FP32 that a code stands for."""
+    """Return the matrix that is coded, FP32 [o, i]."""
     bits = len(coded.codebook).bit_length() - 1
     number = math.prod(shape) // coded.codebook.shape[1]
     indices = torch.from_numpy(unpack(coded.codes.numpy(), bits=bits, number=number))
@@ -99,14 +99,14 @@ def decode(coded: Coded, /, *, shape: tuple[int, int]) -> Tensor:
 
 
 def relative_error(weight: Tensor, decoded: Tensor, /) -> float:
-    """Return the squared error as a share of the squared weights."""
+    """Return the squared error relative to the squared weights."""
     return float((weight - decoded).square().sum() / weight.square().sum())
 
 
 def pack(indices: npt.NDArray[np.uint16], /, *, bits: int) -> npt.NDArray[np.uint8]:
-    """Return indices below 2^bits as a stream of bits, the highest first; the last byte is filled with zeros."""
+    """Return indices below 2^bits as a bit stream, most significant bit first; the last byte is padded with zeros."""
     places = np.arange(bits - 1, -1, -1, dtype=np.uint16)
-    step = 8 * (_CHUNK_VECTORS // 8)  # so that every chunk but the last fills its bytes
+    step = 8 * (_CHUNK_VECTORS // 8)  # so that every chunk except the last ends on a byte
     chunks = [
         np.packbits((indices[start : start + step, None] >> places & 1).astype(np.uint8))
         for start in range(0, len(indices), step)
@@ -118,9 +118,9 @@ def unpack(codes: npt.NDArray[np.uint8], /, *, bits: int, number: int) -> npt.ND
     """Return the `number` indices that `pack` wrote.
 
     Args:
-        codes: the packed stream of bits.
-        bits: bits per index.
-        number: number of indices.
+        codes: The packed bit stream.
+        bits: Bits per index.
+        number: Number of indices.
     """
     indices = np.empty(number, dtype=np.int64)
     places = 1 << np.arange(bits - 1, -1, -1)
@@ -134,10 +134,10 @@ def unpack(codes: npt.NDArray[np.uint8], /, *, bits: int, number: int) -> npt.ND
 
 
 def _codebook(vectors: npt.NDArray[np.float32], *, codec: Codec, seed: int) -> npt.NDArray[np.float32]:
-    """Return the centres [k, d] of k-means, as FP16 can say them.
+    """Return the centres of k-means, rounded to FP16, [k, d].
 
-    They start at vectors of the matrix, numbers at its quantiles, drawn apart by sqrt((d + 2) / d): that is the density
-    of the best centres of a Gaussian, p^(d / (d + 2)).
+    They start at vectors of the matrix (at its quantiles if d is 1), spread by a factor of sqrt((d + 2) / d), which
+    gives the density of the optimal centres of a Gaussian, p^(d / (d + 2)).
 
     Source: Zador 1982, "Asymptotic quantization error of continuous signals", IEEE Trans. Inf. Theory 28(2).
     """
@@ -148,7 +148,7 @@ def _codebook(vectors: npt.NDArray[np.float32], *, codec: Codec, seed: int) -> n
     sample = vectors[generator.choice(len(vectors), size=min(len(vectors), _TRAINING_VECTORS), replace=False)]
     spread = np.sort(sample, axis=0) if d == 1 else sample
     start = spread[((np.arange(k) + 0.5) / k * len(spread)).astype(np.int64)] * np.float32(math.sqrt((d + 2) / d))
-    with warnings.catch_warnings():  # a small matrix has fewer vectors than the codebook: centres stay where they are
+    with warnings.catch_warnings():  # a small matrix may have fewer vectors than centres
         warnings.filterwarnings("ignore", message="One of the clusters is empty", category=UserWarning)
         centres, _ = kmeans2(sample, start, iter=_ITERATIONS, minit="matrix", missing="warn")
     return np.asarray(centres, dtype=np.float16).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Reads the weights of an export that the vector codec has coded, decoded transparently."""
+"""Transparent reading of an export whose weights the vector codec has coded."""
 
 import math
 import re
@@ -14,21 +14,21 @@ from chinchilla_ds.exporting.shards import ShardReader
 
 _PARTS = (vector_codec.CODES, vector_codec.CODEBOOK, vector_codec.SCALES)
 CODED_STEM = "coded"
-"""File names begin with it, so that other tools miss `model.safetensors` instead of loading noise."""
+"""Beginning of the file names; other tools then miss `model.safetensors` instead of loading noise."""
 
 
 class VectorReader:
-    """The tensors of a coded folder; each is decoded when it is read."""
+    """The tensors of a coded folder, each decoded when it is read."""
 
     def __init__(self, folder: Path, /, *, codec: vector_codec.Codec) -> None:
         """Read the headers.
 
         Args:
-            folder: What `quantize_folder` wrote.
-            codec: How its `config.json` says that the matrices are coded.
+            folder: A folder that `quantize_folder` wrote.
+            codec: The codec that its `config.json` names.
 
         Raises:
-            DataError: files are missing or damaged, or a matrix is not coded so.
+            DataError: files are missing or damaged, or a matrix is coded differently.
         """
         self._reader = ShardReader(folder, stem=CODED_STEM)
         ends = f".{vector_codec.CODES}"
@@ -45,11 +45,11 @@ class VectorReader:
         return self._coded[name] if name in self._coded else self._reader.shape(name)
 
     def dtype(self, name: str, /) -> str:
-        """Return the type of a weight, as safetensors calls it: FP32 where it was coded."""
+        """Return the type of a weight by its name in safetensors: FP32 if it was coded."""
         return "F32" if name in self._coded else self._reader.dtype(name)
 
     def read(self, name: str, /, *, rows: slice = slice(None)) -> Tensor:
-        """Return a weight, or some of its rows: FP32 where it was coded."""
+        """Return a weight, or some of its rows; FP32 if it was coded."""
         if name not in self._coded:
             return self._reader.read(name, rows=rows)
         coded = vector_codec.Coded(
@@ -60,11 +60,11 @@ class VectorReader:
         return vector_codec.decode(coded, shape=self._coded[name])[rows]
 
     def _matrix(self, name: str, *, folder: Path, codec: vector_codec.Codec) -> tuple[int, int]:
-        """Return [o, i] of a coded matrix, whose parts must have the sizes that follow from it."""
-        told, parts = self._reader.metadata.get(f"{name}.columns", ""), [f"{name}.{part}" for part in _PARTS]
+        """Return the shape [o, i] of a coded matrix, after checking the shapes of its parts against it."""
+        columns_text, parts = self._reader.metadata.get(f"{name}.columns", ""), [f"{name}.{part}" for part in _PARTS]
         shapes = [self._reader.shape(part) for part in parts if part in self._reader.names()]
-        if len(shapes) == len(parts) and re.fullmatch("[1-9][0-9]{0,8}", told):
-            rows, columns = math.prod(shapes[2]), int(told)
+        if len(shapes) == len(parts) and re.fullmatch("[1-9][0-9]{0,8}", columns_text):
+            rows, columns = math.prod(shapes[2]), int(columns_text)
             wanted = [(codec.code_bytes((rows, columns)),), (codec.codebook_size, codec.dimension), (rows,)]
             types = [self._reader.dtype(part) for part in parts]
             if shapes == wanted and types == ["U8", "F16", "F32"] and codec.can_code((rows, columns)):
@@ -73,11 +73,11 @@ class VectorReader:
 
 
 def open_weights(folder: Path, config: dict[str, Any], /) -> ShardReader | VectorReader:
-    """Return what reads the weights of a Hugging Face folder, coded or not.
+    """Return a reader of the weights of a Hugging Face folder, coded or not.
 
     Raises:
         DataError: files are missing or damaged.
-        ConfigError: what `config.json` says of them is not of the right types.
+        ConfigError: `config.json` describes them by values of the wrong types.
     """
     section = typed(config, place=str(folder / CONFIG_NAME)).quantization_config
     if section is None or section.quant_method != QUANT_METHOD:

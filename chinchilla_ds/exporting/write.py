@@ -1,4 +1,4 @@
-"""A checkpoint becomes a Hugging Face folder: streamed, written aside, whole or not there."""
+"""Export of a checkpoint as a Hugging Face folder: streamed, and renamed into place once complete."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ from chinchilla_ds.model.dtypes import DTYPES
 from chinchilla_ds.run_plan import Precision
 
 OURS_NAME = "chinchilla_ds"
-"""Sub-folder of an export that other tools do not look at: what an import needs to restore the checkpoint exactly."""
+"""Sub-folder that other tools ignore: it holds what an import needs to restore the checkpoint exactly."""
 PLAN_NAME = "plan.json"
 PADDING_STEM = "padding"
 CARD_NAME = "README.md"
 
 _CHUNK_BYTES = 256 * 1024**2
-"""Bytes of a weight in FP32 above which it is read in parts."""
+"""Size in FP32 above which a weight is read in parts, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """The result of an export."""
 
     folder: Path
     num_params: int
@@ -57,14 +57,14 @@ def export_checkpoint(
     Args:
         reader: The checkpoint.
         out: The folder to make.
-        dtype: Of the weights; those of the checkpoint are FP32.
-        facts: What the model card tells beside the plan.
-        max_shard_bytes: Largest file of weights, unless one tensor is larger.
+        dtype: Type of the exported weights; the checkpoint's are FP32.
+        facts: What the model card reports in addition to the plan.
+        max_shard_bytes: Largest size of a file of weights, unless a single tensor exceeds it.
 
     Raises:
-        OutputError: `out` holds something, or cannot be written.
-        DataError: the checkpoint has no tokenizer, one whose ids would change, or weights that are not finite.
-        ConfigError: a weight lies beyond the range of `dtype`.
+        OutputError: `out` is not empty, or cannot be written.
+        DataError: the checkpoint has no tokenizer, or one whose ids would change, or weights are non-finite.
+        ConfigError: a weight is outside the range of `dtype`.
     """
     tokenizer_path = reader.tokenizer_path
     if tokenizer_path is None:
@@ -99,7 +99,7 @@ def export_checkpoint(
 
 
 def _rows_of(reader: CheckpointReader, weight: llama.Weight) -> Callable[[slice], Tensor]:
-    """Return what reads rows of a weight: from the weight, read once, or from the files where it is large."""
+    """Return a function that reads rows of a weight, which is read only once unless it is large."""
     if 4 * weight.shape[0] * (weight.shape[1] if len(weight.shape) > 1 else 1) > _CHUNK_BYTES:
         return lambda rows: reader.read_rows(weight.name, rows=rows)
     whole = reader.read(weight.name)
@@ -124,23 +124,23 @@ def _chunks(weight: llama.Weight, piece: llama.LlamaWeight) -> Iterator[slice]:
 
 
 def _checked(values: Tensor, *, dtype: Precision, name: str) -> Tensor:
-    """Return the values in `dtype`, all of which it must be able to say."""
+    """Return the values in `dtype`, after checking that they are finite and within its range."""
     converted = values.to(DTYPES[dtype])
     if is_finite(converted):
         return converted
     if not is_finite(values):
         raise DataError(
-            f"the checkpoint's {name} holds values that are not finite: the run has diverged; export an earlier one"
+            f"the checkpoint's {name} holds non-finite values: the run has diverged; export an earlier checkpoint"
         )
     largest, end = values.abs().max().item(), torch.finfo(DTYPES[dtype]).max
     other = Precision.BF16 if dtype is Precision.FP16 else Precision.FP32
     raise ConfigError(
-        f"`dtype={dtype.value}` ends at {end:.6g}, and {name} holds {largest:.4g}; use `dtype={other.value}`"
+        f"`dtype={dtype.value}` holds values up to {end:.6g}, and {name} holds {largest:.4g}; use `dtype={other.value}`"
     )
 
 
 def _write_ours(folder: Path, reader: CheckpointReader, *, vocab_size: int, dtype: Precision) -> None:
-    """Write the plan, and the rows of padding that the export has no place for."""
+    """Write the plan, and the rows of padding, which the export itself leaves out."""
     folder.mkdir()
     (folder / PLAN_NAME).write_text(reader.plan.to_json(), encoding="utf-8")
     rows = slice(vocab_size, reader.plan.shape.padded_vocab_size)

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, in room that is allocated once.
+"""The key/value cache: keys and values of the tokens so far, in memory that is allocated once.
 
 Shapes, TP-local: b prompts, g query groups / tp, l max_length, s new tokens, d kv_channels.
 """
@@ -20,13 +20,13 @@ class KvCache:
         kv_channels: int,
         dtype: torch.dtype,
     ) -> None:
-        """Allocate.
+        """Allocate the cache.
 
         Args:
             num_layers: Layers of this pipeline stage.
-            padding: Padding tokens in front of every row, int64 [b]; its device is the cache's.
+            padding: Number of padding tokens in front of each row, int64 [b]; its device is the cache's.
             num_query_groups: Query groups of this tensor-parallel rank.
-            max_length: Padding, prompt and new tokens together.
+            max_length: Places per row: padding, prompt and new tokens together.
             kv_channels: Width of a head.
             dtype: Type of keys and values.
         """
@@ -34,15 +34,15 @@ class KvCache:
         self.keys = [torch.zeros(shape, dtype=dtype, device=padding.device) for _ in range(num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=padding.device) for _ in range(num_layers)]
         self.tokens = torch.zeros((len(padding), max_length), dtype=torch.int64, device=padding.device)
-        """The tokens themselves, [b, l], which document masks are made of."""
+        """The tokens themselves, [b, l], from which document masks are made."""
         self.padding = padding
         self.is_padded = bool(padding.any())
         self.max_length = max_length
         self.length = 0
-        """Places filled in every row."""
+        """Number of places filled in each row."""
 
     def rewind(self, length: int) -> None:
-        """Forget the places from `length` on."""
+        """Discard all places from `length` onwards."""
         self.length = min(self.length, length)
 
     def put(self, layer: int, key: Tensor, value: Tensor, *, at: "slice | Tensor") -> tuple[Tensor, Tensor]:
@@ -52,8 +52,8 @@ class KvCache:
             layer: Index within this stage.
             key: Keys of the new tokens.
             value: Values of the new tokens.
-            at: A slice returns the places up to its end; a tensor of places [s], which compiled code needs because
-                it is not a constant, returns all l.
+            at: Where the new tokens go. With a slice, the places up to its end are returned; with a tensor of places
+                [s], which compiled code needs because a slice would be a constant, all l.
         """
         keys, values = self.keys[layer], self.values[layer]
         if isinstance(at, slice):

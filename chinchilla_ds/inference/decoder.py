@@ -1,7 +1,7 @@
 """The decoder for inference: plain PyTorch, without Megatron-core, DeepSpeed or a backward pass.
 
-The same function as `model.decoder`, from the same weights in the same order: `linear_qkv` interleaved by query group,
-`linear_fc1` as [gate; up].
+It computes what `model.decoder` computes, from the same weights in the same order: `linear_qkv` interleaved by query
+group, `linear_fc1` as [gate; up].
 
 Shapes, TP-local: b prompts, s new tokens, h hidden, n attention heads, g query groups, r = n/g heads of a group,
 d kv_channels, f ffn_hidden_size, l cached places, v padded vocabulary.
@@ -22,25 +22,26 @@ from chinchilla_ds.weights import TABLE, WeightKind, held_kinds
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """The data of one pass that all layers share."""
+    """What all layers share in one forward pass."""
 
     cos: Tensor
-    """Cos and sin of the new tokens' rotary angles, [b or 1, s, 1, 1, d]."""
+    """Cosines of the new tokens' rotary angles, [b or 1, s, 1, 1, d]."""
     sin: Tensor
+    """Sines of the same angles."""
     mask: Tensor | None
-    """True where a new token may attend, [b or 1, 1, s, l]; None: to all earlier tokens and itself."""
+    """True where a new token may attend, [b or 1, 1, s, l]; None: all earlier tokens and itself."""
     cache: KvCache | None
     at: slice | Tensor
     """Where in the cache the new tokens go."""
 
 
 def rotary_tables(shape: ModelShape, *, num_positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of the rotary angles in fp32, both [positions, d]; channel i turns with i + d/2.
+    """Return cosines and sines of the rotary angles, fp32 [positions, d]; channel i is rotated with channel i + d/2.
 
     Args:
-        shape: the decoder, for head width and rotary base.
-        num_positions: number of positions.
-        device: device of the tables.
+        shape: The decoder, for its head width and rotary base.
+        num_positions: Number of positions.
+        device: Device of the tables.
 
     Source: Su et al. 2021 (arXiv:2104.09864), section 3.4.2.
     """
@@ -59,8 +60,8 @@ def _rotate(x: Tensor, context: Context) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) -> Tensor:
     """Return [b, s, n * d] from queries [b, s, g, r, d], keys and values [b, g, l, d].
 
-    Without a mask a single new token sees every place, and several see their past. Heads of a group stand below one
-    another as if they were more queries, so that keys and values are never repeated for them.
+    Without a mask a single new token attends to every place, and several attend causally. The heads of a group are
+    stacked as if they were additional queries, so that keys and values need not be repeated for them.
 
     Args:
         query: [b, s, g, r, d]
@@ -82,7 +83,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) ->
 
 
 def _attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return [b, g, r, s, d]; torch's CPU kernel knows no grouped queries, so there keys and values are repeated."""
+    """Return [b, g, r, s, d]; torch's CPU kernel lacks grouped queries, so keys and values are repeated there."""
     b, s, g, r, d = query.shape
     heads = query.permute(0, 2, 3, 1, 4).reshape(b, g * r, s, d)
     grouped = heads.is_cuda
@@ -93,7 +94,7 @@ def _attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """Attention, then SwiGLU, each on the normed residual stream and added back to it."""
+    """Attention, then SwiGLU, each applied to the normalised residual stream and added back to it."""
 
     input_layernorm: nn.Parameter
     linear_qkv: nn.Parameter
@@ -105,12 +106,12 @@ class Layer(nn.Module):
     linear_fc2: nn.Parameter
 
     def __init__(self, shape: ModelShape, *, ranks: ModelRanks, index: int) -> None:
-        """Make room for the weights of this tensor-parallel rank; `index` counts within the stage.
+        """Allocate the weights of this tensor-parallel rank.
 
         Args:
-            shape: the decoder.
-            ranks: the layout for inference.
-            index: number of the layer within the stage.
+            shape: The decoder.
+            ranks: The layout for inference.
+            index: Number of the layer within the stage.
         """
         super().__init__()
         self.ranks, self.index, self.epsilon = ranks, index, shape.norm_epsilon
@@ -136,7 +137,7 @@ class Layer(nn.Module):
         return self.ranks.sum_over_tp(F.linear(out, self.linear_proj))
 
     def _normed(self, heads: Tensor) -> Tensor:
-        """Norm the queries and the key of every group [b, s, g, r + 1, d], where the decoder does."""
+        """Normalise the queries and the key of each group, [b, s, g, r + 1, d], if the decoder has QK-norm."""
         if self.q_layernorm is None:
             return heads
         channels = heads.shape[-1:]
@@ -157,16 +158,16 @@ class InferenceDecoder(nn.Module):
     output_layer: nn.Parameter | None
 
     def __init__(self, plan: RunPlan, *, ranks: ModelRanks, eod_id: int, dtype: torch.dtype) -> None:
-        """Make room for the weights; `inference.load.load_decoder` fills it.
+        """Allocate the weights; `inference.load.load_decoder` fills them.
 
         Args:
-            plan: Its shape, and whether attention stays within documents.
-            ranks: The layout for inference, whatever the one of training.
+            plan: Gives the shape, and whether attention stays within documents.
+            ranks: The layout for inference, independent of that of training.
             eod_id: The token that ends a document.
             dtype: Type of weights and activations; logits are fp32.
 
         Raises:
-            LayoutError: the layout cannot cut this shape.
+            LayoutError: the layout cannot divide this shape.
         """
         super().__init__()
         check_divides(plan.shape, ranks=ranks)
@@ -196,42 +197,42 @@ class InferenceDecoder(nn.Module):
         )
 
     def forward(self, tokens: Tensor, *, cache: KvCache | None = None, num_logits: int | None = None) -> Tensor:
-        """Return the logits of what follows the last `num_logits` of `tokens` (None: all), fp32 [b, num_logits, v].
+        """Return the next-token logits after each of the last `num_logits` tokens, fp32 [b, num_logits, v].
 
         Args:
-            tokens: [b, s]; with a cache, those that come behind its own.
-            cache: Is filled with the tokens.
-            num_logits: As many as are needed: the vocabulary is large.
+            tokens: [b, s]; with a cache, those that follow the ones in it.
+            cache: Receives the keys and values of the tokens.
+            num_logits: Positions whose logits are computed, fewer being cheaper; None: all.
         """
         hidden = self._hidden(tokens, self._context(tokens, cache=cache))
-        kept = tokens.size(1) if num_logits is None else num_logits
-        return self._logits(hidden, batch_size=len(tokens), kept=kept)
+        num_logits = tokens.size(1) if num_logits is None else num_logits
+        return self._logits(hidden, batch_size=len(tokens), num_logits=num_logits)
 
     def step(self, tokens: Tensor, place: Tensor, cache: KvCache) -> Tensor:
-        """Return the logits [b, 1, v] after one more token of each row, in operations that never change their shapes.
+        """Return the logits [b, 1, v] after one more token of each row, by operations whose shapes never change.
 
-        What `torch.compile` is given: attention looks at all places of the cache, and masks those not filled yet.
+        This is what `torch.compile` compiles: attention reads all places of the cache and masks the unfilled ones.
 
         Args:
             tokens: [b, 1]
-            place: Where in the cache it goes, int64 [1].
-            cache: Its `length` is the caller's to advance.
+            place: Its place in the cache, int64 [1].
+            cache: The cache; the caller advances its `length`.
         """
         cache.tokens.index_copy_(1, place, tokens)
         places = torch.arange(cache.max_length, device=tokens.device)
         cos, sin = self._angles(place - cache.padding.unsqueeze(1))
         mask = self._visible(cache.tokens, places=place, all_places=places, padding=cache.padding)
         hidden = self._hidden(tokens, Context(cos=cos, sin=sin, mask=mask, cache=cache, at=place))
-        return self._logits(hidden, batch_size=len(tokens), kept=1)
+        return self._logits(hidden, batch_size=len(tokens), num_logits=1)
 
     def token_losses(self, tokens: Tensor, labels: Tensor, *, vocab_size: int) -> Tensor:
-        """Return the cross-entropy of every label, fp32 nats [b, s], on every rank; no cache.
+        """Return the cross entropy of each label without a cache, fp32 nats [b, s], on every rank.
 
         Args:
             tokens: [b, s]
             labels: The tokens that follow them, [b, s].
-            vocab_size: Of the tokenizer. Rows above are padding, without a token: they get no probability, as in
-                an exported model. Training includes them, and learns that they never occur.
+            vocab_size: Tokens of the tokenizer. The rows above are padding: they get no probability, as in an exported
+                model. Training includes them, and learns that they never occur.
         """
         hidden = self._hidden(tokens, self._context(tokens, cache=None))
         losses = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)
@@ -260,7 +261,7 @@ class InferenceDecoder(nn.Module):
         return Context(cos=cos, sin=sin, mask=mask, cache=cache, at=at)
 
     def _visible(self, tokens: Tensor, *, places: Tensor, all_places: Tensor, padding: Tensor | None) -> Tensor:
-        """Return where the tokens at `places` [s] may look: a boolean [b or 1, 1, s, l].
+        """Return which places the tokens at `places` [s] may attend to: a boolean [b or 1, 1, s, l].
 
         They attend to earlier tokens of their document that are not padding. Padding attends to itself, since a softmax
         over nothing is undefined.
@@ -271,12 +272,12 @@ class InferenceDecoder(nn.Module):
             visible = visible & (all_places >= padding.view(-1, 1, 1))
         if self.masked_eod_id is not None:
             ends = (tokens == self.masked_eod_id).int()
-            documents = ends.cumsum(dim=1) - ends  # [b, l]: an end belongs to the document that it ends
+            documents = ends.cumsum(dim=1) - ends  # [b, l]: the end belongs to its document
             visible = visible & (documents.unsqueeze(1) == documents[:, places].unsqueeze(2))
         return (visible | itself).unsqueeze(1)
 
     def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin of positions [b or 1, s] in the compute type, [b or 1, s, 1, 1, d]."""
+        """Return the cosines and sines of positions [b or 1, s], in the compute type, [b or 1, s, 1, 1, d]."""
         if self._tables is None:
             cos, sin = rotary_tables(self.shape, num_positions=self.shape.seq_length, device=positions.device)
             self._tables = cos.to(self.dtype), sin.to(self.dtype)
@@ -309,16 +310,16 @@ class InferenceDecoder(nn.Module):
         x = F.embedding(local.masked_fill(outside, 0), table)
         return self.ranks.sum_over_tp(x.masked_fill(outside.unsqueeze(-1), 0.0))
 
-    def _logits(self, hidden: Tensor | None, *, batch_size: int, kept: int) -> Tensor:
+    def _logits(self, hidden: Tensor | None, *, batch_size: int, num_logits: int) -> Tensor:
         if hidden is None:
-            shape = (batch_size, kept, self.shape.padded_vocab_size)
+            shape = (batch_size, num_logits, self.shape.padded_vocab_size)
             logits = torch.empty(shape, dtype=torch.float32, device=self.device)
         else:
-            logits = self._own_logits(hidden[:, hidden.size(1) - kept :])
+            logits = self._own_logits(hidden[:, hidden.size(1) - num_logits :])
         return self.ranks.share_from_last_stage(logits)
 
     def _own_logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits of the last stage, fp32 [b, kept, v]."""
+        """Return the last stage's logits, fp32 [b, num_logits, v]."""
         weight = self.word_embeddings if self.output_layer is None else self.output_layer
         assert weight is not None, "the last stage holds the output layer"
         normed = F.rms_norm(hidden, hidden.shape[-1:], self.final_layernorm, self.shape.norm_epsilon)
@@ -328,14 +329,14 @@ class InferenceDecoder(nn.Module):
 def _make_room(
     module: nn.Module, shape: ModelShape, *, in_layers: bool, held: Collection[WeightKind], tensor: int
 ) -> None:
-    """Give a module a parameter for each of its weights, under its name, and None for those that are not held.
+    """Give a module an empty parameter for each weight that it holds, under its name, and None for the others.
 
     Args:
         module: One layer, or the decoder.
-        shape: The decoder's.
-        in_layers: Whether the weights of layers are meant, or the others.
-        held: What is held here.
-        tensor: tensor_model_parallel_size.
+        shape: The decoder's shape.
+        in_layers: Whether to allocate the weights of one layer, or those outside the layers.
+        held: The kinds of weights that this stage holds.
+        tensor: The tensor-parallel size.
     """
     for kind in TABLE:
         if kind.in_layers is in_layers:

@@ -13,7 +13,7 @@ from chinchilla_ds.inference.source import LogitSource
 from chinchilla_ds.inference.text_stream import TextStream
 
 OnText = Callable[[int, str], None]
-"""Told the number of a prompt, and text that has become certain."""
+"""Called with the number of a prompt and the text that has just become certain."""
 
 
 class Finish(StrEnum):
@@ -21,17 +21,17 @@ class Finish(StrEnum):
 
     END_OF_DOCUMENT = "end_of_document"
     STOP = "stop"
-    """A stop string came, which the text does not hold."""
+    """A stop string appeared; it is not part of the text."""
     LENGTH = "length"
     """max_new_tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """What follows one prompt."""
+    """The text that continues one prompt."""
 
     tokens: tuple[int, ...]
-    """All that were drawn, those of a stop string included; the end-of-document token is left out."""
+    """All tokens drawn, including those of a stop string but not the end-of-document token."""
     text: str
     finish: Finish
 
@@ -51,21 +51,21 @@ class OpenContinuation:
         """Start after a prompt.
 
         Args:
-            tokenizer: turns tokens into text.
-            prompt: its tokens.
-            max_new_tokens: most tokens to draw.
-            stop: the continuation ends before the first of these strings.
-            on_text: receives text as it becomes certain.
+            tokenizer: Turns tokens into text.
+            prompt: Tokens of the prompt.
+            max_new_tokens: Largest number of tokens to draw.
+            stop: The continuation ends before the first of these strings.
+            on_text: Called with text as it becomes certain.
         """
         self._eod_id, self.max_new_tokens, self._on_text = tokenizer.eod_id, max_new_tokens, on_text
         self._stream = TextStream(tokenizer, prompt=prompt, stop=stop)
         self._pieces: list[str] = []
         self.tokens: list[int] = []
         self.finish: Finish | None = None
-        """None while it is unfinished."""
+        """Why it ended; None until then."""
 
     def add(self, token: int) -> None:
-        """Take the next token; nothing once it is finished."""
+        """Add the next token; do nothing once the continuation is finished."""
         if self.finish is not None:
             return
         if token == self._eod_id:
@@ -88,7 +88,7 @@ class OpenContinuation:
             self._on_text(text)
 
     def continuation(self) -> Continuation:
-        """Return the finished row."""
+        """Return the finished continuation."""
         assert self.finish is not None, "the row still grows"
         return Continuation(tokens=tuple(self.tokens), text="".join(self._pieces), finish=self.finish)
 
@@ -101,14 +101,14 @@ def make_rows(
     stop: Sequence[str],
     on_text: OnText | None,
 ) -> list[OpenContinuation]:
-    """Return a row for every prompt.
+    """Return an empty continuation for each prompt.
 
     Args:
-        prompts: tokens of each prompt, at least one.
-        tokenizer: turns tokens into text.
-        max_new_tokens: most tokens to draw.
-        stop: a continuation ends before the first of these strings.
-        on_text: receives the number of a prompt and its text as it becomes certain.
+        prompts: Tokens of each prompt, at least one.
+        tokenizer: Turns tokens into text.
+        max_new_tokens: Largest number of tokens to draw.
+        stop: A continuation ends before the first of these strings.
+        on_text: Called with the number of a prompt and its text as it becomes certain.
     """
     assert prompts, "there is a prompt"
     assert all(prompts), "a prompt has at least one token"
@@ -135,17 +135,17 @@ def generate(
     stop: Sequence[str] = (),
     on_text: OnText | None = None,
 ) -> list[Continuation]:
-    """Return the continuation of every prompt; all are computed together.
+    """Return the continuation of each prompt; all are computed together.
 
     Args:
-        model: Where logits come from; every rank calls this function with the same arguments.
-        prompts: At least one token each. Each row draws from a generator of its own, so that a prompt's continuation
-            does not depend on the others.
-        tokenizer: Its pieces can be drawn, the padded rows of the vocabulary cannot.
-        max_new_tokens: Tokens to draw at most, at least 1.
-        sampling: How they are drawn.
+        model: Source of the logits; every rank calls this function with the same arguments.
+        prompts: Tokens of each prompt, at least one. Each has its own random generator, so that its continuation does
+            not depend on the others.
+        tokenizer: Only its tokens can be drawn, not the padded rows of the vocabulary.
+        max_new_tokens: Largest number of tokens to draw, at least 1.
+        sampling: How tokens are drawn.
         stop: A continuation ends before the first of these strings.
-        on_text: Told text as it becomes certain.
+        on_text: Called with text as it becomes certain.
 
     Raises:
         ConfigError: a stop string is empty.

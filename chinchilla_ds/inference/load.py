@@ -1,4 +1,4 @@
-"""Weights from a checkpoint into a decoder, each rank reading its own part of one tensor after the other."""
+"""Load the weights of a checkpoint into a decoder: tensor by tensor, each rank reading only its own part."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -13,11 +13,11 @@ from chinchilla_ds.weights import TABLE, Split, WeightKind
 
 
 class WeightReader(Protocol):
-    """What is asked of a `checkpoint.reader.CheckpointReader`."""
+    """The methods of `checkpoint.reader.CheckpointReader` that loading needs."""
 
     @property
     def plan(self) -> RunPlan:
-        """The plan that was trained."""
+        """The plan of the trained model."""
 
     def shape(self, name: str, /) -> tuple[int, ...]:
         """Return the full shape of a weight under Megatron's name."""
@@ -26,7 +26,7 @@ class WeightReader(Protocol):
         """Return the full weight, fp32, on the CPU."""
 
     def read_rows(self, name: str, /, *, rows: slice) -> Tensor:
-        """Return a part of it along dimension 0."""
+        """Return some rows of a weight: a slice along dimension 0."""
 
 
 def load_decoder(
@@ -40,14 +40,14 @@ def load_decoder(
     """Return this rank's stage of the decoder, with its weights.
 
     Args:
-        reader: the checkpoint.
-        ranks: the layout for inference.
-        eod_id: the end-of-document token.
-        dtype: type of weights and activations.
-        device: where the weights go; None: the CPU.
+        reader: The checkpoint.
+        ranks: The layout for inference.
+        eod_id: The end-of-document token.
+        dtype: Type of weights and activations.
+        device: Where the weights go; None: the CPU.
 
     Raises:
-        LayoutError: the layout cannot cut this shape.
+        LayoutError: the layout cannot divide this shape.
     """
     decoder = InferenceDecoder(reader.plan, ranks=ranks, eod_id=eod_id, dtype=dtype).eval()
     for holder, kind, name in _wanted(decoder):
@@ -59,7 +59,7 @@ def load_decoder(
 
 
 def _wanted(decoder: InferenceDecoder) -> Iterator[tuple[nn.Module, WeightKind, str]]:
-    """Yield module, row of the table and Megatron's name of every weight of this stage."""
+    """Yield the module, the row of the table and Megatron's name of each weight of this stage."""
     first = decoder.ranks.pp_rank * len(decoder.layers)
     layers: list[tuple[int, nn.Module]] = list(enumerate(decoder.layers, start=first))
     for kind in TABLE:

@@ -20,7 +20,7 @@ from chinchilla_ds.run_plan import Precision
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A checkpoint that has been opened; its weights are read by `load`."""
+    """An open checkpoint; `load` reads its weights."""
 
     reader: FoldedReader
     tokenizer: Tokenizer
@@ -30,38 +30,38 @@ class TrainedModel:
         """Open the newest checkpoint of a run's folder, or a checkpoint itself.
 
         Raises:
-            CheckpointError: there is none, it holds no tokenizer, or not the one it was trained with.
+            CheckpointError: there is none, it holds no tokenizer, or a different one from that of training.
             DataError: its tokenizer cannot be read.
         """
         reader = FoldedReader.open(path)
         if reader.tokenizer_path is None:
             raise CheckpointError(
-                f"{reader.folder} holds no tokenizer, neither tokenizer.model nor tokenizer/; copy the one that made "
-                "its training text there"
+                f"{reader.folder} holds no tokenizer, neither tokenizer.model nor tokenizer/; copy the one of its "
+                "training text there"
             )
         tokenizer = Tokenizer.load(reader.tokenizer_path, home=reader.folder)
         known = reader.state.tokenizer_sha256
-        # the last is what imports of version 0.1.0 noted
+        # version 0.1.0 recorded the last one for imports
         if known is not None and known not in (tokenizer.sha256, tokenizer.text_sha256):
             raise CheckpointError(
                 f"{reader.tokenizer_path} is not the tokenizer of the training text: its SHA-256 is "
-                f"{tokenizer.sha256[:12]}..., and the checkpoint was trained with {known[:12]}...; put that one there"
+                f"{tokenizer.sha256[:12]}..., and the checkpoint was trained with {known[:12]}...; replace it"
             )
         if tokenizer.vocab_size > (rows := reader.plan.shape.padded_vocab_size):
             raise CheckpointError(
-                f"{reader.tokenizer_path} has {tokenizer.vocab_size} tokens, and the model's embedding {rows} rows: it "
-                "is not the tokenizer of the training text; put that one there"
+                f"{reader.tokenizer_path} has {tokenizer.vocab_size} tokens, and the model's embedding has {rows} "
+                "rows: it is not the tokenizer of the training text; replace it with that one"
             )
         return cls(reader=reader, tokenizer=tokenizer)
 
     @property
     def run_folder(self) -> Path:
-        """The folder of the run that wrote the checkpoint; of a lone one, the folder that holds it."""
+        """The folder of the run that wrote the checkpoint, or the parent folder of a checkpoint outside a run."""
         return run_folder_of(self.reader.folder)
 
     @property
     def context_tokens(self) -> int:
-        """Tokens that the model was trained to read at most."""
+        """The model's context: the longest sequence that it was trained on, in tokens."""
         return self.reader.plan.shape.seq_length
 
     def load(
@@ -70,18 +70,18 @@ class TrainedModel:
         """Return this rank's stage of the decoder.
 
         Args:
-            ranks: The layout, whatever the one of training.
-            precision: Of weights and activations; None: fp32 on the CPU, as trained on a GPU.
-            device: None: this rank's GPU, or the CPU where there is none.
+            ranks: The layout for inference, independent of that of training.
+            precision: Type of weights and activations; None: fp32 on the CPU, that of training on a GPU.
+            device: Where the weights go; None: this rank's GPU, or the CPU if there is none.
         """
         place = device or default_device()
         chosen = precision or (self.reader.plan.precision if place.type == "cuda" else Precision.FP32)
         return load_decoder(self.reader, ranks=ranks, eod_id=self.tokenizer.eod_id, dtype=DTYPES[chosen], device=place)
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Return the tokens of a prompt, which begins as documents do: with the tokenizer's BOS, where it has one.
+        """Return the tokens of a prompt, which begins as documents do: with the tokenizer's BOS, if it has one.
 
-        Where it has none, an empty prompt is the end of another document, after which a new one begins.
+        Otherwise an empty prompt is an end-of-document token, after which a new document begins.
         """
         tokens, bos = self.tokenizer.encode(prompt), self.tokenizer.bos_id
         if bos is not None:
@@ -94,12 +94,12 @@ class LoadedModel:
     """A trained model whose weights are in memory."""
 
     trained: TrainedModel
-    """Its checkpoint and tokenizer."""
+    """The checkpoint and the tokenizer."""
     decoder: InferenceDecoder
 
 
 def default_device() -> torch.device:
-    """Return this rank's GPU, or the CPU where there is none.
+    """Return this rank's GPU, or the CPU if there is none.
 
     Raises:
         LayoutError: there is a GPU that torch cannot use.
@@ -110,20 +110,20 @@ def default_device() -> torch.device:
 def new_tokens_within(
     context_tokens: int, *, prompts: Sequence[Sequence[int]], max_new_tokens: int | None, default: int
 ) -> int:
-    """Return how many tokens to draw at most: what was asked for, or `default` as far as the context goes.
+    """Return the largest number of tokens to draw: what was requested, or `default` within the context.
 
     Args:
-        context_tokens: the model's context.
-        prompts: tokens of each prompt.
-        max_new_tokens: requested number of tokens; None: not set.
-        default: number of tokens if none is requested.
+        context_tokens: The model's context.
+        prompts: Tokens of each prompt.
+        max_new_tokens: Requested number of tokens; None: not set.
+        default: Number of tokens if none is requested.
 
     Raises:
-        ConfigError: a prompt fills the context, or what was asked for does not fit behind the longest.
+        ConfigError: a prompt fills the context, or the longest one leaves no room for what was requested.
     """
     problems = [
-        f"prompt {number} has {len(prompt)} tokens, and the model's context {context_tokens}; shorten it to at most "
-        f"{context_tokens - 1}"
+        f"prompt {number} has {len(prompt)} tokens, and the model's context has {context_tokens}; shorten it to at "
+        f"most {context_tokens - 1}"
         for number, prompt in enumerate(prompts, start=1)
         if len(prompt) >= context_tokens
     ]
@@ -135,7 +135,7 @@ def new_tokens_within(
         return min(default, room)
     if max_new_tokens > room:
         raise ConfigError(
-            f"`max_new_tokens={max_new_tokens}` behind a prompt of {longest} tokens goes beyond the model's context of "
-            f"{context_tokens}; at most {room} fit"
+            f"`max_new_tokens={max_new_tokens}` after a prompt of {longest} tokens exceeds the model's context of "
+            f"{context_tokens} tokens; at most {room} fit"
         )
     return max_new_tokens

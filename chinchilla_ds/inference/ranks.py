@@ -1,7 +1,7 @@
-"""The ranks that share one model for inference: tensor-parallel within a pipeline stage, stages one after the other.
+"""The ranks that share one model for inference: tensor parallelism within each pipeline stage, no data parallelism.
 
-Rank = stage * tensor_model_parallel_size + tensor-parallel rank. There is no data parallelism: every rank works on the
-same prompts and makes the same draws.
+Rank = stage * tensor_model_parallel_size + tensor-parallel rank. Every rank works on the same prompts and makes the
+same draws.
 """
 
 from typing import TYPE_CHECKING
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class ModelRanks:
-    """This rank's place in the layout, and the collectives that a decoder needs; with one rank they do nothing."""
+    """This rank's place in the layout, and the collectives that a decoder needs, which do nothing on a single rank."""
 
     def __init__(self, *, tensor_model_parallel_size: int = 1, pipeline_model_parallel_size: int = 1) -> None:
-        """Cut the process group into the layout's; it must be initialised where there is more than one rank."""
+        """Create the layout's process groups; with more than one rank torch.distributed must be initialised."""
         self.tp_size, self.pp_size = tensor_model_parallel_size, pipeline_model_parallel_size
         self.world_size = self.tp_size * self.pp_size
         rank = dist.get_rank() if self.world_size > 1 else 0
@@ -38,7 +38,7 @@ class ModelRanks:
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank makes the logits."""
+        """Whether this rank computes the logits."""
         return self.pp_rank == self.pp_size - 1
 
     def sum_over_tp(self, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class ModelRanks:
         return x
 
     def join_vocab(self, logits: Tensor) -> Tensor:
-        """Return [..., v] from every tensor-parallel rank's [..., v/tp]."""
+        """Gather [..., v] from the tensor-parallel ranks' [..., v/tp]."""
         if self.tp_size == 1:
             return logits
         parts = [torch.empty_like(logits) for _ in range(self.tp_size)]
@@ -56,7 +56,7 @@ class ModelRanks:
         return torch.cat(parts, dim=-1)
 
     def receive(self, x: Tensor) -> Tensor:
-        """Fill `x` with what the stage before this one sends."""
+        """Receive `x`, in place, from the previous stage."""
         dist.recv(x, src=dist.get_rank() - self.tp_size)
         return x
 
@@ -65,17 +65,17 @@ class ModelRanks:
         dist.send(x.contiguous(), dst=dist.get_rank() + self.tp_size)
 
     def share_from_last_stage(self, x: Tensor) -> Tensor:
-        """Return what the last stage holds in `x` on every rank; elsewhere `x` is room for it."""
+        """Broadcast the last stage's `x` to every rank; elsewhere `x` is the buffer that receives it."""
         if self.pp_size > 1:
             dist.broadcast(x, src=(self.pp_size - 1) * self.tp_size)
         return x
 
 
 def join_ranks(*, tensor_model_parallel_size: int, pipeline_model_parallel_size: int) -> ModelRanks:
-    """Start the process group that the launcher's environment describes, and cut it into the layout.
+    """Initialise the process group that the launcher's environment describes, and divide it as the layout says.
 
     Raises:
-        LayoutError: the launcher has started another number of ranks than the layout has, or they cannot meet.
+        LayoutError: the launcher started a different number of ranks from the layout's, or they cannot meet.
         ConfigError: the launcher's variables are incomplete or contradict each other.
     """
     wanted = tensor_model_parallel_size * pipeline_model_parallel_size
@@ -86,7 +86,7 @@ def join_ranks(*, tensor_model_parallel_size: int, pipeline_model_parallel_size:
             f"`pipeline_model_parallel_size={pipeline_model_parallel_size}` = {wanted} ranks"
         )
         raise LayoutError(
-            f"{layout}, and {place.world_size} were started; start them with torchrun --nproc-per-node {wanted} "
+            f"{layout}, and {place.world_size} were started; start it with torchrun --nproc-per-node {wanted} "
             "--no-python chinchilla-ds ..., or give sizes whose product is the number of ranks"
         )
     if wanted > 1 and not dist.is_initialized():
@@ -103,10 +103,10 @@ def join_ranks(*, tensor_model_parallel_size: int, pipeline_model_parallel_size:
 
 
 def check_divides(shape: "ModelShape", *, ranks: ModelRanks) -> None:
-    """Check that the layout cuts a decoder into equal parts.
+    """Check that the layout divides a decoder into equal parts.
 
     Raises:
-        LayoutError: listing every size that cannot be cut, and the parts that can.
+        LayoutError: lists every size that cannot be divided, and the numbers of parts that work.
     """
     sizes = {
         "num_query_groups": (shape.num_query_groups, ranks.tp_size, "tensor_model_parallel_size"),

@@ -1,4 +1,4 @@
-"""Which token comes next: the distribution that is sampled, and the draw. One place for every sampler here.
+"""Sampling the next token: the distribution, and the draw from it. Every sampler of the package uses this module.
 
 Shapes: v vocabulary.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 from chinchilla_ds.errors import ConfigError
 
 _MAX_SEED = 2**40
-"""Rows of a batch take the 20 bits below."""
+"""The lowest 20 bits of a generator's seed number the rows of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. Temperature first, then top-k, then top-p among the rest."""
+    """How tokens are drawn: temperature first, then top-k, then top-p among the tokens that remain."""
 
     temperature: float = 0.8
     """Logits are divided by it; 0 takes the most likely token (greedy)."""
@@ -29,7 +29,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check.
+        """Check the values.
 
         Raises:
             ConfigError: lists every invalid value.
@@ -48,14 +48,14 @@ class Sampling:
             yield f"seed is {self.seed}; it must lie between 0 and {_MAX_SEED - 1}"
 
     def generator(self, row: int) -> torch.Generator:
-        """Return the source of randomness of one prompt of a batch: what it draws does not depend on the others."""
+        """Return the random generator of one prompt of a batch: its draws do not depend on the other prompts."""
         return torch.Generator().manual_seed((self.seed << 20) + row)
 
 
 def probabilities(logits: Tensor, *, sampling: Sampling) -> Tensor:
-    """Return the distribution that is sampled, fp64 [..., v]: that of greedy choice is one 1 and zeros.
+    """Return the distribution that is sampled, fp64 [..., v]; greedy decoding has a single 1 and zeros.
 
-    fp64, so that sums over a large vocabulary are exact enough to draw from by one uniform number.
+    In fp64 sums over a large vocabulary are exact enough for a draw by one uniform number.
     """
     if sampling.temperature == 0:
         return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
@@ -63,31 +63,31 @@ def probabilities(logits: Tensor, *, sampling: Sampling) -> Tensor:
     if sampling.top_k is not None and sampling.top_k < scaled.size(-1):
         least = scaled.topk(sampling.top_k, dim=-1).values[..., -1:]
         scaled = scaled.masked_fill(scaled < least, float("-inf"))
-    found = scaled.softmax(dim=-1)
+    distribution = scaled.softmax(dim=-1)
     if sampling.top_p is None or sampling.top_p == 1:
-        return found
-    ordered, order = found.sort(dim=-1, descending=True)
+        return distribution
+    ordered, order = distribution.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered
-    kept = ordered.masked_fill(before >= sampling.top_p, 0.0)
-    return torch.zeros_like(found).scatter_(-1, order, kept / kept.sum(dim=-1, keepdim=True))
+    nucleus = ordered.masked_fill(before >= sampling.top_p, 0.0)
+    return torch.zeros_like(distribution).scatter_(-1, order, nucleus / nucleus.sum(dim=-1, keepdim=True))
 
 
 def draw(distribution: Tensor, *, generator: torch.Generator) -> int:
-    """Return a token drawn from a distribution [v], which need not sum to 1 exactly, by one uniform number."""
+    """Draw a token from a distribution [v], which need not sum to exactly 1, by one uniform number."""
     cumulative = distribution.cumsum(dim=0)
     uniform = torch.rand((), dtype=torch.float64, generator=generator).item()
-    found = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
-    # where the product rounds to the whole sum, nothing lies beyond it
-    return found if found < len(cumulative) else int(distribution.nonzero()[-1])
+    token = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
+    # if the product rounds to the full sum, the search returns a place past the end
+    return token if token < len(cumulative) else int(distribution.nonzero()[-1])
 
 
 def choose(logits: Tensor, *, sampling: Sampling, generator: torch.Generator) -> int:
-    """Return the next token, from its logits [v].
+    """Return the next token.
 
     Args:
-        logits: [v]
-        sampling: how tokens are drawn.
-        generator: source of randomness.
+        logits: Its logits, [v].
+        sampling: How tokens are drawn.
+        generator: Source of randomness.
     """
     if sampling.temperature == 0:
         return int(logits.argmax())

@@ -1,4 +1,4 @@
-"""Where logits come from: a decoder with its cache, or any function of the whole text so far.
+"""Sources of logits: a decoder with its cache, or any function of all tokens so far.
 
 Shapes: b prompts, s new tokens, l cached places, v vocabulary.
 """
@@ -13,29 +13,29 @@ from chinchilla_ds.inference.cache import KvCache
 from chinchilla_ds.inference.decoder import InferenceDecoder
 
 NextTokenLogits = Callable[[Sequence[int]], Tensor]
-"""From the tokens so far to the next token's logits [v], the same on every rank."""
+"""Maps the tokens so far to the next token's logits [v], the same on every rank."""
 
 
 class LogitSource(Protocol):
-    """A model that is given prompts, then one token per row at a time."""
+    """A model that reads prompts, then one token per row at a time."""
 
     def start(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> Tensor:
-        """Take the prompts; return the logits [b, v] of each row's next token."""
+        """Read the prompts; return the logits [b, v] of each row's next token."""
 
     def extend(self, tokens: Sequence[int]) -> Tensor:
-        """Take one more token of each row; return the logits [b, v] of the next."""
+        """Read one more token of each row; return the logits [b, v] of the next."""
 
 
 class CachedDecoder:
-    """A decoder that computes every token once."""
+    """A decoder with a cache, which computes each token once."""
 
     def __init__(self, decoder: InferenceDecoder, *, compiled: bool = False) -> None:
-        """Take a decoder.
+        """Wrap a decoder.
 
         Args:
-            decoder: Of all ranks, which make the same calls.
-            compiled: Whether steps of one token go through torch.compile, with CUDA graphs on a GPU. Compiling takes
-                tens of seconds, once for every batch size and length.
+            decoder: This rank's stage; all ranks make the same calls.
+            compiled: Whether steps of one token use torch.compile, with CUDA graphs on a GPU. Compiling takes
+                tens of seconds for each batch size and length.
         """
         self.decoder = decoder
         self.cache: KvCache | None = None
@@ -54,7 +54,7 @@ class CachedDecoder:
         return self.advance(rows)[:, -1]
 
     def extend(self, tokens: Sequence[int]) -> Tensor:
-        """Take one more token of each row; return logits [b, v]."""
+        """Read one more token of each row; return logits [b, v]."""
         cache = self._started()
         if not self._compiled:
             return self.advance([[token] for token in tokens])[:, -1]
@@ -62,21 +62,21 @@ class CachedDecoder:
         place = torch.tensor([cache.length], device=device)
         logits = self._step(torch.tensor(tokens, device=device).unsqueeze(1), place, cache)
         cache.length += 1
-        return logits[:, -1].clone()  # a CUDA graph writes its next result over this one
+        return logits[:, -1].clone()  # the CUDA graph overwrites this tensor in its next step
 
     def advance(self, tokens: Sequence[Sequence[int]], *, num_logits: int = 1) -> Tensor:
-        """Take s more tokens [b, s] of each row; return the logits after the last `num_logits` of them, [b, ..., v]."""
+        """Read s more tokens of each row, [b, s]; return the logits after the last `num_logits`, [b, num_logits, v]."""
         ids = torch.tensor(tokens, device=self.decoder.device)
         logits: Tensor = self.decoder(ids, cache=self._started(), num_logits=num_logits)
         return logits
 
     def rewind(self, length: int) -> None:
-        """Forget what stands from place `length` on."""
+        """Discard all places from `length` onwards."""
         self._started().rewind(length)
 
     @property
     def length(self) -> int:
-        """Tokens taken in, padding included."""
+        """Tokens read per row, padding included."""
         return self._started().length
 
     def _started(self) -> KvCache:
@@ -85,19 +85,19 @@ class CachedDecoder:
 
 
 class Recomputed:
-    """Any function of the tokens so far, called again for every token: slow, but it works for every training layout."""
+    """Any function of all tokens so far, called for each token: slow, but it works under every training layout."""
 
     def __init__(self, next_token_logits: NextTokenLogits) -> None:
         self._next_token_logits = next_token_logits
         self._rows: list[list[int]] = []
 
     def start(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> Tensor:
-        """Take the prompts; return logits [b, v]."""
+        """Read the prompts; return logits [b, v]."""
         self._rows = [list(prompt) for prompt in prompts]
         return self._logits()
 
     def extend(self, tokens: Sequence[int]) -> Tensor:
-        """Take one more token of each row; return logits [b, v]."""
+        """Read one more token of each row; return logits [b, v]."""
         for row, token in zip(self._rows, tokens, strict=True):
             row.append(token)
         return self._logits()
@@ -107,7 +107,7 @@ class Recomputed:
 
 
 def uncached(decoder: InferenceDecoder) -> Recomputed:
-    """Return a decoder that reads the whole text for every token: what the cache is compared with."""
+    """Return a decoder that reads all tokens again for each new one: the reference for the cache."""
 
     def next_token_logits(tokens: Sequence[int]) -> Tensor:
         logits: Tensor = decoder(torch.tensor([list(tokens)], device=decoder.device), num_logits=1)

@@ -1,6 +1,6 @@
 """Speculative decoding: a small model drafts tokens, the large one checks them all in one pass.
 
-The text has exactly the distribution of the large model alone; greedy text is the same token by token.
+The text has exactly the large model's distribution; greedy text is the same token by token.
 
 Source: Leviathan et al. 2023 (arXiv:2211.17192), algorithm 1 and appendix A.1.
 
@@ -18,20 +18,20 @@ from chinchilla_ds.inference.sampling import Sampling, draw, probabilities
 from chinchilla_ds.inference.source import CachedDecoder
 
 DRAFT_TOKENS = 4
-"""Drafted at a time: the best number of Leviathan et al.'s table 1 for half to most tokens accepted is 3 to 7."""
+"""Tokens drafted at a time; the best number in Leviathan et al.'s table 1 is 3 to 7 if half or more are accepted."""
 
 
 def accept(drafted: Sequence[int], drafts: Tensor, targets: Tensor, *, generator: torch.Generator) -> list[int]:
-    """Return the drafted tokens that are kept, and one more from the large model.
+    """Return the drafted tokens that are accepted, and one more from the large model.
 
-    A token x is kept with probability min(1, p(x) / q(x)). The first that is not is replaced by a draw from
-    max(0, p - q), made to sum to 1; behind the last kept one comes a draw from p.
+    A token x is accepted with probability min(1, p(x) / q(x)). The first rejected one is replaced by a draw from the
+    normalised max(0, p - q); if all are accepted, a draw from p follows.
 
     Args:
         drafted: k tokens, each drawn from its row of `drafts`.
         drafts: q, the small model's distributions, [k, v].
         targets: p, the large model's after none, one, ... of the drafted tokens, [k + 1, v].
-        generator: Of the acceptances and the draw.
+        generator: Source of randomness.
     """
     for place, token in enumerate(drafted):
         q, p = drafts[place], targets[place]
@@ -53,17 +53,17 @@ def generate_speculatively(
     stop: Sequence[str] = (),
     on_text: OnText | None = None,
 ) -> list[Continuation]:
-    """Return the continuation of every prompt, one prompt after the other; arguments as of `generate`.
+    """Return the continuation of each prompt, one prompt after the other.
 
     Args:
         target: The large model, whose distribution the text has.
-        draft: A smaller model of the same tokenizer.
-        prompts: At least one token each.
-        tokenizer: Of both models.
-        max_new_tokens: Tokens to draw at most.
-        sampling: How they are drawn, from both models.
+        draft: A smaller model with the same tokenizer.
+        prompts: Tokens of each prompt, at least one.
+        tokenizer: The tokenizer of both models.
+        max_new_tokens: Largest number of tokens to draw.
+        sampling: How tokens are drawn, from both models.
         stop: A continuation ends before the first of these strings.
-        on_text: Told text as it becomes certain.
+        on_text: Called with text as it becomes certain.
     """
     rows = make_rows(prompts, tokenizer=tokenizer, max_new_tokens=max_new_tokens, stop=stop, on_text=on_text)
     for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
@@ -89,7 +89,7 @@ class _Pair:
         self.vocab_size, self.generator = vocab_size, generator
 
     def grow(self, row: OpenContinuation, prompt: Sequence[int]) -> None:
-        """Draw tokens until the row is finished."""
+        """Draw tokens until the continuation is finished."""
         tokens = list(prompt)
         room = len(prompt) + row.max_new_tokens
         while row.finish is None:
@@ -99,10 +99,10 @@ class _Pair:
                 row.add(token)
                 tokens.append(token)
             for model in (self.target, self.draft):
-                model.rewind(len(tokens) - 1)  # the last token is read with what comes next
+                model.rewind(len(tokens) - 1)  # the last token is read together with the next ones
 
     def _propose(self, tokens: Sequence[int], *, number: int) -> tuple[list[int], Tensor]:
-        """Return `number` tokens that the small model draws, and the distributions they are from [number, v]."""
+        """Return `number` tokens drawn from the small model, and the distributions they are drawn from, [number, v]."""
         drafted: list[int] = []
         rows = []
         for _ in range(number):
@@ -111,7 +111,7 @@ class _Pair:
         return drafted, torch.stack(rows) if rows else torch.empty(0, self.vocab_size)
 
     def _distributions(self, model: CachedDecoder, tokens: Sequence[int], drafted: Sequence[int]) -> Tensor:
-        """Return a model's distributions after `tokens` and after each drafted token that it had not read: [..., v]."""
+        """Return a model's distributions after `tokens` and after each drafted token that it had not read, [..., v]."""
         everything = [*tokens, *drafted]
         unread = everything[model.length :]
         logits = model.advance([unread], num_logits=min(len(unread), len(drafted) + 1))[0]

@@ -1,39 +1,39 @@
-"""Tokens to text as they come: only whole characters, and nothing that may turn out to be part of a stop string."""
+"""Streaming text from tokens: only complete characters, and nothing that may turn out to be part of a stop string."""
 
 from collections.abc import Sequence
 
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 
 _CONTEXT_TOKENS = 8
-"""Tokens decoded in front of new ones: some tokenizers write a token differently at the beginning of a text."""
+"""Earlier tokens decoded along with new ones: some tokenizers decode a token differently at the start of a text."""
 _REPLACEMENT = "\ufffd"
 _LONGEST_PART = 3
-"""Bytes of a UTF-8 character that can have come without its last."""
+"""The most bytes of a UTF-8 character that can arrive without the last one."""
 
 
 class TextStream:
     """The text of one continuation, up to the first stop string."""
 
     def __init__(self, tokenizer: Tokenizer, *, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
-        """Begin behind a prompt.
+        """Start after a prompt.
 
         Args:
-            tokenizer: Turns tokens into text; bytes that are no UTF-8 become U+FFFD.
-            prompt: Its tokens.
-            stop: The text ends before the first of these strings; none is empty.
+            tokenizer: Turns tokens into text; invalid UTF-8 becomes U+FFFD.
+            prompt: Tokens of the prompt.
+            stop: The text ends before the first of these strings, which are not empty.
         """
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._window = list(prompt[-_CONTEXT_TOKENS:])
         self._shown = len(_whole(tokenizer.decode(self._window)))
-        """Characters of the window's text that have been taken over."""
+        """Characters of the window's text that have been processed."""
         self._held = ""
-        """Whole characters that may be the beginning of a stop string."""
+        """Complete characters that may be the beginning of a stop string."""
         self.is_stopped = False
-        """Whether a stop string has come."""
+        """Whether a stop string has appeared."""
 
     def add(self, token: int) -> str:
-        """Take a token; return the text that is certain now."""
+        """Add a token; return the text that has become certain."""
         self._window.append(token)
         text = self._tokenizer.decode(self._window)
         whole = _whole(text)
@@ -45,7 +45,7 @@ class TextStream:
         return self._release(new)
 
     def finish(self) -> str:
-        """Return what was held back, at the end of the continuation; half a character becomes U+FFFD."""
+        """Return what was held back, at the end of the continuation; an incomplete character becomes U+FFFD."""
         if self.is_stopped:
             return ""
         rest = self._tokenizer.decode(self._window)[self._shown :]
@@ -74,5 +74,5 @@ def _whole(text: str) -> str:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that is a beginning of `stop`, the whole of it excepted."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -244,7 +244,7 @@ def _interrupted(interruption: Interrupted) -> Ending:
     if _order is not None:
         return Ending(exit_code=_order.exit_code, reason=_order.reason)
     gone = _siblings.gone()
-    killed = "; ".join(str(one) for one in gone if not one.left_by_itself)
+    killed = "; ".join(str(process) for process in gone if not process.left_by_itself)
     asked = not gone and not _waiting.is_set()
     why = killed or (str(interruption) if asked else "another rank has left")
     return Ending(exit_code=interruption.exit_code, reason=why, asked=asked)
@@ -280,9 +280,9 @@ def _say_who_is_gone() -> None:
 
 
 def _report_killed(gone: Sequence[Gone]) -> None:
-    killed = [one for one in gone if not one.left_by_itself]
+    killed = [process for process in gone if not process.left_by_itself]
     if killed and _siblings.is_lowest_left(own_rank=_rank()):
-        _say(*(f"error: {one}; the others exit" for one in killed))
+        _say(*(f"error: {process}; the others exit" for process in killed))
 
 
 def _wait_for_the_launcher() -> None:
@@ -396,12 +396,12 @@ def _leave_if_alone(judge: _Judge, since_s: float) -> float:
     Returns:
         When a killed rank was first seen; infinite if none was.
     """
-    gone = [one for one in _siblings.gone() if not one.left_by_itself]
+    gone = [process for process in _siblings.gone() if not process.left_by_itself]
     if not gone or not judge.takes_steps:
         return math.inf
     if time.monotonic() - since_s > PATIENCE_S:
         _report_killed(gone)
-        tell(Ending(exit_code=1, reason="; ".join(str(one) for one in gone)))
+        tell(Ending(exit_code=1, reason="; ".join(str(process) for process in gone)))
         os._exit(1)
     return min(since_s, time.monotonic())
 

@@ -67,13 +67,13 @@ class Siblings:
     def gone(self) -> list[Gone]:
         """Return the ranks that died first, lowest first; later deaths by the launcher do not count."""
         if not self._first_gone:
-            found = (_look_at(process_id, started, rank) for (process_id, started), rank in self._rank_of.items())
-            self._first_gone = sorted((one for one in found if one is not None), key=lambda one: one.rank)
+            seen = (_look_at(process_id, started, rank) for (process_id, started), rank in self._rank_of.items())
+            self._first_gone = sorted((gone for gone in seen if gone is not None), key=lambda gone: gone.rank)
         return self._first_gone
 
     def is_lowest_left(self, *, own_rank: int) -> bool:
         """Return whether no lower rank of this machine outlived the first death."""
-        dead = {one.rank for one in self.gone()}
+        dead = {gone.rank for gone in self.gone()}
         return all(rank >= own_rank or rank in dead for rank in self._rank_of.values())
 
 

@@ -70,13 +70,13 @@ def find_run(request: RunRequest) -> Continued | None:
     if name is not None:
         newest_first = [path for path in newest_first if is_named(path, name)]
     key = request.key
-    found = next((folder for folder in newest_first if _key_of(folder) == key), None)
-    if found is None and name is not None and newest_first:
+    match = next((folder for folder in newest_first if _key_of(folder) == key), None)
+    if match is None and name is not None and newest_first:
         raise CheckpointError(
             f"`run_name={name}` is the name of {newest_first[0]}, which was asked for something else; choose another "
             f"name, or resume that run with `checkpoint.resume={newest_first[0]}`"
         )
-    return None if found is None else continued(found)
+    return None if match is None else continued(match)
 
 
 def is_named(folder: Path, name: str) -> bool:
@@ -109,8 +109,8 @@ def continued(path: Path, /) -> Continued:
     Raises:
         CheckpointError: it is not a run, or has no checkpoint with a readable plan.
     """
-    found = folders.find_checkpoints(path)
-    folder = found[0].parent.parent
+    checkpoints = folders.find_checkpoints(path)
+    folder = checkpoints[0].parent.parent
     if not (folder / REQUEST_NAME).exists():
         raise CheckpointError(
             f"{path} belongs to no run that can be resumed: there is no {folder / REQUEST_NAME}; "
@@ -118,7 +118,7 @@ def continued(path: Path, /) -> Continued:
         )
     request = SavedRequest.load(folder).request
     problems: list[str] = []
-    for checkpoint in found:
+    for checkpoint in checkpoints:
         if damaged := small_problems(checkpoint):
             problems += damaged
             continue
@@ -227,7 +227,7 @@ def _different_plan(plan: Path | RunPlan, run: Continued) -> Iterator[str]:
     if names := [name for name in here if here[name] != there[name]]:
         named = f"`plan={plan}`" if isinstance(plan, Path) else "the plan"
         if "callbacks" in names:
-            values = [_shown([str(spec) for spec in one.callbacks]) for one in (given, run.plan)]
+            values = [_shown([str(spec) for spec in compared.callbacks]) for compared in (given, run.plan)]
             names[names.index("callbacks")] = f"callbacks ({values[0]} here and {values[1]} in the run)"
         yield f"{named} differs from the plan of the run {run.folder} in {', '.join(names)}; {_ADVICE}"
 

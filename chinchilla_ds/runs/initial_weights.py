@@ -50,9 +50,9 @@ def newest_readable(path: Path, /) -> Path:
     """
     problems: list[str] = []
     for checkpoint in folders.find_checkpoints(path):
-        if not (found := small_problems(checkpoint)):
+        if not (own_problems := small_problems(checkpoint)):
             return checkpoint
-        problems += found
+        problems += own_problems
     raise CheckpointError(problems)
 
 

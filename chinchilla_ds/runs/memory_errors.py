@@ -30,27 +30,27 @@ def memory_errors(plan: RunPlan) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not isinstance(error, MemoryError) and not _CANNOT_ALLOCATE.search(str(error)):
             raise
-        raise OutOfMemoryError(explain(plan, said=str(error), capacity_bytes=_capacity_bytes(plan))) from None
+        raise OutOfMemoryError(explain(plan, message=str(error), capacity_bytes=_capacity_bytes(plan))) from None
 
 
-def explain(plan: RunPlan, /, *, said: str, capacity_bytes: int | None) -> str:
+def explain(plan: RunPlan, /, *, message: str, capacity_bytes: int | None) -> str:
     """Return what happened, the plan's memory table, and what would fit.
 
     Args:
         plan: The plan that ran.
-        said: The allocator's message.
+        message: The allocator's message.
         capacity_bytes: Memory of this rank's device, or its share of the machine's; None if unknown.
     """
     stages = estimate_stages(
         shape=plan.shape, layout=plan.layout, batch=plan.batch, precision=plan.precision, device=plan.device
     )
-    wanted = _WANTED.search(said)
+    wanted = _WANTED.search(message)
     held = "" if capacity_bytes is None else f" of {format_bytes(capacity_bytes)} per rank"
     more = f", asking for {wanted[1]} more" if wanted else ""
     lines = [f"out of memory{held}{more}; the plan expected", "", format_memory(plan, stages=stages), ""]
-    found = reliefs(plan, capacity_bytes=capacity_bytes)
-    if found:
-        lines += ["needs less, with the same batch and the same model:", *(f"  {relief}" for relief in found)]
+    measures = reliefs(plan, capacity_bytes=capacity_bytes)
+    if measures:
+        lines += ["needs less, with the same batch and the same model:", *(f"  {relief}" for relief in measures)]
     else:
         lines.append("no smaller micro-batch, recomputation, ZeRO stage or offload is enough: use more devices")
     return "\n".join(lines)

@@ -108,7 +108,7 @@ class Engine:
         Args:
             batches: This data-parallel rank's micro-batches of the step, `plan.batch.gradient_accumulation_steps` many;
                 model-parallel ranks of one data-parallel rank give the same ones. A `data.feeding.loader.TokenBatch`
-                each, or a dataclass of yours with `tokens` and `labels`, int64 [micro_batch_size, seq_length].
+                each, or your own dataclass with `tokens` and `labels`, int64 [micro_batch_size, seq_length].
             learning_rate: Learning rate of this step; None: the plan's schedule at `iteration`.
 
         Returns:

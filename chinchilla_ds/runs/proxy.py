@@ -67,9 +67,9 @@ def train_proxy(proxy: Proxy, /) -> float:
 def _fail(proxy: Proxy, *, exit_code: int, log: Path) -> NoReturn:
     """Raise the run's own error."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if exit_code == EXIT_CODE_USER_ERROR and said:
-        raise ConfigError([f"run {proxy.name}: {problem}" for problem in said])
+    problems = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if exit_code == EXIT_CODE_USER_ERROR and problems:
+        raise ConfigError([f"run {proxy.name}: {problem}" for problem in problems])
     end = "\n".join(lines)
     raise RuntimeError(f"run {proxy.name} ended with exit code {exit_code}; the end of {log}:\n{end}")
 
@@ -170,7 +170,7 @@ def _held_out_loss(folder: Path) -> float:
     from chinchilla_ds.tracking.metrics_file import METRICS_FILE, read_metrics
 
     metrics = max(folder.glob(f"*/{METRICS_FILE}"), key=lambda path: path.stat().st_mtime_ns)
-    losses = [one.metrics["held_out/loss"] for one in read_metrics(metrics) if "held_out/loss" in one.metrics]
+    losses = [record.metrics["held_out/loss"] for record in read_metrics(metrics) if "held_out/loss" in record.metrics]
     return losses[-1]
 
 

@@ -46,8 +46,8 @@ def find_text(run_folder: Path, /) -> Path | None:
         return None
     data = read_json(file, what="the place of a run's text", error=DataError)
     places: PlaceOfText = build(PlaceOfText, data, where=f"{file}", error=DataError)
-    found = (places.prepared, run_folder / places.prepared_from_here)
-    return next((place for place in found if is_prepared(place)), None)
+    candidates = (places.prepared, run_folder / places.prepared_from_here)
+    return next((place for place in candidates if is_prepared(place)), None)
 
 
 def folder_of_texts(run_folder: Path, /) -> Path:
@@ -64,23 +64,24 @@ def text_of_checkpoint(reader: "CheckpointReader", /, *, named: Path | None = No
     """Return the prepared text that a checkpoint was trained on, or None if its place is unknown.
 
     It is the folder that the run's `data.json` names, if it was made with the checkpoint's tokenizer. The text of a run
-    without that file, as in the first version, or whose text has moved, is searched for below `data` beside the run,
+    without that file, as in the first version, or whose text has moved, is searched for in `data` next to the run,
     where training puts prepared text: there it must match the hash of the content recorded in the checkpoint.
 
     Args:
         reader: The checkpoint.
-        named: A prepared folder to use instead, for its held-out part: other text with the same tokenizer.
+        named: A prepared folder to use instead, for its held-out part: different text with the same tokenizer.
 
     Raises:
-        DataError: the named folder is not prepared or has another tokenizer, or the run's `data.json` is damaged.
+        DataError: the named folder is not prepared or has a different tokenizer, or the run's `data.json` is damaged.
     """
     tokenizer = _tokenizer_of(reader)
     if named is not None:
         prepared = PreparedData.load(named)
         if prepared.tokenizer_sha256 != tokenizer:
             raise DataError(
-                f"{named} was prepared with another tokenizer than the model's, so that its tokens mean other text; "
-                "name text of the model's tokenizer by `data`, or prepare it with that (`prepare.tokenizer`)"
+                f"{named} was prepared with a different tokenizer from the model's, so that its tokens stand "
+                "for different text; name text of the model's tokenizer by `data`, or prepare it with that "
+                "(`prepare.tokenizer`)"
             )
         return prepared
     run_folder = run_folder_of(reader.folder)
@@ -91,7 +92,7 @@ def text_of_checkpoint(reader: "CheckpointReader", /, *, named: Path | None = No
 
 
 def _texts_beside(run_folder: Path) -> Iterator[PreparedData]:
-    """Yield the prepared texts below `data` beside a run."""
+    """Yield the prepared texts in `data` next to a run."""
     for manifest in sorted((run_folder.parent / "data").glob(f"*/{MANIFEST_NAME}")):
         yield PreparedData.load(manifest.parent)
 

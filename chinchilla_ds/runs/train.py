@@ -105,7 +105,9 @@ def _with_objective(config: RunConfig, objective: Objective | None) -> RunConfig
     spec = spec_of(objective)
     make_objective(spec)
     if config.objective not in (RunConfig().objective, spec):
-        raise ConfigError(f"`objective` is {config.objective} in the config and {spec} beside it: give one of them")
+        raise ConfigError(
+            f"`objective` is {config.objective} in the config and {spec} as an argument: give one of them"
+        )
     return dataclasses.replace(config, objective=spec)
 
 
@@ -281,7 +283,9 @@ def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
         answered = sorted(name for name in command.explicit - BESIDE_A_PLAN if not _agree(config, plan, name))
         if answered and not _makes(config, plan, explicit=command.explicit):
             fields = ", ".join(f"`{field_path(name)}`" for name in answered)
-            raise ConfigError(f"{fields} beside `plan`, which fixes that: drop it, or make another plan")
+            raise ConfigError(
+                f"{fields} cannot be combined with `plan`, which fixes that: drop it, or make another plan"
+            )
         if is_laid_out(plan):
             return plan
         return lay_out(plan, config=config, world_size=world_size, device=device_type())
@@ -422,7 +426,7 @@ class _Launch:
                 num_tokens=plan.num_tokens,
                 seed=plan.seed,
                 folder=config.output / "data" if run is None else folder_of_texts(run.folder),
-                kept=None if run is None else find_text(run.folder),
+                earlier=None if run is None else find_text(run.folder),
                 progress=progress,
             )
 

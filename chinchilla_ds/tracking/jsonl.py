@@ -111,10 +111,10 @@ def _append(descriptor: int, content: bytes) -> None:
 def _cut(path: Path, *, before: MetricRecord) -> None:
     """Keep the complete lines of moments before a record's, and name those that cannot be read."""
     reader = MetricsReader(path)
-    kept = [line + b"\n" for line, record in reader.lines(is_ended=True) if _place(record) < _place(before)]
+    lines = [line + b"\n" for line, record in reader.lines(is_ended=True) if _place(record) < _place(before)]
     if reader.skipped:
         _logger.warning("%s", describe_skipped(path, reader.skipped))
-    write_durably(path, b"".join(kept))
+    write_durably(path, b"".join(lines))
 
 
 def _place(record: MetricRecord) -> tuple[int, int, float]:

@@ -161,7 +161,7 @@ class MlflowMirror:
                 if same_value(point[1]) not in values.get(point[0], ()):
                     yield key, point
             here = {step for step, _, _ in columns.points(key)}
-            self._ahead[key] = {step: found for step, found in values.items() if step not in here}
+            self._ahead[key] = {step: value for step, value in values.items() if step not in here}
 
     def _send_settings(self, record: RunRecord) -> None:
         """Send parameters that MLflow lacks; a later value becomes a tag, since MLflow keeps the first."""

@@ -81,17 +81,17 @@ class RunFinder:
         from mlflow.exceptions import MlflowException
 
         name = self._destination.experiment
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
             try:
                 place = self._destination.artifact_location
                 return str(self._client.create_experiment(name, artifact_location=place))
             except MlflowException as error:
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
                     raise error
-        self._restore(found)
-        return str(found.experiment_id)
+        self._restore(experiment)
+        return str(experiment.experiment_id)
 
     def _last_tracked(self, record: RunRecord) -> "Run | None":
         """Return the run that the run's folder names, if it is this record's, or predates records."""
@@ -114,13 +114,13 @@ class RunFinder:
     def _tagged(self, record: RunRecord, *, experiment_id: str) -> "Run | None":
         from mlflow.entities import ViewType
 
-        found = self._client.search_runs(
+        runs = self._client.search_runs(
             [experiment_id],
             filter_string=f"tags.`{ID_TAG}` = '{record.id}'",
             run_view_type=ViewType.ALL,
             order_by=["attributes.start_time DESC"],
         )
-        return next((run for run in found if _is_valid(run)), None)
+        return next((run for run in runs if _is_valid(run)), None)
 
     def _is_copy_of(self, run: "Run", *, record: RunRecord) -> bool:
         """Return whether the run belongs to another folder that still exists and of which this one is a copy."""

@@ -53,14 +53,14 @@ def _finished_runs(tracking_uri: str, *, experiment: str) -> tuple[LoggedRun, ..
 
     check_uri(tracking_uri)
     client = MlflowClient(tracking_uri=tracking_uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+    logged_experiment = client.get_experiment_by_name(experiment)
+    if logged_experiment is None:
         names = [entry.name for entry in client.search_experiments()]
         raise DataError(
             f"MLflow at {public_uri(tracking_uri)} has no experiment {experiment!r}; it has "
             f"{', '.join(names) or 'none'}{did_you_mean(experiment, names)}"
         )
-    return tuple(_logged_run(run) for run in _search(client, experiment_id=found.experiment_id))
+    return tuple(_logged_run(run) for run in _search(client, experiment_id=logged_experiment.experiment_id))
 
 
 def _search(client: "MlflowClient", *, experiment_id: str) -> "Iterator[Run]":

@@ -115,8 +115,8 @@ def locate(seen: Sequence[FirstBad], *, step: StepResult, number: int, data_step
     ranks: list[int] = []
     samples: set[tuple[int, int]] = set()
     for replica in range(plan.layout.data_parallel_size):
-        found = _first_in_replica(seen, replica=replica, layout=plan.layout)
-        for rank, micro_batch in found:
+        culprits = _first_in_replica(seen, replica=replica, layout=plan.layout)
+        for rank, micro_batch in culprits:
             ranks.append(rank)
             samples.add(_samples(plan.batch, data_step=data_step, micro_batch=micro_batch, replica=replica, plan=plan))
     return BadBatch(
@@ -140,9 +140,11 @@ def _first_in_replica(seen: Sequence[FirstBad], *, replica: int, layout: Paralle
         for chunk, stage in way:
             ranks = ranks_of_stage(layout, stage=stage, replica=replica)
             places = [(rank, getattr(seen[rank], direction)) for rank in ranks]
-            found = [(rank, place.micro_batch) for rank, place in places if place is not None and place.chunk == chunk]
-            if found:
-                return found
+            culprits = [
+                (rank, place.micro_batch) for rank, place in places if place is not None and place.chunk == chunk
+            ]
+            if culprits:
+                return culprits
     return []
 
 

@@ -172,11 +172,11 @@ class Saver:
         if not run_on_rank_zero(lambda: _keep_before(rewind.before, folder=state.run_folder / CHECKPOINTS_NAME)):
             state.notes += (f"no checkpoint of at most {rewind.before} steps to go back to: training continues",)
             return False
-        kept = (state.attempts, state.elapsed_s, state.bad_batches)
+        to_keep = (state.attempts, state.elapsed_s, state.bad_batches)
         rewinds = state.rewinds + 1
         left = state.iteration
         self.resume(state.run_folder / CHECKPOINTS_NAME)
-        state.attempts, state.elapsed_s, state.bad_batches = kept
+        state.attempts, state.elapsed_s, state.bad_batches = to_keep
         state.data_step, state.rewinds = rewind.data_step, rewinds
         state.step, self.engine.attempts = None, state.attempts
         self.save()

@@ -62,7 +62,7 @@ class Stragglers:
         own = torch.tensor([self._mean_s()], device=device)
         seen = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(seen, own)
-        return report([float(one) for one in seen])
+        return report([float(seconds) for seconds in seen])
 
     def _mean_s(self) -> float:
         """Return the mean time of a call, over the faster half, since the first calls wait for earlier work."""

@@ -15,7 +15,7 @@ from chinchilla_ds.data.prepared import MANIFEST_NAME, PreparedData, PreparedSou
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.testing import run_on_ranks, tiny_plan
 from chinchilla_ds.testing.configs import tiny_shape
-from tests.unit.data.indexed_writer import IndexedWriter
+from tests.unit.data.feeding.indexed_writer import IndexedWriter
 
 VOCAB_SIZE, EOD_ID, SEQ_LENGTH = 1_000_000, 999_999, 16
 WEIGHTS = {"code": 0.3, "web": 0.7}

@@ -15,15 +15,16 @@ from chinchilla_ds.cli.main import run_command
 from chinchilla_ds.structured import read_json
 from tests.installation.test_wheel import RUNS
 from tests.launching import ROOT, free_port, nobody_stays
-from tests.unit.budget.test_scaling_laws import LAW_FILE
+from tests.unit.budget.laws.curves.runs import TRUTH, synthetic, write_run
+from tests.unit.budget.laws.test_scaling_laws import LAW_FILE
 
 FAST = ("laws", "plan", "ds-config", "memory", "help")
 """In an order in which each finds what it reads."""
-SLOW = ("fit", "plan", "ds-config", "memory", "laws", "prepare", "pretrain", "generate", "evaluate", "export", "import",
-        "track", "checkpoint inspect", "checkpoint verify", "checkpoint convert", "mix design", "mix run", "mix fit",
-        "completion", "help")  # fmt: skip
-MADE = ("plan.json", "ds_config.json", "law.json", "fit.png", "corpus/manifest.json", "runs/first/plan.json",
-        "model/config.json", "imported", "weights", "mixtures.csv", "blend.yaml")  # fmt: skip
+SLOW = ("fit", "fit-curves", "plan", "ds-config", "memory", "laws", "prepare", "pretrain", "generate", "evaluate",
+        "export", "import", "track", "checkpoint inspect", "checkpoint verify", "checkpoint convert", "mix design",
+        "mix run", "mix fit", "completion", "help")  # fmt: skip
+MADE = ("plan.json", "ds_config.json", "law.json", "fit.png", "curves.png", "corpus/manifest.json",
+        "runs/first/plan.json", "model/config.json", "imported", "weights", "mixtures.csv", "blend.yaml")  # fmt: skip
 
 
 def _run(example: str, folder: Path) -> str:
@@ -43,8 +44,16 @@ def _run(example: str, folder: Path) -> str:
     return text
 
 
+def _write_curves(folder: Path) -> None:
+    for name, kind in {"cosine": "cosine", "constant": "constant", "wsd": "linear", "small": "cosine"}.items():
+        write_run(folder / f"{name}.csv", kind, synthetic(kind))
+    write_run(folder / "large.csv", "cosine", synthetic("cosine", constants=TRUTH | {"L0": 2.3}))
+    write_run(folder / "next.csv", "cosine", synthetic("cosine"), losses=False)
+
+
 def _write_inputs(folder: Path) -> None:
     (folder / "runs.csv").write_text(RUNS)
+    _write_curves(folder)
     (folder / "law.json").write_text(json.dumps(LAW_FILE))
     (folder / "run.yaml").write_text("ds_config: zero3\ndata: [corpus/]\nflops: 1e10\n")
     (folder / "notes.txt").write_text("Some notes on nothing in particular, for a model to be surprised at.\n" * 40)

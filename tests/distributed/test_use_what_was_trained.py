@@ -240,7 +240,7 @@ def test_bad_input_is_told_in_a_line_and_nothing_is_written(trained, tmp_path, c
     assert "exists already" in refused("export", trained.folder, "--out", trained.export)
     assert "holds no checkpoint" in refused("export", trained.export, "--out", new)
     long = refused("generate", trained.folder, "--prompt", "def f():\n" * 1000)
-    assert f"the model's context {trained.plan.shape.seq_length}; shorten it" in long
+    assert f"the model's context has {trained.plan.shape.seq_length}; shorten it" in long
     assert contents() == before
     assert not new.exists()
 

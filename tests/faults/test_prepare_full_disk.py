@@ -131,7 +131,7 @@ def test_the_command_says_it_in_one_line(corpus: Path, disk: SmallDisk, capsys: 
     command = ["prepare", "--source", str(corpus), "--out", str(disk.place / "out"), "--vocab-size", "400"]
     assert main([*command, "--workers", "2"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert f"cannot write prepared data to {disk.place}: No space left on device; what is whole is kept in" in line
+    assert f"cannot write prepared data to {disk.place}: No space left on device; complete pieces are kept in" in line
     assert [path.name for path in disk.place.iterdir()] == [".out.work"]
     disk.resize(PLENTY)
     assert main([*command, "--workers", "2"]) == 0

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from chinchilla_ds.budget.deepspeed_json.resolve import write_shipped
 from chinchilla_ds.cli.main import run_command
 from tests.unit.budget.fitting.synthetic import sweep
+from tests.unit.budget.laws.curves.runs import synthetic, write_run
 from tests.unit.data.conftest import make_documents
-from tests.unit.export.conftest import small_shape, write_random
+from tests.unit.exporting.conftest import small_shape, write_random
 
 QUICK, LONG = 30, 2000
 """Inputs per kind of file in `make test` and in `make test-slow`."""
@@ -54,6 +55,8 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [f"{params:.6g},{tokens:.6g},{loss:.5f}" for params, tokens, loss in rows]
     (folder / "runs.csv").write_text("\n".join(["num_params,num_tokens,loss", *lines]), encoding="utf-8")
     run_command(["fit", str(folder / "runs.csv"), "--out", str(folder / "law.json")])
+    for kind in ("cosine", "linear"):
+        write_run(folder / f"{kind}.csv", kind, synthetic(kind, every=200))
     _write_json(folder / "hardware.json", HARDWARE)
     write_shipped(folder / "ds_configs")
     _write_json(folder / "ds_configs/everything.json", DS_CONFIG)

@@ -80,6 +80,13 @@ def test_tables_of_runs(fuzz: Fuzz, seeds: Path, tmp_path: Path) -> None:
     fuzz(try_one, csv_files((seeds / "runs.csv").read_bytes()), share=0.3)
 
 
+def test_tables_of_curves(fuzz: Fuzz, seeds: Path, tmp_path: Path) -> None:
+    def try_one(content: bytes) -> None:
+        ends_well(["fit-curves", str(put(tmp_path / "curve.csv", content)), "--predict", str(seeds / "linear.csv")])
+
+    fuzz(try_one, csv_files((seeds / "cosine.csv").read_bytes()), share=0.3)
+
+
 def test_tables_of_mixtures(fuzz: Fuzz, seeds: Path, tmp_path: Path) -> None:
     def try_one(content: bytes) -> None:
         ends_well(["mix", "fit", str(put(tmp_path / "mixtures.csv", content)), "--out", str(tmp_path / "blend.yaml")])

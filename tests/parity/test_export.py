@@ -19,7 +19,7 @@ from chinchilla_ds.exporting.write import export_checkpoint
 from chinchilla_ds.run_plan import Precision
 from chinchilla_ds.testing import tiny_plan
 from tests.parity import harness
-from tests.unit.export.conftest import english_tokenizer, small_shape
+from tests.unit.exporting.conftest import english_tokenizer, small_shape
 
 TOLERANCE = 1e-6
 """Of logits of size 1, in FP32."""

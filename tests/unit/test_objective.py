@@ -168,7 +168,7 @@ def test_a_sum_keeps_its_parts_apart() -> None:
 def test_one_companion_alone_runs_beside() -> None:
     teacher = SimpleNamespace()
     assert Sum(a=Keeps(teacher), b=Keeps()).companion() is teacher
-    with pytest.raises(ConfigError, match="objectives a, b of a sum have a companion each"):
+    with pytest.raises(ConfigError, match="objectives a, b of a sum each have a companion"):
         Sum(a=Keeps(teacher), b=Keeps(teacher)).companion()
     with pytest.raises(ConfigError, match="at least one"):
         Sum()

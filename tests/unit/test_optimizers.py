@@ -84,7 +84,7 @@ def test_what_is_asked_for_is_planned_and_its_reason_says_so() -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"weight_decay": 1.5}, "`weight_decay` (1.5) must be from 0 to 1; nearest: leave it out, and 0.1 is taken"),
+        ({"weight_decay": 1.5}, "`weight_decay` (1.5) must be from 0 to 1; nearest: leave it out for the default, 0.1"),
         ({"beta1": 1.0}, "`beta1` (1.0) must be at least 0 and below 1"),
         ({"beta2": float("nan")}, "`beta2` (nan) must be at least 0 and below 1"),
         ({"epsilon": 0.0}, "`epsilon` (0.0) must be above 0 and at most 0.1"),

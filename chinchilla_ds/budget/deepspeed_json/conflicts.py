@@ -16,7 +16,7 @@ from chinchilla_ds.run_plan import Offload, Precision, RunPlan
 ZERO = "zero_optimization"
 CHECKPOINTING = "activation_checkpointing"
 _SWAPPED_BESIDE_STATES = 2
-"""Master weight and gradient: what a swap of the optimizer's states takes buffers for, beside those."""
+"""Master weight and gradient, which need swap buffers in addition to the optimizer's states."""
 _COMET_LEAST = (3, 41, 0)
 _SHOWING = ("debug", "info")
 
@@ -46,7 +46,7 @@ def plan_conflicts(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
 
 
 def _monitor_problems(ds: Mapping[str, Any]) -> Iterator[str]:
-    """Yield monitors that are switched on and cannot write: otherwise building the engine would fail."""
+    """Yield problems of monitors that are switched on but cannot write, with which building the engine would fail."""
     for section, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("comet", "comet_ml")):
         if find(ds, (section, "enabled")) is True and (problem := _package_problem(package)):
             yield (
@@ -79,28 +79,28 @@ def can_be_made(folder: Path, /) -> bool:
     """Return whether a folder exists or can be created, and is writable."""
     folder = folder.absolute()
     try:
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     except OSError:  # a name that no file system accepts, or a folder without search permission
         return False
 
 
 def _report_problems(ds: Mapping[str, Any]) -> Iterator[str]:
-    """Yield reports that would not be shown: DeepSpeed writes them to its log, of which only errors are shown."""
+    """Yield problems of reports that would not be shown: DeepSpeed logs them, but only its errors are shown."""
     level = find(ds, ("log_level",))
     is_shown = isinstance(level, str) and level.lower() in _SHOWING
     fix = 'DeepSpeed logs it at the level "info"; add "log_level": "info", or remove it'
     if ds.get("dump_state") is True and not is_shown:
-        yield f"dump_state is true, and would not be shown: {fix}"
+        yield f"dump_state is true, but would not be shown: {fix}"
     if find(ds, ("comms_logger", "enabled")) is not True:
         return
     if find(ds, ("comms_logger", "verbose")) is not True:
         yield (
-            "comms_logger.enabled is true without verbose, and the summary of all calls is printed by a function that "
+            "comms_logger.enabled is true without verbose, but the summary of all calls is printed by a function that "
             "is never called; set verbose to true, or remove the section"
         )
     elif not is_shown:
-        yield f"comms_logger.enabled is true, and would not be shown: {fix}"
+        yield f"comms_logger.enabled is true, but would not be shown: {fix}"
 
 
 # ---- with the plan ---------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def _reduction_problems(ds: Mapping[str, Any], *, stage: int) -> Iterator[str]:
             f"it, set {ZERO}.reduce_scatter to false, or take {ZERO}.stage 1"
         )
     if is_number(factor) and factor != 1 and (stage == 3 or scatters):
-        near = f"remove it, or take {ZERO}.stage 1"
+        near = f"remove it, or use {ZERO}.stage 1"
         why = (
             "would not undo: gradients would come out divided"
             if not scatters
@@ -133,7 +133,7 @@ def _type_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
     )
     if isinstance(given, str) and given.lower() not in (Precision.FP32, precision):
         yield (
-            f"{where} is {show(given)}, and gradients are accumulated in the run's precision, {precision}, or in fp32; "
+            f"{where} is {show(given)}, but gradients are accumulated in the run's precision, {precision}, or in fp32; "
             "leave it out, or set it to one of them"
         )
     elif isinstance(given, str) and given.lower() != precision and plan.layout.zero_stage == 0:
@@ -153,19 +153,19 @@ def _bucket_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
 
 
 def _contiguous_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
-    """Yield why activation checkpoints cannot share one contiguous buffer, that of one forward pass."""
+    """Yield why activation checkpoints cannot share a contiguous buffer, which holds those of one forward pass."""
     if find(ds, (CHECKPOINTING, "contiguous_memory_optimization")) is not True:
         return
     stages, layers = plan.layout.pipeline_model_parallel_size, plan.shape.num_layers
     count = find(ds, (CHECKPOINTING, "number_checkpoints"))
     if stages > 1:
         yield (
-            f"{CHECKPOINTING}.contiguous_memory_optimization is true, and its buffer holds one micro-batch, of which a "
+            f"{CHECKPOINTING}.contiguous_memory_optimization is true, but its buffer holds one micro-batch, of which a "
             f"pipeline of {stages} stages has several in flight; leave it out"
         )
     elif is_number(count) and count < layers:
         yield (
-            f"{CHECKPOINTING}.number_checkpoints is {show(count)}, and the contiguous buffer must hold one for each of "
+            f"{CHECKPOINTING}.number_checkpoints is {show(count)}, but the contiguous buffer must hold one for each of "
             f"the {layers} layers; leave it out, or set it to {layers}"
         )
 
@@ -178,8 +178,8 @@ def _nvme_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
     least = _SWAPPED_BESIDE_STATES + len(plan.optimizer.states)
     if plan.layout.offload_optimizer is Offload.NVME and is_number(count) and count < least:
         yield (
-            f"{ZERO}.offload_optimizer.buffer_count is {show(count)}; the optimizer's states take {least} buffers at "
-            f"least; nearest: {least}"
+            f"{ZERO}.offload_optimizer.buffer_count is {show(count)}; the optimizer's states need at least {least} "
+            f"buffers; nearest: {least}"
         )
     if find(ds, ("aio", "use_gds")) is True and plan.device != "cuda":
-        yield "aio.use_gds is true, and GPUDirect Storage needs a CUDA device; set it to false, or leave it out"
+        yield "aio.use_gds is true, but GPUDirect Storage needs a CUDA device; set it to false, or leave it out"

@@ -15,8 +15,8 @@ from chinchilla_ds.run_plan import Offload, Precision, Recompute, RunPlan
 
 MIN_BUCKET_ELEMENTS = 2**19
 ZERO = "zero_optimization"
-_OTHER_JSON = 'set it to "auto", or take the JSON that `chinchilla-ds ds-config` writes for that plan'
-"""For choices that only the JSON makes, without a flag: the JSON contradicts a plan that was given alone."""
+_OTHER_JSON = 'set it to "auto", or use the JSON that `chinchilla-ds ds-config` writes for that plan'
+"""For values that no field can change here: the JSON contradicts a plan that was supplied."""
 _PRECISION_FIX = 'set it to "auto", or pass another `precision`'
 
 
@@ -45,13 +45,13 @@ def _field_fix(field: str) -> str:
 
 
 def current_value(config: RunConfig, *, field: str) -> Any:
-    """Return a field's value, wherever in the config it is."""
+    """Return a field's value, whether it belongs to the run or to its layout."""
     return getattr(config if is_of_run(field) else config.layout, field)
 
 
 def is_of_run(field: str, /) -> bool:
-    """Return whether a field is one of RunConfig itself, and not of its layout."""
-    return field in {one.name for one in dataclasses.fields(RunConfig)}
+    """Return whether a field belongs to RunConfig itself rather than to its layout."""
+    return field in {known.name for known in dataclasses.fields(RunConfig)}
 
 
 def named_fields(ds: Mapping[str, Any], /) -> Iterator[Named | str]:
@@ -68,7 +68,7 @@ def named_fields(ds: Mapping[str, Any], /) -> Iterator[Named | str]:
 
 
 def owned_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
-    """Yield what the plan writes into the JSON; optimizer and offload only if the JSON or the plan has them."""
+    """Yield the values that the plan writes into the JSON; optimizer and offload only if either of the two has them."""
     batch, optimizer, layout = plan.batch, plan.optimizer, plan.layout
     yield Owned(path=("train_batch_size",), value=batch.global_batch_size, fix=_field_fix("global_batch_size"))
     micro_fix = _field_fix("micro_batch_size")
@@ -108,7 +108,7 @@ def _accumulation_fix(plan: RunPlan, *, ds: Mapping[str, Any]) -> str:
 
 
 def _optimizer_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
-    """Yield the optimizer's name, where DeepSpeed has one, and the settings that it reads."""
+    """Yield the optimizer's name, if DeepSpeed has one, and the settings that it reads."""
     optimizer, spec = plan.optimizer, optimizer_of(plan.optimizer)
     if spec.deepspeed_type is not None:
         yield Owned(
@@ -143,7 +143,7 @@ def _optimizer_settings(ds: Mapping[str, Any]) -> Iterator[Named]:
 
 
 def compared_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
-    """Yield what the plan decides and DeepSpeed has no key for, or ignores; checked, never written."""
+    """Yield the plan's values for which DeepSpeed has no key, or whose key it ignores; checked, never written."""
     yield Owned(path=("data_types", "param_dtype"), value=plan.precision.value, fix=_PRECISION_FIX)
     yield Owned(path=("vocabulary_size",), value=plan.shape.vocab_size, fix=_field_fix("vocab_size"))
     for item in named_fields(ds):
@@ -156,7 +156,7 @@ def compared_values(plan: RunPlan, *, ds: Mapping[str, Any]) -> Iterator[Owned]:
 
 
 def suggested_values(plan: RunPlan, /) -> Iterator[Owned]:
-    """Yield what the plan fills in for "auto" and otherwise leaves to the user: DeepSpeed's buffer sizes, in elements.
+    """Yield the values that replace "auto" but are otherwise the user's: DeepSpeed's buffer sizes, in elements.
 
     Source: the rule of Hugging Face's integration (transformers, HfTrainerDeepSpeedConfig): hidden_size squared for the
     reduction bucket, 0.9 of it for prefetching, 10 x hidden_size for parameters that ZeRO-3 keeps whole; here a bucket
@@ -179,7 +179,7 @@ def _stage(ds: Mapping[str, Any]) -> Iterator[Named | str]:
 
 
 def _precision(ds: Mapping[str, Any]) -> Iterator[Named | str]:
-    """Yield the precision that is switched on, or fp32 where bf16 is switched off and fp16 off or absent."""
+    """Yield the precision that is switched on, or fp32 if bf16 is switched off and fp16 is off or absent."""
     flags = {name: find(ds, (name, "enabled")) for name in ("bf16", "fp16")}
     wrong = {name: value for name, value in flags.items() if not is_auto(value) and not isinstance(value, bool)}
     for name, value in wrong.items():
@@ -217,7 +217,7 @@ def _sequence_parallel(ds: Mapping[str, Any]) -> Iterator[Named | str]:
 
 
 def _recompute(ds: Mapping[str, Any]) -> Iterator[Named | str]:
-    """Yield what to recompute; DeepSpeed has no key for it, so its section alone means every layer."""
+    """Yield what to recompute; DeepSpeed has no key for it, so its section on its own means every layer."""
     if find(ds, (OWN_SECTION, "recompute")) is not None:
         yield from _choice(ds, (OWN_SECTION, "recompute"), field="recompute", choices=Recompute)
     elif "activation_checkpointing" in ds:

@@ -28,13 +28,13 @@ _SAME_OPTIMIZERS = ("adamw", "adam")
 
 
 def checked(ds: Mapping[str, Any], /, *, optimizer: OptimizerSpec | None = None) -> tuple[dict[str, Any], list[str]]:
-    """Return the JSON under the table's names, without what has no meaning, and every problem of single keys.
+    """Return the JSON under the table's names, without meaningless entries, and the problems of single keys.
 
-    Without meaning are null where it is DeepSpeed's word for leaving a key out, and sections that are switched off.
+    Meaningless entries are null where DeepSpeed treats it as a missing key, and sections that are switched off.
 
     Args:
         ds: The JSON.
-        optimizer: Of the plan; None: AdamW.
+        optimizer: The plan's optimizer; None: AdamW.
     """
     plain, problems = _under_one_name(ds)
     if problem := optimizer_problem(plain, optimizer or adamw()):
@@ -42,7 +42,7 @@ def checked(ds: Mapping[str, Any], /, *, optimizer: OptimizerSpec | None = None)
         problems += _section_problems({name: value for name, value in plain.items() if name != "optimizer"}, ())
     else:
         problems += _section_problems(plain, ())
-    _drop_what_says_nothing(plain, ())
+    _drop_meaningless(plain, ())
     section = plain.get("optimizer")
     if isinstance(section, dict) and same(section.get("type"), "Adam"):
         section["type"] = ADAMW_TYPE
@@ -63,7 +63,7 @@ def table_key(path: Path, /) -> Key | None:
 
 
 def builds_another_optimizer(ds: Mapping[str, Any], optimizer: OptimizerSpec, /) -> bool:
-    """Return whether the JSON asks for another optimizer than the plan."""
+    """Return whether the JSON requests a different optimizer from the plan's."""
     name, planned = find(ds, ("optimizer", "type")), optimizer.deepspeed_type
     if not isinstance(name, str) or name == AUTO:
         return False
@@ -73,7 +73,7 @@ def builds_another_optimizer(ds: Mapping[str, Any], optimizer: OptimizerSpec, /)
 
 
 def optimizer_problem(ds: Mapping[str, Any], optimizer: OptimizerSpec, /) -> str | None:
-    """Return what is wrong where the JSON asks for another optimizer; of its keys nothing is said then."""
+    """Return the problem of a JSON that requests another optimizer; its keys are then not checked."""
     if not builds_another_optimizer(ds, optimizer):
         return None
     planned = optimizer.deepspeed_type or optimizer.title
@@ -84,7 +84,7 @@ def optimizer_problem(ds: Mapping[str, Any], optimizer: OptimizerSpec, /) -> str
 
 
 def _under_one_name(ds: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return a copy with DeepSpeed's alternative names replaced, and a problem for every key given under both."""
+    """Return a copy with DeepSpeed's alternative names replaced, and a problem for every key given under both names."""
     plain, problems = copy.deepcopy(dict(ds)), []
     for path, name in OTHER_NAMES.items():
         section = find(plain, path[:-1])
@@ -98,7 +98,7 @@ def _under_one_name(ds: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return plain, problems
 
 
-def _drop_what_says_nothing(section: dict[str, Any], path: Path) -> None:
+def _drop_meaningless(section: dict[str, Any], path: Path) -> None:
     for name, value in list(section.items()):
         key, inner = table_key((*path, name)), (*path, name)
         if key is None:
@@ -106,7 +106,7 @@ def _drop_what_says_nothing(section: dict[str, Any], path: Path) -> None:
         if (value is None and key.nullable) or (isinstance(value, Mapping) and _is_switched_off(key, value)):
             del section[name]
         elif inner in SECTIONS and isinstance(value, dict):
-            _drop_what_says_nothing(value, inner)
+            _drop_meaningless(value, inner)
 
 
 # ---- problems --------------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def _value_problems(path: Path, key: Key, value: Any) -> Iterator[str]:
 
 
 def _refusal(path: Path, key: Key, value: Any) -> Iterator[str]:
-    """Yield why the value is refused, unless it asks for what happens anyway."""
+    """Yield why the value is refused, unless it requests what happens anyway."""
     if any(same(value, harmless) for harmless in key.same) or (value == AUTO and path[:-1] in AUTO_IS_DEFAULT):
         return
     if isinstance(value, Mapping) and _is_switched_off(key, value):

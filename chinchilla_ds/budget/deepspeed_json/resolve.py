@@ -34,7 +34,7 @@ from chinchilla_ds.run_plan import Offload, Recompute, RunPlan
 from chinchilla_ds.structured import read_json
 
 NEVER_PRINT = 1_000_000_000
-"""A steps_per_print that is never reached: the progress bar reports, not DeepSpeed."""
+"""A steps_per_print that is never reached, because the progress bar reports instead of DeepSpeed."""
 
 _AIO = {
     "block_size": 1048576,
@@ -49,11 +49,11 @@ _OPTIMIZER = {"type": AUTO, "params": {"lr": AUTO, "betas": AUTO, "eps": AUTO, "
 
 
 SHIPPED_FOLDER = Path(__file__).parents[2] / "ds_configs"
-"""In a checkout a link to the folder of that name beside the package; in an installed package a folder."""
+"""A folder in an installed package; in a checkout, a link to the folder of the same name beside the package."""
 
 
 def load_ds_config(path: Path | str, /) -> dict[str, Any]:
-    """Return the JSON object in a file, or in the shipped file of a name such as `zero3`.
+    """Return the JSON object in a file, or in a shipped file named by, for example, `zero3`.
 
     Raises:
         DsConfigError: missing or unreadable file, not UTF-8, not JSON (line and column named), duplicate keys, not an
@@ -69,7 +69,7 @@ def _named_file(path: Path) -> Path:
     """Return the shipped file of a bare name, otherwise the path.
 
     Raises:
-        DsConfigError: a bare name is neither a shipped file's nor a file.
+        DsConfigError: a bare name that is neither a shipped file nor an existing one.
     """
     name, names = str(path), tuple(shipped_configs())
     if name in names:
@@ -93,7 +93,9 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
     """
     optimizer = _optimizer_or_none(config)
     another = optimizer_problem(ds, optimizer or adamw())
-    if another:  # no problem by itself: a plan or a run that is taken may say so too, which `resolve` knows
+    if (
+        another
+    ):  # not a problem yet: a supplied plan or a resumed run may have the same optimizer, which `resolve` checks
         ds = {name: value for name, value in ds.items() if name != "optimizer"}
     ds, problems = checked(ds, optimizer=optimizer)
     problems += own_conflicts(ds)
@@ -117,7 +119,7 @@ def apply_to_config(config: RunConfig, ds: Mapping[str, Any], *, explicit: froze
 
 
 def _optimizer_or_none(config: RunConfig) -> OptimizerSpec | None:
-    """Return the optimizer that is asked for; None where it cannot be found, which `config_problems` says."""
+    """Return the requested optimizer; None if it cannot be found, which `config_problems` reports."""
     try:
         return find_optimizer(config.optimizer)
     except ConfigError:
@@ -141,7 +143,7 @@ def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
     for owned in owned_values(plan, ds=ds):
         _put(ds, owned.path, owned.value)
     if optimizer.deepspeed_type is None:
-        ds.pop("optimizer", None)  # DeepSpeed has no name for it
+        ds.pop("optimizer", None)  # DeepSpeed does not know it
     for suggested in suggested_values(plan):
         if find(ds, suggested.path) == AUTO:
             _put(ds, suggested.path, suggested.value)
@@ -149,7 +151,7 @@ def resolve(ds: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
 
 
 def emit(plan: RunPlan, /) -> dict[str, Any]:
-    """Return the complete JSON for a plan, with no "auto" left and nothing that is not DeepSpeed's."""
+    """Return the complete JSON for a plan, without any "auto" and with DeepSpeed's keys only."""
     layout = plan.layout
     offload = {"offload_optimizer": layout.offload_optimizer, "offload_param": layout.offload_param}
     zero = {name: _offload_section(device) for name, device in offload.items() if device is not Offload.NONE}
@@ -162,7 +164,7 @@ def emit(plan: RunPlan, /) -> dict[str, Any]:
 
 
 def emit_for_pretrain(plan: RunPlan, /) -> dict[str, Any]:
-    """Return `emit`'s JSON with the section that launchers/pretrain.py reads: what DeepSpeed has no keys for."""
+    """Return `emit`'s JSON with the section that launchers/pretrain.py reads, for values without DeepSpeed keys."""
     layout, plain = plan.layout, LayoutConfig()
     own = {
         name: getattr(layout, name)

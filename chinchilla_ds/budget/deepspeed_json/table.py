@@ -2,13 +2,13 @@
 
 | use | |
 |---|---|
-| `plan` | the plan decides it: "auto" takes its value, another value is compared with it (`ds_fields`) |
+| `plan` | the plan decides it: "auto" is replaced by its value, another value is compared with it (`fields`) |
 | `passed` | passed on to DeepSpeed, which acts on it |
 | `idle` | accepted and without effect, whatever its value: it requests nothing that this engine fails to do |
 | `refused` | its effect would be lost, or break what the plan or a checkpoint promises; the reason says what to do |
 
-Literal, because `budget` does not import DeepSpeed: tests/unit/budget/test_ds_keys.py walks the classes and constants
-of the one that is installed, so that no key of a new version slips through.
+Literal, because `budget` does not import DeepSpeed: tests/unit/budget/deepspeed_json/test_ds_keys.py walks the classes
+and constants of the installed version, so that no key of a new version is missed.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ DEEPSPEED_VERSION = "0.19.8"
 """The version that these keys were read from."""
 
 OWN_SECTION = "chinchilla_ds"
-"""Our section of the JSON: what DeepSpeed has no keys for. Removed before DeepSpeed sees it."""
+"""Our section of the JSON, for values without DeepSpeed keys; removed before DeepSpeed reads the JSON."""
 
 Path = tuple[str, ...]
 
@@ -57,11 +57,11 @@ class Key:
     why: str = ""
     """For a refused key: the reason, and what to do. For an idle one: why it has no effect."""
     same: tuple[Any, ...] = ()
-    """For a refused key: values that ask for what happens anyway, and are accepted."""
+    """For a refused key: values that request what happens anyway and are accepted."""
     switch: str | None = None
     """For a refused section: the key that switches it on; a section that is switched off is left out."""
     nullable: bool = False
-    """Whether null is DeepSpeed's own word for leaving it out."""
+    """Whether DeepSpeed treats null as a missing key."""
 
 
 def _plan(kind: ValueKind = ANYTHING) -> Key:
@@ -141,7 +141,8 @@ _TOP: dict[str, Key] = {
     "gradient_clipping": _plan(number(0)),
     "gradient_predivide_factor": _passed(POSITIVE),
     "hybrid_engine": _refused(
-        "it generates text between the steps of reinforcement learning, which this is not; remove it", switch="enabled"
+        "it generates text between the steps of reinforcement learning, which is not supported; remove it",
+        switch="enabled",
     ),
     "log_level": _passed(one_of("debug", "info", "warning", "error", "critical"), nullable=True),
     "managed_gradient_accumulation": _refused(
@@ -420,7 +421,7 @@ OTHER_NAMES: Mapping[Path, str] = {
     ("bfloat16",): "bf16",
     **{("zero_optimization", name.removeprefix("stage3_")): name for name in _ZERO if name.startswith("stage3_")},
 }
-"""Alternative names under which DeepSpeed reads a key, and the name that it has here."""
+"""Alternative names under which DeepSpeed reads a key, and the name used here."""
 
 OLD_NAMES: Mapping[Path, str] = {
     ("zero_optimization", "cpu_offload"): 'use offload_optimizer, {"device": "cpu"}',

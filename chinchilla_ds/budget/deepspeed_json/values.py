@@ -1,4 +1,4 @@
-"""Kinds of values in the DeepSpeed JSON: a test, and its wording in messages.
+"""Kinds of values in the DeepSpeed JSON: a check, and its wording in messages.
 
 Whole numbers may be written as 5e8, as they often are.
 """
@@ -78,7 +78,7 @@ def same(given: Any, planned: Any, /) -> bool:
     if isinstance(given, str) and isinstance(planned, str):
         return given.lower() == planned.lower()
     if isinstance(given, list) and isinstance(planned, list):
-        return len(given) == len(planned) and all(same(a, b) for a, b in zip(given, planned, strict=True))
+        return len(given) == len(planned) and all(same(left, right) for left, right in zip(given, planned, strict=True))
     if isinstance(given, int | float) and isinstance(planned, int | float):
         return math.isclose(given, planned, rel_tol=1e-9)
     return bool(given == planned)

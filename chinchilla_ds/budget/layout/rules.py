@@ -21,7 +21,7 @@ def validate_layout(
     Args:
         shape: The decoder.
         layout: How it is to be spread.
-        precision: Of the computation.
+        precision: Precision of the computation.
         batch: How the ranks are to share it.
         optimizer: None: AdamW.
 
@@ -61,7 +61,7 @@ def layout_problems(
 
     Args:
         layout: How a model is to be spread.
-        precision: Of the computation.
+        precision: Precision of the computation.
         optimizer: None: AdamW.
     """
     stage, pipeline = layout.zero_stage, layout.pipeline_model_parallel_size

@@ -1,10 +1,11 @@
-"""Activations of our decoder: what autograd saves for the backward pass, in bytes of one rank.
+"""Activations of our decoder: the bytes that autograd saves for the backward pass on one rank.
 
-Derived tensor by tensor from `model.decoder` and megatron-core's layers in docs/memory.md, after the manner of
+docs/memory.md derives them tensor by tensor from `model.decoder` and megatron-core's layers, following
 Korthikanti et al. 2022 (arXiv:2205.05198), section 4, whose GPT block (GELU, biases, dropout, unfused attention:
-34 sbh + 5 a s^2 b bytes) is not ours. Leaves out token ids, labels and masks (some 30 bytes per token).
+34 sbh + 5 a s^2 b bytes) is not ours. Leaves out token ids, labels and masks (about 30 bytes per token).
 
-T tokens of a micro-batch (b x s); h hidden, n heads, g query groups, d kv_channels, f ffn, v padded vocabulary.
+Symbols: T tokens of a micro-batch (b x s), h hidden size, n heads, g query groups, d kv_channels, f FFN, v padded
+vocabulary.
 """
 
 from functools import lru_cache
@@ -16,14 +17,14 @@ FP32_BYTES = 4
 
 
 class ActivationBytes(NamedTuple):
-    """Activations of one rank for all micro-batches in flight, at the two moments that can be the fullest."""
+    """Activations of one rank for all micro-batches in flight, at the two moments that can be the peak."""
 
-    kept: int
+    saved: int
     """Saved by the layers of this stage, of every micro-batch in flight."""
     head: int
-    """Saved by the final norm and the output projection; the last stage's, until the loss is differentiated."""
+    """Saved by the final norm and the output projection on the last stage, until the loss is differentiated."""
     logits: int
-    """Logits and the loss's copies of them, at that time."""
+    """Logits and the loss's copies of them, when the loss is differentiated."""
     recomputed: int
     """What recomputing one layer adds in its backward pass, less what that pass has freed; may be negative."""
     working: int
@@ -31,11 +32,11 @@ class ActivationBytes(NamedTuple):
     flowing: int = 0
     """The part of `working` that exists when the first gradients of weights are reduced."""
     logits_gradient: int = 0
-    """In the backward pass of the output projection, while `head` is still there."""
+    """The gradient of the logits, in the backward pass of the output projection, while `head` still exists."""
     output_gradient: int = 0
     """The gradients of the output projection's weight and input, at the same moment."""
     standing: int = 0
-    """Megatron-core's buffer for activations gathered along a split sequence, and what stages have passed on."""
+    """Held throughout: Megatron-core's buffer for gathering a split sequence, and tensors passed between stages."""
 
 
 def compute_bytes(precision: Precision, /) -> int:
@@ -67,9 +68,9 @@ def activation_bytes(
         virtual: virtual_pipeline_model_parallel_size.
         sequence_parallel: Whether norms and residuals are split over the tensor-parallel group.
         recompute: What the backward pass computes again.
-        micro_batch_size: Sequences.
+        micro_batch_size: Sequences per micro-batch.
         gradient_accumulation_steps: Micro-batches per step and data-parallel rank.
-        precision: Of the activations.
+        precision: Precision of the activations.
         on_cpu: Whether torch's CPU kernels run, which keep more (see `_norm_bytes` and `_attention_bytes`).
         stage: Index of the pipeline stage.
     """
@@ -97,7 +98,7 @@ def activation_bytes(
     vocabulary = shape.padded_vocab_size // tensor * is_last
     received = in_flight if on_cpu and width < FP32_BYTES and stage > 0 else 0  # the norm keeps an fp32 copy of it
     return ActivationBytes(
-        kept=in_flight * (shape.num_layers // (pipeline * virtual)) * layer,
+        saved=in_flight * (shape.num_layers // (pipeline * virtual)) * layer,
         head=_norm_bytes(shape, tokens, split, width, on_cpu) * is_last,
         logits=_loss_copies(tensor, width) * tokens * vocabulary,
         recomputed=recomputed,
@@ -110,7 +111,7 @@ def activation_bytes(
 
 
 def chunks_in_flight(*, pipeline: int, virtual: int, micro_batches: int, stage: int) -> int:
-    """Return how many forward passes of a model chunk wait for their backward pass at the fullest moment of 1F1B.
+    """Return how many forward passes of a model chunk wait for their backward pass at the peak of 1F1B.
 
     Args:
         pipeline: pipeline-parallel size.
@@ -138,9 +139,9 @@ def _layer_bytes(
 
 
 def _norm_bytes(shape: ModelShape, tokens: int, split: int, width: int, on_cpu: bool) -> int:
-    """Return what an RMSNorm and the projection behind it keep: the norm's input, 1 / rms in fp32, its output.
+    """Return what an RMSNorm and the projection after it keep: the norm's input, 1 / rms in fp32, its output.
 
-    On the CPU torch composes the norm of simpler operations, which keep input and normalised input in fp32.
+    On the CPU torch composes the norm from simpler operations, which keep input and normalised input in fp32.
     """
     inside = 2 * FP32_BYTES if on_cpu else width
     return tokens * (shape.hidden_size * (inside + width) + FP32_BYTES) // split
@@ -185,11 +186,11 @@ def _head_norm_bytes(
 
 
 def _working_bytes(shape: ModelShape, tokens: int, tensor: int, split: int, width: int) -> tuple[int, int]:
-    """Return the gradients in the backward pass of one feed-forward, a layer's fullest part, and what it has freed.
+    """Return the gradients in the backward pass of a feed-forward block, the layer's peak, and what it has freed.
 
-    The gradient of the output is there throughout. Either the down projection makes the gradients of its input and its
-    weight from that of its output, gathered along a split sequence; or, its input freed, there are three gradients of
-    the size of one half of [gate; up].
+    The gradient of the output exists throughout. The peak is either when the down projection computes the gradients of
+    its input and weight from that of its output, gathered along a split sequence; or, once its input is freed, when
+    there are three gradients of half the size of [gate; up].
     """
     ffn = shape.ffn_hidden_size // tensor
     outgoing = tokens * shape.hidden_size // split
@@ -201,11 +202,11 @@ def _working_bytes(shape: ModelShape, tokens: int, tensor: int, split: int, widt
 
 
 def _loss_copies(tensor: int, width: int) -> int:
-    """Return the bytes per logit of the logits and the loss's copies at their fullest moment.
+    """Return the bytes per logit of the logits and the loss's copies at their peak.
 
-    One tensor-parallel rank: torch's cross entropy keeps fp32 log-probabilities, and its backward pass makes two fp32
-    gradients of that size. Several: megatron-core's vocab_parallel_cross_entropy works in place on an fp32 copy, which
-    in fp32 is the logits themselves.
+    With one tensor-parallel rank, torch's cross entropy keeps fp32 log-probabilities, and its backward pass makes two
+    fp32 gradients of that size. With several, megatron-core's vocab_parallel_cross_entropy works in place on an fp32
+    copy, which in fp32 is the logits themselves.
     """
     if tensor == 1:
         return 3 * FP32_BYTES

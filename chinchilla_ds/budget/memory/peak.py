@@ -1,8 +1,9 @@
-"""Memory of one rank at the fullest moment of a step. Pure integers, no framework.
+"""Peak memory of one rank during a step. Pure integers, no framework.
 
 `estimate_memory` joins two parts, each cached on its own so that a search over layouts pays for it once:
-`model_states.state_bytes` (TP, PP, DP, ZeRO, offload) and `activations.activation_bytes` (TP, PP, virtual stages,
-sequence parallelism, recomputation, micro-batch). `peak_bytes` is the sum of theirs that such a search compares.
+`states.state_bytes` (TP, PP, DP, ZeRO, offload) and `activations.activation_bytes` (TP, PP, virtual stages,
+sequence parallelism, recomputation, micro-batch). `peak_bytes` is the sum of theirs that such a search
+compares.
 docs/memory.md derives the formulas and compares them with the tensors of the live engine.
 """
 
@@ -41,7 +42,7 @@ class Moment(NamedTuple):
 
 
 def moments(*, state: StateBytes, activations: ActivationBytes, gradients_before: int) -> tuple[Moment, ...]:
-    """Return the moments of a step of which one is the fullest.
+    """Return the moments of a step, one of which is the peak.
 
     Args:
         state: The rank's states.
@@ -54,19 +55,19 @@ def moments(*, state: StateBytes, activations: ActivationBytes, gradients_before
     """
     standing = activations.standing
     early, late = state.loss_buffers + standing, state.backward_buffers + standing
-    kept, with_head = activations.kept, activations.kept + activations.head
+    saved, with_head = activations.saved, activations.saved + activations.head
     return (
         Moment(gradients_before, with_head, activations.logits, early),
         Moment(gradients_before, with_head, activations.logits_gradient, early + activations.output_gradient),
-        Moment(gradients_before, kept + activations.recomputed, 0, late + activations.working),
-        Moment(gradients_before, kept + activations.recomputed, 0, late + activations.flowing + state.reduced),
+        Moment(gradients_before, saved + activations.recomputed, 0, late + activations.working),
+        Moment(gradients_before, saved + activations.recomputed, 0, late + activations.flowing + state.reduced),
         Moment(state.gradients, 0, 0, late),
         Moment(0, 0, 0, state.step_buffers + standing),
     )
 
 
 def peak_bytes(*, state: StateBytes, activations: ActivationBytes, gradients_before: int) -> int:
-    """Return the bytes of all tensors at the fullest of `moments`, whose arguments these are.
+    """Return the bytes of all tensors at the largest of `moments`, with the same arguments.
 
     Args:
         state: bytes of weights, gradients, optimizer states and buffers of one rank.
@@ -76,7 +77,7 @@ def peak_bytes(*, state: StateBytes, activations: ActivationBytes, gradients_bef
     output = max(activations.logits, activations.logits_gradient + activations.output_gradient)
     fullest = max(
         gradients_before
-        + activations.kept
+        + activations.saved
         + max(
             activations.head + output + state.loss_buffers,
             activations.recomputed
@@ -94,7 +95,7 @@ def gradients_before(
 ) -> int:
     """Return the bytes of `gradients` that exist when the most micro-batches are in flight.
 
-    An interleaved stage's backward passes go through its chunks in groups of `pipeline` micro-batches. ZeRO-3 allocates
+    The backward passes of an interleaved stage visit its chunks in groups of `pipeline` micro-batches. ZeRO-3 allocates
     its partition once.
 
     Args:
@@ -114,7 +115,7 @@ def gradients_before(
 
 
 def margin_bytes(tensors: int, *, device: str) -> int:
-    """Return what allocator, context and libraries take beside `tensors` bytes; 0 on "cpu"."""
+    """Return the bytes that allocator, context and libraries need in addition to `tensors` bytes; 0 on "cpu"."""
     return 0 if device == CPU else CONTEXT_BYTES + int(FRAGMENTATION_SHARE * tensors)
 
 
@@ -129,14 +130,14 @@ def estimate_stages(
 ) -> tuple[MemoryBytes, ...]:
     """Return the expected peak of a rank of every pipeline stage, first to last, in bytes.
 
-    Components are those of the fullest moment: a step whose fullest moment is the optimizer's has no activations.
+    Components are those of the peak: if the optimizer's step is the peak, there are no activations.
 
     Args:
         shape: The decoder.
         layout: A layout that `budget.layout.rules.validate_layout` accepts for it.
         batch: Micro-batch size and gradient accumulation steps.
-        precision: Of weights, gradients and activations.
-        device: "cpu" for torch's CPU kernels and no margin; any other name for CUDA's.
+        precision: Precision of weights, gradients and activations.
+        device: "cpu": torch's CPU kernels and no margin; any other name: CUDA kernels.
         optimizer_states: Values that the optimizer keeps for a parameter, in FP32, beside the master weight.
     """
     return tuple(
@@ -162,10 +163,10 @@ def estimate_memory(
     device: str,
     optimizer_states: int = len(ADAM_STATES),
 ) -> MemoryBytes:
-    """Return the expected peak of the fullest rank, in bytes; arguments as `estimate_stages`.
+    """Return the expected peak of the rank that needs most, in bytes; arguments as for `estimate_stages`.
 
-    The fullest stage is the first or the last: one in between holds no table, no logits, and no more micro-batches in
-    flight than the first.
+    The stage that needs most is the first or the last: those in between have no embedding table, no logits, and no more
+    micro-batches in flight than the first.
 
     Args:
         shape: the decoder.

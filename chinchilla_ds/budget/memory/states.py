@@ -1,11 +1,11 @@
 """Weights, gradients, optimizer states and buffers of one rank, as DeepSpeed 0.19.8 holds them.
 
-Bytes follow from elements alone: P parameters on this rank's pipeline stage and tensor-parallel shard, of which
-data-parallel rank gets P / DP. Derived and measured in docs/memory.md.
+Bytes follow from the number of elements alone: P parameters on this rank's pipeline stage and tensor-parallel shard, of
+which each data-parallel rank has P / DP. Derived and measured in docs/memory.md.
 
 Source: Rajbhandari et al. 2020 (arXiv:1910.02054), section 5, for what each ZeRO stage partitions; DeepSpeed's code
 (runtime/zero/stage_1_and_2.py, stage3.py, parameter_offload.py; runtime/fp16/unfused_optimizer.py) for copies, dtypes
-and buffers, of which the paper's 2 + 2 + 12 bytes per parameter say nothing. Leaves out padding of partitions, and
+and buffers, which the paper's 2 + 2 + 12 bytes per parameter do not cover. Leaves out padding of partitions, and
 ZeRO-3's option to keep parameters in secondary partitions.
 """
 
@@ -38,25 +38,25 @@ class HeldWeights(NamedTuple):
 
     kind: WeightKind
     size: int
-    """Elements of one of them, of this rank's part."""
+    """Elements of this rank's part of one such weight."""
     number: int
-    """How many of them."""
+    """Number of such weights."""
 
 
 Weights = tuple[HeldWeights, ...]
 
 
 class StateBytes(NamedTuple):
-    """What one rank holds beside activations, in bytes."""
+    """Bytes that one rank holds in addition to activations."""
 
     weights: int
     gradients: int
-    """While micro-batches accumulate."""
+    """Gradients while micro-batches accumulate."""
     optimizer: int
     loss_buffers: int
     """Buckets and gathered parameters when the loss is differentiated."""
     backward_buffers: int
-    """The same when the first gradients have come."""
+    """The same once the first gradients exist."""
     step_buffers: int
     """Gradients, their copies and buckets during the optimizer's step."""
     reduced: int = 0
@@ -118,7 +118,7 @@ def state_bytes(
     stage: int,
     optimizer_states: int = len(ADAM_STATES),
 ) -> StateBytes:
-    """Return what a rank of pipeline stage `stage` holds beside activations, whatever the micro-batch.
+    """Return the bytes that a rank of pipeline stage `stage` holds in addition to activations, for any micro-batch.
 
     Args:
         shape: The decoder.
@@ -128,7 +128,7 @@ def state_bytes(
         zero_stage: 0 to 3.
         offload_optimizer: Where optimizer states live.
         offload_param: Where ZeRO-3's partitions live.
-        precision: Of weights and gradients.
+        precision: Precision of weights and gradients.
         stage: Index of the pipeline stage.
         optimizer_states: Values that the optimizer keeps for a parameter, in FP32, beside the master weight.
     """
@@ -155,7 +155,7 @@ def state_bytes(
 
 
 def _without_zero(params: int, width: int, optimizer_states: int) -> StateBytes:
-    """Return ZeRO-0's share: in half precision there are fp32 masters, and in the step fp32 gradients."""
+    """Return ZeRO-0's share: in half precision with fp32 masters, and fp32 gradients during the step."""
     masters = FP32_BYTES * params if width < FP32_BYTES else 0
     return StateBytes(
         weights=width * params,
@@ -168,10 +168,11 @@ def _without_zero(params: int, width: int, optimizer_states: int) -> StateBytes:
 
 
 def _zero12(params: int, *, zero_stage: int, data: int, width: int, per_param: int, bucket: int) -> StateBytes:
-    """Return the share of ZeRO-1 and 2: masters and states partitioned; fp32 weights have fp32 masters beside them.
+    """Return the share of ZeRO-1 and 2: masters and states partitioned; fp32 weights have fp32 masters as well.
 
-    Gradients accumulate in compute precision: whole in ZeRO-1, this rank's partition in ZeRO-2. The first gradient of a
-    step brings ZeRO-1's bucket, that of every micro-batch ZeRO-2's. The step holds the partition, and a copy in fp32.
+    Gradients accumulate in compute precision: whole in ZeRO-1, this rank's partition in ZeRO-2. ZeRO-1 allocates its
+    bucket at the first gradient of a step, ZeRO-2 at that of every micro-batch. The step holds the partition and a copy
+    of it in fp32.
     """
     shard = -(-params // data)
     return StateBytes(
@@ -189,10 +190,10 @@ def _zero3(
 ) -> tuple[StateBytes, int]:
     """Return ZeRO-3's share, and its partition of the weights alone.
 
-    Everything is partitioned; small weights stay whole besides, others while they are used. Gradient partition and
+    Everything is partitioned; small weights are also kept whole, others only while used. Gradient partition and
     bucket are allocated once. `traced`: forward and backward passes alternate, so DeepSpeed knows which weight comes
-    next, and keeps and prefetches; elsewhere, in earlier stages of a pipeline, one module's weight is whole at a time,
-    at the fullest moment the down projection's.
+    next, keeps weights and prefetches them. Otherwise, in earlier stages of a pipeline, the weight of one module at a
+    time is whole, at the peak that of the down projection.
     """
     shard = sum(-(-held.size // data) * held.number for held in weights)
     passing = tuple(held for held in weights if held.size > PERSISTENT_ELEMENTS)
@@ -209,7 +210,7 @@ def _zero3(
         optimizer=per_param * shard,
         loss_buffers=buffers,
         backward_buffers=buffers,
-        step_buffers=max(step - small, 0),  # small weights are given back before the step
+        step_buffers=max(step - small, 0),  # small weights are freed before the step
         reduced=min(width * _params(weights), bucket) if data > 1 else 0,
     )
     return state, width * shard
@@ -218,10 +219,10 @@ def _zero3(
 def _offload_optimizer(
     state: StateBytes, zero_stage: int, width: int, per_param: int, bucket: int, largest: int, *, to: Offload
 ) -> StateBytes:
-    """Move masters, states and the step's fp32 gradients off the device; ZeRO-2 and 3 take the gradients along.
+    """Move masters, states and the step's fp32 gradients off the device; under ZeRO-2 and 3, the gradients too.
 
     ZeRO-1 and 2 add a copy of the partition in compute precision, and one buffer as large as the largest weight on
-    either side. NVMe keeps masters and states; the host then has the buffers that they pass through.
+    either side. NVMe holds masters and states; the host then has the buffers through which they pass.
     """
     shard = state.optimizer // per_param
     swaps = to is Offload.NVME
@@ -243,7 +244,7 @@ def _offload_optimizer(
 
 def _offload_param(state: StateBytes, partition: int, width: int, *, to: Offload) -> StateBytes:
     """Move ZeRO-3's partitions off the device; small weights stay."""
-    kept = state._replace(weights=state.weights - partition)
+    without_partition = state._replace(weights=state.weights - partition)
     if to is Offload.CPU:
-        return kept._replace(host=state.host + partition)
-    return kept._replace(host=state.host + width * PARAM_SWAP_ELEMENTS, nvme=state.nvme + partition)
+        return without_partition._replace(host=state.host + partition)
+    return without_partition._replace(host=state.host + width * PARAM_SWAP_ELEMENTS, nvme=state.nvme + partition)

@@ -1,10 +1,11 @@
 """N and D: from a budget, a size, a number of tokens, or two of them, to one discrete decoder and its tokens.
 
-Two of the three of C = F(N) D fix the third; one of them leaves the rest to the scaling law. F is the exact count of
-our decoder's FLOPs per token, not 6 N.
+Any two of the three quantities in C = F(N) D determine the third; if only one is given, the scaling law chooses the
+others. F is the exact count of our decoder's FLOPs per token, not 6 N.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -23,9 +24,9 @@ from chinchilla_ds.budget.shape.search import (
     choose_seq_length,
     choose_vocab_size,
     search_shape,
+    shape_with_flops,
     smallest_shape,
     target_aspect_ratio,
-    with_flops,
 )
 from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, RunConfig
 from chinchilla_ds.errors import ConfigError, PlanError
@@ -33,10 +34,12 @@ from chinchilla_ds.run_plan import MAX_AMOUNT, ModelShape
 from chinchilla_ds.units import format_count, format_flops
 
 MAX_OVERTRAINING = 10.0
-"""Most that serving may multiply the training budget by; models trained further beyond their optimum than that lie
-outside what Sardana et al. 2023 checked (10,000 tokens per parameter)."""
+"""Largest factor by which planning for inference may increase the training budget; models trained further beyond their
+optimum lie outside the range that Sardana et al. 2023 checked (10,000 tokens per parameter)."""
+MAX_OVERSPENDING = 1.05
+"""Largest share of the budget that a decoder may spend if both the budget and the tokens are given."""
 MAX_OVERSIZE = 4.0
-"""The smallest decoder is used if the law asks for a smaller one, down to a quarter of it."""
+"""The smallest decoder is used if the law's N is smaller by at most this factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class ModelChoice:
 
     shape: ModelShape
     wanted_tokens: float
-    """D before it is cut into whole optimizer steps."""
+    """D before rounding to whole optimizer steps."""
     compute_budget_flops: float
     """Budget of shape and tokens."""
     laws: Laws
@@ -62,7 +65,7 @@ class _Wish:
 
     laws: Laws
     request: ShapeRequest
-    """Vocabulary and sequence length; its num_params is 1 until it is known."""
+    """Vocabulary and sequence length; num_params is 1 until N is known."""
     budget: float | None
     params: float | None
     """Wanted N, embeddings included."""
@@ -78,7 +81,7 @@ def choose_model(config: RunConfig, /) -> ModelChoice:
 
     Raises:
         ConfigError: an unknown law or shape.
-        PlanError: no shape is near enough to the wanted N, or so small a model would read tokens without end.
+        PlanError: no shape is near enough to the wanted N, or so small a model needs more tokens than can be planned.
     """
     choice = _choose(config, laws=choose_laws(config.law, nominal_budget_flops=nominal_budget(config)))
     if choice.wanted_tokens > MAX_AMOUNT:
@@ -140,7 +143,7 @@ def _choose(config: RunConfig, *, laws: Laws) -> ModelChoice:
         num_params=1.0,
         vocab_size=given.vocab_size if given else config.vocab_size or choose_vocab_size(compute_budget_flops=nominal),
         seq_length=seq_length,
-        **config.switches(),
+        **(given or config).switches(),
     )
     nothing = config.compute_budget_flops is None and config.num_tokens is None and _asked_params(config) is None
     wish = _Wish(
@@ -173,8 +176,8 @@ def _serve(wish: _Wish, *, inference_tokens: float) -> InferenceOptimum:
     """Return N and D that reach the loss of the budget's optimum with the least training and serving FLOPs."""
     if not wish.laws.is_one:
         raise ConfigError(
-            f"`inference_tokens` needs a law that predicts loss, and {wish.laws.law.name!r} says only where the "
-            f"optimum lies; nearest: `law={DEFAULT_LAW}`"
+            f"`inference_tokens` needs a law that predicts loss, but {wish.laws.law.name!r} gives only the "
+            f"optimum; nearest: `law={DEFAULT_LAW}`"
         )
     assert wish.budget is not None, "config_problems allows inference_tokens only with a budget"
     loss = _optimum(wish, wish.budget).loss
@@ -199,17 +202,17 @@ def _serving_reasons(served: InferenceOptimum | None, *, nominal: float) -> Iter
 
 
 def _best(wish: _Wish) -> Member:
-    """Return the member of the family to build: as asked for, or the best for the budget."""
+    """Return the member of the family to build: the requested one, or the best for the budget."""
     law = wish.laws.law
     if wish.params is not None:
-        return _where(wish, lambda one: one.num_params, wish.params)
+        return _where(wish, lambda candidate: candidate.num_params, wish.params)
     if wish.size is not None:
-        return _where(wish, lambda one: one.size, wish.size)
+        return _where(wish, lambda candidate: candidate.size, wish.size)
     if wish.budget is not None and wish.tokens is not None:
-        return _where(wish, lambda one: one.flops_per_token, wish.budget / wish.tokens)
+        return _where(wish, lambda candidate: candidate.flops_per_token, wish.budget / wish.tokens)
     if wish.tokens is not None:
         size = law.optimal(compute_budget_flops=law.budget_for_tokens(num_tokens=wish.tokens)).num_params
-        return _where(wish, lambda one: one.size, size)
+        return _where(wish, lambda candidate: candidate.size, size)
     assert wish.budget is not None
     return _optimum(wish, wish.budget).member
 
@@ -219,7 +222,7 @@ def _where(wish: _Wish, quantity: Callable[[Member], float], wanted: float) -> M
 
 
 def _optimum(wish: _Wish, budget: float) -> FamilyOptimum:
-    """Return the best member for a budget: of least loss, or of the size that a law without a loss names."""
+    """Return the best member for a budget: that of least loss, or of the size given by a law without a loss."""
     laws, losses = wish.laws, wish.laws.losses
     size = laws.law.optimal(compute_budget_flops=budget).num_params
     if laws.is_one:
@@ -229,7 +232,7 @@ def _optimum(wish: _Wish, budget: float) -> FamilyOptimum:
         return best_member(
             request=wish.request, convention=convention, compute_budget_flops=budget, loss=losses, near=size
         )
-    best = _where(wish, lambda one: one.size, size)
+    best = _where(wish, lambda candidate: candidate.size, size)
     tokens = budget / best.flops_per_token
     request = dataclasses.replace(wish.request, num_params=best.num_params)
     counted = member(request=request, convention=losses.law.params_convention)
@@ -251,7 +254,7 @@ def _tokens(wish: _Wish, shape: ModelShape) -> float:
 
 
 def _loss_excess(wish: _Wish, budget: float) -> Callable[[ModelShape], float]:
-    """Return how much worse than the continuous optimum a shape is for the budget, as a share of its loss."""
+    """Return the excess of a shape's loss over the continuous optimum for the budget, as a share of the optimum."""
     losses, optimum = wish.laws.losses, _optimum(wish, budget)
 
     def excess(shape: ModelShape) -> float:
@@ -268,8 +271,8 @@ def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
     free = wish.params is None and wish.size is None and wish.tokens is None
     excess = _loss_excess(wish, wish.budget) if trusted and free and wish.budget is not None else None
     shape = search_shape(request=request, loss_excess=excess)
-    if shape is not None and wish.budget is not None and wish.tokens is not None:
-        return with_flops(shape, flops_per_token=wish.budget / wish.tokens)
+    if wish.budget is not None and wish.tokens is not None:
+        return _with_budget_and_tokens(shape, request=request, budget=wish.budget, tokens=wish.tokens)
     if shape is not None:
         return shape
     smallest = smallest_shape(request=request)
@@ -277,7 +280,7 @@ def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
     if 1 < least / best.num_params <= MAX_OVERSIZE and wish.params is None:
         return smallest
     budget = "" if wish.budget is None else f"compute_budget_flops ({format_flops(wish.budget)}): "
-    wanted = f"{budget}the law {wish.laws.law.name!r} asks for N = {format_count(best.num_params)} parameters"
+    wanted = f"{budget}the law {wish.laws.law.name!r} calls for N = {format_count(best.num_params)} parameters"
     if wish.params is not None:
         wanted = f"`num_params` ({format_count(wish.params)} parameters) has no shape"
     if least > best.num_params:
@@ -288,13 +291,40 @@ def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
     raise PlanError(f"{wanted}, and no shape of the search lies within a factor {MAX_RELATIVE_MISS:g} of it")
 
 
+def _with_budget_and_tokens(
+    shape: ModelShape | None, *, request: ShapeRequest, budget: float, tokens: float
+) -> ModelShape:
+    """Return the shape, or one that fits better, in the FFN width that spends the budget on the tokens.
+
+    Args:
+        shape: the nearest to the request; None: there is none.
+        request: the size whose FLOPs are the budget's over the tokens.
+        budget: FLOPs.
+        tokens: D.
+
+    Raises:
+        ConfigError: even the smallest decoder spends more, with both values and the tokens that fit.
+    """
+    fitted = shape_with_flops(shape, request=request, flops_per_token=budget / tokens)
+    if decoder_flops_per_token(shape=fitted) * tokens <= MAX_OVERSPENDING * budget:
+        return fitted
+    per_token = decoder_flops_per_token(shape=smallest_shape(request=request))
+    digit = 10.0 ** (math.floor(math.log10(budget / per_token)) - 2)
+    raise ConfigError(
+        f"`num_tokens` ({format_count(tokens)} tokens) cannot be paid from `compute_budget_flops` "
+        f"({format_flops(budget)}): the smallest decoder with a vocabulary of {request.vocab_size} pieces takes "
+        f"{format_flops(per_token)} per token, {per_token * tokens / budget:.3g} times the budget; at most "
+        f"{format_count(budget / per_token // digit * digit)} tokens fit"
+    )
+
+
 def _enough_tokens(wish: _Wish, least: int) -> str:
-    """Return how many tokens ask for the smallest model, where tokens are what was given."""
+    """Return the tokens for which the law chooses the smallest model, if only tokens were given."""
     if wish.tokens is None or wish.budget is not None:
         return ""
     law = wish.laws.law
     tokens = law.optimal(compute_budget_flops=law.budget_for_params(num_params=least)).num_tokens
-    return f"; nearest: about {format_count(tokens)} tokens, which ask for that"
+    return f"; nearest: about {format_count(tokens)} tokens, for which the law chooses that size"
 
 
 def _reasons(config: RunConfig, wish: _Wish, *, shape: ModelShape, best: Member) -> Iterator[str]:
@@ -303,10 +333,10 @@ def _reasons(config: RunConfig, wish: _Wish, *, shape: ModelShape, best: Member)
     else:
         target = target_aspect_ratio(num_params=best.num_params)
         if count_parameters(shape=shape).total > MAX_RELATIVE_MISS * best.num_params:
-            yield f"The smallest decoder with {shape.vocab_size} pieces: the law asks for a smaller one."
+            yield f"The smallest decoder with {shape.vocab_size} pieces: the law calls for a smaller one."
         yield (
             f"{shape.num_layers} layers of {shape.hidden_size}: nearest to N = {format_count(best.num_params)} and to "
-            f"{target:.0f} hidden channels per layer; the layout has no say."
+            f"{target:.0f} hidden channels per layer; independent of the layout."
         )
     if config.vocab_size is None and config.shape is None:
         yield f"Vocabulary {shape.vocab_size}: by budget, so that a small model is not mostly embedding tables."
@@ -315,7 +345,7 @@ def _reasons(config: RunConfig, wish: _Wish, *, shape: ModelShape, best: Member)
 def _repetition_reason(without: float, tokens: float, *, unique_tokens: float) -> str:
     """Return why the law is another one; `without` is D where all tokens count as distinct, `tokens` is D now."""
     if tokens <= unique_tokens:
-        read = f"By it, D is {format_count(tokens)}, and they are enough."
+        read = f"By that law D is {format_count(tokens)}, which they cover."
     else:
         worth = effective_tokens(num_tokens=tokens, unique_tokens=unique_tokens)
         read = (
@@ -324,6 +354,6 @@ def _repetition_reason(without: float, tokens: float, *, unique_tokens: float) -
         )
     return (
         f"{format_count(unique_tokens)} unique tokens are fewer than the {format_count(without)} that the run would "
-        "take: N, D and the loss are those of Muennighoff et al. 2023 (arXiv:2305.16264), in which repetitions are "
-        f"worth less and less. {read}"
+        "take: N, D and the loss are those of Muennighoff et al. 2023 (arXiv:2305.16264), in which each "
+        f"repetition is worth less than the one before. {read}"
     )

@@ -1,7 +1,8 @@
 """The decoders of this package as a continuous family: the optimum for a budget if shapes were continuous.
 
-A member is named by its parameters. The aspect ratio follows from them by the rule of `shapes`, so does the number of
-query groups; layers and heads need not be whole. The discrete shape of a plan is compared with the best member.
+A member is identified by its number of parameters. The aspect ratio and the number of query groups follow from it by
+the rules of `search`; layers and heads need not be whole numbers. The discrete shape of a plan is compared with the
+best member.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from chinchilla_ds.run_plan import ModelShape
 MOST_PARAMS = 1e16
 """Largest member that is considered."""
 AROUND = 16.0
+"""Factor around the law's own optimal N within which the best member is searched for."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -42,7 +44,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyOptimum:
-    """The member and the tokens of least loss for a budget."""
+    """The member and the number of tokens with the least loss for a budget."""
 
     member: Member
     num_tokens: float
@@ -80,15 +82,15 @@ def best_member(
         request: vocabulary, sequence length, tied or untied embeddings.
         convention: what the law calls N.
         compute_budget_flops: member.flops_per_token x tokens.
-        loss: of N in that convention and tokens; one minimum in N along the budget.
-        near: the law's own optimal N; the decoder's FLOPs move it, but not by a factor of AROUND.
+        loss: function of N in that convention and of tokens; it has one minimum in N along the budget.
+        near: the law's own optimal N; the decoder's FLOPs shift it, but by less than a factor of AROUND.
     """
 
     def at(log_params: float) -> FamilyOptimum:
         wanted = _resized(request, math.exp(log_params))
-        found = member(request=wanted, convention=convention)
-        tokens = compute_budget_flops / found.flops_per_token
-        return FamilyOptimum(member=found, num_tokens=tokens, loss=loss(found.size, tokens))
+        candidate = member(request=wanted, convention=convention)
+        tokens = compute_budget_flops / candidate.flops_per_token
+        return FamilyOptimum(member=candidate, num_tokens=tokens, loss=loss(candidate.size, tokens))
 
     low = max(_shape(1.0, request)[1] * 1.001, near / AROUND)
     high = max(2 * low, near * AROUND)
@@ -98,7 +100,7 @@ def best_member(
 def member_where(
     quantity: Callable[[Member], float], wanted: float, *, request: ShapeRequest, convention: ParamsConvention
 ) -> Member:
-    """Return the member whose `quantity`, which grows with its parameters, is `wanted`, or the nearest there is.
+    """Return the member whose `quantity`, which grows with its parameters, is `wanted`, or the nearest that exists.
 
     Args:
         quantity: a function of a member that grows with its parameters.
@@ -109,13 +111,13 @@ def member_where(
     low, high = math.log(_shape(1.0, request)[1] * 1.001), math.log(MOST_PARAMS)
     for _ in range(80):
         middle = (low + high) / 2
-        found = member(request=_resized(request, math.exp(middle)), convention=convention)
-        low, high = (middle, high) if quantity(found) < wanted else (low, middle)
+        candidate = member(request=_resized(request, math.exp(middle)), convention=convention)
+        low, high = (middle, high) if quantity(candidate) < wanted else (low, middle)
     return member(request=_resized(request, math.exp((low + high) / 2)), convention=convention)
 
 
 def minimise(function: Callable[[float], float], *, low: float, high: float) -> float:
-    """Return where a function with one minimum in [low, high] has it, to 1e-7 of the width, by golden section.
+    """Return the minimum's place in [low, high], to 1e-7 of the width, by golden-section search.
 
     Args:
         function: the function, with one minimum in [low, high].
@@ -141,10 +143,10 @@ def _resized(request: ShapeRequest, num_params: float) -> ShapeRequest:
 
 
 def _shape(hidden_size: float, request: ShapeRequest) -> tuple[ModelShape, float]:
-    """Return the member of that hidden size, for the aspect ratio of the wanted parameters, and its parameters."""
+    """Return the member with that hidden size and the aspect ratio of the wanted N, and its number of parameters."""
     kv_channels = kv_channels_of(hidden_size)
     heads = hidden_size / kv_channels
-    # Any: a ModelShape has whole sizes; every count of it is a polynomial in them, which needs none
+    # Any: a ModelShape has integer sizes; all counts are polynomials in them and accept fractions too
     sizes: dict[str, Any] = {
         "num_layers": hidden_size / target_aspect_ratio(num_params=request.num_params),
         "hidden_size": hidden_size,

@@ -1,14 +1,14 @@
 """FLOP counts: the exact count of our decoder, and what recomputation adds.
 
-A multiply-add is two. All but `hardware_flops_per_token` are model FLOPs: what the mathematics needs, whatever the
-backward pass computes again. docs/flops.md compares them.
+A multiply-add is two FLOPs. All but `hardware_flops_per_token` are model FLOPs: what the mathematics requires, without
+what the backward pass recomputes. docs/flops.md compares them.
 """
 
 from chinchilla_ds.budget.shape.parameters import layer_params, table_params
 from chinchilla_ds.run_plan import ModelShape, Recompute
 
 BACKWARD_OVER_FORWARD = 2
-"""The backward pass multiplies twice per forward matmul: for the gradient of the input and of the weight."""
+"""The backward pass has two matmuls per forward matmul: the gradients of the input and of the weight."""
 
 
 def decoder_flops_per_token(*, shape: ModelShape) -> float:
@@ -38,7 +38,6 @@ def hardware_flops_per_token(*, shape: ModelShape, recompute: Recompute) -> floa
     Args:
         shape: the decoder.
         recompute: which part of the forward pass is repeated.
-        attention: whether attention counts the full or the causal scores.
 
     Source: FULL is Narayanan et al. 2021 (arXiv:2104.04473), appendix; the distinction of model and hardware FLOPs,
     Korthikanti et al. 2022 (arXiv:2205.05198), appendix A.

@@ -13,11 +13,11 @@ class ParameterCount:
     """The parameters of one decoder, under the conventions that scaling laws and learning-rate laws use."""
 
     total: int
-    """Every trained number; what Hoffmann et al. and Besiroglu et al. call N."""
+    """All trained parameters; the N of Hoffmann et al. and Besiroglu et al."""
     embedding: int
     """The input table, and the output table when it is not tied."""
     non_embedding: int
-    """total - embedding; what Kaplan et al. and Step Law call N."""
+    """total - embedding; the N of Kaplan et al. and Step Law."""
     matmul: int
     """Weights that multiply activations: not the norms, not the input table; the output projection, tied or not."""
 
@@ -46,7 +46,7 @@ def count_parameters(*, shape: ModelShape) -> ParameterCount:
 
 
 def layer_params(shape: ModelShape, /, *, matrices_only: bool = False) -> int:
-    """Return the parameters of one layer, or those of its matrices alone: what multiplies activations."""
+    """Return the parameters of one layer, or those of its matrices alone, which multiply activations."""
     layers = [kind.shape(shape) for kind in held_kinds(shape) if kind.in_layers]
     return sum(math.prod(sizes) for sizes in layers if len(sizes) > 1 or not matrices_only)
 

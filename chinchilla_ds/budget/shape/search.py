@@ -14,9 +14,11 @@ VOCAB_ALIGNMENT = 128
 MAX_LAYERS = 256
 FFN_ALIGNMENT = 64
 COARSE_BELOW = 2048
-"""Hidden size below which a layer more or less is much of the model."""
+"""Hidden size below which a single layer is a large part of the model."""
+FLOPS_TOLERANCE = 0.02
+"""Largest difference in the logarithm between a shape's FLOPs per token and those wanted."""
 MAX_RELATIVE_MISS = 1.25
-"""A shape counts only within this factor of the wanted N."""
+"""Largest factor between the N of a shape and the wanted N."""
 
 _SEQ_LENGTH_BY_BUDGET = ((1e15, 256), (1e16, 512), (1e18, 1024), (math.inf, 2048))
 _VOCAB_BY_BUDGET = (
@@ -29,14 +31,14 @@ _VOCAB_BY_BUDGET = (
     (math.inf, 32000),
 )
 GQA_MIN_PARAMS = 1e9
-"""From here up heads share keys and values in GQA_GROUPS groups."""
+"""From this N up, heads share keys and values in GQA_GROUPS groups."""
 GQA_GROUPS = 8
 """Source: Dubey et al. 2024 (arXiv:2407.21783), table 3: 8 at every size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRequest(DecoderSwitches):
-    """The requirements on the search."""
+    """The requirements of the search."""
 
     num_params: float
     """Wanted N, embeddings included."""
@@ -64,7 +66,7 @@ def choose_vocab_size(*, compute_budget_flops: float) -> int:
 def choose_seq_length(*, compute_budget_flops: float) -> int:
     """Return the context for a budget in tokens: 2048 from 1e18 FLOPs, as in Hoffmann et al. 2022; less below (ours).
 
-    Short sequences keep attention a small part of a small model's FLOPs, and let few tokens make enough sequences.
+    Short sequences keep attention a small part of a small model's FLOPs, and give enough sequences from few tokens.
     """
     return next(length for limit, length in _SEQ_LENGTH_BY_BUDGET if compute_budget_flops < limit)
 
@@ -106,11 +108,34 @@ def search_shape(
     return min(fits, key=lambda fit: fit[:2])[2] if fits else None
 
 
-def with_flops(shape: ModelShape, /, *, flops_per_token: float) -> ModelShape:
-    """Return the shape with the FFN width, to a multiple of 64, whose FLOPs per token are nearest to those wanted.
+def shape_with_flops(preferred: ModelShape | None, /, *, request: ShapeRequest, flops_per_token: float) -> ModelShape:
+    """Return a shape in the FFN width whose FLOPs per token are those wanted, for a budget and tokens that are given.
 
-    For a budget and a number of tokens that are both given: no step of layers or hidden size would meet them.
+    Used if both a budget and a number of tokens are given, which steps in layers or hidden size would not meet. If no
+    FFN of the preferred shape is narrow or wide enough, it is the shape nearest to the request that meets them;
+    otherwise the one of the nearest FLOPs.
+
+    Args:
+        preferred: the shape nearest to the request; None: there is none.
+        request: the requirements.
+        flops_per_token: model FLOPs, forward and backward.
     """
+
+    def miss(shape: ModelShape) -> float:
+        return abs(math.log(decoder_flops_per_token(shape=shape) / flops_per_token))
+
+    if preferred is not None and miss(fitted := _with_flops(preferred, flops_per_token)) <= FLOPS_TOLERANCE:
+        return fitted
+    shapes = [_with_flops(shape, flops_per_token) for shape in (*_candidates(request), smallest_shape(request=request))]
+    shapes.append(smallest_shape(request=request))
+    near = [shape for shape in shapes if miss(shape) <= FLOPS_TOLERANCE]
+    if not near:
+        return min(shapes, key=miss)
+    return min(near, key=lambda shape: _misfit(shape, count_parameters(shape=shape).total, request))
+
+
+def _with_flops(shape: ModelShape, flops_per_token: float) -> ModelShape:
+    """Return the shape with the FFN width, to a multiple of 64, whose FLOPs per token are nearest to those wanted."""
     per_channel = decoder_flops_per_token(shape=dataclasses.replace(shape, ffn_hidden_size=shape.ffn_hidden_size + 1))
     per_channel -= decoder_flops_per_token(shape=shape)
     missing = (flops_per_token - decoder_flops_per_token(shape=shape)) / per_channel
@@ -145,7 +170,7 @@ def _with_ffn_widths(shape: ModelShape) -> Iterator[ModelShape]:
 
 
 def _candidates(request: ShapeRequest) -> Iterator[ModelShape]:
-    """Yield, per hidden size, the layer counts on either side of the wanted N."""
+    """Yield, for each hidden size, the layer counts just below and just above the wanted N."""
     for hidden_size in _hidden_sizes():
         probe = _make_shape(request, hidden_size=hidden_size, num_layers=2)
         room = request.num_params - count_parameters(shape=probe).embedding
@@ -165,7 +190,7 @@ def _hidden_sizes() -> Iterator[int]:
     yield 32
     yield from range(64, 512, 64)
     yield from range(512, 1024, 128)
-    yield from range(1024, 2048, 128)
+    yield from range(1024, 2048, 256)
     yield from range(2048, 4096, 512)
     yield from range(4096, 65536 + 1, 1024)
 
@@ -197,8 +222,14 @@ def initial_std(*, hidden_size: int) -> float:
 
 
 def kv_channels_of(hidden_size: float) -> int:
-    """Return the head width: 128 as in Hoffmann et al. and Llama for large models, less where heads would run out."""
-    return next(width for limit, width in ((64, 16), (512, 32), (2048, 64), (math.inf, 128)) if hidden_size < limit)
+    """Return the head width: 128 as in Hoffmann et al. and Llama, less where fewer than eight heads would be left.
+
+    Heads of 128 fill the tiles of tensor cores, and fused attention is faster on them than on 64; parameters and FLOPs
+    are the same.
+
+    Source: Dao 2023 (arXiv:2307.08691), figures 4 to 6.
+    """
+    return next(width for limit, width in ((64, 16), (512, 32), (1024, 64), (math.inf, 128)) if hidden_size < limit)
 
 
 def _ffn_hidden_size(hidden_size: int) -> int:

@@ -1,1 +1,1 @@
-"""From documents to clean documents."""
+"""Rules that repair documents, replace personal data in them, or drop them; decontamination."""

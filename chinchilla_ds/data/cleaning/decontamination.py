@@ -1,4 +1,4 @@
-"""Decontamination: finds training documents that share a run of words with a benchmark, so that they can be dropped.
+"""Decontamination: finds training documents that share a run of words with a benchmark, to be dropped.
 
 Source: Brown et al. 2020 (GPT-3, arXiv:2005.14165), appendix C: overlaps of 13 words, lower-cased and without
 punctuation. GPT-3 cut 200 characters around an overlap; here the caller drops the whole document.
@@ -19,7 +19,7 @@ from chinchilla_ds.errors import DataError, reason
 from chinchilla_ds.structured import open_regular, parse_json
 
 DEFAULT_WORDS = 13
-"""Words of an overlap: GPT-3's."""
+"""Number of words of an overlap; GPT-3's value."""
 
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
@@ -31,7 +31,7 @@ class Overlap:
     runs: tuple[str, ...]
     """The shared runs of n words, in the text's order and in normalised form."""
     is_too_short: bool
-    """Whether it has fewer than n words, so that nothing could be found."""
+    """Whether the text has fewer than n words, so that no overlap can be found."""
 
 
 class Contamination:
@@ -46,10 +46,10 @@ class Contamination:
         self.num_texts = self.num_short = 0
         hashes = [np.empty(0, dtype=np.uint64)]
         for text in texts:
-            _, found = _runs(text, n=n)
+            _, runs = _runs(text, n=n)
             self.num_texts += 1
-            self.num_short += len(found) == 0
-            hashes.append(found)
+            self.num_short += len(runs) == 0
+            hashes.append(runs)
         self._hashes = np.unique(np.concatenate(hashes))
 
     @property
@@ -59,11 +59,11 @@ class Contamination:
 
     def overlap(self, text: str, /) -> Overlap:
         """Return the runs of n words that a text shares with the benchmarks."""
-        units, found = _runs(text, n=self.n)
+        units, hashes = _runs(text, n=self.n)
         shared: Iterable[int] = ()
-        if len(found) and len(self._hashes):
-            nearest = np.minimum(np.searchsorted(self._hashes, found), len(self._hashes) - 1)
-            shared = np.flatnonzero(self._hashes[nearest] == found)
+        if len(hashes) and len(self._hashes):
+            nearest = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+            shared = np.flatnonzero(self._hashes[nearest] == hashes)
         runs = tuple(" ".join(units[start : start + self.n]) for start in shared)
         return Overlap(runs=runs, is_too_short=len(units) < self.n)
 
@@ -82,13 +82,14 @@ def read_contamination(paths: Sequence[Path], /) -> Contamination:
     Raises:
         DataError: as `read_benchmarks`, or none of the texts is long enough to be found.
     """
-    found = Contamination(read_benchmarks(paths))
-    if found.num_runs == 0:
+    contamination = Contamination(read_benchmarks(paths))
+    if contamination.num_runs == 0:
         raise DataError(
-            f"none of the {found.num_texts} texts in {', '.join(map(str, paths))} has {found.n} words (in scripts"
-            " without spaces: characters), so none can be found; give longer texts, or leave out `decontaminate`"
+            f"none of the {contamination.num_texts} texts in {', '.join(map(str, paths))} has {contamination.n} words "
+            "(in scripts without spaces: characters), so none can be found; give longer texts, or leave out "
+            "`decontaminate`"
         )
-    return found
+    return contamination
 
 
 def read_benchmarks(paths: Sequence[Path], /) -> Iterator[str]:
@@ -140,7 +141,7 @@ def _is_json(line: str) -> bool:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield the strings in a JSON value; not the names of its fields."""
+    """Yield the strings in a JSON value, but not its field names."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):

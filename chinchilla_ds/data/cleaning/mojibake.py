@@ -1,11 +1,11 @@
-# ruff: noqa: RUF001 (characters that look alike are what this is about)
+# ruff: noqa: RUF001 (characters that look alike are the subject of this module)
 """Mojibake: text decoded with the wrong encoding is decoded again, if the whole document proves it.
 
 UTF-8 checks itself: beyond ASCII, a first byte says how many bytes of another kind must follow. If every character of a
 document is a byte of the same old encoding, and these bytes together are UTF-8, then the document was UTF-8.
-Clean text fails this at its first ordinary accent, quotation mark or foreign letter. A match by chance, a capital
-and a character that may follow one in clean text (`MANHÃ”`, which is Ô in UTF-8), proves nothing; `_is_proof` says what
-does.
+Clean text fails this at its first ordinary accent, quotation mark or foreign letter. A chance match of a capital
+and a character that may follow one in clean text (`MANHÃ”`, which is Ô in UTF-8) proves nothing; `_is_proof` decides
+what does.
 
 `repair_lines`, a rule that is off by default, lets ftfy guess at each line separately. ftfy reads 1 to
 4 MB/s, nearly all of it spent on its test for unlikely character sequences (`BADNESS_RE`). Each such sequence contains
@@ -45,7 +45,8 @@ FTFY_CONFIG = ftfy.TextFixerConfig(
     normalization=None,
     explain=True,
 )
-"""What ftfy may do to a line: decode it again if it was decoded wrongly. docs/cleaning.md explains every field.
+"""The repairs that ftfy may make to a line: decoding it again if it was decoded wrongly. docs/cleaning.md explains
+every field.
 
 `explain` is on because ftfy 6.3.1 otherwise ignores the four settings that follow `fix_encoding`.
 """
@@ -54,7 +55,8 @@ _SEQUENCE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0
 """One character beyond ASCII in UTF-8."""
 
 _AFTER_LETTERS = frozenset("\xa0\xad‚„…†‡‰‹›‘’“”•–—™«®°²³´·¹»")
-"""What may directly follow a letter in clean text: spaces, closing marks, dashes, footnotes, signs, apostrophes."""
+"""Characters that may directly follow a letter in clean text: spaces, closing marks, dashes, footnote marks, signs,
+apostrophes."""
 
 _MIN_SEQUENCES = 5
 """Number of different sequences that together are proof, if none is on its own."""
@@ -75,8 +77,8 @@ _ANYTHING = r"[\s\S]"
 def repair(text: str) -> tuple[str, int]:
     """Return the document, decoded again if all of it proves that it was decoded wrongly, and how many lines changed.
 
-    Invalid characters are repaired in any document: C1 controls become what Windows-1252 has in their place, as in
-    HTML 5, and halves of UTF-16 pairs are joined or become U+FFFD.
+    Invalid characters are repaired in any document: C1 controls become Windows-1252's characters, as in HTML 5, and
+    halves of UTF-16 pairs are joined or become U+FFFD.
     """
     if text.isascii() or not suspects(text):
         return text, 0
@@ -94,10 +96,10 @@ def _decoded_again(text: str) -> str | None:
 
     Mac Roman also explains `Ã©`, as a mark below a letter; a reading of letters and signs takes precedence.
     """
-    found = {decoded for encoding in CHARMAP_ENCODINGS if (decoded := _decoded_from(text, encoding)) is not None}
-    if len(found) > 1:
-        found = {decoded for decoded in found if not any(map(_is_mark_or_control, set(decoded) - set(text)))}
-    return found.pop() if len(found) == 1 else None
+    readings = {decoded for encoding in CHARMAP_ENCODINGS if (decoded := _decoded_from(text, encoding)) is not None}
+    if len(readings) > 1:
+        readings = {decoded for decoded in readings if not any(map(_is_mark_or_control, set(decoded) - set(text)))}
+    return readings.pop() if len(readings) == 1 else None
 
 
 def _is_mark_or_control(character: str) -> bool:
@@ -125,7 +127,7 @@ def _is_proof(content: bytes, *, encoding: str) -> bool:
     One sequence is enough if it starts with a letter and contains a sign that never follows one in clean text, as in
     `Ã§` and `â€™`. Letters and the characters in _AFTER_LETTERS may follow, as in `Úžas` and `MANHÃ”`.
     """
-    sequences = {found.decode(encoding) for found in _SEQUENCE.findall(content)}
+    sequences = {sequence.decode(encoding) for sequence in _SEQUENCE.findall(content)}
     for first, *others in sequences:
         if first.isalpha() and any(not other.isalpha() and other not in _AFTER_LETTERS for other in others):
             return True
@@ -141,11 +143,11 @@ def repair_lines(text: str) -> tuple[str, int]:
     for position in suspects(text):
         if position < end:
             continue
-        kept = end
+        copied = end
         start, end = _segment(text, position=position)
         fixed = ftfy.fix_text(text[start:end], FTFY_CONFIG)
         num_lines += fixed != text[start:end]
-        pieces += (text[kept:start], fixed)
+        pieces += (text[copied:start], fixed)
     return ("".join((*pieces, text[end:])), num_lines) if num_lines else (text, 0)
 
 
@@ -158,12 +160,12 @@ def _segment(text: str, *, position: int) -> tuple[int, int]:
 
 
 def suspects(text: str) -> list[int]:
-    """Return the positions in `text` of pairs of characters that ftfy could change, in rising order.
+    """Return the positions in `text` of pairs of characters that ftfy could change, in ascending order.
 
     Every match of ftfy's `BADNESS_RE`, and every lone surrogate, has such a pair inside it.
     """
     first, second = _pair_tables()
-    found: list[int] = []
+    positions: list[int] = []
     for start in range(0, len(text), _CHUNK_CHARACTERS):
         chunk = text[start : start + _CHUNK_CHARACTERS + 1]
         if chunk.isascii():
@@ -172,15 +174,15 @@ def suspects(text: str) -> list[int]:
         codes = np.frombuffer(last.encode("utf-32-le", "surrogatepass"), dtype="<u4")
         codes = np.minimum(codes, _BMP_SIZE - 1)
         hits = np.flatnonzero(first[codes[:-1]] & second[codes[1:]])
-        found.extend(start + int(hit) for hit in hits)
-    return found
+        positions.extend(start + int(hit) for hit in hits)
+    return positions
 
 
 @lru_cache(maxsize=1)
 def _pair_tables() -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
     """Return, for every character, the pairs in which it can be first and second: one bit per pair, [65536] each.
 
-    Characters above U+FFFF share the entry of U+FFFF: ftfy's sets name none of them.
+    Characters above U+FFFF share the entry of U+FFFF, since ftfy's sets contain none of them.
     """
     pairs = [*_necessary_pairs(BADNESS_RE.pattern), (_SURROGATE.pattern, _ANYTHING)]
     assert len(pairs) <= 64, f"ftfy {ftfy.__version__} has more kinds of mojibake than a mask has bits"

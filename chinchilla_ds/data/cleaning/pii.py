@@ -3,8 +3,8 @@
 The placeholders are those of Dolma (Soldaini et al. 2024, arXiv:2402.00159): constants, unlike FineWeb's, which cycle
 through several addresses and therefore depend on what a worker has read before. No placeholder matches a pattern here.
 
-Personal data and code often look alike. The patterns leave a doubtful match: docs/cleaning.md
-lists what they replace and what they leave. Each function returns the text and the number of replacements, as
+Personal data and code often look alike. Doubtful matches are left unchanged: docs/cleaning.md lists what the patterns
+replace and what they leave. Each function returns the text and the number of replacements, as
 `re.subn`.
 """
 
@@ -50,7 +50,7 @@ _IPV4 = re.compile(
     re.ASCII,  # Chinese puts no space between words and numbers
 )
 _MIN_IPV4_CHARACTERS = len("1.2.34.567")
-"""Shorter addresses, of at most 6 digits, are left: version, section and object numbers, and one address in 700."""
+"""Shorter addresses, of at most 6 digits, are left: most are version, section and object numbers; 1 address in 700."""
 _IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,35}(?![\w:])", re.ASCII)
 _IPV4_HINT = re.compile(r"\.[0-9]{1,3}\.[0-9]")
 _IPV6_HINT = re.compile(r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]")

@@ -1,6 +1,6 @@
 """Gopher's and C4's quality rules for English, as datatrove implements them; an extra, not installed by default.
 
-datatrove is what FineWeb was filtered with (Penedo et al. 2024, arXiv:2406.17557). Its thresholds are used as they are.
+FineWeb was filtered with datatrove (Penedo et al. 2024, arXiv:2406.17557). Its thresholds are used unchanged.
 """
 
 import importlib
@@ -37,9 +37,9 @@ def c4() -> Callable[[str], tuple[str | None, int]]:
         document = _document(text)
         if step.filter(document) is not True:
             return None, 0
-        kept: str = document.text
+        cleaned: str = document.text
         # a line may also lose a citation mark or the space around it
-        return kept, max(1, len(text.splitlines()) - len(kept.splitlines())) if kept != text else 0
+        return cleaned, max(1, len(text.splitlines()) - len(cleaned.splitlines())) if cleaned != text else 0
 
     return drop_lines
 
@@ -56,5 +56,5 @@ def _import(name: str, *, rule: str) -> Any:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"cleaning rule {rule!r} needs {error.name}, which is not installed; `pip install chinchilla-ds[quality]`, "
-            f"or leave the rule out"
+            "or leave the rule out"
         ) from error

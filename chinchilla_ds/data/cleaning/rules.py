@@ -1,4 +1,4 @@
-"""Cleaning: repairs in documents, and documents that are dropped; every rule is named, on or off, and counted.
+"""Cleaning: rules that repair or drop documents; each has a name, can be on or off, and is counted.
 
 A document is edited until no rule changes it, so the result satisfies every rule that is on, and
 cleaning it again changes nothing.
@@ -46,7 +46,7 @@ DEFAULT_RULES = frozenset({Rule.MOJIBAKE, Rule.CONTROL_CHARACTERS, Rule.MIN_LENG
 """The rules that are on by default: none of them changes clean text."""
 
 CLEANING_VERSION = 2
-"""Version of the rules and of the normalised form for comparison: part of the key of a prepared corpus."""
+"""Version of the rules and of the normalised form for comparison; part of the key of a prepared corpus."""
 
 DEFAULT_MIN_CHARACTERS = 200
 """SlimPajama's minimum length (Soboleva et al. 2023)."""
@@ -111,7 +111,7 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 """C0, DEL, C1 and the byte order mark, except Unicode's line and page breaks, LF, VT, FF, CR and NEL, and tab."""
 
 _MAX_PASSES = 100
-"""A bound, so that no text can block a worker; each pass undoes one layer, and real text has one or two."""
+"""A bound, so that no text can stall a worker; each pass undoes one layer, and real text has one or two."""
 
 
 class Cleaner:
@@ -152,7 +152,7 @@ class Cleaner:
 def is_long_enough(text: str, *, min_characters: int) -> bool:
     """Return whether a text has `min_characters` characters, as `words.length` counts.
 
-    Every prefix is at most as long as the whole, so a short prefix decides for most texts.
+    A prefix is never longer than the whole text, so a short prefix is enough for most texts.
     """
     size = 2 * min_characters
     while words.length(text[:size]) < min_characters:

@@ -56,7 +56,7 @@ class MinHashConfig:
 
     @property
     def num_columns(self) -> int:
-        """Columns of what `band_keys` returns: the bands, then a byte per permutation, eight to a column."""
+        """Columns of the result of `band_keys`: the bands, then a byte per permutation, eight to a column."""
         return self.bands + -(-self.num_permutations // 8)
 
     @property

@@ -19,15 +19,15 @@ from chinchilla_ds.data.dedup.shingles import mix
 CONTENT_HASH_NAME = "content_hash.npy"
 """In a shard's folder, uint64 [documents] or [documents, 2]: the hash of each cleaned text."""
 SOURCE_NAME = "source.npy"
-"""In a shard's folder, unsigned integers [documents]: the place of each document's source among the sorted names."""
+"""In a shard's folder, unsigned integers [documents]: the index of each document's source in the sorted names."""
 BAND_KEYS_NAME = "band_keys.npy"
-"""In a shard's folder, what `band_keys` returned, [documents, columns]; not there where only exact copies are found."""
+"""In a shard's folder, the result of `band_keys`, [documents, columns]; absent if only exact copies are found."""
 
 TASK_RECORDS = 1 << 16
 """Approximate number of records that a task reads from the runs."""
 
 KEYED = np.dtype([("key", "<u8"), ("hash", "<u8"), ("ordinal", "<u8")])
-"""A document under one of its keys, with the first 64 bits of its content hash."""
+"""Record of a document under one of its keys, with the first 64 bits of its content hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class DedupJob:
 
     shards: tuple[Path, ...]
     num_documents: tuple[int, ...]
-    """Per shard."""
+    """Documents of each shard."""
     config: MinHashConfig | None
     folder: Path
 
@@ -52,22 +52,22 @@ class DedupJob:
 
     @property
     def num_ranges(self) -> int:
-        """Ranges of keys, so that each holds about TASK_RECORDS documents of a band."""
+        """Number of ranges of keys, each with about TASK_RECORDS documents of a band."""
         return max(1, -(-int(self.offsets[-1]) // TASK_RECORDS))
 
     @property
     def runs(self) -> list[Path]:
-        """Per shard, KEYED [bands, documents], each row sorted."""
+        """One file per shard: KEYED [bands, documents], each row sorted."""
         return [self.folder / "runs" / f"{index:06d}.npy" for index in range(len(self.shards))]
 
     @property
     def edges(self) -> list[Path]:
-        """Per band and range, pairs of ordinals of duplicates: int64 [edges, 2]."""
+        """One file per band and range: pairs of ordinals of duplicates, int64 [edges, 2]."""
         parts = self.num_bands * self.num_ranges
         return [self.folder / "edges" / f"{index:06d}.npy" for index in range(parts)]
 
     def content_hashes(self, shard: int) -> NDArray[np.uint64]:
-        """Return the hashes of a shard's texts, 64-bit ones filled up: [documents, 2]."""
+        """Return the hashes of a shard's texts, 64-bit ones padded with zeros: [documents, 2]."""
         hashes = np.load(self.shards[shard] / CONTENT_HASH_NAME)
         return hashes if hashes.ndim == 2 else np.stack([hashes, np.zeros_like(hashes)], axis=1)
 

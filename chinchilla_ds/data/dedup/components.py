@@ -1,4 +1,4 @@
-"""Which documents to keep: exact and near duplicates found on disk, in memory that does not grow with the corpus."""
+"""Which documents to keep: finds exact and near duplicates on disk; memory does not grow with the corpus."""
 
 import dataclasses
 import hashlib
@@ -57,19 +57,19 @@ def find_duplicates(
     """Decide for each document whether it is kept; return the folders of the verdicts, in the order of the shards.
 
     Documents that share a band key and pass the check of `config.min_similarity` are joined; of each connected
-    component the document of the smallest content hash is kept, of its copies the one of the first source. So the
+    component the document with the smallest content hash is kept; of its copies, the one from the first source. So the
     content that is kept depends neither on the order of files and documents nor on shards and workers.
 
     Args:
         shards: One folder each, with CONTENT_HASH_NAME, SOURCE_NAME and BAND_KEYS_NAME.
         config: Configuration of the band keys; None finds only exact copies.
-        work_folder: Receives the verdicts and all that leads to them, about 25 bytes per document and band. After a
-            kill, a rerun on the same inputs resumes; on other inputs it starts from scratch.
+        work_folder: Receives the verdicts and the intermediate files, about 25 bytes per document and band. After
+            a kill, a rerun on the same inputs resumes; on other inputs it starts from scratch.
         workers: The worker pool.
         progress: Receives the progress of each stage.
 
     Raises:
-        DataError: a shard's files are missing, damaged, or do not fit each other or `config`; all are listed.
+        DataError: a shard's files are missing, damaged, or do not match each other or `config`; all are listed.
         OutputError: the work folder cannot be written.
         WorkerError: a worker process was killed.
     """
@@ -111,19 +111,19 @@ def _check_shard(shard: Path, *, config: MinHashConfig | None, problems: list[st
             problems.append(f"{shard / name} cannot be read: {text}")
             return 0
         if array.dtype.kind != "u" or array.ndim == 0:
-            found = f"{array.dtype} {array.shape}"
-            problems.append(f"{shard / name} holds {found}; rows of unsigned integers are required")
+            content = f"{array.dtype} {array.shape}"
+            problems.append(f"{shard / name} holds {content}; rows of unsigned integers are required")
             return 0
         shapes[name] = (*array.shape, 1)[:2]
     number = shapes[CONTENT_HASH_NAME][0]
     problems += [
-        f"{shard / name} holds {shape[0]} documents and {CONTENT_HASH_NAME} beside it {number}"
+        f"{shard / name} holds {shape[0]} documents, but {CONTENT_HASH_NAME} beside it holds {number}"
         for name, shape in shapes.items()
         if shape[0] != number
     ]
     if config is not None and shapes[BAND_KEYS_NAME][1] != config.num_columns:
-        columns = f"{shapes[BAND_KEYS_NAME][1]} columns; these settings give {config.num_columns}"
-        problems.append(f"{shard / BAND_KEYS_NAME} has {columns}: it was made with others")
+        columns = f"{shapes[BAND_KEYS_NAME][1]} columns, but these settings give {config.num_columns}"
+        problems.append(f"{shard / BAND_KEYS_NAME} has {columns}: it was made with other settings")
     return number
 
 

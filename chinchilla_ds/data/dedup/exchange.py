@@ -24,7 +24,7 @@ Progress = Callable[[str, float], None]
 
 @contextmanager
 def written(path: Path, /) -> Iterator[Path]:
-    """Yield the path of a file to be written, which is named `path` when it is whole.
+    """Yield a temporary path to write to; the complete file is then renamed to `path`.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
@@ -40,10 +40,10 @@ def written(path: Path, /) -> Iterator[Path]:
 
 
 def write_array(path: Path, /, values: NDArray[Any]) -> None:
-    """Write an array, whole.
+    """Write an array, completely or not at all.
 
     Raises:
-        OutputError: as of `written`.
+        OutputError: see `written`.
     """
     with written(path) as aside:
         save_array(aside, values)
@@ -55,16 +55,16 @@ def read_range(paths: Iterable[Path], /, *, low: int, high: int, row: int | None
     Args:
         paths: Runs of records sorted by their field `key`: [records], or [rows, records].
         low: First key.
-        high: First key that is no longer read; 2^64 reads to the end.
+        high: End of the keys, exclusive; 2^64 reads to the end.
         row: The row of the runs to read, if they have rows.
     """
-    found = []
+    ranges = []
     for path in paths:
         run = np.load(path, mmap_mode="r")
         records = run if row is None else run[row]
         first, last = (bisect_left(records, bound, key=lambda record: int(record["key"])) for bound in (low, high))
-        found.append(np.array(records[first:last]))
-    return np.concatenate(found)
+        ranges.append(np.array(records[first:last]))
+    return np.concatenate(ranges)
 
 
 def key_range(index: int, /, *, number: int) -> tuple[int, int]:
@@ -74,17 +74,17 @@ def key_range(index: int, /, *, number: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
-    """Runs the tasks of one stage after the other on the workers, those whose output is missing."""
+    """Runs one stage after another on the workers, skipping tasks whose output exists."""
 
     workers: Workers
     progress: Progress
 
     def run(self, stage: str, task: Callable[[int], None], outputs: Sequence[Path]) -> None:
-        """Call `task` with the index of each output that is not there yet; the task writes it.
+        """Call `task` with the index of each missing output; the task writes it.
 
         Args:
-            stage: Its name, for the progress.
-            task: Can be pickled.
+            stage: Name of the stage, for the progress.
+            task: A picklable function, which a worker calls.
             outputs: One file per task.
 
         Raises:

@@ -9,18 +9,18 @@ from chinchilla_ds.data.dedup.bands import MinHashConfig
 from chinchilla_ds.data.dedup.shingles import mix, normalise, pieces, shingle_hashes
 
 BLOCK_UNITS = 1 << 18
-"""Shingles hashed at a time, about 100 bytes of memory each; longer texts are cut and their minima combined."""
+"""Shingles hashed at a time, about 100 bytes of memory each; longer texts are split and their minima combined."""
 
 
 def band_keys(texts: Sequence[str], /, *, config: MinHashConfig) -> NDArray[np.uint64]:
     """Return the keys by which pairs of near duplicates are found: [texts, config.num_columns].
 
-    The first `bands` columns are the keys of the bands: two texts of which one key is equal are a candidate pair. The
+    The first `bands` columns are the keys of the bands: two texts that share a key are a candidate pair. The
     others hold the lowest byte of each hash value, by which candidate pairs are checked (see `agreeing`).
 
-    The result of a text depends on the text and `config` alone: not on the batch, the process or the order. A text
-    with fewer units than a shingle has one shingle, all of it, and so is a duplicate only of an equal one (after
-    normalisation). A text that is white space alone has none; all such texts are duplicates of each other.
+    The result for a text depends on the text and `config` alone, not on the batch, the process or the order. A text
+    with fewer units than a shingle has a single shingle, the whole text, and so is a duplicate only of an equal one
+    (after normalisation). A text of white space alone has none; all such texts are duplicates of each other.
     """
     values = signatures(texts, config=config)
     banded = values[:, : config.bands * config.rows].reshape(len(texts), config.bands, config.rows)
@@ -35,7 +35,7 @@ def band_keys(texts: Sequence[str], /, *, config: MinHashConfig) -> NDArray[np.u
 def agreeing(first: NDArray[np.uint64], second: NDArray[np.uint64], /, *, config: MinHashConfig) -> NDArray[np.int64]:
     """Return how many hash values agree in each pair of rows of `band_keys`: [pairs].
 
-    Bytes are compared, so that about one in 256 of those that differ counts as well.
+    Only the lowest bytes are compared, so about one in 256 values that differ counts as agreeing.
 
     Args:
         first: rows of `band_keys`, [pairs, columns].
@@ -66,7 +66,7 @@ def signatures(texts: Sequence[str], /, *, config: MinHashConfig) -> NDArray[np.
 
 
 def _blocks(texts: Sequence[str], *, config: MinHashConfig) -> Iterator[tuple[list[int], list[str]]]:
-    """Yield parts of texts, about BLOCK_UNITS characters together, and the text that each belongs to."""
+    """Yield blocks of parts of texts, each of about BLOCK_UNITS characters, and the text that each part belongs to."""
     owners: list[int] = []
     parts: list[str] = []
     size = 0

@@ -20,8 +20,8 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 def normalise(text: str, /, *, unit: Unit) -> str:
     """Return the normalised form of a text for comparison; the text itself is never changed.
 
-    Both units: NFKC, lower case, no characters that are only for layout; white space becomes single spaces. Where
-    nothing else would be left, only white space is collapsed.
+    Both units: NFKC, lower case, no layout-only characters; white space becomes single spaces. If nothing would be
+    left, only white space is collapsed.
 
     Characters, as SlimPajama's to_hash.py: punctuation is deleted, here that of all scripts; so is the space beside a
     character of a script without spaces. Words, after FineWeb's settings of datatrove's simplify_text: each number
@@ -29,11 +29,11 @@ def normalise(text: str, /, *, unit: Unit) -> str:
     without spaces, a character with its marks is a word.
     """
     if unit is Unit.CHARACTER:
-        kept = characters(text)
+        normalised = characters(text)
     else:
-        kept = " ".join(words(_NUMBER.sub("0", comparable(text))))
-        kept = kept if kept.isascii() else " ".join(_without_marks(kept).split())
-    return kept or " ".join(text.split())
+        normalised = " ".join(words(_NUMBER.sub("0", comparable(text))))
+        normalised = normalised if normalised.isascii() else " ".join(_without_marks(normalised).split())
+    return normalised or " ".join(text.split())
 
 
 def _without_marks(text: str) -> str:
@@ -46,7 +46,7 @@ def _without_marks(text: str) -> str:
 
 
 def pieces(normalised: str, /, *, unit: Unit, size: int, units: int) -> Iterator[str]:
-    """Cut a long text into parts of at most `units` shingles, so that together they have exactly its shingles.
+    """Split a long text into parts of at most `units` shingles, which together have exactly its shingles.
 
     Args:
         normalised: the normalised text.
@@ -67,9 +67,9 @@ def pieces(normalised: str, /, *, unit: Unit, size: int, units: int) -> Iterator
 
 
 def shingle_hashes(parts: Sequence[str], /, *, unit: Unit, size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return the hashes of all shingles, part after part, and where each part's begin: [shingles], [parts + 1].
+    """Return the hashes of all shingles, part after part, and the offset of each part's first: [shingles], [parts + 1].
 
-    A part with fewer units than `size` has one shingle, all of it; an empty part has none.
+    A part with fewer units than `size` has a single shingle, the whole part; an empty part has none.
 
     Args:
         parts: Normalised texts, without line ends.
@@ -105,7 +105,7 @@ def _word_hashes(parts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.i
     line_ends = np.flatnonzero(codes == ord("\n"))
     ends = np.flatnonzero((codes == ord(" ")) | (codes == ord("\n")))
     starts = np.concatenate([[0], ends[:-1] + 1])
-    word = ends > starts  # an empty part gives an empty word, which is none
+    word = ends > starts  # an empty part gives an empty word, which does not count
     starts, ends = starts[word], ends[word]
     sums, inverse = _sums(codes.astype(np.uint64))
     before = np.searchsorted(ends, line_ends, side="right")

@@ -1,8 +1,8 @@
 """Connected components of documents: union-find in a file that is mapped into memory.
 
-The file holds 4 bytes per document (8 from 2^32 documents on), zero for one without a duplicate. Pages of which no
-document has a duplicate are never written and take no memory. The others are the one part of deduplication whose memory
-grows with the corpus, by at most these bytes per document, which the system can write back.
+The file holds 4 bytes per document (8 from 2^32 documents up), zero for a document without duplicates. Pages in which
+no document has a duplicate are never written and take no memory. The others are the one part of deduplication whose
+memory grows with the corpus, by at most these bytes per document, which the system can write back.
 """
 
 import os
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chinchilla_ds.data.dedup.exchange import written
 
 CHUNK = 1 << 16
-"""Edges, or documents, at a time."""
+"""Edges, or documents, processed at a time."""
 
 
 def label_type(num_documents: int, /) -> np.dtype[np.unsignedinteger]:
@@ -24,11 +24,11 @@ def label_type(num_documents: int, /) -> np.dtype[np.unsignedinteger]:
 
 
 def join(edges: Sequence[Path], /, *, num_documents: int, output: Path) -> None:
-    """Write each document's component: the ordinal of its first document plus one, or 0 for one of a single document.
+    """Write each document's component: the ordinal of its first document plus one, or 0 for a component of one.
 
     Args:
         edges: Files of pairs of ordinals, int64 [edges, 2]; neither their order nor that of the pairs matters.
-        num_documents: Of all shards.
+        num_documents: Documents of all shards.
         output: Receives `label_type` [num_documents], raw.
 
     Raises:

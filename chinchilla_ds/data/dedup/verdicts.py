@@ -1,7 +1,7 @@
-"""Which document of a component is kept: the one of the smallest content hash, of these the first source.
+"""Which document of a component is kept: the one with the smallest content hash; of its copies, the first source's.
 
 Each shard proposes its best document of every component (a candidate), tasks over ranges of components choose among
-them and answer, and each shard reads the answers to its own candidates.
+them and write the answers, and each shard reads the answers to its own candidates.
 """
 
 from functools import partial
@@ -18,15 +18,15 @@ from chinchilla_ds.data.dedup.union import read_labels
 KEEP_NAME = "keep.npy"
 """In a verdict folder, bool [documents]."""
 DUPLICATE_OF_NAME = "duplicate_of.npy"
-"""In a verdict folder, of the shape of the content hashes: that of the kept document, its own for a kept one."""
+"""In a verdict folder, shaped like the content hashes: the hash of the kept document; a kept one has its own."""
 
 CANDIDATE = np.dtype([(name, "<u8") for name in ("key", "root", "hash", "hash_low", "source", "ordinal")])
-"""A shard's best document of a component, under a scrambling of the component's first ordinal."""
+"""A shard's best document of a component; the key is a scrambling of the component's first ordinal."""
 ANSWER = np.dtype([(name, "<u8") for name in ("key", "root", "hash", "hash_low", "ordinal")])
-"""The document kept of a component, under the ordinal of the candidate that it answers."""
+"""The document kept from a component; the key is the ordinal of the candidate that it answers."""
 
 _ORDER = ("ordinal", "source", "hash_low", "hash", "root", "key")
-"""For lexsort, which takes the last one first; ordinals decide between copies of one text from one source only."""
+"""For lexsort, whose last key is the primary one; ordinals decide only between copies from the same source."""
 
 
 def verdict_folders(job: DedupJob, /) -> tuple[Path, ...]:
@@ -54,9 +54,9 @@ def write_verdicts(job: DedupJob, /, *, labels: Path, stages: Stages) -> None:
 def _members(shard: int, *, job: DedupJob, labels: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return which documents of a shard have duplicates, by place, and their components: [members], [members]."""
     first, last = int(job.offsets[shard]), int(job.offsets[shard + 1])
-    found = read_labels(labels, first=first, last=last, num_documents=int(job.offsets[-1]))
-    places = np.flatnonzero(found)
-    return places, found[places] - 1
+    components = read_labels(labels, first=first, last=last, num_documents=int(job.offsets[-1]))
+    places = np.flatnonzero(components)
+    return places, components[places] - 1
 
 
 def _propose(shard: int, *, job: DedupJob, labels: Path, runs: list[Path]) -> None:
@@ -80,24 +80,24 @@ def _best(records: NDArray[np.void]) -> tuple[NDArray[np.void], NDArray[np.void]
 def _choose(index: int, *, runs: list[Path], answers: list[Path]) -> None:
     low, high = key_range(index, number=len(answers))
     best, candidates, counts = _best(read_range(runs, low=low, high=high))
-    found = np.empty(len(candidates), dtype=ANSWER)
-    found["key"] = candidates["ordinal"]
+    choices = np.empty(len(candidates), dtype=ANSWER)
+    choices["key"] = candidates["ordinal"]
     for name in ("root", "hash", "hash_low", "ordinal"):
-        found[name] = np.repeat(best[name], counts)
-    write_array(answers[index], found[np.argsort(found["key"])])
+        choices[name] = np.repeat(best[name], counts)
+    write_array(answers[index], choices[np.argsort(choices["key"])])
 
 
 def _decide(shard: int, *, job: DedupJob, labels: Path, answers: list[Path]) -> None:
     places, roots = _members(shard, job=job, labels=labels)
-    found = read_range(answers, low=int(job.offsets[shard]), high=int(job.offsets[shard + 1]))
-    found = found[np.argsort(found["root"])]
-    kept = found[np.searchsorted(found["root"], roots.astype(np.uint64))]
+    choices = read_range(answers, low=int(job.offsets[shard]), high=int(job.offsets[shard + 1]))
+    choices = choices[np.argsort(choices["root"])]
+    winners = choices[np.searchsorted(choices["root"], roots.astype(np.uint64))]
     keep = np.ones(job.num_documents[shard], dtype=bool)
-    keep[places] = kept["ordinal"] == places + int(job.offsets[shard])
+    keep[places] = winners["ordinal"] == places + int(job.offsets[shard])
     duplicate_of = np.load(job.shards[shard] / CONTENT_HASH_NAME)
     duplicate_of[places] = (
-        kept["hash"] if duplicate_of.ndim == 1 else np.stack([kept["hash"], kept["hash_low"]], axis=1)
+        winners["hash"] if duplicate_of.ndim == 1 else np.stack([winners["hash"], winners["hash_low"]], axis=1)
     )
     folder = verdict_folders(job)[shard]
     write_array(folder / DUPLICATE_OF_NAME, duplicate_of)
-    write_array(folder / KEEP_NAME, keep)  # last: where it is, both are
+    write_array(folder / KEEP_NAME, keep)  # written last: if it exists, so does the other

@@ -25,7 +25,7 @@ def read_blend(path: Path, /) -> dict[str, float]:
     """Return the weights in a file, by source.
 
     Raises:
-        DataError: unreadable, not of this form, or every weight that is not a share.
+        DataError: unreadable, not of this form, or weights that are not shares; all are listed.
     """
     data = read_yaml(path, what="blend", error=DataError)
     weights = data.get(WEIGHTS) if isinstance(data, dict) else None
@@ -49,12 +49,12 @@ def _weight_problems(weights: Mapping[str, Any]) -> Iterator[str]:
 
 
 def with_blend(prepared: PreparedData, weights: Mapping[str, float], /, *, where: str) -> PreparedData:
-    """Return the corpus with these weights; sources of weight 0 are left out, and its counts are those of the rest.
+    """Return the corpus with these weights; sources of weight 0 are left out, and the counts are those of the others.
 
     Args:
         prepared: The corpus; the held-out part is still that of all its sources.
         weights: Weights by source; they sum to 1.
-        where: The start of every problem's message.
+        where: Start of each problem's message.
 
     Raises:
         DataError: the sources differ from the corpus's.
@@ -87,12 +87,12 @@ def with_blend(prepared: PreparedData, weights: Mapping[str, float], /, *, where
 
 
 def epoch_problems(prepared: PreparedData, *, num_tokens: int, max_epochs: float) -> Iterator[str]:
-    """Yield every source that a run of `num_tokens` tokens would read more often than `max_epochs` times.
+    """Yield a problem for every source that a run of `num_tokens` tokens would read more than `max_epochs` times.
 
     Args:
         prepared: the corpus, with the weights of the blend.
         num_tokens: tokens that the run trains on.
-        max_epochs: most passes over each source.
+        max_epochs: largest number of passes over each source.
     """
     for source in prepared.sources:
         epochs = (source.weight or 0.0) * num_tokens / source.num_tokens

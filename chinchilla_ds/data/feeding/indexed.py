@@ -47,9 +47,9 @@ class _TokenizerFacts:
 
 
 def check_index(prefix: Path, /) -> None:
-    """Check that an index is complete and fits its tokens, before Megatron-core maps it.
+    """Check that an index is complete and matches its tokens, before Megatron-core maps it.
 
-    Only header, sizes, and the last document are read, whatever the number of documents.
+    Only the header, the sizes and the last document are read, whatever the number of documents.
 
     Raises:
         DataError: names the file and the problem.
@@ -67,15 +67,15 @@ def check_index(prefix: Path, /) -> None:
 
 
 def _header_problem(header: bytes, *, size: int) -> str | None:
-    magic, rest = header[: len(INDEX_MAGIC)], header[len(INDEX_MAGIC) :]
-    if magic != INDEX_MAGIC or len(rest) < INDEX_HEADER.size:
+    magic, fields = header[: len(INDEX_MAGIC)], header[len(INDEX_MAGIC) :]
+    if magic != INDEX_MAGIC or len(fields) < INDEX_HEADER.size:
         return "is not an index of Megatron-core"
-    version, code, num_sequences, num_documents = INDEX_HEADER.unpack(rest)
+    version, code, num_sequences, num_documents = INDEX_HEADER.unpack(fields)
     if version != 1 or code not in INDEX_ITEM_BYTES:
         return f"has version {version} and type {code}; version 1 and types {sorted(INDEX_ITEM_BYTES)} are read"
     wanted = len(header) + 12 * num_sequences + 8 * num_documents
     if num_documents != num_sequences + 1 or size != wanted:
-        return f"has {size} bytes, and an index of {num_sequences} documents has {wanted}"
+        return f"has {size} bytes, but an index of {num_sequences} documents has {wanted}"
     return "holds no documents" if not num_sequences else None
 
 
@@ -89,7 +89,7 @@ def _last_problem(stream: BinaryIO, header: bytes, *, num_bytes: int) -> str | N
     end = offset + length * INDEX_ITEM_BYTES[code]
     if end == num_bytes and length > 0:
         return None
-    return f"ends at byte {end} of the tokens, and they have {num_bytes}"
+    return f"ends at byte {end} of the tokens, but they have {num_bytes}"
 
 
 def open_sequences(
@@ -143,7 +143,7 @@ def open_sequences(
 
 
 def read_documents(prefix: Path, /) -> "Iterator[npt.NDArray[np.integer[Any]]]":
-    """Yield the tokens of every document of an indexed dataset, in its order: [tokens of the document]."""
+    """Yield the tokens of every document of an indexed dataset, in stored order: [tokens of the document]."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     check_index(prefix)
@@ -202,10 +202,10 @@ def open_blend(
     """Return the blend of several sources; writes its index to `index_folder` if it is absent.
 
     Megatron-core's BlendedDataset gives the same samples, from the same helper; it builds a cached index only within a
-    process group, and its builder asks every source for half a percent more samples than are read.
+    process group, and its builder requests half a per cent more samples from every source than are read.
 
     Args:
-        open_source: Returns the sequences of a source, given its place in `weights` and its number of samples.
+        open_source: Returns the sequences of a source, given its index in `weights` and its number of samples.
         weights: Shares of the sources; they sum to 1.
         num_samples: Samples of the run.
         index_folder: Folder of the index; created if absent.

@@ -48,7 +48,7 @@ class TokenLoader:
     """Training and held-out micro-batches of one plan.
 
     Constructing it writes the sequence index if it is absent: into the prepared folder, or wherever the corpus says
-    (`PreparedData.index_folder`). Among several ranks, one constructs it first; the others then find the index in a
+    (`PreparedData.index_folder`). Of several ranks, one constructs it first; the others then find the index in a
     folder that all share.
     """
 
@@ -80,9 +80,9 @@ class TokenLoader:
     def held_out_batches(self, *, data_parallel_rank: int, max_tokens: int | None = None) -> Iterator[TokenBatch]:
         """Yield one data-parallel rank's micro-batches of the held-out part, the same sequences on every call.
 
-        All ranks together see `num_held_out_sequences` sequences: as many as fit into `max_tokens`, cut to a multiple
-        of global_batch_size so that they do not depend on the layout and every rank has the same number of
-        micro-batches. A held-out part smaller than one global batch is repeated up to one.
+        All ranks together see `num_held_out_sequences` sequences: as many as fit into `max_tokens`, rounded down to a
+        multiple of global_batch_size, so that they do not depend on the layout and every rank has the same number of
+        micro-batches. A held-out part smaller than one global batch is repeated up to that size.
         """
         available = len(self._held_out)
         samples = [index % available for index in range(self.num_held_out_sequences(max_tokens=max_tokens))]
@@ -97,7 +97,7 @@ class TokenLoader:
         return max(1, wanted // global_batch_size) * global_batch_size
 
     def _cut(self, sequences: Sequences, samples: "range | list[int]", data_parallel_rank: int) -> Iterator[TokenBatch]:
-        """Distribute `samples` over the data-parallel ranks, one micro-batch after the other."""
+        """Yield this rank's micro-batches of `samples`, which are dealt to the data-parallel ranks in turn."""
         size, ranks = self._plan.batch.micro_batch_size, self._plan.layout.data_parallel_size
         if not 0 <= data_parallel_rank < ranks:
             raise IndexError(f"data_parallel_rank {data_parallel_rank} is outside the plan's {ranks} ranks")
@@ -111,11 +111,11 @@ def _micro_batch(sequences: Sequences, samples: "range | list[int]", *, prepared
     items = [sequences[index] for index in samples]
     tokens = torch.stack([item["tokens"] for item in items])
     labels = torch.stack([item["labels"] for item in items])
-    for found in (tokens, labels):
-        low, high = (int(bound) for bound in torch.aminmax(found))
+    for values in (tokens, labels):
+        low, high = (int(bound) for bound in torch.aminmax(values))
         if low < 0 or high >= prepared.vocab_size:
             raise DataError(
-                f"{prepared.folder} holds token {low if low < 0 else high}, and its tokenizer has "
+                f"{prepared.folder} holds token {low if low < 0 else high}, but its tokenizer has "
                 f"{prepared.vocab_size} pieces: its files are damaged; restore them, or prepare the text again"
             )
     return TokenBatch(tokens=tokens, labels=labels)
@@ -143,8 +143,8 @@ def _open_train(prepared: PreparedData, *, plan: RunPlan, shares: tuple[BlendSha
         return open_blend(open_source, weights=weights, num_samples=total, index_folder=index_folder)
 
     key = _key(prepared, shares)
-    what = shares[0].prefix.name if len(shares) == 1 else f"blend-{_weights_key(shares)}"
-    return _open_indexed(load, prepared=prepared, name=f"{what}-seq{seq_length}-samples{total}-seed{seed}{key}")
+    datasets = shares[0].prefix.name if len(shares) == 1 else f"blend-{_weights_key(shares)}"
+    return _open_indexed(load, prepared=prepared, name=f"{datasets}-seq{seq_length}-samples{total}-seed{seed}{key}")
 
 
 def open_held_out(prepared: PreparedData, *, seq_length: int) -> Sequences:
@@ -194,8 +194,8 @@ def _open_source(
 
 def _open_indexed(load: Callable[[Path], Sequences], *, prepared: PreparedData, name: str) -> Sequences:
     """Open sequences by their index: the one in the prepared folder, or one that is built now."""
-    kept = prepared.folder / "index" / name
-    final = kept if kept.is_dir() or prepared.index_folder is None else prepared.index_folder / name
+    beside_tokens = prepared.folder / "index" / name
+    final = beside_tokens if beside_tokens.is_dir() or prepared.index_folder is None else prepared.index_folder / name
     try:
         _build_index(load, final)
     except OSError as error:
@@ -207,14 +207,14 @@ def _open_indexed(load: Callable[[Path], Sequences], *, prepared: PreparedData, 
 
 
 def _build_index(load: Callable[[Path], Sequences], final: Path) -> None:
-    """Build the index in `final`: whole, or not there."""
+    """Build the index in `final`, completely or not at all."""
     if final.is_dir():
         return
     try:
         with whole_folder(final) as aside:
             load(aside)
     except OSError:
-        if not final.is_dir():  # otherwise another process was first
+        if not final.is_dir():  # otherwise another process has built it
             raise
 
 

@@ -1,1 +1,1 @@
-"""Mixture search: small runs on many mixtures of the sources, a regression, and the best mixture by its prediction."""
+"""Mixture search: small runs on many mixtures of the sources, and the mixture that a regression predicts to be best."""

@@ -39,7 +39,7 @@ class Regression(Protocol):
         """Return the derivatives of the terms with respect to the weights, [m, p, k]."""
 
     def solve(self, losses: Floats, counts: Floats, /) -> Floats:
-        """Return the coefficients [p] for the runs' standardised losses [n], where run i counts counts[i] times."""
+        """Return the coefficients [p] for the runs' standardised losses [n], where run i has weight counts[i]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +108,7 @@ class KernelRegression:
         return out
 
     def solve(self, losses: Floats, counts: Floats, /) -> Floats:
-        """Return the coefficients, [n]; runs that count 0 times have none."""
+        """Return the coefficients, [n]; 0 for runs of weight 0."""
         drawn = np.flatnonzero(counts)
         covariance = self.terms(self.mixtures[drawn])[:, drawn] + np.diag(self.noise / counts[drawn])
         out = np.zeros(len(self.mixtures))
@@ -191,8 +191,10 @@ def fit_gaussian_process(weights: Floats, losses: Floats, /) -> Regression:
     k = weights.shape[1]
     start = np.r_[-np.ones(k), 0.0, -3.0, -3.0]  # log of: inverse scales, amplitude, noise, offset
     bounds = [(-5.0, 2.0)] * k + [(-6.0, 6.0), (-12.0, 2.0), (-7.0, 0.0)]
-    found = minimize(_negative_log_posterior, start, args=(weights, losses), jac=True, method="L-BFGS-B", bounds=bounds)
-    return _process(found.x, weights)
+    optimum = minimize(
+        _negative_log_posterior, start, args=(weights, losses), jac=True, method="L-BFGS-B", bounds=bounds
+    )
+    return _process(optimum.x, weights)
 
 
 def _process(theta: Floats, weights: Floats) -> KernelRegression:

@@ -17,17 +17,17 @@ WEAKEST_CONCENTRATION = 1.0
 STRONGEST_CONCENTRATION_PER_SOURCE = 3.0
 """Dirichlet concentrations are drawn from 1 to 3 k, evenly in the logarithm.
 
-RegMix's range from 0.1 to 5 for every k: most runs are then near corners, where one source is nearly everything, and
+RegMix's range is 0.1 to 5 for every k: most runs are then near corners, where one source is nearly everything, and
 few are near the best mixture. On six synthetic truths each, the excess loss of the predicted best mixture was 1.58 %
-with RegMix's range and 0.23 % with ours for 5 sources and 64 runs, but 0.26 and 0.73 % for 3 sources and 24 runs: a
-choice for many sources, without proof.
+with RegMix's range and 0.23 % with ours for 5 sources and 64 runs, but 0.26 and 0.73 % for 3 sources and 24 runs: our
+choice favours many sources, and the evidence is thin.
 """
 DEFAULT_MIN_SHARE = 2e-4
 """RegMix's value: 100 sequences of 2048 tokens among 10^9 tokens."""
 CLOSEST = 1e-2
 """Sum of the differences of two mixtures' weights below which they count as the same."""
 _MAX_MISSES = 2000
-"""Draws in a row that are too close to an earlier one, after which the search for further mixtures stops."""
+"""The search for further mixtures stops after this many draws in a row that are too close to an earlier one."""
 
 
 def design_mixtures(
@@ -56,24 +56,24 @@ def design_mixtures(
     tempered = natural**TEMPERATURE / np.sum(natural**TEMPERATURE)
     generator = np.random.default_rng(seed)
     strongest = STRONGEST_CONCENTRATION_PER_SOURCE * len(natural)
-    kept, misses = [natural], 0
-    while len(kept) < num_runs and misses < _MAX_MISSES:
+    mixtures, misses = [natural], 0
+    while len(mixtures) < num_runs and misses < _MAX_MISSES:
         concentration = np.exp(generator.uniform(np.log(WEAKEST_CONCENTRATION), np.log(strongest)))
         draw = generator.dirichlet(np.maximum(tempered * concentration, 1e-3))
         draw = _on_grid(draw, step=min_share)
         if bounds is not None:
             draw = project(draw[None], bounds=bounds)[0]
-        if np.abs(np.stack(kept) - draw).sum(axis=1).min() >= CLOSEST:
-            kept.append(draw)
+        if np.abs(np.stack(mixtures) - draw).sum(axis=1).min() >= CLOSEST:
+            mixtures.append(draw)
             misses = 0
         else:
             misses += 1
-    if len(kept) < num_runs:
+    if len(mixtures) < num_runs:
         raise ConfigError(
-            f"`num_runs={num_runs}`: only {len(kept)} mixtures of {len(natural)} sources were found whose weights "
-            f"differ by {CLOSEST:g} or more in sum; ask for {len(kept)}"
+            f"`num_runs={num_runs}`: only {len(mixtures)} mixtures of {len(natural)} sources were found whose weights "
+            f"differ by {CLOSEST:g} or more in sum; ask for {len(mixtures)}"
         )
-    return np.stack(kept)
+    return np.stack(mixtures)
 
 
 def _check(*, num_sources: int, num_runs: int, min_share: float) -> None:

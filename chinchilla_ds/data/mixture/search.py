@@ -1,4 +1,4 @@
-"""The best mixture by the prediction of finished runs, and its uncertainty.
+"""The mixture with the smallest loss as predicted from finished runs, and its uncertainty.
 
 Shapes: r = runs, k = sources, m = mixtures evaluated, p = terms of the regression, d = bootstrap draws.
 """
@@ -36,7 +36,7 @@ class FormScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value and its interval with probability `level`, by the fit."""
+    """A value and its interval of probability `level`, according to the fit."""
 
     value: float
     low: float
@@ -55,12 +55,12 @@ class MixtureFit:
     """Shares of the tokens, [k]."""
     bounds: Bounds
     best: Floats
-    """[k]"""
+    """Weights of the best mixture, [k]."""
     best_low: Floats
     """Lower ends of the intervals of `best`, one source at a time, [k]."""
     best_high: Floats
     loss: Estimate
-    """Predicted at `best`; its interval accounts for the choice of `best` by its low prediction."""
+    """Predicted at `best`; the interval accounts for the selection of `best` by its low prediction."""
     natural_loss: Estimate
     gain: Estimate
     """Loss of the natural mixture less that of `best`."""
@@ -79,16 +79,16 @@ def epoch_bounds(*, available_tokens: Floats, num_tokens: float, max_epochs: flo
     Args:
         available_tokens: tokens of each source, [k].
         num_tokens: tokens of the large run.
-        max_epochs: most passes over each source.
+        max_epochs: largest number of passes over each source.
 
     Raises:
-        ConfigError: all sources together have fewer than `num_tokens`; names what they have.
+        ConfigError: `max_epochs` passes over all sources have fewer than `num_tokens`; names the valid values.
     """
     total = float(available_tokens.sum())
     if num_tokens > max_epochs * total:
         raise ConfigError(
             f"`num_tokens={num_tokens:.6g}` at `max_epochs={max_epochs:g}` is more than the {total:.6g} tokens of all "
-            f"sources give; no mixture works. At most `num_tokens={int(max_epochs * total)}`, or at least "
+            f"sources allow; no mixture works. At most `num_tokens={int(max_epochs * total)}`, or at least "
             f"`max_epochs={np.ceil(100 * num_tokens / total) / 100:g}`"
         )
     return Bounds(
@@ -111,7 +111,7 @@ def search_mixture(
     Args:
         runs: the finished runs.
         natural: natural token shares of the sources, [k].
-        caps: limits of each source's weight; None: none.
+        caps: limits of each source's weight; None: no limits.
         num_draws: bootstrap draws.
         seed: seeds the draws and the starting points.
         level: probability of the intervals.
@@ -142,8 +142,8 @@ def search_mixture(
         return out
 
     fitted_rows, natural_rows = np.repeat(fitted[None], num_draws, axis=0), np.repeat(natural[None], num_draws, axis=0)
-    truth, found = estimate(fitted_rows, drawn), estimate(draws, drawn)
-    natural_truth, natural_found = estimate(fitted_rows, natural_rows), estimate(draws, natural_rows)
+    truth, predicted = estimate(fitted_rows, drawn), estimate(draws, drawn)
+    natural_truth, natural_predicted = estimate(fitted_rows, natural_rows), estimate(draws, natural_rows)
     value, natural_value = estimate(fitted[None], best[None])[0], estimate(fitted[None], natural[None])[0]
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
@@ -164,9 +164,9 @@ def search_mixture(
         best=best,
         best_low=np.minimum(low, best),
         best_high=np.maximum(high, best),
-        loss=interval(value, truth - found, shift=center),
-        natural_loss=interval(natural_value, natural_truth - natural_found, shift=center),
-        gain=interval(natural_value - value, (natural_truth - truth) - (natural_found - found), shift=0.0),
+        loss=interval(value, truth - predicted, shift=center),
+        natural_loss=interval(natural_value, natural_truth - natural_predicted, shift=center),
+        gain=interval(natural_value - value, (natural_truth - truth) - (natural_predicted - predicted), shift=0.0),
         level=level,
         num_draws=num_draws,
     )
@@ -237,9 +237,11 @@ def _cross_validate(
     fold = np.random.default_rng(0).permutation(mixture.max() + 1)[mixture.ravel()] % NUM_FOLDS
     predicted = np.empty_like(losses)
     for index in np.unique(fold):
-        kept, left_out = fold != index, fold == index
-        regression = fit(weights[kept], losses[kept])
-        predicted[left_out] = regression.terms(weights[left_out]) @ regression.solve(losses[kept], np.ones(kept.sum()))
+        fitted, left_out = fold != index, fold == index
+        regression = fit(weights[fitted], losses[fitted])
+        predicted[left_out] = regression.terms(weights[left_out]) @ regression.solve(
+            losses[fitted], np.ones(fitted.sum())
+        )
     return float(np.sqrt(np.mean((predicted - losses) ** 2))), rank_correlation(predicted, losses)
 
 

@@ -1,4 +1,4 @@
-"""Mixtures as points: weights that sum to 1, each between a lower and an upper bound, and the best of them.
+"""Mixtures as points: weights that sum to 1, each between a lower and an upper bound, and descent among them.
 
 Shapes: m = points processed together, k = sources.
 """
@@ -22,9 +22,9 @@ class Bounds:
     """Lower and upper bound of each source's weight."""
 
     lower: Floats
-    """[k], sums to at most 1."""
+    """Lower bounds, [k]; their sum is at most 1."""
     upper: Floats
-    """[k], sums to at least 1."""
+    """Upper bounds, [k]; their sum is at least 1."""
 
 
 def project(points: Floats, /, *, bounds: Bounds) -> Floats:
@@ -90,9 +90,9 @@ def descend(
         before, waiting = points, active.copy()
         for _ in range(_HALVINGS):
             trial = project(points - step[:, None] * direction, bounds=bounds)
-            found = value(trial)
-            better = waiting & (found < now + _ARMIJO * ((trial - before) * slope).sum(axis=1))
-            points, now = np.where(better[:, None], trial, points), np.where(better, found, now)
+            reached = value(trial)
+            better = waiting & (reached < now + _ARMIJO * ((trial - before) * slope).sum(axis=1))
+            points, now = np.where(better[:, None], trial, points), np.where(better, reached, now)
             waiting &= ~better
             if not waiting.any():
                 break

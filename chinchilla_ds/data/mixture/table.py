@@ -39,15 +39,15 @@ class MixtureRuns:
 
     sources: tuple[str, ...]
     weights: Floats
-    """[r, k], rows sum to 1."""
+    """Weights of the sources, [r, k]; rows sum to 1."""
     losses: Floats
-    """[r], mean over the target columns."""
+    """Mean over the target columns, [r]."""
     targets: tuple[str, ...]
     """The columns whose mean is `losses`."""
     natural: Floats | None
     """Weights of the row named `natural`, [k]."""
     notes: tuple[str, ...] = ()
-    """What was ignored."""
+    """Messages about rows and columns that were ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def read_mixture_runs(path: Path, *, targets: Sequence[str], known_sources: Sequ
         known_sources: the corpus's sources; None if unknown.
 
     Raises:
-        DataError: unreadable, or at least one rule is broken; every problem is named, up to MAX_PROBLEMS.
+        DataError: the table is unreadable or invalid; every problem is listed, up to MAX_PROBLEMS.
     """
     lines = list(csv_lines(path))
     if not lines:
@@ -124,9 +124,9 @@ def read_mixture_runs(path: Path, *, targets: Sequence[str], known_sources: Sequ
         raise DataError([f"{path}: {problem}" for problem in problems])
     rows: list[_Row] = []
     for number, fields in lines[1:]:
-        found = _row(number, fields, header=header, sources=sources, targets=columns)
-        problems += found if isinstance(found, list) else []
-        rows += [found] if isinstance(found, _Row) else []
+        outcome = _row(number, fields, header=header, sources=sources, targets=columns)
+        problems += outcome if isinstance(outcome, list) else []
+        rows += [outcome] if isinstance(outcome, _Row) else []
     done = [row for row in rows if row.losses is not None]
     problems += _table_problems(rows, done=done, num_sources=len(sources), complete=not problems)
     if problems:
@@ -148,7 +148,7 @@ def read_design(path: Path, *, known_sources: Sequence[str]) -> tuple[DesignedRu
     """Return the runs of a table, with and without a loss, in its order.
 
     Raises:
-        DataError: as `read_mixture_runs`, except that a loss may be missing; or runs without a unique name.
+        DataError: as `read_mixture_runs`, except that a loss may be missing; or runs without unique names.
     """
     lines = list(csv_lines(path))
     header = lines[0][1] if lines else []
@@ -156,15 +156,15 @@ def read_design(path: Path, *, known_sources: Sequence[str]) -> tuple[DesignedRu
     targets = (LOSS,) if LOSS in header else ()
     problems = list(_header_problems(header, sources=sources, targets=targets, known_sources=known_sources))
     if RUN not in header:
-        problems.append(f"column {RUN} is missing: it names each run, and the folder of its files")
+        problems.append(f"column {RUN} is missing: it names each run and its folder")
     rows: list[_Row] = []
     for number, fields in lines[1:] if not problems else ():
-        found = _row(number, fields, header=header, sources=sources, targets=targets)
-        problems += found if isinstance(found, list) else []
-        rows += [found] if isinstance(found, _Row) else []
+        outcome = _row(number, fields, header=header, sources=sources, targets=targets)
+        problems += outcome if isinstance(outcome, list) else []
+        rows += [outcome] if isinstance(outcome, _Row) else []
     problems += _name_problems(rows)
     if problems or not rows:
-        raise DataError([f"{path}: {problem}" for problem in problems[:MAX_PROBLEMS] or ["there is no run in it"]])
+        raise DataError([f"{path}: {problem}" for problem in problems[:MAX_PROBLEMS] or ["it holds no runs"]])
     seen: Counter[tuple[float, ...]] = Counter()
     runs = []
     for row in rows:
@@ -237,9 +237,9 @@ def _header_problems(
         if target == RUN or target.startswith(WEIGHT_PREFIX):
             yield f"`targets={target}` is not a column of losses"
         elif target not in header:
-            found = [name for name in header if _is_loss(name)]
-            there = f"the losses are {', '.join(found)}" if found else f"the header has {named}"
-            yield f"column {target} is missing{did_you_mean(target, header) or f'; {there}'}"
+            losses = [name for name in header if _is_loss(name)]
+            available = f"the losses are {', '.join(losses)}" if losses else f"the header has {named}"
+            yield f"column {target} is missing{did_you_mean(target, header) or f'; {available}'}"
     if known_sources is not None and sources:
         for source in sources:
             if source not in known_sources:

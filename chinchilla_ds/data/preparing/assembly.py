@@ -59,14 +59,18 @@ def write(
     counts = {name: read_counts(shards[name]) + read_counts(encoded[name]) for name in shards}
     _check_sources(counts, cleaning=job.recipe.cleaning)
     loaded = Tokenizer.load(tokenizer, trusted=True)
-    everything = tuple(path for found in encoded.values() for path in found)
+    everything = tuple(path for segments in encoded.values() for path in segments)
     parts = [(folder / "held_out", everything, 0, threshold)]
-    parts += [(train_prefix(folder, name=name), tuple(found), threshold, 2**64) for name, found in encoded.items()]
+    parts += [
+        (train_prefix(folder, name=name), tuple(segments), threshold, 2**64) for name, segments in encoded.items()
+    ]
     tasks = [
         MergeTask(segments=segments, low=low, high=high, prefix=prefix, vocab_size=loaded.vocab_size)
         for prefix, segments, low, high in parts
     ]
-    merged = {task.prefix: one for task, one in run_tasks(job, merge, tasks, stage="writing", size=lambda task: 1.0)}
+    merged = {
+        task.prefix: dataset for task, dataset in run_tasks(job, merge, tasks, stage="writing", size=lambda task: 1.0)
+    }
     held_out = merged.pop(folder / "held_out")
     train = {name: merged[train_prefix(folder, name=name)] for name in encoded}
     assert list(encoded) == sorted(encoded), "sources come in the order of their names"
@@ -92,8 +96,8 @@ def write(
 def _benchmarks(recipe: Recipe) -> BenchmarkLedger | None:
     if not recipe.decontaminate:
         return None
-    found = read_contamination(recipe.decontaminate)
-    return BenchmarkLedger(texts=found.num_texts, too_short=found.num_short, words=found.n)
+    benchmarks = read_contamination(recipe.decontaminate)
+    return BenchmarkLedger(texts=benchmarks.num_texts, too_short=benchmarks.num_short, words=benchmarks.n)
 
 
 def _check_sources(counts: dict[str, Any], *, cleaning: CleaningConfig) -> None:
@@ -117,14 +121,16 @@ def _prepared(
     tokenizer: Tokenizer,
     skipped_files: int,
 ) -> PreparedData:
-    def total(of: Callable[[SourceLedger], int]) -> int:
-        return sum(of(source) for source in ledger.sources)
+    def total(amount: Callable[[SourceLedger], int]) -> int:
+        return sum(amount(source) for source in ledger.sources)
 
     corpora = {corpus.name: corpus for corpus in job.corpora}
     several = len(job.corpora) > 1
     return PreparedData(
         folder=folder,
-        source="; ".join(f"{one.name}: {one.description}" if several else one.description for one in job.corpora),
+        source="; ".join(
+            f"{corpus.name}: {corpus.description}" if several else corpus.description for corpus in job.corpora
+        ),
         sources=tuple(
             PreparedSource(
                 name=source.name,
@@ -147,7 +153,7 @@ def _prepared(
         held_out_documents=total(lambda source: source.held_out.documents),
         skipped_files=skipped_files,
         unigram_loss=unigram_loss(
-            train_counts=sum(one.token_counts for one in train.values()),  # type: ignore[arg-type]
+            train_counts=sum(dataset.token_counts for dataset in train.values()),  # type: ignore[arg-type]
             held_out_counts=held_out.token_counts,
         ),
     )

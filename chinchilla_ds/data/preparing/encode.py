@@ -1,7 +1,7 @@
 """Encoding: segments of text to segments of tokens, and these merged into Megatron-core's `.bin` and `.idx`.
 
-Documents stand in the order of their content hash, so the same documents give the same files however they were read.
-Merging takes one range of hashes after the other from every segment; memory does not grow with the corpus.
+Documents are ordered by content hash, so the same documents give the same files, in whatever order they were read.
+Merging processes one range of hashes at a time over all segments, so memory does not grow with the corpus.
 """
 
 import json
@@ -19,7 +19,7 @@ from chinchilla_ds.data.feeding.indexed import INDEX_CODES, INDEX_HEADER, INDEX_
 from chinchilla_ds.data.prepared import UINT16_VOCAB_SIZE
 from chinchilla_ds.data.preparing.read_stage import COUNTS_NAME
 from chinchilla_ds.data.preparing.segments import ENDS_NAME, Segment
-from chinchilla_ds.data.preparing.split import Kept, is_held_out
+from chinchilla_ds.data.preparing.split import FilteredSegment, is_held_out
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.files import save_array, whole_folder
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 BATCH_BYTES = 2**20
-"""Text encoded at a time, in about 15 times the memory: words are cut apart."""
+"""Bytes of text encoded at a time. Encoding needs about 15 times as much memory, because text is split into words."""
 
 TOKENS_NAME = "tokens.bin"
 _SIZES_NAME = "sizes.npy"
 ORIGIN_DTYPE = [("source", "<u2"), ("bytes", "<i8")]
-"""Record of a document: the place of its source in the order of their names, and its size."""
+"""Record of a document: the index of its source in the sorted names, and its size in bytes."""
 _MERGE_TOKENS = 4 * 2**20
-"""Tokens merged at a time, about; fewer would open every segment more often."""
+"""Approximate number of tokens merged at a time; with fewer, every segment is opened more often."""
 _COUNT_TOKENS = 2**18
 """Tokens counted at a time, as int64."""
 
@@ -46,7 +46,7 @@ _COUNT_TOKENS = 2**18
 class EncodeTask:
     """One segment, and its tokenizer."""
 
-    kept: Kept
+    segment: FilteredSegment
     threshold: int
     """Documents whose hash is below it are held out."""
     tokenizer: Path
@@ -60,7 +60,7 @@ def encode_segment(task: EncodeTask, /) -> None:
 
     if task.folder.exists():
         return
-    segment, keep = Segment(task.kept.segment), task.kept.keep()
+    segment, keep = Segment(task.segment.folder), task.segment.keep()
     (rows,) = np.nonzero(keep)
     tokenizer = _tokenizer(task.tokenizer)
     lengths: list[int] = []
@@ -83,8 +83,8 @@ def _fates(task: EncodeTask, *, segment: Segment, keep: "npt.NDArray[np.bool_]")
 
     sizes = segment.sizes
     exact = np.zeros_like(keep)
-    if task.kept.verdict is not None:
-        exact = ~task.kept.unique() & (np.load(task.kept.verdict / DUPLICATE_OF_NAME) == segment.hashes)
+    if task.segment.verdict is not None:
+        exact = ~task.segment.unique() & (np.load(task.segment.verdict / DUPLICATE_OF_NAME) == segment.hashes)
     held_out = keep & is_held_out(segment.hashes, threshold=task.threshold)
     masks = {"exact": exact, "near": ~keep & ~exact, "held_out": held_out, "train": keep & ~held_out}
     counts: dict[str, int] = {}
@@ -99,7 +99,7 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 
 def token_dtype(vocab_size: int) -> "np.dtype[Any]":
-    """Return how tokens are stored."""
+    """Return the type in which tokens are stored."""
     import numpy as np
 
     return np.dtype(np.uint16 if vocab_size < UINT16_VOCAB_SIZE else np.int32)
@@ -132,7 +132,7 @@ class Merged:
 
 
 def merge(task: MergeTask, /) -> Merged:
-    """Write `prefix.bin` and `prefix.idx` of the documents whose hash lies in [low, high), in the order of the hash."""
+    """Write `prefix.bin` and `prefix.idx` of the documents whose hash lies in [low, high), ordered by hash."""
     import numpy as np
 
     dtype = token_dtype(task.vocab_size)
@@ -156,19 +156,19 @@ def origins(segments_by_source: Sequence[Sequence[Path]], /, *, below: int) -> "
 
     Args:
         segments_by_source: Segments of tokens of every source; `merge` was given all of them in this order.
-        below: Where the range of hashes ends.
+        below: End of the range of hashes, exclusive.
     """
     import numpy as np
 
-    hashes, found = [], []
+    hashes, records = [], []
     for source, segments in enumerate(segments_by_source):
         for folder in segments:
             start, stop, _ = _rows(folder, 0, below)
             rows = np.empty(stop - start, dtype=ORIGIN_DTYPE)
             rows["source"], rows["bytes"] = source, np.load(folder / _SIZES_NAME)[start:stop]
             hashes.append(Segment(folder).hashes[start:stop])
-            found.append(rows)
-    return np.concatenate(found)[np.argsort(np.concatenate(hashes), kind="stable")]
+            records.append(rows)
+    return np.concatenate(records)[np.argsort(np.concatenate(hashes), kind="stable")]
 
 
 def _bound(hashes: "npt.NDArray[np.uint64]", value: int) -> int:
@@ -178,7 +178,7 @@ def _bound(hashes: "npt.NDArray[np.uint64]", value: int) -> int:
 
 
 def _rows(folder: Path, low: int, high: int) -> tuple[int, int, int]:
-    """Return the documents [start, stop) of that range of hashes, and their tokens."""
+    """Return the rows [start, stop) of the documents in a range of hashes, and the number of their tokens."""
     segment = Segment(folder)
     start, stop = _bound(segment.hashes, low), _bound(segment.hashes, high)
     return start, stop, _end(segment, stop) - _end(segment, start)
@@ -191,7 +191,7 @@ def _end(segment: Segment, row: int) -> int:
 def _merged(
     segments: Sequence[Path], low: int, high: int, *, dtype: "np.dtype[Any]"
 ) -> "tuple[npt.NDArray[np.int64], npt.NDArray[Any]]":
-    """Return lengths [documents] and tokens of one range of hashes out of all segments, in the order of the hash."""
+    """Return lengths [documents] and tokens of one range of hashes over all segments, ordered by hash."""
     import numpy as np
 
     hashes, lengths = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
@@ -213,7 +213,7 @@ def _merged(
 
 
 class _Index:
-    """Writes `prefix.idx`: lengths int32, byte offsets int64, and the documents 0 to n int64, each in its place.
+    """Writes the three arrays of `prefix.idx`: lengths (int32), byte offsets (int64), and the numbers 0 to n (int64).
 
     Source: megatron.core.datasets.indexed_dataset._IndexWriter, megatron-core 0.16.
     """
@@ -248,7 +248,7 @@ class _Index:
     def __enter__(self) -> "_Index":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         if kind is None:
             assert self._done == self._number, "every document of the range is merged"
             self._stream.seek(self._documents_at + 8 * self._number)

@@ -1,9 +1,10 @@
-"""Near duplicates of held-out documents among the training ones, searched for more closely than other duplicates.
+"""Near duplicates of held-out documents in the training set, found by a stricter search than other duplicates.
 
-The bands of a preset find a pair of Jaccard index 0.8 in some cases only, 4 of 10 for `slimpajama`: enough to thin out
-a corpus, not to keep two parts of it apart. Held-out documents are few, so each training document is compared with all
-of them in bands of `ROWS` hash values, which find a pair with probability 1 - (1 - J^ROWS)^(permutations / ROWS): for
-128 permutations 0.990 at J = 0.7 and 0.99995 at 0.8. As in deduplication, `min_similarity` of all values must agree.
+The bands of a preset find only some of the pairs with a Jaccard index of 0.8, 4 in 10 for `slimpajama`: enough to thin
+out a corpus, but not to keep two parts of it disjoint. Held-out documents are few, so each training document is
+compared with all of them in bands of `ROWS` hash values, which find a pair with probability
+1 - (1 - J^ROWS)^(permutations / ROWS): for 128 permutations 0.990 at J = 0.7 and 0.99995 at 0.8. As in deduplication, a
+share of `min_similarity` of all values must agree.
 
 The keys of the held-out documents are mapped into memory, about 500 bytes per held-out document.
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from chinchilla_ds.data.dedup.bands import MinHashConfig
 from chinchilla_ds.data.dedup.components import BAND_KEYS_NAME
 from chinchilla_ds.data.preparing.segments import Segment
-from chinchilla_ds.data.preparing.split import NEAR_NAME, Kept, is_held_out
+from chinchilla_ds.data.preparing.split import NEAR_NAME, FilteredSegment, is_held_out
 from chinchilla_ds.files import save_array, whole_folder
 
 if TYPE_CHECKING:
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 ROWS = 5
 """Hash values per band here."""
 MIN_SIMILARITY = 0.65
-"""Share of values that must agree at least, also where deduplication asks for less: one band of 5 says little."""
+"""Smallest share of values that must agree, even if deduplication requires less: a band of 5 is weak evidence."""
 _BLOCK = 1 << 14
 """Documents processed at a time."""
 _PAIRS = 1 << 16
-"""Pairs compared at a time, about."""
+"""Approximate number of pairs compared at a time."""
 _KEYS_NAME, _OWNERS_NAME, _BYTES_NAME = "keys.npy", "owners.npy", "low_bytes.npy"
 
 
@@ -40,7 +41,7 @@ _KEYS_NAME, _OWNERS_NAME, _BYTES_NAME = "keys.npy", "owners.npy", "low_bytes.npy
 class NearTask:
     """One segment, and the held-out documents with which its training documents are compared."""
 
-    kept: Kept
+    segment: FilteredSegment
     threshold: int
     """Documents whose hash is below it are held out."""
     config: MinHashConfig
@@ -50,16 +51,16 @@ class NearTask:
     """Where the result goes; if it exists, it is complete."""
 
     @property
-    def result(self) -> Kept:
+    def result(self) -> FilteredSegment:
         """The segment without the training documents that are similar to held-out ones."""
-        return dataclasses.replace(self.kept, near_held_out=self.folder)
+        return dataclasses.replace(self.segment, near_held_out=self.folder)
 
 
-def write_keys(kept: Sequence[Kept], /, *, threshold: int, config: MinHashConfig, folder: Path) -> None:
+def write_keys(segments: Sequence[FilteredSegment], /, *, threshold: int, config: MinHashConfig, folder: Path) -> None:
     """Write the keys of all held-out documents, sorted, with the document of each, and the documents' low bytes.
 
     Args:
-        kept: all segments.
+        segments: all segments.
         threshold: documents with a lower content hash are held out.
         config: gives the number of permutations.
         folder: receives the keys.
@@ -68,11 +69,11 @@ def write_keys(kept: Sequence[Kept], /, *, threshold: int, config: MinHashConfig
 
     if folder.exists():
         return
-    found = [np.zeros((0, config.num_permutations), dtype=np.uint8)]
-    for one in kept:
-        held_out = is_held_out(Segment(one.segment).hashes, threshold=threshold)
-        found.append(_low_bytes(one.segment, np.flatnonzero(held_out & one.keep()), config=config))
-    low_bytes = np.concatenate(found)
+    blocks = [np.zeros((0, config.num_permutations), dtype=np.uint8)]
+    for segment in segments:
+        held_out = is_held_out(Segment(segment.folder).hashes, threshold=threshold)
+        blocks.append(_low_bytes(segment.folder, np.flatnonzero(held_out & segment.keep()), config=config))
+    low_bytes = np.concatenate(blocks)
     keys = _keys(low_bytes)
     order = np.argsort(keys.ravel(), kind="stable")
     with whole_folder(folder) as aside:
@@ -82,18 +83,18 @@ def write_keys(kept: Sequence[Kept], /, *, threshold: int, config: MinHashConfig
 
 
 def find_near(task: NearTask, /) -> None:
-    """Write which documents of a segment are training documents like a held-out one: bool [documents]."""
+    """Write the mask of a segment's training documents that are similar to a held-out one: bool [documents]."""
     import numpy as np
 
     if task.folder.exists():
         return
-    hashes, keep = Segment(task.kept.segment).hashes, task.kept.keep()
+    hashes, keep = Segment(task.segment.folder).hashes, task.segment.keep()
     near = np.zeros_like(keep)
     rows = np.flatnonzero(keep & ~is_held_out(hashes, threshold=task.threshold))
     held_out = _HeldOut(task.keys, config=task.config)
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
-        near[block] = held_out.near(_low_bytes(task.kept.segment, block, config=task.config))
+        near[block] = held_out.near(_low_bytes(task.segment.folder, block, config=task.config))
     with whole_folder(task.folder) as aside:
         save_array(aside / NEAR_NAME, near)
 
@@ -110,7 +111,7 @@ class _HeldOut:
         self._min_agreeing = max(config.min_agreeing, math.ceil(MIN_SIMILARITY * config.num_permutations - 1e-9))
 
     def near(self, low_bytes: "npt.NDArray[np.uint8]") -> "npt.NDArray[np.bool_]":
-        """Return which of these documents, uint8 [documents, permutations], are like a held-out one: [documents]."""
+        """Return which of these documents, uint8 [documents, permutations], are similar to a held-out one."""
         import numpy as np
 
         near = np.zeros(len(low_bytes), dtype=np.bool_)

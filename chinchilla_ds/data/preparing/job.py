@@ -27,7 +27,7 @@ class Job:
 
     @property
     def result(self) -> Path:
-        """Where the complete result is before it is moved to its place."""
+        """Where the complete result is kept until it is moved to `final`."""
         return self.work / "result"
 
 

@@ -51,7 +51,7 @@ class SourceLedger:
     changed: Mapping[str, Count] = field(default_factory=dict)
     """Documents that a cleaning rule changed; one may count for several rules."""
     unchecked: Count = 0
-    """Documents with fewer words than an overlap with a benchmark has, kept unchecked; part of those below."""
+    """Documents with fewer words than an overlap with a benchmark, kept unchecked; the fields below include them."""
     edited_bytes: int
     """Bytes that cleaning removed from the other documents, less those that it added."""
     exact_duplicates: Amount
@@ -77,9 +77,9 @@ class BenchmarkLedger:
 
     texts: Count
     too_short: Count
-    """Texts with fewer words than an overlap has: they cannot be found."""
+    """Texts with fewer words than an overlap, which cannot be found."""
     words: Count
-    """Words of an overlap; in scripts without spaces: characters."""
+    """Number of words of an overlap; characters in scripts without spaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,12 @@ class Ledger:
         ledger: Ledger = build(cls, parse_json(text, where=where, error=DataError), where=where, error=DataError)
         unbalanced = [source.name for source in ledger.sources if not source.balances()]
         if unbalanced:
-            raise DataError([f"{where}: what was read of {name} is not what became of it" for name in unbalanced])
+            raise DataError(
+                [
+                    f"{where}: the counts of source {name} do not balance: read is not the sum of the rest"
+                    for name in unbalanced
+                ]
+            )
         return ledger
 
 
@@ -154,16 +159,16 @@ def source_ledger(name: str, /, *, counts: Counter[str], tokens: int) -> SourceL
 def tell_fates(counts: Mapping[str, int], /, *, cleaning: CleaningConfig) -> str:
     """Return the fates of the documents that were read, for messages: rules by name, with their settings."""
     names = {"exact": "exact duplicates", "near": "near duplicates", "held_out": "held out", "train": "kept"}
-    told = [f"of {counts.get('documents_in', 0)} documents read"]
+    fates = [f"of {counts.get('documents_in', 0)} documents read"]
     for key, value in sorted(counts.items()):
-        kind, _, rest = key.partition("/")
+        kind, _, detail = key.partition("/")
         if kind == "skipped" and value:
-            told.append(f"{value} skipped ({rest})")
-        elif kind == "dropped" and rest.endswith("/documents") and value:
-            told.append(f"{value} dropped by {cleaning.describe(rest.removesuffix('/documents'))}")
-        elif rest == "documents" and value:
-            told.append(f"{value} {names[kind]}")
-    return ", ".join(told)
+            fates.append(f"{value} skipped ({detail})")
+        elif kind == "dropped" and detail.endswith("/documents") and value:
+            fates.append(f"{value} dropped by {cleaning.describe(detail.removesuffix('/documents'))}")
+        elif detail == "documents" and value:
+            fates.append(f"{value} {names[kind]}")
+    return ", ".join(fates)
 
 
 def make_ledger(
@@ -207,8 +212,8 @@ def format_ledger(ledger: Ledger, /) -> str:
     lines = [" " * 28 + "".join(f"{source.name:>{width}}" for source in sources)]
     for label, cells in _rows(sources):
         lines.append(f"{label:<28}" + "".join(f"{cell:>{width}}" for cell in cells))
-    if (found := ledger.benchmarks) is not None:
-        lines += ["", f"benchmarks    {found.texts} texts; {_too_short(found)}"]
+    if (benchmarks := ledger.benchmarks) is not None:
+        lines += ["", f"benchmarks    {benchmarks.texts} texts; {_too_short(benchmarks)}"]
     lines += [
         "",
         f"held out      {format_count(ledger.held_out_tokens)} tokens",
@@ -222,7 +227,7 @@ def format_ledger(ledger: Ledger, /) -> str:
 
 def _too_short(benchmarks: BenchmarkLedger) -> str:
     if not benchmarks.too_short:
-        return f"runs of {benchmarks.words} words were looked for"
+        return f"searched for runs of {benchmarks.words} words"
     return (
         f"{benchmarks.too_short} of them cannot be found: they have fewer than {benchmarks.words} words (in scripts"
         " without spaces: characters)"
@@ -235,7 +240,7 @@ def _rows(sources: Sequence[SourceLedger]) -> Iterator[tuple[str, list[str]]]:
         yield f"- skipped: {kind}", [_cell(Amount(documents=source.skipped.get(kind, 0))) for source in sources]
     for rule in sorted({rule for source in sources for rule in source.dropped}):
         yield f"- dropped: {rule}", [_cell(source.dropped.get(rule, Amount())) for source in sources]
-    yield "- taken out by cleaning", [format_bytes(source.edited_bytes) for source in sources]
+    yield "- removed by cleaning", [format_bytes(source.edited_bytes) for source in sources]
     yield "- exact duplicates", [_cell(source.exact_duplicates) for source in sources]
     yield "- near duplicates", [_cell(source.near_duplicates) for source in sources]
     yield "- held out", [_cell(source.held_out) for source in sources]
@@ -254,8 +259,8 @@ def _cell(amount: Amount) -> str:
 def _total(sources: Sequence[SourceLedger]) -> SourceLedger:
     def summed(maps: Iterator[Mapping[str, int]]) -> dict[str, int]:
         total = Counter[str]()
-        for one in maps:
-            total.update(one)
+        for counts in maps:
+            total.update(counts)
         return dict(total)
 
     dropped: dict[str, Amount] = {}

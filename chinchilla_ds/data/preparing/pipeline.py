@@ -1,7 +1,7 @@
 """Text in, tokenised corpus out: read and clean, find duplicates, train a tokenizer, encode, write.
 
-Everything is built in a work folder beside the result and moved to its place when complete, so that what has the name
-is complete. Each stage leaves complete pieces in the work folder, from which a killed preparation resumes.
+Everything is built in a work folder beside the result, which is renamed when complete, so that a folder with the final
+name is never partial. Each stage leaves complete pieces in the work folder, from which a killed preparation resumes.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from chinchilla_ds.data.preparing.ledger import tell_fates
 from chinchilla_ds.data.preparing.read_stage import ReadTask, messages, read_shard_or_problems, read_tasks
 from chinchilla_ds.data.preparing.recipe import Recipe, find_sources
 from chinchilla_ds.data.preparing.segments import segments_of
-from chinchilla_ds.data.preparing.split import Kept, held_out_threshold, tokenizer_sample
+from chinchilla_ds.data.preparing.split import FilteredSegment, held_out_threshold, tokenizer_sample
 from chinchilla_ds.data.reading.sources import Corpus, Progress, identities, raise_problems
 from chinchilla_ds.data.tokenizing.sentencepiece_json import check_exportable
 from chinchilla_ds.data.tokenizing.tokenizer import Tokenizer, train_tokenizer
@@ -41,7 +41,7 @@ from chinchilla_ds.structured import read_json
 
 KEY_NAME = "key"
 _BYTES_PER_TOKEN = 4
-"""A guess, to choose the vocabulary by the budget that the corpus serves."""
+"""An estimate for choosing the vocabulary by the budget that the corpus serves."""
 
 
 def prepare_recipe(
@@ -60,14 +60,14 @@ def prepare_recipe(
     Args:
         recipe: The text and its processing.
         folder: Becomes the prepared folder; the work folder is beside it until then.
-        corpora: What `find_sources` has found for the recipe; None looks for it.
-        num_workers: Processes; None is the cores of this process.
+        corpora: The result of `find_sources(recipe)`; None calls it.
+        num_workers: Number of worker processes; None: one per core available to this process.
         progress: Receives the progress of each stage.
 
     Raises:
-        DataError: the text is missing, unreadable, or too small; every problem found is listed. Nothing is left.
-        OutputError: `folder` cannot be written, or holds something else. Whole pieces are left in the work folder.
-        WorkerError: a worker process was killed. Whole pieces are left in the work folder.
+        DataError: the text is missing, unreadable, or too small; all problems are listed. No files are left behind.
+        OutputError: `folder` cannot be written, or holds something else. Complete pieces stay in the work folder.
+        WorkerError: a worker process was killed. Complete pieces stay in the work folder.
     """
     corpora = find_sources(recipe) if corpora is None else corpora
     key = content_key(corpora, recipe)
@@ -88,7 +88,7 @@ def prepare_recipe(
 
 
 def content_key(corpora: Sequence[Corpus], recipe: Recipe) -> str:
-    """Return a key over all that decides the result: files, settings, versions."""
+    """Return a key of everything that determines the result: files, settings, versions."""
     files = [
         [corpus.name, corpus.text_field, corpus.weight, corpus.max_epochs]
         + [
@@ -124,14 +124,14 @@ def _stamp(path: Path) -> list[Any]:
 
 
 def _is_done(job: Job) -> bool:
-    """Return whether the result is there; it is an error if anything else is."""
+    """Return whether the result exists; anything else in its place is an error."""
     if not is_prepared(job.final):
         if job.final.is_dir() and any(job.final.iterdir()):
             raise OutputError(f"{job.final} holds other files; name a new folder")
         return False
-    inputs = job.final / INPUTS_NAME
-    found = read_json(inputs, what="the list of inputs", error=DataError) if inputs.is_file() else None
-    if not isinstance(found, dict) or found.get("key") != job.key:
+    path = job.final / INPUTS_NAME
+    inputs = read_json(path, what="the list of inputs", error=DataError) if path.is_file() else None
+    if not isinstance(inputs, dict) or inputs.get("key") != job.key:
         raise OutputError(
             f"{job.final} holds data prepared from other text or with other settings; remove it, or name a new folder"
         )
@@ -143,7 +143,7 @@ def _build_in_place(job: Job) -> None:
     made = [folder for folder in (job.final.parent, *job.final.parent.parents) if not folder.exists()]
     try:
         job.final.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(job.work, progress=job.progress), job.workers:
+        with _locked(job.work), job.workers:
             if _is_done(job):  # another process was first
                 return
             _clear_unless(job.work, key=job.key)
@@ -158,25 +158,24 @@ def _build_in_place(job: Job) -> None:
             with suppress(OSError):  # it holds something, or was never made
                 folder.rmdir()
         raise
-    except BrokenPipeError:  # not the disk: who reads the progress has gone
+    except BrokenPipeError:  # not the disk: the reader of the progress has closed the pipe
         raise
     except OSError as error:
-        left = f"; what is whole is kept in {job.work} for the next try" if job.work.is_dir() else ""
+        left = f"; complete pieces are kept in {job.work} for the next attempt" if job.work.is_dir() else ""
         raise OutputError(f"cannot write prepared data to {job.final.parent}: {reason(error)}{left}") from None
 
 
 @contextmanager
-def _locked(work: Path, *, progress: Progress) -> Iterator[None]:
-    """Hold the work folder against other processes; the lock ends with the process."""
+def _locked(work: Path) -> Iterator[None]:
+    """Lock the work folder against other processes; the lock is released when the process exits."""
     while True:
         work.mkdir(exist_ok=True)
         descriptor = os.open(work, os.O_RDONLY)
         try:
             with suppress(OSError):  # a file system without locks: exclusion is up to the user
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if work.is_dir() and os.path.samestat(
-                os.fstat(descriptor), work.stat()
-            ):  # otherwise removed in the meantime
+            # otherwise another process has removed the folder in the meantime
+            if work.is_dir() and os.path.samestat(os.fstat(descriptor), work.stat()):
                 yield
                 return
         finally:
@@ -184,11 +183,11 @@ def _locked(work: Path, *, progress: Progress) -> Iterator[None]:
 
 
 def _clear_unless(work: Path, *, key: str) -> None:
-    """Empty the work folder unless it holds the beginnings of the same result."""
+    """Empty the work folder unless its files belong to the same result."""
     path = work / KEY_NAME
     if not path.is_file() or path.read_text(encoding="utf-8") != key:
-        for found in work.iterdir():
-            shutil.rmtree(found) if found.is_dir() else found.unlink()
+        for entry in work.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         write_durably(path, key)
     remove_asides(work)
 
@@ -197,9 +196,9 @@ def _build(job: Job) -> None:
     shards = _read(job)
     counts = read_counts([path for folders in shards.values() for path in folders])
     fates = tell_fates(counts, cleaning=job.recipe.cleaning)
-    threshold, kept = _hold_out(job, _find_duplicates(job, shards), fates=fates)
-    tokenizer = _tokenizer(job, kept, threshold=threshold)
-    encoded = _encode(job, kept, tokenizer=tokenizer, threshold=threshold)
+    threshold, sources = _hold_out(job, _find_duplicates(job, shards), fates=fates)
+    tokenizer = _tokenizer(job, sources, threshold=threshold)
+    encoded = _encode(job, sources, tokenizer=tokenizer, threshold=threshold)
     with whole_folder(job.result) as folder:
         write(job, shards=shards, encoded=encoded, threshold=threshold, tokenizer=tokenizer, folder=folder)
 
@@ -219,8 +218,8 @@ def _read(job: Job) -> dict[str, list[Path]]:
     )
     (job.work / "shards").mkdir(exist_ok=True)
     results = run_tasks(job, read_shard_or_problems, tasks, stage="reading and cleaning", size=_task_bytes)
-    found = {task.folder: problems for task, problems in results}
-    raise_problems(messages(problem for task in tasks for problem in found[task.folder]))
+    problems_of = {task.folder: problems for task, problems in results}
+    raise_problems(messages(problem for task in tasks for problem in problems_of[task.folder]))
     shards = {
         corpus.name: [task.folder for task in tasks if task.source == source]
         for source, corpus in enumerate(job.corpora)
@@ -231,18 +230,18 @@ def _read(job: Job) -> dict[str, list[Path]]:
 
 
 def _nothing_left(name: str, shards: Sequence[Path], *, cleaning: CleaningConfig) -> str:
-    """Return the fates of the records of a source without remaining ones."""
-    told = tell_fates(read_counts(shards), cleaning=cleaning)
-    strict = "; without `on_error=skip` each is reported with its place" if " skipped (" in told else ""
-    return f"source {name} has no training document: {told}{strict}"
+    """Return the problem of a source of which no document is left, with the fates of its records."""
+    fates = tell_fates(read_counts(shards), cleaning=cleaning)
+    strict = "; without `on_error=skip` each is reported with its place" if " skipped (" in fates else ""
+    return f"source {name} has no training document: {fates}{strict}"
 
 
 def _task_bytes(task: ReadTask) -> float:
     return task.num_bytes + 1
 
 
-def _find_duplicates(job: Job, shards: dict[str, list[Path]]) -> dict[str, list[Kept]]:
-    """Return the segments of each source with the verdict on their documents."""
+def _find_duplicates(job: Job, shards: dict[str, list[Path]]) -> dict[str, list[FilteredSegment]]:
+    """Return the segments of each source with the verdicts on their documents."""
     segments = {name: segments_of(folders) for name, folders in shards.items()}
     flat = [path for folders in segments.values() for path in folders]
     verdicts: dict[Path, Path] = {}
@@ -256,44 +255,49 @@ def _find_duplicates(job: Job, shards: dict[str, list[Path]]) -> dict[str, list[
         )
         verdicts = dict(zip(flat, folders, strict=True))
     return {
-        name: [Kept(segment=path, verdict=verdicts.get(path)) for path in folders] for name, folders in segments.items()
+        name: [FilteredSegment(folder=path, verdict=verdicts.get(path)) for path in folders]
+        for name, folders in segments.items()
     }
 
 
-def _hold_out(job: Job, kept: dict[str, list[Kept]], *, fates: str) -> tuple[int, dict[str, list[Kept]]]:
+def _hold_out(
+    job: Job, sources: dict[str, list[FilteredSegment]], *, fates: str
+) -> tuple[int, dict[str, list[FilteredSegment]]]:
     """Return the hash below which documents are held out, and the segments without similar training documents."""
     stage, folder, config = "holding out", job.work / "held_out", job.recipe.minhash
     job.progress(stage, 0.0)
-    flat = [one for segments in kept.values() for one in segments]
+    flat = [segment for segments in sources.values() for segment in segments]
     threshold = held_out_threshold(flat, held_out_fraction=job.recipe.held_out_fraction, fates=fates)
     if not (job.recipe.dedup and config):
         job.progress(stage, 1.0)
-        return threshold, kept
+        return threshold, sources
     folder.mkdir(exist_ok=True)
     write_keys(flat, threshold=threshold, config=config, folder=folder / "keys")
     tasks = {
         name: [
             NearTask(
-                kept=one,
+                segment=segment,
                 threshold=threshold,
                 config=config,
                 keys=folder / "keys",
-                folder=folder / f"{one.segment.parent.name}-{one.segment.name}",
+                folder=folder / f"{segment.folder.parent.name}-{segment.folder.name}",
             )
-            for one in segments
+            for segment in segments
         ]
-        for name, segments in kept.items()
+        for name, segments in sources.items()
     }
-    run_tasks(job, find_near, [task for found in tasks.values() for task in found], stage=stage, size=lambda task: 1.0)
-    return threshold, {name: [task.result for task in found] for name, found in tasks.items()}
+    run_tasks(
+        job, find_near, [task for of_source in tasks.values() for task in of_source], stage=stage, size=lambda task: 1.0
+    )
+    return threshold, {name: [task.result for task in of_source] for name, of_source in tasks.items()}
 
 
-def _tokenizer(job: Job, kept: dict[str, list[Kept]], *, threshold: int) -> Path:
-    """Return where the tokenizer is."""
+def _tokenizer(job: Job, sources: dict[str, list[FilteredSegment]], *, threshold: int) -> Path:
+    """Train the tokenizer, or copy the given one, and return its path."""
     stage, folder = "training the tokenizer", job.work / "tokenizer"
     job.progress(stage, 0.0)
     if not folder.exists():
-        flat = [one for segments in kept.values() for one in segments]
+        flat = [segment for segments in sources.values() for segment in segments]
         with whole_folder(folder) as aside:
             tokenizer = _make_tokenizer(job, flat, threshold=threshold)
             check_exportable(tokenizer)
@@ -303,25 +307,27 @@ def _tokenizer(job: Job, kept: dict[str, list[Kept]], *, threshold: int) -> Path
     return path
 
 
-def _make_tokenizer(job: Job, kept: Sequence[Kept], *, threshold: int) -> Tokenizer:
+def _make_tokenizer(job: Job, segments: Sequence[FilteredSegment], *, threshold: int) -> Tokenizer:
     if job.recipe.tokenizer is not None:
         return Tokenizer.load(job.recipe.tokenizer, trusted=True)
-    num_bytes = sum(int(one.hashes_and_sizes()[1].sum()) for one in kept)
+    num_bytes = sum(int(segment.hashes_and_sizes()[1].sum()) for segment in segments)
     vocab_size = job.recipe.vocab_size or choose_vocab_size(
         compute_budget_flops=get_law(DEFAULT_LAW).budget_for_tokens(num_tokens=num_bytes / _BYTES_PER_TOKEN)
     )
-    return train_tokenizer(tokenizer_sample(kept, threshold=threshold, seed=job.recipe.seed), vocab_size=vocab_size)
+    return train_tokenizer(tokenizer_sample(segments, threshold=threshold, seed=job.recipe.seed), vocab_size=vocab_size)
 
 
-def _encode(job: Job, kept: dict[str, list[Kept]], *, tokenizer: Path, threshold: int) -> dict[str, list[Path]]:
+def _encode(
+    job: Job, sources: dict[str, list[FilteredSegment]], *, tokenizer: Path, threshold: int
+) -> dict[str, list[Path]]:
     """Encode all segments; return the encoded ones of each source."""
     (job.work / "encoded").mkdir(exist_ok=True)
-    tasks: dict[str, list[EncodeTask]] = {name: [] for name in kept}
-    for name, segments in kept.items():
-        for one in segments:
-            folder = job.work / "encoded" / f"{one.segment.parent.name}-{one.segment.name}"
-            task = EncodeTask(kept=one, threshold=threshold, tokenizer=tokenizer, folder=folder)
+    tasks: dict[str, list[EncodeTask]] = {name: [] for name in sources}
+    for name, segments in sources.items():
+        for segment in segments:
+            folder = job.work / "encoded" / f"{segment.folder.parent.name}-{segment.folder.name}"
+            task = EncodeTask(segment=segment, threshold=threshold, tokenizer=tokenizer, folder=folder)
             tasks[name].append(task)
-    flat = [task for found in tasks.values() for task in found]
+    flat = [task for of_source in tasks.values() for task in of_source]
     run_tasks(job, encode_segment, flat, stage="encoding", size=lambda task: 1.0)
-    return {name: [task.folder for task in found] for name, found in tasks.items()}
+    return {name: [task.folder for task in of_source] for name, of_source in tasks.items()}

@@ -23,7 +23,7 @@ EMPTY = "empty"
 CONTAMINATED = "benchmark_overlap"
 """The rule that drops documents which share text with a benchmark."""
 MENDED = "half_surrogates"
-"""What changed documents in which halves of surrogate pairs became U+FFFD."""
+"""The name under which documents are counted in which halves of surrogate pairs became U+FFFD."""
 UNCHECKED = "unchecked"
 """The count of kept documents with too few words to compare with benchmarks."""
 
@@ -40,7 +40,7 @@ class ReadTask:
     """Where the shard goes; if it exists, it is complete."""
     parts: tuple[Part, ...]
     source: int
-    """Its place among the sorted names."""
+    """Index of the source in the sorted names."""
     cleaning: CleaningConfig
     minhash: MinHashConfig | None
     decontaminate: tuple[Path, ...]
@@ -50,7 +50,7 @@ class ReadTask:
 
     @property
     def num_bytes(self) -> int:
-        """Size on disk of what is read, about."""
+        """Approximate size on disk of the parts, bytes."""
         return sum(part.num_bytes for part in self.parts)
 
 
@@ -105,14 +105,14 @@ def _parts(corpus: Corpus, *, part_bytes: int, problems: list[str], skip_problem
         try:
             yield from parts_of(file, text_field=corpus.text_field, part_bytes=part_bytes)
         except DataError as error:
-            if skip_problems:  # the worker finds the same, and counts it
+            if skip_problems:  # the worker meets the same problem, and counts it
                 yield Part(file=file, text_field=corpus.text_field, num_bytes=file.num_bytes)
             else:
                 problems.extend(error.problems)
 
 
 def _groups(parts: Sequence[Part], *, part_bytes: int) -> Iterator[tuple[Part, ...]]:
-    """Put small neighbours together."""
+    """Yield groups of neighbouring parts of about `part_bytes`."""
     group: list[Part] = []
     size = 0
     for part in parts:
@@ -147,29 +147,29 @@ def read_shard(task: ReadTask, /) -> list[Problem]:
 class _ShardError(Exception):
     """Problems of one shard; its folder is removed."""
 
-    def __init__(self, found: Sequence[Problem]) -> None:
-        self.found = found
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = problems
         super().__init__()
 
 
 def read_shard_or_problems(task: ReadTask, /) -> list[Problem]:
-    """Do what `read_shard` does, and return its problems, so that those of all shards can be reported together."""
+    """Run `read_shard` and return its problems, so that those of all shards can be reported together."""
     try:
         return read_shard(task)
     except _ShardError as error:
-        return list(error.found)
+        return list(error.problems)
 
 
 def messages(problems: Iterable[Problem], /) -> list[str]:
-    """Return the problems' messages; of those about a whole file, such as its encoding, the first."""
+    """Return the problems' messages; of several about a whole file, such as its encoding, only the first."""
     seen: set[str] = set()
-    found = []
+    texts = []
     for problem in problems:
         if problem.of_file is None or problem.of_file not in seen:
-            found.append(problem.message)
+            texts.append(problem.message)
         if problem.of_file is not None:
             seen.add(problem.of_file)
-    return found
+    return texts
 
 
 @lru_cache(maxsize=1)

@@ -33,14 +33,14 @@ class SourceRecipe:
     weight: float | None = None
     """Share of the training samples."""
     max_epochs: float | None = None
-    """How often a run may read it. Given for all sources, and no weights: UniMax chooses the shares."""
+    """Largest number of passes of a run over it. If all sources have one and no weights, UniMax chooses the shares."""
     where: str = ""
-    """File and place in it, for messages."""
+    """File and position in it, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides the bytes of a prepared corpus, next to the text itself."""
+    """Everything that determines the bytes of a prepared corpus, apart from the text itself."""
 
     sources: tuple[SourceRecipe, ...] = (SourceRecipe(),)
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
@@ -51,7 +51,7 @@ class Recipe:
     held_out_fraction: float = DataConfig().held_out_fraction
     """Share of the bytes kept out of training, by document."""
     vocab_size: int | None = None
-    """Pieces of the tokenizer to train; None chooses by the size of the corpus."""
+    """Number of pieces of the tokenizer to train; None chooses by the size of the corpus."""
     tokenizer: Path | None = None
     """A tokenizer to use instead: a SentencePiece model or the folder of a Hugging Face tokenizer."""
     decontaminate: tuple[Path, ...] = ()
@@ -63,24 +63,24 @@ class Recipe:
 
 
 def find_sources(recipe: Recipe, /) -> tuple[Corpus, ...]:
-    """Return the files of every source, in the order of their names; nothing is read yet.
+    """Return the files of every source, sorted by the sources' names; nothing is read yet.
 
     Raises:
-        DataError: invalid settings, and files that are missing, empty or of an unknown type, all of them.
+        DataError: invalid settings, and files that are missing, empty or of an unknown type; all are listed.
     """
     problems = list(_problems(recipe))
-    found: list[Corpus] = []
+    corpora: list[Corpus] = []
     for source in sorted(recipe.sources, key=lambda source: source.name):
         try:
             corpus = find_source(
                 source.paths, text_field=source.text_field, name=source.name, keep_empty=recipe.skip_problems
             )
-            found.append(dataclasses.replace(corpus, weight=source.weight, max_epochs=source.max_epochs))
+            corpora.append(dataclasses.replace(corpus, weight=source.weight, max_epochs=source.max_epochs))
         except DataError as error:
             problems.extend(f"{source.where}: {problem}" if source.where else problem for problem in error.problems)
     if problems:
         raise DataError(problems)
-    return tuple(found)
+    return tuple(corpora)
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
@@ -105,31 +105,31 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if problem := held_out_problem(recipe.held_out_fraction, name="held_out_fraction"):
         yield problem
     if recipe.vocab_size is not None and recipe.tokenizer is not None:
-        yield f"vocab_size ({recipe.vocab_size}) beside tokenizer ({recipe.tokenizer}), which fixes it: drop one"
+        yield f"vocab_size ({recipe.vocab_size}) and tokenizer ({recipe.tokenizer}) both fix the vocabulary: drop one"
     if recipe.vocab_size is not None and recipe.vocab_size < MIN_VOCAB_SIZE:
         yield f"vocab_size is {recipe.vocab_size} pieces; byte fallback needs at least {MIN_VOCAB_SIZE}"
 
 
 def dedup_of(name: str, /) -> tuple[bool, MinHashConfig | None]:
-    """Return whether duplicates are removed, and how near ones are found, of a preset's name, `exact` or `none`.
+    """Return whether duplicates are removed, and how near ones are found, for a preset's name, `exact` or `none`.
 
     Raises:
         ConfigError: there is no such preset.
     """
     if name not in DEDUP_NAMES:
-        raise ConfigError(f"dedup {name!r} is none of {', '.join(DEDUP_NAMES)}{did_you_mean(name, DEDUP_NAMES)}")
+        raise ConfigError(f"dedup {name!r} is not one of {', '.join(DEDUP_NAMES)}{did_you_mean(name, DEDUP_NAMES)}")
     return name != NO_DEDUP, PRESETS.get(name)
 
 
 def rules_of(names: Sequence[str], /) -> CleaningConfig:
-    """Return the cleaning with these rules on.
+    """Return the cleaning configuration with these rules on.
 
     Raises:
         ConfigError: lists the names that are not rules.
     """
     known = [rule.value for rule in Rule]
     problems = [
-        f"cleaning rule {name!r} is none of {', '.join(known)}{did_you_mean(name, known)}"
+        f"cleaning rule {name!r} is not one of {', '.join(known)}{did_you_mean(name, known)}"
         for name in names
         if name not in known
     ]
@@ -182,10 +182,10 @@ class _RecipeEntry:
 
 
 def load_recipe(path: Path, /) -> RecipeFile:
-    """Read a recipe; relative paths in it count from the working directory.
+    """Read a recipe; relative paths in it are relative to the working directory.
 
     Raises:
-        ConfigError: unreadable, not YAML, or unknown, repeated or mistyped fields, all of them.
+        ConfigError: unreadable, not YAML, or unknown, repeated or mistyped fields; all are listed.
     """
     where = f"recipe {path}"
     tree = read_yaml(path, what="recipe")
@@ -233,7 +233,7 @@ def _recipe(entry: _RecipeEntry, *, dedup: tuple[bool, MinHashConfig | None], pa
 
 
 def _dedup(value: Any, *, where: str) -> tuple[bool, MinHashConfig | None]:
-    """Return what a preset's name or a mapping of MinHash's sizes says."""
+    """Return the deduplication that a preset's name or a mapping of MinHash settings selects."""
     try:
         return dedup_of(value) if isinstance(value, str) else (True, build(MinHashConfig, value, where="dedup"))
     except ConfigError as error:
@@ -241,15 +241,15 @@ def _dedup(value: Any, *, where: str) -> tuple[bool, MinHashConfig | None]:
 
 
 def _listed(tree: Any) -> Any:
-    """Return the tree without `dedup` and with lists where one text may stand for a list of one."""
+    """Return the tree without `dedup`, and with a list wherever a single string is accepted in place of a list."""
     if not isinstance(tree, dict):
         return tree
-    found = {name: value for name, value in tree.items() if name != "dedup"}
-    if isinstance(sources := found.get("sources"), list):
-        found["sources"] = [_as_list(one, "paths") if isinstance(one, dict) else one for one in sources]
-    if isinstance(cleaning := found.get("cleaning"), dict):
-        found["cleaning"] = _as_list(cleaning, "rules")
-    return _as_list(found, "decontaminate")
+    listed = {name: value for name, value in tree.items() if name != "dedup"}
+    if isinstance(sources := listed.get("sources"), list):
+        listed["sources"] = [_as_list(source, "paths") if isinstance(source, dict) else source for source in sources]
+    if isinstance(cleaning := listed.get("cleaning"), dict):
+        listed["cleaning"] = _as_list(cleaning, "rules")
+    return _as_list(listed, "decontaminate")
 
 
 def _as_list(entry: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Segments: cleaned documents on disk in the order of their content hash, with what the later stages ask of them.
+"""Segments: cleaned documents on disk, ordered by content hash, with the arrays that later stages need.
 
-The order makes the prepared corpus independent of how the input was ordered and cut: segments are merged by hash.
+Segments are merged by hash, so the prepared corpus does not depend on how the input was ordered and split.
 
 ```
 content_hash.npy   uint64 [documents], ascending
-ends.npy           int64 [documents], where each document ends in text.bin, bytes
+ends.npy           int64 [documents], end of each document in text.bin, bytes
 text.bin           UTF-8
 source.npy         uint16 [documents]
 band_keys.npy      uint64 [documents, bands], for near duplicates
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ENDS_NAME = "ends.npy"
 TEXT_NAME = "text.bin"
 _SIGN_BYTES = 2**20
-"""Text that is signed at a time."""
+"""Bytes of text whose signatures are computed at a time."""
 
 
 def document_hash(document: bytes) -> int:
@@ -43,7 +43,7 @@ class SegmentWriter:
 
         Args:
             folder: receives the segments.
-            source: place of the source among the sorted names.
+            source: index of the source in the sorted names.
             minhash: how near duplicates are found; None: only exact ones.
             segment_bytes: size of a segment, bytes of text.
         """

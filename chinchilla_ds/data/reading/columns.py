@@ -1,4 +1,4 @@
-"""Rows of tables: Parquet, folders that `datasets` wrote, and data sets of the hub."""
+"""Rows of tables: Parquet, folders written by `datasets`, and data sets on the hub."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,7 @@
-"""Rows of CSV: one bad row costs only that row.
+"""Rows of CSV: a bad row does not affect the others.
 
-Python's reader stops at a wrong quote, and a quote that is never closed swallows all following rows. So the lines of
-the current row are kept, and if it turns out bad, reading restarts at its second line.
+Python's reader stops at a misplaced quote, and a quote that is never closed swallows all following rows. So the lines
+of the current row are kept, and if the row is invalid, reading restarts at its second line.
 """
 
 import csv
@@ -39,7 +39,7 @@ class _Lines:
         self.number = 0
         """Number of lines read."""
         self.torn_until = 0
-        """The last line of a supposed row that turned out bad; its lines may be remains of rows."""
+        """The last line of a row that was invalid; lines up to it may be remainders of rows."""
         self._again: deque[_Line] = deque()
         self.row: list[_Line] = []
         """Lines of the current row read so far."""
@@ -97,7 +97,7 @@ def read_csv(part: Part) -> Documents:
             if isinstance(row, Problem):
                 yield row
             elif len(row) != len(header):
-                message = f"{path}:{feed.row[0].number} has {len(row)} fields and the header {len(header)}"
+                message = f"{path}:{feed.row[0].number} has {len(row)} fields; the header has {len(header)}"
                 yield Problem(kind="not CSV", message=message)
             else:
                 yield text_of(row[column], where=f"{path}:{feed.row[0].number}", text_field=part.text_field)

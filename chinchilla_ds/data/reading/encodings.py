@@ -15,15 +15,15 @@ _BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF
 _HEAD_BYTES = 2**12
 _SAMPLE_BYTES = 2**18
 _GUESS_BYTES = 2**12
-"""Bytes of text that are given to the detection."""
+"""Bytes of text that are passed to the detector."""
 _MIN_EVIDENCE_BYTES = 8
 """Fewer bytes that are not UTF-8 count as stray."""
 _MOST_CHARACTER_BYTES = 4
 _MAX_NUL_SHARE = 0.1
 _UNICODE = ("utf_8", "utf_7", "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le")
-"""Not guessed: they begin with a byte-order mark or hold NUL bytes."""
+"""Never guessed: such files begin with a byte-order mark or contain NUL bytes."""
 _COMMON = ("euc_jp",)
-"""Preferred to a wider encoding with the same bytes that iconv may not support."""
+"""Preferred to a larger encoding that contains them, which iconv may not support."""
 
 
 class NotTextError(Exception):
@@ -38,7 +38,7 @@ def open_text(path: Path, /) -> io.BufferedReader:
     """Open a file of UTF-8 text for reading, unpacked, positioned after its byte-order mark.
 
     Raises:
-        NotTextError: it starts like a file of another kind.
+        NotTextError: its first bytes are those of another kind of file.
         ArchiveError, OSError: as `open_bytes`.
     """
     stream = open_bytes(path)
@@ -74,12 +74,12 @@ def _head_problem(head: bytes, *, path: Path) -> Problem | None:
 def utf8_problem(document: bytes, *, where: str, path: Path, offset: int = 0) -> Problem | None:
     """Return the problem of bytes that should be UTF-8, or None.
 
-    A file in another encoding is one problem; in a file that is otherwise UTF-8, each stray byte is one.
+    A file in another encoding is a single problem; in a file that is otherwise UTF-8, each stray byte is one.
 
     Args:
         document: The bytes.
         where: The start of the message.
-        path: The file that they are from.
+        path: The file that contains them.
         offset: Their offset in the file, bytes, for the message.
     """
     try:
@@ -121,14 +121,16 @@ def _guess(sample: bytes) -> str | None:
     """Return the likely encoding, by iconv's name."""
     import charset_normalizer
 
-    tried = (sample[: _GUESS_BYTES - cut] for cut in range(_MOST_CHARACTER_BYTES))  # not within a character
+    tried = (
+        sample[: _GUESS_BYTES - cut] for cut in range(_MOST_CHARACTER_BYTES)
+    )  # so that one does not end within a character
     matches = (
         charset_normalizer.from_bytes(part, cp_exclusion=list(_UNICODE), enable_fallback=False) for part in tried
     )
-    found = next((best for match in matches if (best := match.best()) is not None), None)
-    if found is None:
+    best_match = next((best for match in matches if (best := match.best()) is not None), None)
+    if best_match is None:
         return None
-    name = next((name for name in _COMMON if name in found.could_be_from_charset), found.encoding)
+    name = next((name for name in _COMMON if name in best_match.could_be_from_charset), best_match.encoding)
     return str(name).upper().replace("_", "-")
 
 

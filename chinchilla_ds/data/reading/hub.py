@@ -27,7 +27,7 @@ class HubName(NamedTuple):
 
 
 def parse_hub_name(text: str, /) -> HubName:
-    """Read hf://org/name[:config][@split].
+    """Parse hf://org/name[:config][@split].
 
     Raises:
         DataError: it has another form.
@@ -75,7 +75,7 @@ def hub_texts(file: SourceFile, /, *, text_field: str, start: int, stop: int | N
 
 
 def saved_rows(file: SourceFile, /) -> int:
-    """Return the rows of an Arrow folder.
+    """Return the number of rows of an Arrow folder.
 
     Raises:
         DataError: it cannot be opened.
@@ -102,7 +102,7 @@ def saved_texts(file: SourceFile, /, *, text_field: str, start: int, stop: int |
     for first in range(start, last, _ROWS):
         try:
             rows = saved[first : min(first + _ROWS, last)][text_field]
-        except Exception as error:  # of any underlying library
+        except Exception as error:  # from any underlying library
             raise _unreadable(f"{file.path} beyond row {first}", error) from None
         yield from enumerate(rows, start=first + 1)
 

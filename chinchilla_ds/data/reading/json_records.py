@@ -1,6 +1,6 @@
 """Records of JSON: the lines of JSONL, or the objects of a `.json` file, which may be one array, one object, or lines.
 
-An array is read record by record, so that its size does not matter. One bad record costs only that record: reading
+An array is read record by record, so its size does not matter. A bad record does not affect the others: reading
 continues after it, even if a quote is missing and the following records do not end where they seem to.
 """
 
@@ -24,9 +24,9 @@ def read_jsonl(part: Part) -> Documents:
     """Yield the text field of every line."""
     path, number = part.file.path, 0
     with open_bytes(path) if part.start else open_text(path) as stream:
-        found = lines(stream, start=part.start, stop=part.stop, max_bytes=parts.MAX_RECORD_BYTES)
+        numbered = lines(stream, start=part.start, stop=part.stop, max_bytes=parts.MAX_RECORD_BYTES)
         try:
-            for number, line in found:
+            for number, line in numbered:
                 if line is None:
                     yield too_long(_line_place(part, number), "line")
                     continue
@@ -105,7 +105,7 @@ def read_json_file(part: Part) -> Documents:
 
 
 def holds_lines(path: Path, /) -> bool:
-    """Return whether a `.json` file holds one object per line: whether one of its first two lines is an object.
+    """Return whether a `.json` file holds one object per line, judged by its first two lines.
 
     Raises:
         ArchiveError: its first lines cannot be unpacked.
@@ -140,7 +140,7 @@ class JsonScanner:
 
     def __init__(self, stream: io.BufferedReader, *, text_field: str) -> None:
         self.line = 1
-        """Offset of the record returned last."""
+        """Line at which the record returned last starts."""
         self.num_open_arrays = 0
         """Number of open arrays."""
         self._stream = stream
@@ -170,7 +170,7 @@ class JsonScanner:
                 yield record
 
     def _fill(self) -> bool:
-        """Read as much again as is buffered, so that rescanning stays linear in the size."""
+        """Double the buffer, so that rescanning stays linear in the size; return whether there was more."""
         chunk = self._stream.read(max(_CHUNK_BYTES, len(self._buffer)))
         self._buffer += chunk
         return bool(chunk)
@@ -195,21 +195,21 @@ class JsonScanner:
         """Return the end of the record; beyond the limit if it is longer."""
         position, depth = 0, 0
         while position <= parts.MAX_RECORD_BYTES:
-            found = _OUTSIDE.search(self._buffer, position)
-            if found is not None and found[0] == b'"':
-                position, found = found.start(), _STRING.match(self._buffer, found.start())
-                if found is not None:
-                    position = found.end()
+            mark = _OUTSIDE.search(self._buffer, position)
+            if mark is not None and mark[0] == b'"':
+                position, mark = mark.start(), _STRING.match(self._buffer, mark.start())
+                if mark is not None:
+                    position = mark.end()
                     continue
-            if found is None:
+            if mark is None:
                 if len(self._buffer) <= parts.MAX_RECORD_BYTES and self._fill():
                     continue
                 return len(self._buffer)
-            if not depth and found[0] in b",]":
-                return found.start()
-            depth += (found[0] in b"[{") - (found[0] in b"]}")
-            position = found.end()
-            if not depth and found[0] in b"]}":
+            if not depth and mark[0] in b",]":
+                return mark.start()
+            depth += (mark[0] in b"[{") - (mark[0] in b"]}")
+            position = mark.end()
+            if not depth and mark[0] in b"]}":
                 return position
         return position
 
@@ -217,8 +217,8 @@ class JsonScanner:
         """Advance to the end of a record that is skipped."""
         position, depth, skipped, in_string = 0, 0, 0, False
         while True:
-            found = (_IN_STRING if in_string else _OUTSIDE).search(self._buffer, position)
-            if found is None:
+            mark = (_IN_STRING if in_string else _OUTSIDE).search(self._buffer, position)
+            if mark is None:
                 skipped += len(self._buffer)
                 position = max(0, position - len(self._buffer))
                 self._drop(len(self._buffer))
@@ -227,7 +227,7 @@ class JsonScanner:
                 if not self._fill():
                     return
                 continue
-            sign, position = found[0], found.end()
+            sign, position = mark[0], mark.end()
             if sign == b'"':
                 in_string = not in_string
             elif sign == b"\\":
@@ -235,16 +235,16 @@ class JsonScanner:
             elif sign != b"," and not in_string:
                 depth += (sign in b"[{") - (sign in b"]}")
             if not depth and not in_string and sign in b",]}":
-                self._drop(position if sign == b"}" else found.start())
+                self._drop(position if sign == b"}" else mark.start())
                 return
 
     def next_within(self, record: bytes | bytearray) -> int | None:
-        """Return where the next record starts within a bad one: a wrong quote hides the end of the first.
+        """Return where the next record starts within a bad one, whose end a misplaced quote hides.
 
-        None if the text field occurs there once, so that it is one record.
+        None if the text field occurs only once, so that it is a single record.
         """
         keys = list(itertools.islice(self._key.finditer(record), 2))
-        starts = [found.end() for found in _NEXT_OBJECT.finditer(record, 0, keys[1].start())] if keys[1:] else []
+        starts = [boundary.end() for boundary in _NEXT_OBJECT.finditer(record, 0, keys[1].start())] if keys[1:] else []
         return starts[-1] if starts else None
 
     def put_back(self, record: bytes, start: int, /) -> None:

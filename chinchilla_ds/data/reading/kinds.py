@@ -1,4 +1,4 @@
-"""How a file is read: by its name, or by its first bytes if the name does not tell."""
+"""How a file is read: by its name, or by its first bytes if the name has no suffix."""
 
 import re
 from enum import StrEnum
@@ -39,7 +39,7 @@ _BY_SUFFIX = {
     FileKind.TEXT,
 )
 SUFFIXES = tuple(sorted(_BY_SUFFIX))
-"""Suffixes of file names, before the suffix of a packed file."""
+"""Suffixes of file names, which a suffix of packed files may follow."""
 
 _NUMBER = re.compile(r"[.-]\d+(-of-\d+)?$")
 """The end of the name of one file of several: c4-train.00000-of-01024, part-00000, shard.007."""

@@ -8,7 +8,7 @@ from chinchilla_ds.errors import did_you_mean
 from chinchilla_ds.units import format_bytes
 
 MAX_RECORD_BYTES = 32 * 1024 * 1024
-"""Longest JSONL line or CSV row; a longer one is a problem, since one record must fit into memory many times."""
+"""Longest JSONL line or CSV row; a longer one is a problem, since several copies of a record must fit into memory."""
 
 NOT_UTF8 = "not UTF-8"
 TOO_LONG = "too long"
@@ -34,13 +34,13 @@ class Problem:
     """A record, or the rest of a file, that cannot be read."""
 
     kind: str
-    """A few words by which skipped records are counted."""
+    """A short name under which skipped records are counted."""
     message: str
     """Names file, line and reason."""
     is_skipped: bool = False
     """Skipped even in strict reading: a file of the standard library that is deliberately not UTF-8."""
     of_file: str | None = None
-    """The file, if the problem concerns all of it, such as its encoding; one such message is enough."""
+    """The file, if the problem concerns all of it, such as its encoding; such a problem is reported only once."""
 
 
 class Mended(bytes):
@@ -57,7 +57,7 @@ def too_long(where: str, what: str) -> Problem:
 
 
 def endless(where: str, *, searched_bytes: int) -> Problem:
-    """Return the problem of a line whose end is not found, so that the rest of the file is skipped."""
+    """Return the problem of a line without an end within reach; the rest of the file is skipped."""
     searched = format_bytes(searched_bytes)
     message = f"{where} is a line that does not end within {searched}; the rest is not read: split it into documents"
     return Problem(kind=TOO_LONG, message=message)

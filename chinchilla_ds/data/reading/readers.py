@@ -3,8 +3,8 @@
 A document is one UTF-8 byte string:
 
 - a JSONL line, an object of a `.json` file, a CSV, Parquet or Arrow row, a row of a Hugging Face data set: its text;
-- a text file of the user: the whole file, or, above `TEXT_DOCUMENT_BYTES`, blocks of at most that size which end at a
-  blank line if there is one, so that even a corpus of one file can be split into train and held-out;
+- a user's text file: the whole file, or, above `TEXT_DOCUMENT_BYTES`, blocks of at most that size, which end at a blank
+  line if there is one, so that even a corpus of one file can be split into train and held-out;
 - a file of the standard library: always the whole file.
 
 What cannot be read is yielded as a `Problem` with file and line, and reading continues after it if possible.
@@ -26,13 +26,13 @@ from chinchilla_ds.errors import DataError, reason
 from chinchilla_ds.units import format_bytes
 
 TEXT_DOCUMENT_BYTES = 32 * 1024
-"""Largest document of a user's text file; a larger file is cut into blocks of at most this size."""
+"""Largest document of a user's text file; a larger file is split into blocks of at most this size."""
 
 _SKIPPED = "not UTF-8 (standard library)"
 
 
 def parts_of(file: SourceFile, /, *, text_field: str, part_bytes: int) -> Iterator[Part]:
-    """Yield the parts of a file, each of about `part_bytes` if the format can be entered in the middle.
+    """Yield the parts of a file, each of about `part_bytes` if the format can be read from the middle.
 
     Args:
         file: the file.
@@ -60,7 +60,7 @@ def parts_of(file: SourceFile, /, *, text_field: str, part_bytes: int) -> Iterat
 
 
 def _bounds(file: SourceFile, *, part_bytes: int) -> range | None:
-    """Return where the parts of a file start; None for one that is read as a whole."""
+    """Return the starts of the parts of a file; None for a file that is read as a whole."""
     if _is_empty(file):
         return None
     if file.kind in (FileKind.JSONL, FileKind.JSON):
@@ -73,7 +73,7 @@ def _bounds(file: SourceFile, *, part_bytes: int) -> range | None:
 
 
 def _has_ranges(file: SourceFile, *, part_bytes: int) -> bool:
-    """Return whether a large file holds lines of plain UTF-8."""
+    """Return whether a file is large and consists of lines of plain UTF-8."""
     if file.num_bytes <= part_bytes or is_packed(file.path):
         return False
     try:
@@ -130,26 +130,26 @@ def _read_whole_text(part: Part) -> Documents:
 
 
 def _read_text(part: Part) -> Documents:
-    """Yield the blocks of a text file; a block may end anywhere between two characters if it has no line end."""
+    """Yield the blocks of a text file; a block without a line end ends between any two characters."""
     path = part.file.path
     with open_text(path) as stream:
-        offset, rest = 0, b""
+        offset, remainder = 0, b""
         while True:
             try:
-                chunk = rest + stream.read(TEXT_DOCUMENT_BYTES - len(rest))
+                chunk = remainder + stream.read(TEXT_DOCUMENT_BYTES - len(remainder))
             except ArchiveError as error:
                 yield broken(f"{path} after {format_bytes(offset)} of text", error)
                 return
             if not chunk:
                 return
             cut = len(chunk) if len(chunk) < TEXT_DOCUMENT_BYTES else _cut(chunk)
-            document, rest = chunk[:cut], chunk[cut:]
+            document, remainder = chunk[:cut], chunk[cut:]
             yield utf8_problem(document, where=str(path), path=path, offset=offset) or document
             offset += cut
 
 
 def _cut(chunk: bytes) -> int:
-    """Return the end of a block of a larger file: after a blank line or a line in its second half, or any character."""
+    """Return the end of a block of a larger file: after a blank line or a line of its second half, or any character."""
     for separator in (b"\n\n", b"\n"):
         position = chunk.rfind(separator, len(chunk) // 2)
         if position >= 0:

@@ -47,11 +47,11 @@ class SourceFile:
     modified_ns: int
     """Time of the last change, nanoseconds since the epoch; 0 if unknown."""
     hub_name: str | None = None
-    """What the user wrote, of FileKind.HUB."""
+    """For FileKind.HUB: the name as the user wrote it."""
 
     @property
     def place(self) -> str:
-        """Its name in messages."""
+        """The file's name in messages."""
         return self.hub_name or str(self.path)
 
 
@@ -67,7 +67,7 @@ class Corpus:
     weight: float | None = None
     """Share of the training samples; None: by tokens."""
     max_epochs: float | None = None
-    """How often a run may read it; None: as often as its share asks for."""
+    """Largest number of passes of a run over it; None: as many as its share requires."""
 
     @property
     def num_bytes(self) -> int:
@@ -86,12 +86,12 @@ def name_problem(name: str, /) -> str | None:
 
 
 def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NAME, keep_empty: bool = False) -> Corpus:
-    """Return the files that `paths` name, or the standard library's where there are none.
+    """Return the files that `paths` name, or the standard library's if `paths` is empty.
 
     Folders are searched recursively in sorted order. Entries that are not read are counted by reason: hidden
-    entries, files of unknown types, empty ones, links to folders. A pattern such as `data/*.jsonl` means all matches.
-    Links to files are followed. A file that is named twice is read once. With `keep_empty` an empty file that is named
-    is kept, so that the reader counts it.
+    entries, files of unknown types, empty ones, links to folders. A pattern such as `data/*.jsonl` stands for all its
+    matches. Links to files are followed. A file that is named twice is read once. With `keep_empty`, a named file that
+    is empty is kept, so that the reader counts it.
 
     Args:
         paths: files, folders, patterns and names of data sets.
@@ -109,13 +109,13 @@ def find_source(paths: Sequence[str], *, text_field: str, name: str = DEFAULT_NA
     unique: dict[str, SourceFile] = {}
     for path in paths:
         try:
-            found = _find(path, keep_empty=keep_empty, left_out=left_out)
+            matches = _find(path, keep_empty=keep_empty, left_out=left_out)
         except DataError as error:
             problems.extend(error.problems)
         except OSError as error:
             problems.append(f"cannot read {path}: {reason(error)}")
         else:
-            unique |= dict(zip(identities(found), found, strict=True))
+            unique |= dict(zip(identities(matches), matches, strict=True))
     raise_problems(problems)
     shown = ", ".join(sorted(paths)[:3]) + (", ..." if paths[3:] else "")
     note = f"; left out: {_reasons(left_out)}" if left_out.total() else ""
@@ -159,7 +159,7 @@ def _find(name: str, *, keep_empty: bool, left_out: Counter[str]) -> list[Source
         name = HUB + name.removeprefix(_HUB_AS_PATH).lstrip("/") if not name.startswith(HUB) else name
         return [SourceFile(path=Path(name), kind=FileKind.HUB, num_bytes=0, modified_ns=0, hub_name=name)]
     if not name.strip() or "\0" in name:
-        raise DataError(f"a path is {name!r}, which names nothing")
+        raise DataError(f"a path is {name!r}, which names no file")
     if not Path(name).exists() and glob.has_magic(name):
         return _find_matches(name, keep_empty=keep_empty, left_out=left_out)
     path = Path(name)
@@ -193,35 +193,35 @@ def _find_matches(pattern: str, *, keep_empty: bool, left_out: Counter[str]) -> 
     matches = sorted(glob.glob(pattern, recursive=True))
     if not matches:
         raise DataError(f"nothing matches {pattern}")
-    found: list[SourceFile] = []
+    files: list[SourceFile] = []
     unread = Counter[str]()
     for match in matches:
         if Path(match).is_dir():
-            found += _folder_files(Path(match), left_out=unread)
+            files += _folder_files(Path(match), left_out=unread)
         elif isinstance(file := _source_file(Path(match)), str):
             unread[file] += 1
         elif file.num_bytes or keep_empty:
-            found.append(file)
+            files.append(file)
         else:
             raise DataError(f"{match} is empty")
-    if not found:
+    if not files:
         raise DataError(f"{pattern} matches no file of a known type with content (found: {_reasons(unread)})")
     left_out.update(unread)
-    return found
+    return files
 
 
 def _find_in_folder(root: Path, *, left_out: Counter[str]) -> list[SourceFile]:
     unread = Counter[str]()
-    found = _folder_files(root, left_out=unread)
-    if not found:
+    files = _folder_files(root, left_out=unread)
+    if not files:
         seen = _reasons(unread) or "nothing"
         raise DataError(f"folder {root} holds no file of a known type with content (found: {seen})")
     left_out.update(unread)
-    return found
+    return files
 
 
 def _folder_files(root: Path, *, left_out: Counter[str]) -> list[SourceFile]:
-    found = []
+    files = []
     for folder, folders, names in os.walk(root, onerror=_raise):
         left_out["hidden"] += sum(name.startswith(".") for name in (*folders, *names))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -229,7 +229,7 @@ def _folder_files(root: Path, *, left_out: Counter[str]) -> list[SourceFile]:
         if "dataset_dict.json" in names:
             raise DataError(f"{folder} holds several splits; name one of them: {', '.join(map(str, folders))}")
         if "state.json" in names and "dataset_info.json" in names:
-            found.append(arrow_folder(Path(folder)))
+            files.append(arrow_folder(Path(folder)))
             folders.clear()
             continue
         for path in (Path(folder, name) for name in sorted(names) if not name.startswith(".")):
@@ -237,10 +237,10 @@ def _folder_files(root: Path, *, left_out: Counter[str]) -> list[SourceFile]:
             if isinstance(file, str):
                 left_out[file] += 1
             elif file.num_bytes:
-                found.append(file)
+                files.append(file)
             else:
                 left_out["empty"] += 1
-    return found
+    return files
 
 
 def _raise(error: OSError) -> None:
@@ -253,16 +253,16 @@ def identities(files: Sequence[SourceFile], /) -> list[str]:
     Like `path.resolve()`, at a fraction of its cost if many files are in one folder.
     """
     folders: dict[Path, str] = {}
-    found = []
+    names = []
     for file in files:
         path, folder = file.path, file.path.parent
         if file.hub_name is None and not os.path.islink(path):
             if folder not in folders:
                 folders[folder] = os.path.realpath(folder)
-            found.append(os.path.join(folders[folder], path.name))
+            names.append(os.path.join(folders[folder], path.name))
         else:
-            found.append(file.hub_name or os.path.realpath(path))
-    return found
+            names.append(file.hub_name or os.path.realpath(path))
+    return names
 
 
 def arrow_folder(path: Path, /) -> SourceFile:
@@ -273,13 +273,13 @@ def arrow_folder(path: Path, /) -> SourceFile:
         OSError: it cannot be read.
     """
     status = {file.name: file.stat() for file in path.iterdir()}
-    if odd := sorted(name for name, one in status.items() if not stat.S_ISREG(one.st_mode)):
+    if odd := sorted(name for name, entry in status.items() if not stat.S_ISREG(entry.st_mode)):
         raise DataError(f"{path} is a folder of Arrow files; {', '.join(odd)} in it is {_NOT_REGULAR}")
     return SourceFile(
         path=path,
         kind=FileKind.ARROW,
-        num_bytes=sum(one.st_size for one in status.values()),
-        modified_ns=max(one.st_mtime_ns for one in status.values()),
+        num_bytes=sum(entry.st_size for entry in status.values()),
+        modified_ns=max(entry.st_mtime_ns for entry in status.values()),
     )
 
 
@@ -287,7 +287,7 @@ def _source_file(path: Path) -> SourceFile | str:
     """Return a file, or why it is left out."""
     try:
         status = path.stat()
-    except FileNotFoundError:  # or removed since it was listed
+    except FileNotFoundError:  # the file may also have been removed since it was listed
         return "broken link"
     if not stat.S_ISREG(status.st_mode):
         return _NOT_REGULAR

@@ -1,7 +1,7 @@
 """Byte streams: plain or unpacked, and lines of bounded length from a range of them.
 
 The first bytes show how a file is packed: gzip, bzip2, xz and zstd are not UTF-8, so no text starts like them.
-It is unpacked in small pieces, so that memory does not depend on how far it expands. Archives may be concatenated,
+It is unpacked in small pieces, so that memory does not depend on the compression ratio. Archives may be concatenated,
 as by `cat a.gz b.gz`; one that is truncated, damaged, or followed by other bytes is an error after the last complete
 piece.
 """
@@ -20,7 +20,7 @@ PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 """Suffixes of packed files."""
 
 MAX_SKIPPED_BYTES = 2**30
-"""How far the end of an overlong line is searched for in a stream; the rest is skipped with it."""
+"""Bytes searched for the end of an overlong line; if it is not found, the rest of the file is skipped."""
 
 _CHUNK_BYTES = 2**17
 _ZSTD_MAX_WINDOW_BYTES = 2**31
@@ -30,7 +30,7 @@ _XZ_MEMORY_BYTES = 2**31
 
 
 class ArchiveError(Exception):
-    """A packed file cannot be unpacked, or not beyond what has been read; gives the reason."""
+    """A packed file cannot be unpacked, or only up to the current position; gives the reason."""
 
 
 class EndlessLineError(Exception):
@@ -58,7 +58,7 @@ def open_bytes(path: Path, /) -> io.BufferedReader:
 
 
 def is_packed(path: Path, /) -> bool:
-    """Return whether the file is packed, so that it cannot be entered in the middle.
+    """Return whether the file is packed, so that it cannot be read from the middle.
 
     Raises:
         OSError: the file cannot be opened, or is not a regular file.
@@ -104,7 +104,7 @@ def lines(
 
 
 def skip_blank(stream: io.BufferedReader, /) -> tuple[int, int]:
-    """Skip the buffered line ends that come next; return their bytes, and the number of lines that end."""
+    """Skip the line ends that come next in the buffer; return their bytes, and the number of lines that they end."""
     ahead = stream.peek()
     blank = ahead[: len(ahead) - len(ahead.lstrip(b"\r\n"))]
     stream.read(len(blank))
@@ -140,7 +140,7 @@ class _Unpacked(io.RawIOBase):
         self._pieces = pieces
         self._piece, self._used = b"", 0
         self._error: ArchiveError | None = None
-        """The error that ended it, so that no later read mistakes the break for the end."""
+        """The error that ended it, so that no later read mistakes it for the end of the file."""
 
     def readable(self) -> bool:
         """True."""
@@ -197,7 +197,7 @@ def _xz() -> lzma.LZMADecompressor:
 
 
 def _members(file: BinaryIO, *, new: Callable[[], Any]) -> Iterator[bytes]:
-    """Yield the content of one member after the other; each may be followed by zeros, as padding."""
+    """Yield the content of one member after another; each may be followed by zeros, as padding."""
     waiting, number = file.read(_CHUNK_BYTES), 0
     while waiting:
         number += 1
@@ -264,10 +264,10 @@ def _frame_parts(file: BinaryIO) -> Iterator[bytes]:
     flags = descriptor[0]
     size_flag, is_single, has_checksum, dictionary_flag = flags >> 6, flags >> 5 & 1, flags >> 2 & 1, flags & 3
     size_bytes = (is_single, 2, 4, 8)[size_flag]
-    rest = _exactly(file, (1 - is_single) + (0, 1, 2, 4)[dictionary_flag] + size_bytes)
+    fields = _exactly(file, (1 - is_single) + (0, 1, 2, 4)[dictionary_flag] + size_bytes)
     if dictionary_flag:
         raise ArchiveError("it was packed with a zstd dictionary, which is not in the file; pack it without one")
-    yield _ZSTD_MAGIC + descriptor + rest
+    yield _ZSTD_MAGIC + descriptor + fields
     is_last = False
     while not is_last:
         header = _exactly(file, 3)

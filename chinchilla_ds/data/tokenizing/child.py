@@ -1,8 +1,9 @@
-"""Tries a tokenizer in a child process first: the libraries for these formats crash the process on some input.
+"""Loads a tokenizer in a child process first, since the libraries for these formats crash on some inputs.
 
 `tokenizers` panics on a `continuing_subword_prefix` that is longer than a merge, SentencePiece is native code that was
-not written for forged models, and both can be kept busy for hours. The child gets the content through a pipe, with
-bounded time and memory; it reports success or a problem, or dies. Starting it with its libraries takes about 0.2 s.
+not written for forged models, and either can be kept busy for hours. The child receives the content through a pipe,
+with limited time and memory; it reports success or a problem, or crashes. Starting it with its libraries takes
+about 0.2 s.
 """
 
 import hashlib
@@ -89,7 +90,7 @@ def _fate(child: "subprocess.CompletedProcess[bytes]", *, seconds: int) -> str:
 
 
 def main() -> int:
-    """Read the input of `check_in_child`, and try it."""
+    """Read the input from `check_in_child` and load it."""
     seconds = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,4 +1,4 @@
-"""The files of a tokenizer: those read from a folder, kept with the data and the checkpoints, and exported.
+"""The files of a tokenizer, as read from a folder, kept with the data and the checkpoints, and exported.
 
 A tokenizer from a Hugging Face folder is more than an encoder of text: a token that begins every text, chat
 templates, names of special tokens, generation settings. All of that is kept byte for byte.
@@ -40,7 +40,7 @@ _SETTINGS_WITHOUT_BOS = (
     {"tokenizer_class", "eos_token"},
     {"tokenizer_class", "eos_token", "model_max_length", "clean_up_tokenization_spaces"},
 )
-"""Names in corpora and checkpoints, and in exports, written by version 0.1.0."""
+"""Settings in corpora and checkpoints, and in exports, written by version 0.1.0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class TokenizerFiles:
 
     contents: Mapping[str, bytes]
     place: str
-    """Its name in messages."""
+    """The tokenizer's name in messages."""
 
     @classmethod
     def read(cls, path: Path, /, *, home: Path | None = None) -> "TokenizerFiles":
@@ -60,7 +60,7 @@ class TokenizerFiles:
             home: The folder that links must not leave; None: `path` if it is a folder; a file may be any link.
 
         Raises:
-            DataError: there is none, or a file that must not be read.
+            DataError: there is no tokenizer, or one of its files must not be read.
         """
         if path.is_dir():
             return cls(contents=_read_folder(path, home=home or path), place=str(path))
@@ -69,8 +69,8 @@ class TokenizerFiles:
         if path.suffix != ".json":
             return cls(contents={MODEL_NAME: content}, place=str(path))
         beside = _read_named(path.parent, home=home or path.parent)
-        kept = {name: value for name, value in beside.items() if name not in (JSON_NAME, MODEL_NAME)}
-        return cls(contents={JSON_NAME: content, **kept}, place=str(path))
+        settings = {name: value for name, value in beside.items() if name not in (JSON_NAME, MODEL_NAME)}
+        return cls(contents={JSON_NAME: content, **settings}, place=str(path))
 
     @property
     def is_sentencepiece(self) -> bool:
@@ -136,7 +136,7 @@ class TokenizerFiles:
         return values
 
     def special_token(self, key: str, /) -> str | None:
-        """Return a special token, such as `eos_token`, by `tokenizer_config.json` or `special_tokens_map.json`.
+        """Return a special token, such as `eos_token`, from `tokenizer_config.json` or `special_tokens_map.json`.
 
         Raises:
             DataError: one of them is not JSON, or has something other than a token.
@@ -184,9 +184,9 @@ def _read_folder(folder: Path, *, home: Path) -> dict[str, bytes]:
 
 
 def _read_named(folder: Path, *, home: Path) -> dict[str, bytes]:
-    found = {name: read_named(folder, name, home=home) for name in NAMES}
+    contents = {name: read_named(folder, name, home=home) for name in NAMES}
     templates = folder / TEMPLATES_NAME
     if templates.is_dir():
         for path in sorted(templates.glob("*.jinja")):
-            found[f"{TEMPLATES_NAME}/{path.name}"] = read_named(templates, path.name, home=home)
-    return {name: content for name, content in found.items() if content is not None}
+            contents[f"{TEMPLATES_NAME}/{path.name}"] = read_named(templates, path.name, home=home)
+    return {name: content for name, content in contents.items() if content is not None}

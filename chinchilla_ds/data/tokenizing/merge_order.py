@@ -1,17 +1,17 @@
 """The merges that make `tokenizers` join characters in exactly SentencePiece's order.
 
-SentencePiece merges the two neighbours whose union has the best score, the leftmost if equal, whichever pieces the
-two are. `tokenizers` merges the pair with the lowest rank, the leftmost if equal, and every pair has its own rank.
-Both agree wherever scores differ, if each piece is given one merge, the one that can occur:
+SentencePiece merges the two neighbours whose union has the best score (the leftmost if equal), whatever the two pieces
+are. `tokenizers` merges the pair with the lowest rank (the leftmost if equal), and every pair has its own rank. Where
+scores differ, the two agree if each piece is given a single merge, the one that can occur:
 
-No merge has crossed the ends of two neighbours so far, so what happened between them is what happens first when their
-union is merged alone. That process is deterministic, and passes through one state of two symbols. So the last merge of
-a piece on its own is the only one that produces it anywhere.
+When two neighbours are merged, no earlier merge has crossed their outer ends, so the merges inside them are the first
+merges of their union on its own. That process is deterministic and passes through exactly one state of two symbols. So
+the last merge of a piece on its own is the only one that produces it anywhere.
 
-What remains are different pieces with equal scores, of which SentencePiece takes the leftmost. They are harmless if
+What remains are different pieces with equal scores, of which SentencePiece merges the leftmost. They are harmless if
 they never compete. If they do, only runs of one character are known to have an equivalent order, longer ones first
-(Llama 2 and Mistral have one score for all runs of spaces); it is compared with SentencePiece's on runs of every length
-up to three times the longest piece, beyond which the process repeats.
+(Llama 2 and Mistral have the same score for all runs of spaces); that order is compared with SentencePiece's on runs of
+every length up to three times the longest piece, beyond which the process repeats.
 """
 
 from collections import defaultdict
@@ -58,7 +58,7 @@ def _last_merge(piece: str, scores: Mapping[str, float]) -> Merge | None:
 
 
 def merged(text: str, scores: Mapping[str, float], *, until: int = 1) -> list[str]:
-    """Return the symbols that SentencePiece's merging makes of a text, stopping at `until` symbols.
+    """Return the symbols to which SentencePiece merges a text, stopping at `until` symbols.
 
     Args:
         text: the text to merge.
@@ -67,14 +67,14 @@ def merged(text: str, scores: Mapping[str, float], *, until: int = 1) -> list[st
     """
     symbols: list[str] = list(text)
     while len(symbols) > until:
-        found = [
+        candidates = [
             (scores[union], -place)
             for place in range(len(symbols) - 1)
             if (union := symbols[place] + symbols[place + 1]) in scores
         ]
-        if not found:
+        if not candidates:
             break
-        place = -max(found)[1]
+        place = -max(candidates)[1]
         symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
     return symbols
 
@@ -97,26 +97,26 @@ def _check_tied(
     for character in whole:
         _check_runs(character, lengths=frozenset(map(len, runs[character])))
 
-    def known(one: str, other: str) -> bool:
-        return one[0] in whole and set(one) == set(other) and len(set(one)) == 1
+    def known(first: str, second: str) -> bool:
+        return first[0] in whole and set(first) == set(second) and len(set(first)) == 1
 
-    for one in group:
-        for other in parts[one]:  # part of a piece that is merged at once, before anything further left
-            if scores[other] >= scores[one] and not known(one, other):
-                raise _tied(one, other)
+    for piece in group:
+        for other in parts[piece]:  # a piece that this one completes is merged at once, before anything further left
+            if scores[other] >= scores[piece] and not known(piece, other):
+                raise _tied(piece, other)
     by_left: dict[str, list[str]] = defaultdict(list)
     for piece in group:
         by_left[last[piece][0]].append(piece)
-    for one in group:
-        left, middle = last[one]
+    for piece in group:
+        left, middle = last[piece]
         for other in by_left[middle]:
-            if other != one and not known(one, other) and _can_meet(left, middle, last[other][1], scores):
-                raise _tied(one, other)
+            if other != piece and not known(piece, other) and _can_meet(left, middle, last[other][1], scores):
+                raise _tied(piece, other)
 
 
-def _tied(one: str, other: str) -> TiedScoresError:
+def _tied(first: str, second: str) -> TiedScoresError:
     return TiedScoresError(
-        f"the pieces {one!r} and {other!r} compete, and SentencePiece decides by their position alone"
+        f"the pieces {first!r} and {second!r} compete, and SentencePiece decides by their position alone"
     )
 
 
@@ -132,13 +132,13 @@ def _check_runs(character: str, *, lengths: frozenset[int]) -> None:
 
 
 def _steps(length: int, lengths: frozenset[int], *, longest_first: bool) -> Iterator[int]:
-    """Yield the places at which a run is merged: the leftmost first, or the one that gives the longest piece."""
+    """Yield the positions at which a run is merged: the leftmost first, or the one that gives the longest piece."""
     symbols = [1] * length
     while True:
         sums = [(symbols[place] + symbols[place + 1], place) for place in range(len(symbols) - 1)]
-        found = [(-size if longest_first else 0, place) for size, place in sums if size in lengths]
-        if not found:
+        candidates = [(-size if longest_first else 0, place) for size, place in sums if size in lengths]
+        if not candidates:
             return
-        place = min(found)[1]
+        place = min(candidates)[1]
         yield place
         symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]

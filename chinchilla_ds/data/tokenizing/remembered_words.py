@@ -1,4 +1,4 @@
-"""Encodes each stretch of text once: most words recur, which saves half of the time on prose."""
+"""Encodes each distinct stretch of text once: most words recur, which saves half of the time on prose."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ _STRETCHES = (
 )
 """Spaces and the text after them, up to a boundary of ASCII letters, digits and marks, or the next space."""
 _MAX_REMEMBERED = 100_000
-"""Most stretches in the cache, about 20 MB; beyond them it is cleared."""
+"""Largest number of stretches in the cache, about 20 MB; above it the cache is cleared."""
 _MAX_REMEMBERED_BYTES = 32
 """Longer stretches rarely recur."""
 
@@ -21,7 +21,7 @@ _MAX_REMEMBERED_BYTES = 32
 class RememberedWords:
     """The tokens of stretches of text encoded before, as int32 bytes.
 
-    If no piece crosses the border of two stretches, each can be encoded separately: byte-pair merges never
+    If no piece crosses the boundary of two stretches, each can be encoded separately: byte-pair merges never
     cross it, and the best unigram path consists of the best path of each stretch. Models trained here have no such
     pieces.
     """

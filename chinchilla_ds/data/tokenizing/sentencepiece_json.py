@@ -1,7 +1,7 @@
 """A SentencePiece model as a Hugging Face `tokenizer.json` that gives the same ids for every text, or a refusal.
 
 transformers' own converter is not used: it strips spaces at the end, joins several into one, turns the literal text
-`<0x0A>` or `<|endoftext|>` into that piece, and orders merges differently from SentencePiece.
+`<0x0A>` or `<|endoftext|>` into the piece of that name, and orders merges differently from SentencePiece.
 
 Byte-pair models are converted exactly (`data.tokenizing.merge_order`). Unigram models are not: if two segmentations of
 a text are equally good, or nearly so, SentencePiece decides by the rounding of 32-bit sums and `tokenizers` by that of
@@ -25,7 +25,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _BPE = 2
 _MODEL_TYPES = {1: "unigram", 3: "word", 4: "character"}
 _MAX_WORK = 50_000_000
-"""Sum of the squared lengths of pieces; 256,000 pieces of natural text have a quarter of it, and take 4 s."""
+"""Largest sum of the squared lengths of pieces; 256,000 pieces of natural text have a quarter of it and take 4 s."""
 _PROBES = (
     "",
     " a  b   c\n\n\td ",
@@ -39,7 +39,7 @@ _PROBES = (
 
 
 def check_exportable(tokenizer: Tokenizer, /) -> None:
-    """Check that an export can hold the tokenizer: one with its own files is copied, a SentencePiece model converted.
+    """Check that the tokenizer can be exported: one with its own files is copied, a SentencePiece model converted.
 
     Raises:
         DataError: no `tokenizer.json` gives the same ids.
@@ -49,21 +49,21 @@ def check_exportable(tokenizer: Tokenizer, /) -> None:
 
 
 def as_tokenizers(tokenizer: SentencePieceTokenizer, /) -> "tokenizers.Tokenizer":
-    """Return the converted tokenizer of a SentencePiece model, compared with it on some texts and on every piece.
+    """Return the converted tokenizer of a SentencePiece model, compared with it on some texts and on all pieces.
 
     Raises:
         DataError: it cannot be converted with the same ids.
     """
     place = tokenizer.files.place
-    found = to_tokenizers(tokenizer.files.contents[MODEL_NAME], place=place)
+    converted = to_tokenizers(tokenizer.files.contents[MODEL_NAME], place=place)
     for text in (*_PROBES, *(tokenizer.decode([token]) for token in range(tokenizer.vocab_size))):
-        ids = found.encode(text, add_special_tokens=False).ids
+        ids = converted.encode(text, add_special_tokens=False).ids
         if (wanted := tokenizer.encode(text)) != ids:
             raise DataError(
                 f"{place} cannot be written as a tokenizer.json: {text!r} is {wanted} by SentencePiece and {ids} by "
                 "tokenizers"
             )
-    return found
+    return converted
 
 
 def to_tokenizers(model: bytes, /, *, place: str) -> "tokenizers.Tokenizer":
@@ -71,7 +71,7 @@ def to_tokenizers(model: bytes, /, *, place: str) -> "tokenizers.Tokenizer":
 
     Args:
         model: The bytes of a `tokenizer.model` that SentencePiece can read.
-        place: Its name in messages.
+        place: The tokenizer's name in messages.
 
     Raises:
         DataError: it is of a kind that cannot be written as a `tokenizer.json`.
@@ -122,7 +122,7 @@ def _unsupported(proto: Any) -> Iterator[str]:
     if not normalizer.escape_whitespaces:
         yield f"does not write spaces as {_SPACE_MARK}"
     if proto.trainer_spec.treat_whitespace_as_suffix:
-        yield "writes spaces behind words"
+        yield "writes spaces after words"
     yield from _unsupported_pieces(proto)
 
 
@@ -131,7 +131,7 @@ def _unsupported_pieces(proto: Any) -> Iterator[str]:
     for piece in proto.pieces:
         names[piece.type].append(piece.piece)
     if names[_UNUSED]:
-        yield f"has pieces that are switched off, such as {names[_UNUSED][0]!r}"
+        yield f"has unused pieces, such as {names[_UNUSED][0]!r}"
     if short := [name for name in names[_CONTROL] if len(name) == 1]:
         yield f"has a control piece of one character, {short[0]!r}"
     whole = _whole_pieces(proto)

@@ -1,9 +1,9 @@
 """Lossless tokenizers: `decode(encode(text))` is `text`.
 
-Three kinds: a SentencePiece model trained here, a given one, and a Hugging Face `tokenizer.json`. Those
-trained here keep white space, split digits, normalise nothing, and encode a character outside the vocabulary as
+There are three kinds: a SentencePiece model trained here, one that is supplied, and a Hugging Face `tokenizer.json`.
+Those trained here keep white space, split digits, normalise nothing, and encode a character outside the vocabulary as
 its UTF-8 bytes, so there are no unknown tokens. Their one exception is SentencePiece's own marker U+2581, which decodes
-to a space. A given tokenizer that loses or changes ordinary text is refused.
+to a space. A supplied tokenizer that loses or changes ordinary text is refused.
 
 If a tokenizer begins every text with a token (BOS), so does every document and every prompt here.
 """
@@ -33,7 +33,7 @@ EOD_PIECE = "<|endoftext|>"
 """Ends every document; never produced by encoding text."""
 
 MIN_VOCAB_SIZE = 320
-"""The fixed pieces, with room for a small alphabet."""
+"""The fixed pieces, and room for a small alphabet."""
 
 _OTHER_EOD_PIECES = ("</s>", "<|end_of_text|>", "<eos>", "<|eos|>")
 """Usual end-of-document tokens, tried if a tokenizer does not name one."""
@@ -45,10 +45,10 @@ _PROBES = (
     "\U0001f642",
     "\u0627\u0644\u0639\u0631\u0628",
 )
-"""Code, Latin, Chinese, emoji, Arabic: a given tokenizer must not lose them."""
+"""Code, Latin, Chinese, emoji, Arabic: a supplied tokenizer must not lose any of it."""
 
 MAX_VOCAB_SIZE = 1 << 22
-"""Largest number of tokens that is accepted; the largest known vocabularies have a sixteenth of it."""
+"""Largest number of tokens that is accepted, sixteen times that of the largest known vocabularies."""
 
 _NUM_FIXED_PIECES = 258
 """256 bytes, the unknown piece, which never occurs, and `EOD_PIECE`."""
@@ -63,7 +63,7 @@ _SENTENCE_CHARACTERS = 1000
 """Longest training sentence: at 4 bytes a character it stays below SentencePiece's limit of 4192 bytes."""
 
 _TRAINING_THREADS = 4
-"""A constant: SentencePiece writes it into the model, whose bytes must not depend on the machine."""
+"""Constant, because SentencePiece writes it into the model, whose bytes must not depend on the machine."""
 
 _SPACE_MARK = "\u2581"
 
@@ -91,7 +91,7 @@ class Tokenizer(ABC):
             path: A file or a folder.
             home: The folder that links must not leave; None: the folder itself.
             trusted: Whether this process or its parent has loaded it before; otherwise a child tries it first, since
-                the libraries for these formats crash the process on some input.
+                the libraries for these formats crash on some inputs.
 
         Raises:
             DataError: it cannot be read, has no end-of-document token, or loses text.
@@ -171,8 +171,8 @@ class SentencePieceTokenizer(Tokenizer):
 
         Args:
             model: the bytes of the model.
-            place: its name in messages.
-            files: its files, including accompanying ones; None: only the model.
+            place: the model's name in messages.
+            files: the model's files, including accompanying ones; None: only the model.
 
         Raises:
             DataError: not a SentencePiece model, one without an end-of-document token, or one that loses text.
@@ -239,23 +239,23 @@ class SentencePieceTokenizer(Tokenizer):
         if self.files.is_model_alone or not self.files.adds_bos:
             return None
         named = self.files.special_token("bos_token")
-        found = int(self._processor.bos_id() if named is None else self._processor.piece_to_id(named))
-        if found < 0 or not self._processor.is_control(found):
+        token_id = int(self._processor.bos_id() if named is None else self._processor.piece_to_id(named))
+        if token_id < 0 or not self._processor.is_control(token_id):
             raise DataError(
-                f"{place} is to begin texts with {named or 'a bos_token'}, which is not one of its control pieces"
+                f"{place} must begin texts with {named or 'a bos_token'}, which is not one of its control pieces"
             )
-        return found
+        return token_id
 
     def _find_eod(self, place: str) -> int:
         named = self.files.special_token("eos_token")
-        if named is None and (found := int(self._processor.eos_id())) >= 0:
-            return found
+        if named is None and (token_id := int(self._processor.eos_id())) >= 0:
+            return token_id
         for piece in (EOD_PIECE, *_OTHER_EOD_PIECES) if named is None else (named,):
-            found = int(self._processor.piece_to_id(piece))
-            if self._processor.is_control(found) and self._processor.id_to_piece(found) == piece:
-                return found
+            token_id = int(self._processor.piece_to_id(piece))
+            if self._processor.is_control(token_id) and self._processor.id_to_piece(token_id) == piece:
+                return token_id
         if named is not None:
-            raise DataError(f"{place} has no control piece {named!r}, which is named as eos_token beside it")
+            raise DataError(f"{place} has no control piece {named!r}, which a file beside it names as eos_token")
         raise DataError(f"{place} has no end-of-sentence piece to end documents with; train it with an eos_id")
 
 
@@ -325,7 +325,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return hashlib.sha256(self._definition + b"\0" + self._eod_token.encode()).hexdigest()
 
     def token(self, token_id: int) -> str:
-        """Return a token as the vocabulary has it."""
+        """Return a token as in the vocabulary."""
         return str(self._tokenizer.id_to_token(token_id))
 
     def encode(self, text: str) -> list[int]:
@@ -364,7 +364,7 @@ class HuggingFaceTokenizer(Tokenizer):
         if start not in (0, 1) or whole[start : start + len(plain)] != plain:
             extra = [self.token(token) for token in whole if token not in plain]
             raise DataError(
-                f"{place} frames texts by {' '.join(extra)}; a document here begins with one token at most, and ends "
+                f"{place} adds {' '.join(extra)} to texts; here a document begins with at most one token, and ends "
                 f"with {self._eod_token}"
             )
         named = self.files.special_token("bos_token") if self.files.adds_bos else None
@@ -373,10 +373,10 @@ class HuggingFaceTokenizer(Tokenizer):
         return whole[0] if start else None
 
     def _id_of_bos(self, named: str, *, place: str) -> int:
-        found = self._tokenizer.token_to_id(named)
-        if found is None:
-            raise DataError(f"{place} is to begin texts with {named!r}, which is not one of its tokens")
-        return int(found)
+        token_id = self._tokenizer.token_to_id(named)
+        if token_id is None:
+            raise DataError(f"{place} must begin texts with {named!r}, which is not one of its tokens")
+        return int(token_id)
 
     def _find_eod(self, named: str | None, *, place: str) -> str:
         candidates = (EOD_PIECE, *_OTHER_EOD_PIECES) if named is None else (named,)
@@ -391,14 +391,14 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def _files_of(definition: bytes, *, eod_token: str | None, place: str) -> TokenizerFiles:
-    """Return the files of a definition without any: they must record the token that was named."""
+    """Return the files of a definition that has no others: they must record the token that was named."""
     named = {} if eod_token is None else {CONFIG_NAME: (json.dumps({"eos_token": eod_token}) + "\n").encode()}
     return TokenizerFiles(contents={JSON_NAME: definition, **named}, place=place)
 
 
 def _check_lossless(tokenizer: Tokenizer, *, place: str) -> None:
     pairs = ((text, tokenizer.decode(tokenizer.encode(text))) for text in _PROBES)
-    if lost := [f"{place} loses text: {text!r} comes back as {found!r}" for text, found in pairs if found != text]:
+    if lost := [f"{place} loses text: {text!r} decodes to {decoded!r}" for text, decoded in pairs if decoded != text]:
         raise DataError(lost)
 
 
@@ -460,7 +460,7 @@ def _sentences(texts: Sequence[str], *, alphabet: set[str]) -> Iterator[str]:
 
 
 def _alphabet(texts: Sequence[str], *, max_characters: int) -> set[str]:
-    """Return the characters that get their own pieces: the most frequent, 99.95 % of the text unless too many.
+    """Return the characters that get their own pieces: the most frequent, up to 99.95 % of the text.
 
     Done here because SentencePiece refuses a character coverage below 0.98, which a small vocabulary for a large script
     needs; other characters become bytes.

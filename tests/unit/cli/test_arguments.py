@@ -34,9 +34,9 @@ ROOT = Path(__file__).resolve().parents[3]
         (["--ds_config", "x.json", "--output", " "], "--output: a path cannot be empty"),
         (
             ["--ds_config", "x.json", "--decay", "cosin"],
-            "--decay: 'cosin' is none of cosine, wsd; did you mean 'cosine'?",
+            "--decay: 'cosin' is not one of cosine, wsd; did you mean 'cosine'?",
         ),
-        (["--ds_config", "x.json", "--precision", "int8"], "--precision: 'int8' is none of fp32, bf16, fp16"),
+        (["--ds_config", "x.json", "--precision", "int8"], "--precision: 'int8' is not one of fp32, bf16, fp16"),
     ],
 )
 def test_a_bad_command_line_is_refused(argv: list[str], message: str) -> None:

@@ -139,9 +139,9 @@ def test_what_convert_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "there" / "something").mkdir(parents=True)
     cases = {
         ("there", "weights", run): "--out {out} exists already, and nothing is overwritten",
-        ("out", "universal", tmp_path / "weights"): "holds weights alone, and the universal format asks for",
+        ("out", "universal", tmp_path / "weights"): "holds weights alone, and the universal format needs",
         ("out", "weights", tmp_path / "nowhere"): "nowhere does not exist; name a run's folder",
-        ("out", "safetensors", run): "'safetensors' is none of weights, universal",
+        ("out", "safetensors", run): "'safetensors' is not one of weights, universal",
         ("pieces.model/out", "weights", run): "cannot be written: Not a directory",
     }
     (tmp_path / "pieces.model").write_text("a file")

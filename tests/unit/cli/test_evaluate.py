@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from chinchilla_ds import evaluate
 from chinchilla_ds.cli.main import main
 from chinchilla_ds.data.preparing.pipeline import prepare_recipe
 from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe, rules_of
+from chinchilla_ds.errors import ConfigError, DataError
 from chinchilla_ds.runs.text import DATA_NAME, place_of_text
 from tests.parity.transformers_llama import llama_of
 from tests.unit.inference.models import EOD_ID, reader, small_tokenizer, write_run
@@ -114,6 +116,29 @@ def test_the_runs_own_held_out_text_is_the_default_and_its_sources_are_told_apar
     assert evaluated(run_folder, "--data", prepared.folder)["scores"] == found
 
 
+def test_the_library_returns_the_scores_of_the_command(run_folder, prepared, files, evaluated):
+    paths = {name: str(path) for name, path in files.items()}
+    words = [f"{name}={path}" for name, path in paths.items()]
+    for text, data in ((paths, words), (prepared.folder, [prepared.folder]), (str(files["code"]), [files["code"]])):
+        scores = evaluate(run_folder, text, window=16, stride=4)
+        shown = evaluated(run_folder, "--data", *data, "--window", 16, "--stride", 4)["scores"]
+        assert {name: score.to_data() for name, score in scores.items()} == shown
+        assert list(scores) == list(shown)
+
+
+def test_the_library_refuses_what_the_command_refuses(run_folder, prepared, files):
+    with pytest.raises(DataError, match="does not say where its held-out text is"):
+        evaluate(run_folder)
+    with pytest.raises(DataError, match=r"includes the prepared folder .*name it alone"):
+        evaluate(run_folder, {"mine": prepared.folder})
+    with pytest.raises(DataError, match=r"includes the prepared folder .*name it alone"):
+        evaluate(run_folder, [prepared.folder, files["code"]])
+    with pytest.raises(DataError, match="an empty list of paths holds no text"):
+        evaluate(run_folder, [])
+    with pytest.raises(ConfigError, match="`stride=17` tokens exceeds `window=16`"):
+        evaluate(run_folder, files["code"], window=16, stride=17)
+
+
 def _held_out_texts(prepared):
     from chinchilla_ds.data.feeding.indexed import read_documents
 
@@ -164,8 +189,11 @@ def test_bad_input_is_refused(run_folder, files, prepared, refused, tmp_path):
         run_folder, "--data", files["code"], "--window", 8, "--stride", 9
     )
     assert "name it alone" in refused(run_folder, "--data", prepared.folder, files["code"])
+    assert "--text-field has no effect on prepared text" in refused(
+        run_folder, "--data", prepared.folder, "--text-field", "content"
+    )
     assert "--limit is for --tasks" in refused(run_folder, "--limit", 3)
-    assert "--data, --window beside --tasks" in refused(
+    assert "--data, --window cannot be combined with --tasks" in refused(
         run_folder, "--tasks", "arc_easy", "--data", files["code"], "--window", 8
     )
     (tmp_path / "empty.jsonl").write_text("\n")
@@ -176,7 +204,7 @@ def test_bad_input_is_refused(run_folder, files, prepared, refused, tmp_path):
 
 def test_text_prepared_with_another_tokenizer_is_refused(prepared, refused, weights, tmp_path):
     other = write_run(tmp_path / "other", weights, tokenizer=small_tokenizer(vocab_size=390))
-    assert "was prepared with another tokenizer" in refused(other, "--data", prepared.folder)
+    assert "was prepared with a different tokenizer" in refused(other, "--data", prepared.folder)
 
 
 def test_tasks_without_lm_eval_say_what_to_install(run_folder, refused, monkeypatch):

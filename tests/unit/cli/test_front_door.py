@@ -17,7 +17,7 @@ from chinchilla_ds.cli.main import main, run_command
 from chinchilla_ds.config import RUN_NAME
 from chinchilla_ds.errors import ConfigError, DsConfigError
 from chinchilla_ds.processes.packages import DISTRIBUTIONS, MissingPackageError, missing_packages
-from tests.unit.budget.test_scaling_laws import LAW_FILE
+from tests.unit.budget.laws.test_scaling_laws import LAW_FILE
 
 ROOT = Path(__file__).resolve().parents[3]
 BARE = ["plan --flops 1e21 --gpus 64 --gpu h100 --out {plan}", "memory {plan}", "ds-config {plan}",
@@ -42,7 +42,7 @@ def test_help_lists_the_commands_and_explains_one(capsys: pytest.CaptureFixture[
         with pytest.raises(SystemExit):
             main([*name.split(), "--help"])
         assert capsys.readouterr().out.strip() == run_command(["help", *name.split()]).strip()
-    with pytest.raises(ConfigError, match=r"'plam' is none of .*did you mean 'plan'"):
+    with pytest.raises(ConfigError, match=r"'plam' is not one of .*did you mean 'plan'"):
         run_command(["help", "plam"])
     with pytest.raises(ConfigError, match="help explains one command"):
         run_command(["help", "plan", "fit"])

@@ -7,8 +7,8 @@ import pytest
 
 from chinchilla_ds.cli import generate as command
 from chinchilla_ds.cli.main import main
-from tests.unit.data.test_tokenizer import train_byte_level
-from tests.unit.data.test_tokenizer_child import panics
+from tests.unit.data.tokenizing.test_tokenizer import train_byte_level
+from tests.unit.data.tokenizing.test_tokenizer_child import panics
 from tests.unit.inference.models import reader, small_tokenizer, write_run
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12")
@@ -114,12 +114,12 @@ def test_bad_input_is_refused(runs, refused):
     large = runs["large"]
     long = refused(large, "--prompt", "a", "value " * 100)
     assert long.startswith("error: prompt 2 has ")
-    assert "and the model's context 64; shorten it to at most 63" in long
+    assert "and the model's context has 64; shorten it to at most 63" in long
     assert "at most 63 fit" in refused(large, "--prompt", "a", "--max-tokens", 64)
     assert "does not exist" in refused(large.with_name("none"), "--prompt", "a")
     assert "holds no checkpoint" in refused(large.parent, "--prompt", "a")
     assert "holds no tokenizer" in refused(runs["bare"], "--prompt", "a")
-    assert "has another tokenizer than" in refused(large, "--prompt", "a", "--draft", runs["other"])
+    assert "has a different tokenizer from" in refused(large, "--prompt", "a", "--draft", runs["other"])
     assert refused(large, "--prompt", "a", "--top-k", 0, "--top-p", 2).count("error: ") == 2
     assert "= 2 ranks, and 1 were started" in refused(large, "--prompt", "a", "--tensor-model-parallel-size", 2)
     assert "did you mean 'bf16'" in refused(large, "--prompt", "a", "--dtype", "bf61")

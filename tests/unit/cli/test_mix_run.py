@@ -147,14 +147,14 @@ def test_losses_of_another_plan_or_corpus_are_not_mixed(table: Path, corpus: Pat
     refused(ConfigError, words(table, corpus, ds_configs))
     (problem,) = refused(ConfigError, words(table, corpus, ds_configs, "--flops", "2e11"))
     assert "1 rows of" in problem
-    assert "made with another plan than now" in problem
+    assert "losses made with a different plan (" in problem
     assert "compute_budget_flops was 100000000000.0 and is 200000000000.0" in problem
     manifest = json.loads((corpus / "manifest.json").read_text())
     (corpus / "tokenizer.model").write_bytes(b"other")
     other = hashlib.sha256(b"other").hexdigest()
     (corpus / "manifest.json").write_text(json.dumps(manifest | {"tokenizer_sha256": other}))
     (problem,) = refused(ConfigError, words(table, corpus, ds_configs))
-    assert "another corpus than now" in problem
+    assert "losses made with a different corpus (" in problem
     assert "tokenizer_sha256" in problem
 
 

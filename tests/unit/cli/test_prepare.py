@@ -49,7 +49,7 @@ def test_a_recipe_and_flags_over_it(text: Path, tmp_path: Path, capsys: pytest.C
         (["--source", "nowhere.txt"], "--out FOLDER is missing"),
         (["--source", "nowhere.txt", "--out", "o"], "nowhere.txt does not exist"),
         (["--source", "x", "--out", "o", "--dedup", "fineweeb"], "did you mean 'fineweb'?"),
-        (["--source", "x", "--out", "o", "--clean", "nfd"], "cleaning rule 'nfd' is none of"),
+        (["--source", "x", "--out", "o", "--clean", "nfd"], "cleaning rule 'nfd' is not one of"),
         (["--source", "my web=.", "--out", "o"], "source name 'my web' must be letters, digits, '_', '-' and '.'"),
         (["--source", "web=hf:/org name", "--out", "o"], "'hf://org name' names no data set"),
     ],

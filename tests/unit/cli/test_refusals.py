@@ -114,7 +114,7 @@ def test_flags_beside_a_plan(refused: Callable[..., list[str]], ds_configs: Path
     (tmp_path / "plan.json").write_text(made.to_json())
     with_plan = ["--ds_config", ds_configs / "zero3.json", "--plan", "plan.json"]
     assert refused(*with_plan, "--flops", "1e12", "--seed", 3) == [
-        "--flops, --seed beside --plan, which fixes that: drop it, or make another plan"
+        "--flops, --seed cannot be combined with --plan, which fixes that: drop it, or make another plan"
     ]
     (message,) = refused(*with_plan, world_size=2)
     assert "is for 1 ranks, and 2 were started" in message

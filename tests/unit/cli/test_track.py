@@ -507,7 +507,7 @@ def test_a_status_that_cannot_be_read_is_said_and_the_values_are_sent(
     assert main(["track", str(run.folder)]) == 0
     out = capsys.readouterr().out
     assert "sent          3 values that it lacked" in out
-    assert "note          how the run ended is not known: status " in out
+    assert "note          how the run ended is unknown: status " in out
 
 
 def test_metrics_that_are_a_fifo_do_not_hang(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

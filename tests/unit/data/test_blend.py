@@ -16,7 +16,7 @@ from chinchilla_ds.data.feeding.indexed import (
     open_sequences,
 )
 from chinchilla_ds.errors import DataError
-from tests.unit.data.indexed_writer import IndexedWriter
+from tests.unit.data.feeding.indexed_writer import IndexedWriter
 
 VOCAB_SIZE, EOD_ID, SEQ_LENGTH = 1_000_000, 999_999, 16
 
@@ -73,7 +73,7 @@ def test_more_tokens_than_the_caps_give() -> None:
 
 def test_a_weight_that_breaks_a_cap_is_told_with_one_that_does_not() -> None:
     sources = [source("a", weight=0.5, max_epochs=2), source("b", weight=0.5)]
-    with pytest.raises(DataError, match=r"reads source 'a' \(1K tokens\) 2.50 times .* at most 0.4 keeps"):
+    with pytest.raises(DataError, match=r"reads source 'a' \(1K tokens\) 2.50 times .* at most 0.4 respects"):
         blend(sources, num_tokens=5000)
     assert blend(sources, num_tokens=4000)[0].epochs == 2
 

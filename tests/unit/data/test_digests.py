@@ -113,7 +113,7 @@ def test_a_folder_without_digests_is_taken_its_sizes_and_tokenizer_are_checked(
     assert "prepared before files had digests" in capsys.readouterr().out
     change(folder / TRAIN, lambda content: b"\xff" * len(content))
     loader = TokenLoader(prepared=start(folder), plan=make_plan())
-    with pytest.raises(DataError, match=r"holds token 65535, and its tokenizer has \d+ pieces"):
+    with pytest.raises(DataError, match=r"holds token 65535, but its tokenizer has \d+ pieces"):
         list(loader.micro_batches(0, 0))
     change(folder / TRAIN, lambda content: content[:-2])
     assert "it was written with" in refusal(folder)
@@ -140,12 +140,12 @@ def test_of_a_large_corpus_a_sample_is_checked_at_the_start_and_all_by_verify(
 
 def test_verify_reads_everything_and_prepares_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--verify", str(folder)]) == 0
-    assert f"sound         {folder}: 7 files, " in capsys.readouterr().out
+    assert f"intact        {folder}: 7 files, " in capsys.readouterr().out
     change(folder / TRAIN, lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     assert main(["prepare", "--verify", str(folder)]) == 2
     assert "has changed since it was prepared" in capsys.readouterr().err
     assert main(["prepare", "--verify", str(folder), "--source", "x", "--seed", "3"]) == 2
-    assert "--source, --seed beside --verify, which prepares nothing" in capsys.readouterr().err
+    assert "--source, --seed cannot be combined with --verify, which prepares nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_verify_reads_everything_and_prepares_nothing(folder: Path, capsys: pyte
         ({"vocab_size": -1}, "manifest.vocab_size is -1; it must be at least 1"),
         ({"train_tokens": 7}, "train_tokens is 7; those of the sources sum to"),
         ({"eod_id": 10**6}, "eod_id is 1000000; it must be below vocab_size"),
-        ({"sources": []}, "sources are []; they must be at least one"),
+        ({"sources": []}, "sources are []; at least one is needed"),
         ({"sources": None}, "manifest.sources is None"),
         ({"unigram_loss": "x"}, "manifest.unigram_loss is 'x'; it must be a number"),
         ({"files": {}}, "manifest.files lacks held_out.bin"),
@@ -190,9 +190,9 @@ def test_a_manifest_that_names_files_elsewhere(folder: Path, name: str) -> None:
         (lambda content: b"not an index at all, whatever its size" + content[38:], "is not an index of Megatron-core"),
         (lambda content: content[:9] + struct.pack("<Q", 7) + content[17:], "has version 7 and type 8"),
         (lambda content: content[:17] + b"\x63" + content[18:], "has version 1 and type 99"),
-        (lambda content: content[:18] + struct.pack("<QQ", 2**60, 2**60 + 1) + content[34:], "bytes, and an index of"),
-        (lambda content: content[:-30], "bytes, and an index of"),
-        (lambda content: content[:34] + b"\xff" * (len(content) - 34), "of the tokens, and they have"),
+        (lambda content: content[:18] + struct.pack("<QQ", 2**60, 2**60 + 1) + content[34:], "bytes, but an index of"),
+        (lambda content: content[:-30], "bytes, but an index of"),
+        (lambda content: content[:34] + b"\xff" * (len(content) - 34), "of the tokens, but they have"),
         (lambda content: content[:20], "is not an index of Megatron-core"),
         (lambda content: b"", "is not an index of Megatron-core"),
     ],

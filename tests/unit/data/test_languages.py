@@ -55,7 +55,7 @@ def test_short_articles_are_kept_and_the_message_names_rule_and_flag(
     assert "--min-length" in said
     assert sorted(prepared(tmp_path, short, "--min-length", "80")) == sorted(short)
     assert main([*command, "--min-length", "80", "--clean", "nfc"]) == 2
-    assert "--min-length 80 beside cleaning rules without min_length" in capsys.readouterr().err
+    assert "--min-length 80 has no effect without the cleaning rule min_length" in capsys.readouterr().err
 
 
 def test_a_document_with_a_benchmark_question_goes_and_what_is_too_short_is_counted(

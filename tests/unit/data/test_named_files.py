@@ -51,7 +51,7 @@ def test_a_snapshot_of_the_hugging_face_cache(tmp_path):
 @pytest.mark.parametrize("target", ["../secret", "/etc/passwd"])
 def test_links_to_elsewhere_are_refused(target, folder):
     (folder / "link").symlink_to(target)
-    with pytest.raises(DataError, match=r"link is a link to .*, outside .*model; only files in it are read"):
+    with pytest.raises(DataError, match=r"link is a link to .*, outside .*model; only files in that folder are read"):
         find_named(folder, "link")
 
 

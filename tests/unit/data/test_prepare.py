@@ -179,7 +179,9 @@ def test_a_full_disk_leaves_whole_pieces_that_a_second_try_starts_from(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(SentencePieceTokenizer, "save", fail)
-    with pytest.raises(OutputError, match=f"cannot write prepared data to {tmp_path}: No space left on device; what"):
+    with pytest.raises(
+        OutputError, match=f"cannot write prepared data to {tmp_path}: No space left on device; complete"
+    ):
         run(data, tmp_path)
     (work,) = tmp_path.iterdir()
     assert work.name.endswith(".work")
@@ -238,8 +240,8 @@ def test_a_continued_run_keeps_what_an_earlier_version_prepared(data: DataConfig
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["files"]
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
-    assert prepare(data, folder=tmp_path / "new", kept=folder, **settings).folder == folder
+    assert prepare(data, folder=tmp_path / "new", earlier=folder, **settings).folder == folder
     inputs = json.loads((folder / "inputs.json").read_text())
     inputs["files"][0]["bytes"] += 1
     (folder / "inputs.json").write_text(json.dumps(inputs))
-    assert prepare(data, folder=tmp_path / "new", kept=folder, **settings).folder.parent == tmp_path / "new"
+    assert prepare(data, folder=tmp_path / "new", earlier=folder, **settings).folder.parent == tmp_path / "new"

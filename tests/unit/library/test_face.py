@@ -65,7 +65,7 @@ def test_a_plan_of_a_device_is_searched_and_one_without_is_taken() -> None:
 
 def test_an_objective_beside_another_in_the_config_is_refused() -> None:
     config = RunConfig(objective=PluginSpec(name="mine:Loss"))
-    with pytest.raises(ConfigError, match="`objective` is mine:Loss in the config and cross_entropy beside it"):
+    with pytest.raises(ConfigError, match="`objective` is mine:Loss in the config and cross_entropy as an argument"):
         chinchilla_ds.train(config, ds_config={}, objective=chinchilla_ds.Objective())
 
 

@@ -280,11 +280,11 @@ def test_every_bad_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         find_duplicates(shards[:3], config=SMALL, work_folder=tmp_path / "work", workers=Workers(1))
     assert [str(shard) in problem for shard, problem in zip(shards, caught.value.problems, strict=False)] == [True] * 3
-    assert "holds 7 documents and content_hash.npy beside it 30" in caught.value.problems[2]
+    assert "holds 7 documents, but content_hash.npy beside it holds 30" in caught.value.problems[2]
     np.save(shards[4] / CONTENT_HASH_NAME, np.zeros(30))
     with pytest.raises(DataError, match=r"content_hash.npy holds float64 \(30,\); rows of unsigned integers"):
         find_duplicates(shards[4:5], config=SMALL, work_folder=tmp_path / "work", workers=Workers(1))
-    with pytest.raises(DataError, match="has 12 columns; these settings give 28"):
+    with pytest.raises(DataError, match="has 12 columns, but these settings give 28"):
         find_duplicates(shards[3:4], config=PRESETS["fineweb"], work_folder=tmp_path / "work", workers=Workers(1))
     assert not (tmp_path / "work").exists()
 

@@ -191,7 +191,7 @@ def test_a_design_is_read_with_and_without_losses(tmp_path: Path) -> None:
         (["run,weight:code,weight:web", "a,0.5,0.5", "a,0.4,0.6"], "rows 2 and 3 are both named a"),
         (["run,weight:code,weight:web", ",0.5,0.5"], "row 2: run is ''; it names a folder"),
         (["run,weight:code,weight:web,loss", "a,0.5,0.5,x"], "row 2: loss is 'x', which is not a number"),
-        (["run,weight:code,weight:web"], "there is no run in it"),
+        (["run,weight:code,weight:web"], "it holds no runs"),
         ([""], "no column weight:SOURCE"),
     ],
 )
