@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chinchilla_ds import RunConfig, plan
 from chinchilla_ds.budget.laws.fitting.surface import Surface
+from chinchilla_ds.budget.laws.forms import ParamsConvention
 from chinchilla_ds.budget.laws.lookup import load_law
+from chinchilla_ds.budget.shape.parameters import params_in_convention
 from chinchilla_ds.cli.main import main, run_command
 from chinchilla_ds.errors import ConfigError, DataError
 from tests.shared_data import shared_data
@@ -88,12 +91,11 @@ def test_plan_laws_fit_and_file_have_one_interval(table: Path, tmp_path: Path) -
     out = tmp_path / "ours.json"
     flops = "1e22"
     fitted = run_json(table, "--out", out, "--flops", flops)["optimal"]
-    plan = json.loads(run_command(["plan", "--law", str(out), "--flops", flops, "--json"]))
-    prediction = plan["prediction"]
-    shape_params, tokens = plan["num_params"], plan["num_tokens"]
-    (asked,) = run_json(table, "--predict", f"{shape_params!r},{tokens!r}")["predictions"]
-    assert prediction["loss"] == pytest.approx(asked["loss"], rel=1e-6)
-    assert prediction["interval"]["loss"] == pytest.approx([asked["low"], asked["high"]], rel=1e-4)
+    made = plan(RunConfig(compute_budget_flops=1e22, law=str(out)))
+    num_params = params_in_convention(shape=made.shape, convention=ParamsConvention.TOTAL)
+    (asked,) = run_json(table, "--predict", f"{num_params!r},{made.num_tokens!r}")["predictions"]
+    assert made.prediction.loss == pytest.approx(asked["loss"], rel=1e-6)
+    assert made.prediction.interval.loss == pytest.approx([asked["low"], asked["high"]], rel=1e-4)
     law = load_law(out)
     interval = law.optimal_interval(compute_budget_flops=1e22)
     assert interval.num_params == pytest.approx(fitted["interval"]["num_params"], rel=1e-3)
@@ -109,8 +111,7 @@ def test_draws_with_e_near_0_do_not_make_the_plan_s_interval_explode(tmp_path: P
     """Where E is barely known, `fit` and `plan` still say the same, and something that can be used."""
     runs, out = write(tmp_path / "few.csv", sizes=4, noise=0.02), tmp_path / "few.json"
     fitted = run_json(runs, "--out", out, "--flops", "1e21")["optimal"]["interval"]["loss"]
-    plan = json.loads(run_command(["plan", "--law", str(out), "--flops", "1e21", "--json"]))["prediction"]
-    low, high = plan["interval"]["loss"]
+    low, high = plan(RunConfig(compute_budget_flops=1e21, law=str(out))).prediction.interval.loss
     assert (low, high) == pytest.approx(fitted, rel=0.02)
     assert high / low < 1.4
 
@@ -166,7 +167,7 @@ def test_hold_out(table: Path, tmp_path: Path) -> None:
 
 def test_a_hold_out_that_leaves_too_little(tmp_path: Path) -> None:
     runs = write(tmp_path / "few.csv", sizes=4)
-    with pytest.raises(DataError, match="hold-out 1000x leaves 4 of 16 runs to fit: 4 runs are too few for a law"):
+    with pytest.raises(DataError, match="hold-out 1000x leaves 3 of 16 runs to fit: 3 runs are too few for a law"):
         run_json(runs, "--hold-out", "1000x")
 
 
