@@ -161,10 +161,11 @@ PEER_CODE = """
 import json, sys
 import numpy as np
 from chinchilla import Chinchilla
+from chinchilla._metrics import log_huber
 folder, (fitted, asked) = sys.argv[1], json.load(sys.stdin)
 grid = dict(E=np.linspace(1, 2, 5), a=np.linspace(1, 10, 5), b=np.linspace(1, 10, 5),
             alpha=np.linspace(0.1, 0.7, 5), beta=np.linspace(0.1, 0.7, 5))
-law = Chinchilla(folder, param_grid=grid, log_level=50)
+law = Chinchilla(folder, param_grid=grid, loss_fn=log_huber, log_level=50)
 for n, d, loss in fitted:
     law.append(N=n, D=d, loss=loss)
 law.fit()
@@ -173,7 +174,7 @@ print(json.dumps([float(law.E + law.A * n ** -law.alpha + law.B * d ** -law.beta
 
 
 def by_peer(folder: Path) -> Method:
-    """Return the prediction of the PyPI package `chinchilla` with the grid of its README and its own objective."""
+    """Return the prediction of the PyPI package `chinchilla`, with the grid and the objective of its README."""
 
     def predict(fitted: RunTable, held_out: RunTable) -> Prediction:
         rows = np.stack([fitted.num_params, fitted.num_tokens, fitted.loss], axis=1).tolist()
