@@ -270,6 +270,42 @@ TABLE = (
 _BY_NAME = {kind.name: kind for kind in TABLE}
 
 
+# ---- which layers a pipeline stage holds -----------------------------------------------------------------------------
+
+
+def chunk_layers(*, num_layers: int, pipeline: int, virtual: int = 1) -> tuple[int, ...]:
+    """Return the layers of every model chunk, in the order of the computation; stage i has chunks i, i + pipeline, ...
+
+    Chunks are equal where their number divides the layers. Otherwise as many as needed have one layer less than the
+    others: first the last, which makes the logits, then the first, which embeds, then the last but one, the second, and
+    so on.
+
+    Args:
+        num_layers: Layers of the decoder.
+        pipeline: pipeline_model_parallel_size.
+        virtual: Model chunks per stage; `budget.layout.rules` says which there can be.
+
+    Source: Llama 3 (arXiv:2407.21783), section 3.3.2: 126 layers on 16 stages, the first and the last of which have one
+    layer less.
+    """
+    chunks = pipeline * virtual
+    most = -(-num_layers // chunks)
+    fewer = chunks * most - num_layers
+    at_start = fewer // 2
+    full = range(at_start, chunks - (fewer - at_start))
+    return tuple(most - (chunk not in full) for chunk in range(chunks))
+
+
+def stage_layers(*, num_layers: int, pipeline: int) -> tuple[int, ...]:
+    """Return the layers of every pipeline stage, first to last, in however many chunks each has them.
+
+    Args:
+        num_layers: Layers of the decoder.
+        pipeline: pipeline_model_parallel_size.
+    """
+    return chunk_layers(num_layers=num_layers, pipeline=pipeline)
+
+
 # ---- reading it ------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The plan as text: a sentence for each choice and its reason, and a summary of one screen."""
 
 import dataclasses
+import itertools
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from chinchilla_ds.config import RunConfig
 from chinchilla_ds.optimizers import optimizer_of
 from chinchilla_ds.run_plan import MemoryBytes, Offload, OptimizerPlan, ParallelLayout, Recompute, RunPlan
 from chinchilla_ds.units import format_bytes, format_count, format_duration, format_flops
+from chinchilla_ds.weights import stage_layers
 
 _LABEL_WIDTH = 14
 _WIDTH = 120
@@ -248,7 +250,20 @@ def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_
         )
     if made.batch.gradient_accumulation_steps < made.layout.pipeline_model_parallel_size:
         yield "Fewer micro-batches than pipeline stages: some stages are always idle."
+    yield from _uneven_stages(made)
     yield from optimizer_reasons(config, made=made, rate_reason=rate_reason)
+
+
+def _uneven_stages(made: RunPlan) -> Iterator[str]:
+    """Yield the layers of each stage where they are not equal."""
+    layers = stage_layers(num_layers=made.shape.num_layers, pipeline=made.layout.pipeline_model_parallel_size)
+    if len(set(layers)) > 1:
+        runs = [(count, len(list(group))) for count, group in itertools.groupby(layers)]
+        counts = ", ".join(str(count) if times == 1 else f"{times} x {count}" for count, times in runs)
+        yield (
+            f"Layers per pipeline stage: {counts}. Stages at the ends have fewer: the first also embeds, the last also "
+            "makes the logits (as in Llama 3, arXiv:2407.21783, section 3.3.2)."
+        )
 
 
 def _law_reasons(choice: ModelChoice, made: RunPlan) -> Iterator[str]:

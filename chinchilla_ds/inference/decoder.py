@@ -176,7 +176,7 @@ class InferenceDecoder(nn.Module):
         held = held_kinds(self.shape, is_first=ranks.is_first_stage, is_last=ranks.is_last_stage)
         _make_room(self, self.shape, in_layers=False, held=held, tensor=ranks.tp_size)
         self.layers = nn.ModuleList(
-            Layer(self.shape, ranks=ranks, index=index) for index in range(self.shape.num_layers // ranks.pp_size)
+            Layer(self.shape, ranks=ranks, index=index) for index in range(len(ranks.layers_of_stage(self.shape)))
         )
         self._tables: tuple[Tensor, Tensor] | None = None
 

@@ -60,8 +60,8 @@ def load_decoder(
 
 def _wanted(decoder: InferenceDecoder) -> Iterator[tuple[nn.Module, WeightKind, str]]:
     """Yield the module, the row of the table and Megatron's name of each weight of this stage."""
-    first = decoder.ranks.pp_rank * len(decoder.layers)
-    layers: list[tuple[int, nn.Module]] = list(enumerate(decoder.layers, start=first))
+    numbers = decoder.ranks.layers_of_stage(decoder.shape)
+    layers: list[tuple[int, nn.Module]] = list(zip(numbers, decoder.layers, strict=True))
     for kind in TABLE:
         for layer, holder in layers if kind.in_layers else [(0, decoder)]:
             if getattr(holder, kind.attribute) is not None:

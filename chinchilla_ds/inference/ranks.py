@@ -14,6 +14,7 @@ from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import read_place, settle
 from chinchilla_ds.distributed.rendezvous import open_store
 from chinchilla_ds.errors import LayoutError
+from chinchilla_ds.weights import stage_layers
 
 if TYPE_CHECKING:
     from chinchilla_ds.run_plan import ModelShape
@@ -40,6 +41,12 @@ class ModelRanks:
     def is_last_stage(self) -> bool:
         """Whether this rank computes the logits."""
         return self.pp_rank == self.pp_size - 1
+
+    def layers_of_stage(self, shape: "ModelShape") -> range:
+        """Return the numbers of this stage's layers in the whole decoder."""
+        counts = stage_layers(num_layers=shape.num_layers, pipeline=self.pp_size)
+        first = sum(counts[: self.pp_rank])
+        return range(first, first + counts[self.pp_rank])
 
     def sum_over_tp(self, x: Tensor) -> Tensor:
         """Return the sum of the tensor-parallel ranks' partial results; `x` is overwritten."""
@@ -103,7 +110,7 @@ def join_ranks(*, tensor_model_parallel_size: int, pipeline_model_parallel_size:
 
 
 def check_divides(shape: "ModelShape", *, ranks: ModelRanks) -> None:
-    """Check that the layout divides a decoder into equal parts.
+    """Check that tensor parallelism divides a decoder into equal parts, and that every stage has a layer.
 
     Raises:
         LayoutError: lists every size that cannot be divided, and the numbers of parts that work.
@@ -112,12 +119,16 @@ def check_divides(shape: "ModelShape", *, ranks: ModelRanks) -> None:
         "num_query_groups": (shape.num_query_groups, ranks.tp_size, "tensor_model_parallel_size"),
         "ffn_hidden_size": (shape.ffn_hidden_size, ranks.tp_size, "tensor_model_parallel_size"),
         "padded_vocab_size": (shape.padded_vocab_size, ranks.tp_size, "tensor_model_parallel_size"),
-        "num_layers": (shape.num_layers, ranks.pp_size, "pipeline_model_parallel_size"),
     }
     problems = []
     for name, (size, parts, field) in sizes.items():
         if size % parts:
             works = [str(part) for part in range(1, min(size, 2 * parts) + 1) if size % part == 0]
             problems.append(f"{field} {parts} does not divide {name} {size}; {', '.join(works)} would")
+    if ranks.pp_size > shape.num_layers:
+        problems.append(
+            f"pipeline_model_parallel_size {ranks.pp_size} is above num_layers {shape.num_layers}, and every stage "
+            f"holds a layer; nearest: {shape.num_layers}"
+        )
     if problems:
         raise LayoutError(problems)

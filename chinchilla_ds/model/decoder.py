@@ -20,6 +20,7 @@ from chinchilla_ds.model.core_attention import SdpaCoreAttention, document_mask
 from chinchilla_ds.model.dtypes import DTYPES
 from chinchilla_ds.model.layer_spec import block_spec
 from chinchilla_ds.run_plan import Precision, RunPlan
+from chinchilla_ds.weights import chunk_layers
 
 
 def _leave(_weight: Tensor) -> None:
@@ -47,6 +48,7 @@ def transformer_config(plan: RunPlan) -> TransformerConfig:
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        pipeline_model_parallel_layout=_uneven_layout(chunk_layers_of(plan)),
         sequence_parallel=layout.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -65,6 +67,24 @@ def transformer_config(plan: RunPlan) -> TransformerConfig:
         batch_p2p_comm=torch.cuda.is_available(),
         deallocate_pipeline_outputs=True,
     )
+
+
+def chunk_layers_of(plan: RunPlan) -> tuple[int, ...]:
+    """Return the layers of every model chunk of the plan's layout, in the order of the computation."""
+    layout = plan.layout
+    return chunk_layers(
+        num_layers=plan.shape.num_layers,
+        pipeline=layout.pipeline_model_parallel_size,
+        virtual=layout.virtual_pipeline_model_parallel_size,
+    )
+
+
+def _uneven_layout(layers: tuple[int, ...]) -> list[list[str]] | None:
+    """Return megatron-core's words for the contents of unequal chunks; None where they are equal."""
+    if len(set(layers)) == 1:
+        return None
+    chunks = [["decoder"] * count for count in layers]
+    return [["embedding", *chunks[0]], *chunks[1:-1], [*chunks[-1], "loss"]]
 
 
 MakeLoss = Callable[[Tensor], Tensor]
@@ -134,9 +154,12 @@ def build_stage(
     assert eod_id is not None or not plan.document_mask, "document masks need eod_id"
     config = transformer_config(plan)
     virtual = plan.layout.virtual_pipeline_model_parallel_size
-    layers = plan.shape.num_layers // (plan.layout.pipeline_model_parallel_size * virtual)
+    pipeline, rank = plan.layout.pipeline_model_parallel_size, parallel_state.get_pipeline_model_parallel_rank()
+    layers = chunk_layers_of(plan)[rank::pipeline]
     with partition or nullcontext():
-        chunks = [_build_chunk(plan, config, layers, index if virtual > 1 else None) for index in range(virtual)]
+        chunks = [
+            _build_chunk(plan, config, count, index if virtual > 1 else None) for index, count in enumerate(layers)
+        ]
     for chunk in chunks:
         chunk.rotary_pos_emb = _rotary(plan)
         if plan.document_mask:

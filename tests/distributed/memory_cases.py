@@ -52,6 +52,8 @@ SLOW: dict[str, dict[str, Any]] = {
     "zero0-qk_norm-recompute_selective": {"qk_norm": True, "recompute": _SELECTIVE},
     "zero1-pp2": {"zero_stage": 1, _PP: 2},
     "zero1-pp4": {"zero_stage": 1, _PP: 4},
+    "zero1-pp4-uneven": {"zero_stage": 1, _PP: 4, "num_layers": 6},
+    "zero3-pp4-uneven": {"zero_stage": 3, _PP: 4, "num_layers": 6},
     "zero1-pp2-vpp2": {"zero_stage": 1, _PP: 2, _VPP: 2},
     "zero1-pp2-recompute_full": {"zero_stage": 1, _PP: 2, "recompute": _FULL},
     "zero1-dp2-bf16-offload": {"zero_stage": 1, _DP: 2, "offload_optimizer": Offload.CPU, "precision": _BF16},
@@ -81,7 +83,7 @@ SLOW: dict[str, dict[str, Any]] = {
 def plan_of(values: dict[str, Any]) -> RunPlan:
     """Return a plan of two sequences per micro-batch, four micro-batches, and `values`, which the planner accepts."""
     values = dict(values)
-    ours = {name: values.pop(name) for name in ("num_query_groups", "qk_norm") if name in values}
+    ours = {name: values.pop(name) for name in ("num_query_groups", "qk_norm", "num_layers") if name in values}
     shape = dataclasses.replace(SHAPE, **ours)
     plan = tiny_plan(shape=shape, **{"micro_batch_size": 2, "gradient_accumulation_steps": 4, **values})
     validate_layout(shape=plan.shape, layout=plan.layout, precision=plan.precision, batch=plan.batch)

@@ -207,6 +207,24 @@ def test_norms_of_heads_move_too(source, target, tmp_path):
     assert harness.largest_relative(steps, wanted) < 1e-5
 
 
+SIX_OVER_FOUR = {
+    "zero1-pp4": (layout(zero=1, pp=4), layout(zero=1, pp=2, dp=2)),
+    "zero3-pp4": (layout(zero=3, pp=4), layout(zero=0)),
+    "zero1-pp4-tp2": (layout(zero=1, tp=2, pp=4), layout(zero=3, tp=2, pp=2)),
+    "zero3-pp2-vpp3-to-zero1-pp4": (layout(zero=3, pp=2, virtual=3), layout(zero=1, pp=4)),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "zero1-pp4" else pytest.param(name, marks=pytest.mark.slow) for name in SIX_OVER_FOUR]
+)
+def test_uneven_stages_go_on_in_even_ones(name, tmp_path):
+    """Six layers on four stages: 1, 2, 2, 1; loaded where they are 3 and 3, or all together."""
+    source, target = SIX_OVER_FOUR[name]
+    wanted, steps = continue_in(tmp_path, source, target, num_layers=6)
+    assert harness.largest_relative(steps, wanted) < 1e-5
+
+
 def test_a_checkpoint_tells_whole_weights_whatever_wrote_it(tmp_path):
     def save_fresh(engine, folder):
         save_in(engine, folder, iteration=0)

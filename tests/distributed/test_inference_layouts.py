@@ -66,8 +66,13 @@ def test_every_layout_equals_the_reference_and_one_rank(layout, tied, tokenizer)
     check_layout(LAYOUTS[layout], tied, tokenizer)
 
 
-def check_layout(layout, tied, tokenizer):
-    weights = reader(**shape_of(tokenizer, tied_embeddings=tied, num_query_groups=4 if tied else 2))
+def test_uneven_stages_equal_the_reference_and_one_rank(tokenizer):
+    """Three layers on two stages: two, and one with the logits."""
+    check_layout(LAYOUTS["pp2"], False, tokenizer, num_layers=3)
+
+
+def check_layout(layout, tied, tokenizer, **more):
+    weights = reader(**shape_of(tokenizer, tied_embeddings=tied, num_query_groups=4 if tied else 2, **more))
     tokens = random_tokens(2, length=17)
     with torch.inference_mode():
         logits = reference_of(weights)(tokens[:, :-1])

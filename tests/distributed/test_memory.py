@@ -42,6 +42,20 @@ def _compare(values: dict[str, Any]) -> None:
         assert held.step.total == pytest.approx(expected_in_step(plan, held.stage), rel=TOLERANCE)
 
 
+@pytest.mark.slow
+def test_unequal_chunks_hold_the_activations_and_the_total_that_are_expected() -> None:
+    """Chunks of 2, 2 | 2, 1 layers; the tensors received ahead of time on the last stage are not in the model."""
+    names = {"zero_stage": 1, "pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    plan = plan_of({**names, "num_layers": 7})
+    stages = predicted(plan)
+    for held in measured(plan):
+        stage = stages[held.stage]
+        assert held.peak.activations == pytest.approx(stage.activations, rel=0.001)
+        assert held.peak.total == pytest.approx(stage.total, rel=TOLERANCE)
+    equal = predicted(plan_of({**names, "num_layers": 8}))[-1]
+    assert equal.activations > 1.1 * stages[-1].activations, "control: equal chunks keep more"
+
+
 def test_the_allocator_of_torch_hands_out_what_is_expected() -> None:
     plan = plan_of({"recompute": Recompute.SELECTIVE})
     (held,), (stage,) = measured(plan, allocator=True), predicted(plan)

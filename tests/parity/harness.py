@@ -45,11 +45,12 @@ def parity_plan(
     *,
     tied_embeddings: bool = False,
     qk_norm: bool = False,
+    num_layers: int = 4,
     gradient_clipping: float = ACTIVE_CLIPPING,
     **values: Any,
 ) -> RunPlan:
     """Return a tiny plan whose layout the planner accepts; `values` are arguments of `tiny_plan`."""
-    shape = tiny_shape(tied_embeddings=tied_embeddings, qk_norm=qk_norm)
+    shape = tiny_shape(tied_embeddings=tied_embeddings, qk_norm=qk_norm, num_layers=num_layers)
     plan = tiny_plan(shape=shape, gradient_clipping=gradient_clipping, **{**_DEFAULTS, **values})
     validate_layout(shape=plan.shape, layout=plan.layout, precision=plan.precision, batch=plan.batch)
     return dataclasses.replace(plan, optimizer=dataclasses.replace(plan.optimizer, epsilon=1e-3))

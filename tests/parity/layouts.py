@@ -34,6 +34,7 @@ class Case:
     clips: bool = True
     tied: bool = False
     qk_norm: bool = False
+    layers: int = 4
 
     def __str__(self) -> str:
         """Name the layout, and after it what is not plain."""
@@ -46,6 +47,7 @@ class Case:
             "" if self.clips else "unclipped",
             "tied" if self.tied else "",
             "qk_norm" if self.qk_norm else "",
+            f"{self.layers}_layers" if self.layers != 4 else "",
         ]
         return "-".join([self.layout, *filter(None, extras)])
 
@@ -81,6 +83,7 @@ class Case:
             "gradient_clipping": ACTIVE_CLIPPING if self.clips else INACTIVE_CLIPPING,
             "tied_embeddings": self.tied,
             "qk_norm": self.qk_norm,
+            "num_layers": self.layers,
         }
         return parity_plan(**{**values, **changes})  # type: ignore[arg-type]
 

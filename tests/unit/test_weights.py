@@ -5,7 +5,17 @@ import torch
 
 from chinchilla_ds.exporting import llama
 from chinchilla_ds.testing.configs import tiny_shape
-from chinchilla_ds.weights import COLUMNS, HALVES, ROWS, TABLE, held_kinds, kind_of, named_kinds
+from chinchilla_ds.weights import (
+    COLUMNS,
+    HALVES,
+    ROWS,
+    TABLE,
+    chunk_layers,
+    held_kinds,
+    kind_of,
+    named_kinds,
+    stage_layers,
+)
 from tests.parity.reference_llama import ReferenceLlama, to_megatron_state
 
 SHAPES = {
@@ -75,3 +85,34 @@ def test_ranks_take_equal_parts_of_every_run():
              for split in (ROWS, COLUMNS, HALVES)}  # fmt: skip
     assert taken[ROWS] == taken[COLUMNS] == [[[0, 1, 2, 3]], [[4, 5, 6, 7]]]
     assert taken[HALVES] == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+
+
+# ---- layers of pipeline stages ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "pipeline", "stages"),
+    [
+        (126, 16, (7, *[8] * 14, 7)),  # Llama 3 405B (arXiv:2407.21783), section 3.3.2
+        (6, 4, (1, 2, 2, 1)),
+        (7, 2, (4, 3)),  # one layer less: on the last stage, with the logits
+        (5, 4, (1, 2, 1, 1)),
+        (12, 4, (3, 3, 3, 3)),
+        (3, 1, (3,)),
+    ],
+)
+def test_stages_at_the_ends_have_fewer_layers(num_layers, pipeline, stages):
+    assert stage_layers(num_layers=num_layers, pipeline=pipeline) == stages
+
+
+@pytest.mark.parametrize("virtual", [1, 2, 4, 8])
+def test_chunks_add_up_to_their_stages(virtual):
+    """Megatron deals chunks to stages in turn; a stage has as many layers however it is cut into chunks."""
+    for pipeline in range(2, 40):
+        for full in (8, 16):
+            for num_layers in range((full - 1) * pipeline + 1, full * pipeline + 1):
+                chunks = chunk_layers(num_layers=num_layers, pipeline=pipeline, virtual=virtual)
+                stages = tuple(sum(chunks[stage::pipeline]) for stage in range(pipeline))
+                assert stages == stage_layers(num_layers=num_layers, pipeline=pipeline)
+                assert sum(chunks) == num_layers
+                assert max(chunks) - min(chunks) <= 1

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from chinchilla_ds.budget.laws.forms import LARGEST_LOSS, ParamsConvention, SurfaceLaw
+from chinchilla_ds.budget.laws.loss_unit import LossUnit
 from chinchilla_ds.budget.laws.tested import PredictionTest
 from chinchilla_ds.budget.laws.uncertainty import Draw, Uncertainty
 from chinchilla_ds.errors import ConfigError
@@ -34,8 +35,13 @@ def load_law(path: Path, /) -> SurfaceLaw:
         raise ConfigError(f'law file {path}: not a fitted law: it must be a JSON object with "format": "{LAW_FORMAT}"')
     if (version := data.get("format_version")) != LAW_FORMAT_VERSION:
         raise ConfigError(f"law file {path}: format_version is {version!r}; this version reads {LAW_FORMAT_VERSION}")
-    law: SurfaceLaw = build(_LawFile, data, where=f"law file {path}: law").law(file_name=path.name)
-    return law
+    file: _LawFile = build(_LawFile, data, where=f"law file {path}: law")
+    if file.unit != LossUnit.TOKEN:
+        raise ConfigError(
+            f"law file {path}: it is per {file.unit}, and budgets count tokens: fit the runs with `fit.unit=byte` and "
+            "`fit.bytes_per_token=B`, the bytes per token of the tokenizer to train with"
+        )
+    return file.law(file_name=path.name)
 
 
 _Positive = Annotated[float, Gt(0)]
@@ -65,6 +71,8 @@ class _LawFile:
     covariance: tuple[_Row, _Row, _Row, _Row, _Row] | None = None
     """Covariance of log A, log B, log E, alpha and beta; only without draws."""
     source: Annotated[str, Len(1)] | None = None
+    unit: Literal["token", "byte"] = "token"
+    """What losses and D are counted in."""
     scatter: Annotated[float, Ge(0), Le(LARGEST_LOSS)] | None = None
     dearest_flops: _Positive | None = None
     tested: PredictionTest | None = None

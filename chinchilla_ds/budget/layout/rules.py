@@ -172,18 +172,24 @@ def _tensor_problems(shape: ModelShape, layout: ParallelLayout) -> Iterator[str]
 
 def _pipeline_problems(shape: ModelShape, layout: ParallelLayout) -> Iterator[str]:
     pipeline, virtual = layout.pipeline_model_parallel_size, layout.virtual_pipeline_model_parallel_size
-    layers = shape.num_layers
-    if layers % pipeline:
-        works = _join(_near_divisors(layers, pipeline))
+    layers, full = shape.num_layers, -(-shape.num_layers // pipeline)
+    if pipeline > layers:
         yield (
-            f"layout.pipeline_model_parallel_size ({pipeline} stages) must divide shape.num_layers ({layers} layers); "
-            f"nearest sizes: {works}"
+            f"layout.pipeline_model_parallel_size ({pipeline} stages) must be at most shape.num_layers ({layers} "
+            f"layers): every stage holds a layer; nearest size: {layers}"
         )
-    elif layers % (pipeline * virtual):
-        works = _join(_near_divisors(layers // pipeline, virtual))
+    elif full % virtual:
+        works = _join(_near_divisors(full, virtual))
+        yield (
+            f"layout.virtual_pipeline_model_parallel_size ({virtual} chunks) must divide the layers of a stage "
+            f"({full} of shape.num_layers {layers} over {pipeline} stages); nearest chunks per stage: {works}"
+        )
+    elif pipeline * virtual > layers:
+        works = str(max(count for count in range(1, virtual) if full % count == 0 and pipeline * count <= layers))
         yield (
             f"layout.virtual_pipeline_model_parallel_size ({virtual} chunks) x layout.pipeline_model_parallel_size "
-            f"({pipeline} stages) must divide shape.num_layers ({layers} layers); nearest chunks per stage: {works}"
+            f"({pipeline} stages) must be at most shape.num_layers ({layers} layers): every chunk holds a layer; "
+            f"nearest chunks per stage: {works}"
         )
     if shape.tied_embeddings and pipeline > 1:
         yield (

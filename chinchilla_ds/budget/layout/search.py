@@ -22,7 +22,7 @@ from chinchilla_ds.budget.layout.space import (
 )
 from chinchilla_ds.budget.memory.activations import ActivationBytes, activation_bytes
 from chinchilla_ds.budget.memory.peak import CPU, estimate_memory, gradients_before, margin_bytes, peak_bytes
-from chinchilla_ds.budget.memory.states import StateBytes, state_bytes
+from chinchilla_ds.budget.memory.states import StateBytes, notable_stages, state_bytes
 from chinchilla_ds.budget.speed.devices import DEVICES, Device
 from chinchilla_ds.budget.speed.rates import Machine, make_machine
 from chinchilla_ds.budget.speed.step_time import (
@@ -194,7 +194,7 @@ class _Walk:
     def fits(self, group: LayoutGroup) -> Iterator[_Fit]:
         """Yield the group's layouts that fit."""
         self.num_legal += len(group.states) * len(group.recomputes) * len(group.micro_batch_sizes)
-        nothing = (_NO_ACTIVATIONS,) * len(_ends(group))
+        nothing = (_NO_ACTIVATIONS,) * len(self._stages(group))
         for size in group.micro_batch_sizes:
             micro_batches = self.request.global_batch_size // group.data // size
             kept = []
@@ -227,8 +227,12 @@ class _Walk:
                         name = label(group.layout(states, recompute), micro_batch_size=size)
                         yield self._total(held, saved), name
 
+    def _stages(self, group: LayoutGroup) -> tuple[int, ...]:
+        """Return the stages of which one is the fullest, as in `budget.memory.peak.estimate_memory`."""
+        return notable_stages(num_layers=self.request.shape.num_layers, pipeline=group.pipeline)
+
     def _total(self, held: Sequence[tuple[StateBytes, int]], saved: Sequence[ActivationBytes]) -> int:
-        """Return the peak of the fullest rank, from the states of the first and last stages."""
+        """Return the peak of the fullest rank, from the states of the stages that can be the fullest."""
         tensors = 0
         for (state, before), activations in zip(held, saved, strict=True):
             tensors = max(tensors, peak_bytes(state=state, activations=activations, gradients_before=before))
@@ -282,7 +286,7 @@ class _Walk:
         return _Fit(simplicity, parts.total_s if parts else 0.0, group, states, recompute, size, parts)
 
     def _held(self, group: LayoutGroup, states: States, micro_batches: int) -> list[tuple[StateBytes, int]]:
-        """Return the training state of a rank of each end stage, and its gradients at the fullest moment."""
+        """Return the training state of a rank of each of `_stages`, and its gradients at the fullest moment."""
         return [
             (
                 state,
@@ -295,7 +299,7 @@ class _Walk:
                     stage=stage,
                 ),
             )
-            for stage, state in zip(_ends(group), self._state_bytes(group, states), strict=True)
+            for stage, state in zip(self._stages(group), self._state_bytes(group, states), strict=True)
         ]
 
     def _state_bytes(self, group: LayoutGroup, states: States) -> tuple[StateBytes, ...]:
@@ -312,7 +316,7 @@ class _Walk:
                     optimizer_states=len(self.request.optimizer.states),
                     **states._asdict(),
                 )
-                for stage in _ends(group)
+                for stage in self._stages(group)
             )
         return self._states[key]
 
@@ -333,7 +337,7 @@ class _Walk:
                 on_cpu=self.request.device.kind == CPU,
                 stage=stage,
             )
-            for stage in _ends(group)
+            for stage in self._stages(group)
         )
 
     def _micro_batch_time(
@@ -389,13 +393,8 @@ _RECOMPUTE_ORDER = {recompute: order for order, recompute in enumerate(Recompute
 
 
 def _host_bytes(held: Sequence[tuple[StateBytes, int]]) -> int:
-    """Return the CPU memory of a rank's offloaded states, for the fuller end stage."""
+    """Return the CPU memory of a rank's offloaded states, for the stage that has the most."""
     return max(state.host for state, _ in held)
-
-
-def _ends(group: LayoutGroup) -> tuple[int, ...]:
-    """Return the stages of which one is the fullest, as in `budget.memory.peak.estimate_memory`."""
-    return tuple(sorted({0, group.pipeline - 1}))
 
 
 def _nothing_legal(request: LayoutRequest, tally: Tally) -> list[str]:

@@ -245,9 +245,9 @@ def _choices(fixed: Mapping[str, Any], name: str, free: Sequence[Any]) -> tuple[
 
 
 def _chunks(request: LayoutRequest, pipeline: int) -> tuple[int, ...]:
-    """Return the chunks per stage: all that divide its layers."""
+    """Return the chunks per stage: all that divide the layers of a full one."""
     layers = request.shape.num_layers
-    return divisors(layers // pipeline) if pipeline > 1 and layers % pipeline == 0 else (1,)
+    return divisors(-(-layers // pipeline)) if 1 < pipeline <= layers else (1,)
 
 
 def _micro_batch_sizes(request: LayoutRequest, data: int) -> tuple[int, ...]:

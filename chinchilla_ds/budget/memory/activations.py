@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from chinchilla_ds.run_plan import ModelShape, Precision, Recompute
+from chinchilla_ds.weights import chunk_layers
 
 FP32_BYTES = 4
 
@@ -37,6 +38,8 @@ class ActivationBytes(NamedTuple):
     """The gradients of the output projection's weight and input, at the same moment."""
     standing: int = 0
     """Held throughout: Megatron-core's buffer for gathering a split sequence, and tensors passed between stages."""
+    not_at_loss: int = 0
+    """The part of `saved` that is not there when the loss is differentiated; of unequal chunks of a stage only."""
 
 
 def compute_bytes(precision: Precision, /) -> int:
@@ -94,11 +97,18 @@ def activation_bytes(
     in_flight = chunks_in_flight(
         pipeline=pipeline, virtual=virtual, micro_batches=gradient_accumulation_steps, stage=stage
     )
+    most, at_loss = layers_in_flight(
+        num_layers=shape.num_layers,
+        pipeline=pipeline,
+        virtual=virtual,
+        micro_batches=gradient_accumulation_steps,
+        stage=stage,
+    )
     is_last = stage == pipeline - 1
     vocabulary = shape.padded_vocab_size // tensor * is_last
     received = in_flight if on_cpu and width < FP32_BYTES and stage > 0 else 0  # the norm keeps an fp32 copy of it
     return ActivationBytes(
-        saved=in_flight * (shape.num_layers // (pipeline * virtual)) * layer,
+        saved=most * layer,
         head=_norm_bytes(shape, tokens, split, width, on_cpu) * is_last,
         logits=_loss_copies(tensor, width) * tokens * vocabulary,
         recomputed=recomputed,
@@ -107,6 +117,7 @@ def activation_bytes(
         logits_gradient=width * tokens * vocabulary,
         output_gradient=width * shape.hidden_size * (vocabulary + tokens * is_last),
         standing=(hidden * split if split > 1 else 0) + (hidden * (1 + received) if pipeline > 1 else 0),
+        not_at_loss=(most - at_loss) * layer,
     )
 
 
@@ -126,6 +137,38 @@ def chunks_in_flight(*, pipeline: int, virtual: int, micro_batches: int, stage: 
     later = pipeline - stage - 1
     warm_up = later if virtual == 1 else 2 * later + (virtual - 1) * pipeline
     return min(warm_up + 1, micro_batches * virtual)
+
+
+def layers_in_flight(
+    *, num_layers: int, pipeline: int, virtual: int, micro_batches: int, stage: int
+) -> tuple[int, int]:
+    """Return of how many layers 1F1B keeps activations: at its fullest moment, and after a pass of the last chunk.
+
+    Where a stage's chunks are unequal, which of them are in flight changes from one pass to the next: forward passes
+    take `pipeline` micro-batches through each chunk, first to last, and backward passes last to first.
+
+    Args:
+        num_layers: layers of the decoder.
+        pipeline: pipeline-parallel size.
+        virtual: model chunks per stage.
+        micro_batches: micro-batches per optimizer step.
+        stage: the pipeline stage, counted from 0.
+
+    Source: megatron-core 0.16, pipeline_parallel/schedules.py, get_schedule_table.
+    """
+    in_flight = chunks_in_flight(pipeline=pipeline, virtual=virtual, micro_batches=micro_batches, stage=stage)
+    layers = chunk_layers(num_layers=num_layers, pipeline=pipeline, virtual=virtual)[stage::pipeline]
+    if len(set(layers)) == 1:
+        return in_flight * layers[0], in_flight * layers[0]
+    forward = [number // pipeline % virtual for number in range(micro_batches * virtual)]
+    held, history = 0, []
+    for number, chunk in enumerate(forward):
+        held += layers[chunk]
+        if number >= in_flight:  # a backward pass has ended before this forward pass
+            held -= layers[virtual - 1 - forward[number - in_flight]]
+        history.append((held, held if chunk == virtual - 1 else 0))
+    most, at_loss = zip(*history, strict=True)
+    return max(most), max(at_loss)
 
 
 def _layer_bytes(

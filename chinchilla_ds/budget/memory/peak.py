@@ -10,7 +10,7 @@ docs/memory.md derives the formulas and compares them with the tensors of the li
 from typing import NamedTuple
 
 from chinchilla_ds.budget.memory.activations import ActivationBytes, activation_bytes, chunks_in_flight, compute_bytes
-from chinchilla_ds.budget.memory.states import StateBytes, stage_params, state_bytes
+from chinchilla_ds.budget.memory.states import StateBytes, notable_stages, stage_params, state_bytes
 from chinchilla_ds.run_plan import ADAM_STATES, BatchPlan, MemoryBytes, ModelShape, ParallelLayout, Precision
 
 __all__ = [
@@ -55,7 +55,7 @@ def moments(*, state: StateBytes, activations: ActivationBytes, gradients_before
     """
     standing = activations.standing
     early, late = state.loss_buffers + standing, state.backward_buffers + standing
-    saved, with_head = activations.saved, activations.saved + activations.head
+    saved, with_head = activations.saved, activations.saved - activations.not_at_loss + activations.head
     return (
         Moment(gradients_before, with_head, activations.logits, early),
         Moment(gradients_before, with_head, activations.logits_gradient, early + activations.output_gradient),
@@ -79,7 +79,7 @@ def peak_bytes(*, state: StateBytes, activations: ActivationBytes, gradients_bef
         gradients_before
         + activations.saved
         + max(
-            activations.head + output + state.loss_buffers,
+            activations.head - activations.not_at_loss + output + state.loss_buffers,
             activations.recomputed
             + state.backward_buffers
             + max(activations.working, activations.flowing + state.reduced),
@@ -165,8 +165,8 @@ def estimate_memory(
 ) -> MemoryBytes:
     """Return the expected peak of the rank that needs most, in bytes; arguments as for `estimate_stages`.
 
-    The stage that needs most is the first or the last: those in between have no embedding table, no logits, and no more
-    micro-batches in flight than the first.
+    The stage that needs most is the first, the first with the most layers, or the last: any other has no embedding
+    table, no logits, no more layers, and no more micro-batches in flight.
 
     Args:
         shape: the decoder.
@@ -186,7 +186,7 @@ def estimate_memory(
             device=device,
             optimizer_states=optimizer_states,
         )
-        for stage in sorted({0, layout.pipeline_model_parallel_size - 1})
+        for stage in notable_stages(num_layers=shape.num_layers, pipeline=layout.pipeline_model_parallel_size)
     )
     return max(ends, key=lambda memory: memory.total)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from chinchilla_ds.budget.deepspeed_json.fields import MIN_BUCKET_ELEMENTS
 from chinchilla_ds.budget.memory.activations import FP32_BYTES, compute_bytes
 from chinchilla_ds.run_plan import ADAM_STATES, ModelShape, Offload, Precision
-from chinchilla_ds.weights import DOWN_PROJECTION, WeightKind, held_kinds
+from chinchilla_ds.weights import DOWN_PROJECTION, WeightKind, held_kinds, stage_layers
 
 PERSISTENT_ELEMENTS = 100_000
 """DeepSpeed's default of stage3_param_persistence_threshold: weights up to this size stay whole."""
@@ -75,11 +75,12 @@ def stage_weights(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) 
         pipeline: pipeline-parallel size.
         stage: the pipeline stage, counted from 0.
     """
+    layers = stage_layers(num_layers=shape.num_layers, pipeline=pipeline)[stage]
     return tuple(
         HeldWeights(
             kind=kind,
             size=math.prod(kind.local_shape(shape, tensor=tensor)),
-            number=shape.num_layers // pipeline if kind.in_layers else 1,
+            number=layers if kind.in_layers else 1,
         )
         for kind in held_kinds(shape, is_first=stage == 0, is_last=stage == pipeline - 1)
     )
@@ -98,6 +99,34 @@ def stage_params(*, shape: ModelShape, tensor: int, pipeline: int, stage: int) -
     weights = stage_weights(shape=shape, tensor=tensor, pipeline=pipeline, stage=stage)
     norms = sum(held.size * held.number for held in weights if held.kind.split is None)
     return _params(weights), norms
+
+
+@lru_cache(maxsize=4096)
+def notable_stages(*, num_layers: int, pipeline: int) -> tuple[int, ...]:
+    """Return the stages of which one is the fullest: the first, the first with the most layers, and the last.
+
+    Any other has no more weights than one of these, and no more micro-batches in flight.
+
+    Args:
+        num_layers: Layers of the decoder.
+        pipeline: pipeline-parallel size.
+    """
+    layers = stage_layers(num_layers=num_layers, pipeline=pipeline)
+    return tuple(sorted({0, layers.index(max(layers)), pipeline - 1}))
+
+
+def fullest_stage_params(*, shape: ModelShape, tensor: int, pipeline: int) -> int:
+    """Return the parameters of a rank of the pipeline stage that has the most.
+
+    Args:
+        shape: the decoder.
+        tensor: tensor-parallel size.
+        pipeline: pipeline-parallel size.
+    """
+    return max(
+        stage_params(shape=shape, tensor=tensor, pipeline=pipeline, stage=stage)[0]
+        for stage in notable_stages(num_layers=shape.num_layers, pipeline=pipeline)
+    )
 
 
 def _params(weights: Weights) -> int:

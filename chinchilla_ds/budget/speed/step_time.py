@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from chinchilla_ds.budget.deepspeed_json.fields import MIN_BUCKET_ELEMENTS
 from chinchilla_ds.budget.memory.activations import FP32_BYTES, compute_bytes
-from chinchilla_ds.budget.memory.states import stage_params
+from chinchilla_ds.budget.memory.states import fullest_stage_params
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token, hardware_flops_per_token
 from chinchilla_ds.budget.speed.rates import Machine
 from chinchilla_ds.run_plan import (
@@ -30,6 +30,7 @@ from chinchilla_ds.run_plan import (
     Recompute,
     StepTime,
 )
+from chinchilla_ds.weights import stage_layers
 
 ZERO3_HIDDEN_SHARE = 0.7
 """Share of the computation that ZeRO-3's traffic can overlap with. DeepSpeed overlaps by default only at stage 3. Ours:
@@ -64,7 +65,7 @@ each of the optimizer's states."""
 
 
 class MicroBatchTime(NamedTuple):
-    """Forward and backward pass of one micro-batch, in seconds; the slowest stage is the last, with the logits."""
+    """Forward and backward pass of one micro-batch, in seconds."""
 
     compute_s: float
     """Computation of the slowest stage."""
@@ -183,7 +184,8 @@ def micro_batch_time(
 
     A layer's tensor parallelism is four all-reduces of T h, two forward and two backward; sequence parallelism makes
     each an all-gather and a reduce-scatter of the same volume, and megatron-core's second gather of the backward pass
-    overlaps with a matmul. The embedding and the logits are counted as half a layer, both on the last stage.
+    overlaps with a matmul. The embedding and the logits are counted as half a layer, both on the last stage, which is
+    the slowest, unless it has a layer less than others and they take longer.
 
     Args:
         shape: the decoder.
@@ -199,7 +201,7 @@ def micro_batch_time(
     Source: Korthikanti et al. 2022 (arXiv:2205.05198), section 4.2.
     """
     tokens, width = micro_batch_size * shape.seq_length, compute_bytes(precision)
-    layers = shape.num_layers / pipeline
+    layers = stage_layers(num_layers=shape.num_layers, pipeline=pipeline)
     forward, attention = _layer_forward_s(shape, tokens, tensor, sequence_parallel, width, machine)
     layer = 3 * forward + (1 + FUSED_BACKWARD_ATTENTION) * attention
     collectives = 4.0
@@ -212,10 +214,14 @@ def micro_batch_time(
     all_reduce = machine.all_reduce_s(message, size=tensor, stride=1)
     split = tensor if sequence_parallel else 1
     send = 2 * machine.send_s(message / split, size=pipeline, stride=tensor * data) if pipeline > 1 else 0.0
+    head, whole = _head_s(shape, tokens, tensor, width, machine), layer + collectives * all_reduce
+    is_last = (max(layers) - layers[-1]) * whole <= head + 2 * all_reduce
+    slowest = layers[-1] if is_last else max(layers)
+    ends = 0.0 if is_last else head + 2 * all_reduce
     return MicroBatchTime(
-        compute_s=layers * layer + _head_s(shape, tokens, tensor, width, machine),
-        tensor_parallel_s=(layers * collectives + 2) * all_reduce,
-        other_stages_s=(pipeline - 1) * layers * (layer + collectives * all_reduce),
+        compute_s=slowest * layer + head * is_last,
+        tensor_parallel_s=(slowest * collectives + 2 * is_last) * all_reduce,
+        other_stages_s=(shape.num_layers - slowest) * whole + ends,
         send_s=send,
     )
 
@@ -281,13 +287,13 @@ def data_parallel_time(
     """
     if data == 1:
         return DataParallelTime(0.0, 0.0, 0.0)
-    params = _fullest_stage_params(shape, tensor, pipeline)
+    params = fullest_stage_params(shape=shape, tensor=tensor, pipeline=pipeline)
     total_bytes = compute_bytes(precision) * params
     buckets = math.ceil(params / max(shape.hidden_size**2, MIN_BUCKET_ELEMENTS))
     gather = machine.all_gather_s(total_bytes, size=data, stride=tensor)
     reduce = machine.all_reduce_s(total_bytes, size=data, stride=tensor, messages=buckets)
     if zero_stage == 3:
-        modules = max(buckets, shape.num_layers / pipeline)
+        modules = max(buckets, *stage_layers(num_layers=shape.num_layers, pipeline=pipeline))
         moved = 3 * machine.all_gather_s(total_bytes, size=data, stride=tensor, messages=modules)
         return DataParallelTime(0.0, moved, ZERO3_HIDDEN_SHARE if pipeline == 1 else 0.0)
     if zero_stage == 2:
@@ -330,7 +336,7 @@ def optimizer_time(
     Source: ZeRO-Offload (arXiv:2101.06840), section 4; ZeRO-Infinity (arXiv:2104.07857), section 4.
     """
     width = compute_bytes(precision)
-    params = _fullest_stage_params(shape, tensor, pipeline)
+    params = fullest_stage_params(shape=shape, tensor=tensor, pipeline=pipeline)
     shard = params / data if zero_stage > 0 else params
     transfer = width * shard / machine.host_bytes_per_s
     per_step = per_micro_batch = 0.0
@@ -349,9 +355,3 @@ def optimizer_time(
         nvme = width * shard / NVME_BYTES_PER_S if offload_param is Offload.NVME else 0.0
         per_micro_batch += 2 * (transfer + nvme)
     return OptimizerTime(per_step, per_micro_batch)
-
-
-def _fullest_stage_params(shape: ModelShape, tensor: int, pipeline: int) -> int:
-    """Return the parameters of a rank of the last stage, which holds the output table and the final norm."""
-    params, _ = stage_params(shape=shape, tensor=tensor, pipeline=pipeline, stage=pipeline - 1)
-    return params

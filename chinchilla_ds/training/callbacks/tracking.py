@@ -1,6 +1,7 @@
 """TrackingCallback: turns the training state into metrics, on the rank that owns the loss."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,16 +23,22 @@ class TrackingCallback(Callback):
     """
 
     def __init__(
-        self, *, tracker: Tracker, device_type: str, artifact_names: Sequence[str] = DEFAULT_ARTIFACTS
+        self,
+        *,
+        tracker: Tracker,
+        device_type: str,
+        params: Mapping[str, object] | None = None,
+        artifact_names: Sequence[str] = DEFAULT_ARTIFACTS,
     ) -> None:
         """Feed a tracker.
 
         Args:
             tracker: the destination; on ranks that do not own the loss it is closed and never written to.
             device_type: "cuda" reports the allocator's peak, "cpu" this process's resident memory.
+            params: settings to log beside the plan's numbers.
             artifact_names: keys of `state.artifacts` to copy, at the start or, if they appear later, at the end.
         """
-        self._tracker = tracker
+        self._tracker, self._params = tracker, dict(params or {})
         self._read_memory = _peak_cuda_bytes if device_type == "cuda" else _resident_bytes
         self._artifact_names = tuple(artifact_names)
         self._copied: set[str] = set()
@@ -42,7 +49,7 @@ class TrackingCallback(Callback):
         if not state.owns_loss:
             return
         state.artifacts["environment"] = str(write_environment(state.run_folder))
-        self._tracker.log_params(plan_params(state.plan))
+        self._tracker.log_params({**plan_params(state.plan), **self._params})
         self._copy_artifacts(state)
 
     def on_step_end(self, state: TrainingState) -> None:
@@ -54,7 +61,11 @@ class TrackingCallback(Callback):
         """Log the held-out loss."""
         if state.owns_loss and state.evaluation is not None:
             result = state.evaluation
-            metrics = {"held_out/loss": result.loss, "held_out/bits_per_byte": result.bits_per_byte}
+            metrics = {
+                "held_out/loss": result.loss,
+                "held_out/loss_per_byte": result.bits_per_byte * math.log(2),
+                "held_out/bits_per_byte": result.bits_per_byte,
+            }
             self._tracker.log_metrics(metrics, step=state.iteration)
 
     def on_sample(self, state: TrainingState) -> None:

@@ -236,10 +236,10 @@ def test_all_bad_values_are_reported_at_once() -> None:
         ),
         (1, {"tensor_model_parallel_size": 2}, "nearest world sizes: 2"),
         (
-            4,
-            {"pipeline_model_parallel_size": 4, "zero_stage": 1},
-            "layout.pipeline_model_parallel_size (4 stages) must divide shape.num_layers (6 layers); "
-            "nearest sizes: 3 and 6",
+            7,
+            {"pipeline_model_parallel_size": 7, "zero_stage": 1},
+            "layout.pipeline_model_parallel_size (7 stages) must be at most shape.num_layers (6 layers): every stage "
+            "holds a layer; nearest size: 6",
         ),
         (
             4,

@@ -67,7 +67,7 @@ def test_a_bad_ds_config(refused: Callable[..., list[str]], tmp_path: Path, text
     ("ds", "world_size", "flags", "parts"),
     [
         ("zero3_tp2_pp2", 3, [], ["world_size (3 ranks)", "multiple of", "= 4", "nearest world sizes: 4"]),
-        ("zero3", 4, ["--pipeline-model-parallel-size", 4], ["(4 stages) must divide shape.num_layers (2 layers)"]),
+        ("zero3", 4, ["--pipeline-model-parallel-size", 4], ["(4 stages) must be at most shape.num_layers (2 layers)"]),
         ("zero3", 3, ["--tensor-model-parallel-size", 3], ["must divide shape.num_attention_heads (2 heads)"]),
         ("zero3", 1, ["--flops", "1e9"], ["1e+09 FLOPs)", "the smallest model", "the smallest budget that works"]),
         ("zero3", 1, ["--vocab-size", 10], ["--vocab-size is 10 pieces", "at least 320"]),

@@ -125,7 +125,7 @@ def test_token_losses_are_the_cross_entropy_of_the_reference():
 
 def test_a_layout_that_cannot_cut_the_shape_is_refused():
     class ThreeRanks:
-        tp_size, pp_size, tp_rank, pp_rank = 3, 3, 0, 0
+        tp_size, pp_size, tp_rank, pp_rank = 3, 5, 0, 0
 
     with pytest.raises(LayoutError) as caught:
         decoder_of(reader(), ranks=ThreeRanks())
@@ -133,5 +133,5 @@ def test_a_layout_that_cannot_cut_the_shape_is_refused():
         "tensor_model_parallel_size 3 does not divide num_query_groups 2; 1, 2 would",
         "tensor_model_parallel_size 3 does not divide ffn_hidden_size 128; 1, 2, 4 would",
         "tensor_model_parallel_size 3 does not divide padded_vocab_size 256; 1, 2, 4 would",
-        "pipeline_model_parallel_size 3 does not divide num_layers 4; 1, 2, 4 would",
+        "pipeline_model_parallel_size 5 is above num_layers 4, and every stage holds a layer; nearest: 4",
     )

@@ -10,7 +10,8 @@ SMALLEST_SPREAD = 0.25
 """Standard deviation of the runs across the line of (log N, log D) that they lie along: 25 % of N or D.
 
 A sweep at one D/N whose ratio varies by +-10 % has 0.07, and its fitted alpha is off by half at 0.5 % noise; one that
-varies by +-30 % has 0.21; the ratios 20 and 40 have 0.25, 20 and 80 0.49; the 240 points of Besiroglu et al. have 0.95, five IsoFLOP budgets over +-4x in N 1.1.
+varies by +-30 % has 0.21. The ratios 20 and 40 have 0.25, 20 and 80 0.49; the 240 points of Besiroglu et al. have 0.95,
+five IsoFLOP budgets over +-4x in N 1.1.
 """
 LARGEST_CONDITION = 1e5
 """Largest condition number of the residuals' Jacobian in (log A, log B, log E, alpha, beta[, log k]) with columns of

@@ -17,6 +17,7 @@ from chinchilla_ds.budget.laws.fitting.runs import Floats, RunTable
 from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Form, Prior, Surface, SurfaceFit
 from chinchilla_ds.budget.laws.forms import SurfaceLaw
 from chinchilla_ds.budget.laws.lookup import LAW_FORMAT, LAW_FORMAT_VERSION, ParamsConvention
+from chinchilla_ds.budget.laws.loss_unit import LossUnit
 from chinchilla_ds.budget.laws.uncertainty import DEFAULT_LEVEL
 
 INTERVAL_LEVEL = DEFAULT_LEVEL
@@ -150,6 +151,7 @@ def fit_data(report: FitReport) -> dict[str, Any]:
         "delta": None if fit is None or fit.objective is not FitLoss.HUBER else fit.delta,
         "gradient_norm": None if fit is None else fit.gradient_norm,
         "num_points": len(report.runs),
+        "unit": report.runs.unit.value,
         "dropped": list(report.dropped or ()),
         "standard_errors": _standard_errors(report),
         "interval": _constant_intervals(report),
@@ -172,7 +174,8 @@ def law_text(report: FitReport, *, name: str, params_convention: ParamsConventio
 
     Its range is that of the runs. The draws of all six constants are written, with the scatter and the dearest run's
     compute. The additive form without priors has only five, and its file the covariance of (log A, log B, log E, alpha,
-    beta) over a bootstrap in their place: the uncertainty of the fit alone.
+    beta) over a bootstrap in their place: the uncertainty of the fit alone. A law per byte says so, as nothing can
+    be planned with it.
 
     Args:
         report: the fit, with an identified surface.
@@ -207,6 +210,8 @@ def _law_data(
     if only_covariance or law.uncertainty is None:
         data["covariance"] = None if report.draws is None else _covariance(report.draws).tolist()
     data["source"] = report.source
+    if report.runs.unit is not LossUnit.TOKEN:
+        data["unit"] = report.runs.unit.value
     if report.held_out is not None:
         data["tested"] = asdict(report.held_out.test)
     if only_covariance or law.uncertainty is None:

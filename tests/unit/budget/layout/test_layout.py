@@ -42,7 +42,7 @@ def test_interleaving_needs_a_multiple_of_the_stages() -> None:
 
 
 def test_every_problem_of_a_hand_made_layout() -> None:
-    layout = ParallelLayout(pipeline_model_parallel_size=4, tensor_model_parallel_size=3)
+    layout = ParallelLayout(pipeline_model_parallel_size=64, tensor_model_parallel_size=3)
     with pytest.raises(LayoutError) as caught:
         validate_layout(shape=PLAN.shape, layout=layout, precision=PLAN.precision, batch=PLAN.batch)
     assert len(caught.value.problems) == 5  # ZeRO 0, heads, groups, vocabulary, layers; 192 channels do divide by 3
@@ -70,3 +70,27 @@ def test_what_deepspeed_gets_silently_wrong_is_refused(layout, precision, neares
         validate_layout(shape=tiny_shape(), layout=layout, precision=precision)
     works = replace(layout, zero_stage=1)
     validate_layout(shape=tiny_shape(), layout=works, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "virtual", "message"),
+    [
+        (7, 1, r"must be at most shape.num_layers \(6 layers\): every stage holds a layer; nearest size: 6"),
+        (4, 3, r"must divide the layers of a stage \(2 of shape.num_layers 6 over 4 stages\); nearest .*: 2"),
+        (4, 2, r"\(2 chunks\) x .* \(4 stages\) must be at most shape.num_layers \(6 layers\): .* per stage: 1"),
+    ],
+)
+def test_no_stage_and_no_chunk_is_empty(pipeline, virtual, message):
+    layout = ParallelLayout(
+        pipeline_model_parallel_size=pipeline, virtual_pipeline_model_parallel_size=virtual, zero_stage=1
+    )
+    with pytest.raises(LayoutError, match=message):
+        validate_layout(shape=tiny_shape(num_layers=6), layout=layout, precision=Precision.FP32)
+
+
+@pytest.mark.parametrize(("layers", "pipeline", "virtual"), [(6, 4, 1), (126, 16, 4), (7, 2, 2), (6, 6, 1)])
+def test_stages_need_not_be_equal(layers, pipeline, virtual):
+    layout = ParallelLayout(
+        pipeline_model_parallel_size=pipeline, virtual_pipeline_model_parallel_size=virtual, zero_stage=1
+    )
+    validate_layout(shape=tiny_shape(num_layers=layers), layout=layout, precision=Precision.FP32)

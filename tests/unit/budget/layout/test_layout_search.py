@@ -194,12 +194,47 @@ def test_seventy_billion_on_1024_devices(precision):
     assert times[0] >= best.step_time.total_s / 1.005
 
 
+def llama_405b() -> LayoutRequest:
+    """Return Llama 3 405B on 16,384 H100, with the batch of 16M tokens of its paper (arXiv:2407.21783, table 4)."""
+    shape = ModelShape(
+        num_layers=126,
+        hidden_size=16384,
+        ffn_hidden_size=53248,
+        num_attention_heads=128,
+        num_query_groups=8,
+        kv_channels=128,
+        vocab_size=128256,
+        padded_vocab_size=128256,
+        seq_length=8192,
+    )
+    return LayoutRequest(
+        shape=shape,
+        precision=Precision.BF16,
+        global_batch_size=2048,
+        device=get_device("h100"),
+        world_size=16384,
+        allow_offload=(Offload.NONE,),
+    )
+
+
+def test_126_layers_over_16_stages_and_the_hours_of_405_billion_parameters():
+    """Meta needed 30.84M GPU-hours for 15.6T tokens (Llama 3.1's model card); stages of 7, 8, ..., 8, 7 layers."""
+    request = llama_405b()
+    found = search_layouts(request)
+    steps = 15.6e12 / (request.global_batch_size * request.shape.seq_length)
+    hours = steps * found.best.step_time.total_s / 3600 * request.world_size
+    assert 1 / 1.25 < hours / 30.84e6 < 1.25
+    stages = {one.layout.pipeline_model_parallel_size for one in (found.best, *found.runners_up)}
+    assert 16 in stages
+    assert not any("must divide num_layers" in one.reason for one in found.rejected)
+
+
 def test_rejections_name_their_rules():
     rejected = {one.reason: one for one in search_layouts(seventy()).rejected}
     assert {
         "tensor_model_parallel_size must divide num_attention_heads",
         "tensor_model_parallel_size must divide num_query_groups",
-        "pipeline_model_parallel_size must divide num_layers",
+        "pipeline_model_parallel_size must be at most num_layers",
         "zero_stage cannot be combined with pipeline_model_parallel_size",
         "zero_stage cannot be combined with precision bf16 and tensor_model_parallel_size",
         "offload_param needs zero_stage 3",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from chinchilla_ds.budget.memory.activations import activation_bytes, chunks_in_flight
+from chinchilla_ds.budget.memory.activations import activation_bytes, chunks_in_flight, layers_in_flight
 from chinchilla_ds.budget.memory.peak import (
     estimate_memory,
     estimate_stages,
@@ -116,6 +116,17 @@ def test_last_stage_of_1f1b_keeps_one_micro_batch() -> None:
         1,
     ]
     assert chunks_in_flight(pipeline=4, virtual=1, micro_batches=2, stage=0) == 2
+
+
+def test_layers_in_flight_of_unequal_chunks():
+    """Seven layers in four chunks of two stages, 2, 2 | 2, 1: the last stage has three passes in flight.
+
+    When it makes the loss, two are of its first chunk and one of its second; later on all three are of the first.
+    """
+    sizes = {"num_layers": 7, "pipeline": 2, "virtual": 2, "micro_batches": 4}
+    assert layers_in_flight(**sizes, stage=1) == (3 * 2, 2 * 2 + 1)
+    assert layers_in_flight(**sizes, stage=0) == (5 * 2, 5 * 2)
+    assert chunks_in_flight(pipeline=2, virtual=2, micro_batches=4, stage=1) == 3
 
 
 def test_selective_recomputation_keeps_all_but_the_log_sum_exp() -> None:

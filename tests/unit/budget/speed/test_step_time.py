@@ -261,6 +261,21 @@ def test_bubble_of_equal_stages(pipeline, virtual, micro_batches):
     assert parts.pipeline_s / busy == pytest.approx((pipeline - 1) / (virtual * micro_batches), rel=1e-12)
 
 
+@pytest.mark.parametrize(("vocab", "slowest"), [(1024, "full"), (64 * 1024, "last")])
+def test_the_slowest_of_uneven_stages_counts(vocab, slowest):
+    """Ten layers on four stages, 2, 3, 3, 2: a small head is faster than a layer, a large one slower."""
+    shape = gpt(10, 1024, 8, vocab=vocab, seq_length=1024)
+    one, two, piped = (
+        micro_time(shape=dataclasses.replace(shape, num_layers=layers), pipeline=pipeline)
+        for layers, pipeline in ((1, 1), (2, 1), (10, 4))
+    )
+    layer = two.compute_s - one.compute_s
+    head = one.compute_s - layer
+    assert (head < layer) == (slowest == "full")
+    assert piped.compute_s == pytest.approx(3 * layer if slowest == "full" else 2 * layer + head, rel=1e-9)
+    assert piped.compute_s + piped.other_stages_s == pytest.approx(10 * layer + head, rel=1e-9)
+
+
 def micro_time(**changes) -> MicroBatchTime:
     values = {
         "shape": SMALL,
