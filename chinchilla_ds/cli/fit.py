@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
-from chinchilla_ds.cli.fit_runs import add_run_flags, read_fit_runs, run_flag_problems, source_name
+from chinchilla_ds.cli.fit_runs import add_run_flags, log_hold_out, read_fit_runs, run_flag_problems, source_name
 from chinchilla_ds.errors import ConfigError, DataError
 from chinchilla_ds.files import write_text
 
@@ -110,7 +110,10 @@ def run(arguments: argparse.Namespace) -> str:
         write_text(values["out"], text=law_text(report, name=values["out"].stem, params_convention=convention))
     if "picture" in values:
         write_picture(report, values["picture"])
-    return json.dumps(fit_data(report), indent=2, allow_nan=False) if values.get("json") else fit_text(report)
+    data = fit_data(report)
+    if data["held_out"] is not None:
+        log_hold_out(values, data["held_out"])
+    return json.dumps(data, indent=2, allow_nan=False) if values.get("json") else fit_text(report)
 
 
 def _report(values: Mapping[str, Any]) -> "FitReport":

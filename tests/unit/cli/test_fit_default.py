@@ -17,6 +17,7 @@ from chinchilla_ds.budget.shape.parameters import params_in_convention
 from chinchilla_ds.cli.main import main, run_command
 from chinchilla_ds.errors import ConfigError, DataError
 from tests.shared_data import shared_data
+from tests.unit.cli.test_fit import log_run
 
 CURVED = Surface(
     irreducible_loss=1.95, params_coefficient=6e7, tokens_coefficient=4e7, alpha=0.93, beta=0.77, outer_exponent=0.47
@@ -209,6 +210,34 @@ def test_an_approach_beside_it_still_has_its_bootstrap(table: Path) -> None:
     data = run_json(table, "--approach", "all", "--bootstrap", "10")
     assert data["prior"] == "weak"
     assert data["interval"]["level"] == 0.8
+
+
+@pytest.mark.filterwarnings("ignore")  # what MLflow and its dependencies deprecate is theirs
+def test_a_hold_out_of_an_mlflow_experiment_is_logged_there(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    rows = csv.DictReader(write(tmp_path / "runs.csv", sizes=4).read_text().splitlines())
+    for row in rows:
+        log_run(
+            uri,
+            name="tiny",
+            params={"num_params": float(row["N"]), "num_tokens": float(row["D"])},
+            metrics={"held_out/loss": float(row["loss"])},
+            finished=True,
+        )
+    words = ("mlflow:sweep", "--tracking-uri", uri, "--hold-out", "4x")
+    first, again = run_json(*words), run_json(*words)  # which reads none of what the first logged
+    assert first == again
+    assert first["num_points"] == 16
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("sweep")
+    logged = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == "fit"]
+    assert len(logged) == 2
+    assert logged[0].data.metrics["hold_out/median_error"] == pytest.approx(first["held_out"]["median_error"])
+    assert logged[0].data.metrics["hold_out/coverage"] == pytest.approx(first["held_out"]["coverage"])
+    (table,) = Path(logged[0].info.artifact_uri.removeprefix("file://")).glob("hold_out.json")
+    assert json.loads(table.read_text(encoding="utf-8"))["runs"] == first["held_out"]["runs"]
 
 
 # ---- public tables
