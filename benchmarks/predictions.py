@@ -285,7 +285,7 @@ class Summary:
     """The worst of any held-out run."""
     coverage: float | None
     least_coverage: float | None
-    """Of a table with at least 5 held-out runs, its cells pooled."""
+    """The least of any table with at least 5 held-out runs, its cells pooled."""
     median_width: float | None
     over_additive: float
     """Geometric mean of the error over additive's, over cells with at least 3 held-out runs."""

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
+from chinchilla_ds.cli.commands import parser_of
 from chinchilla_ds.cli.fit_runs import add_run_flags, log_hold_out, read_fit_runs, run_flag_problems, source_name
+from chinchilla_ds.cli.flags import with_flags
 from chinchilla_ds.errors import ConfigError, DataError
 from chinchilla_ds.files import write_text
 
@@ -141,7 +143,9 @@ def _report(values: Mapping[str, Any]) -> "FitReport":
         report = analyse(runs.table, source=source, request=request)
     if report.law is None and "out" in values:
         raise DataError(f"{source}: --out needs the surface of approach 3, which these runs do not identify")
-    return dataclasses.replace(report, warnings=(*runs.notes, *report.warnings))
+    parser = parser_of("fit")
+    warnings = (with_flags(warning, parser=parser) for warning in (*runs.notes, *report.warnings))
+    return dataclasses.replace(report, warnings=tuple(warnings))
 
 
 def _status(text: str) -> "contextlib.AbstractContextManager[object]":

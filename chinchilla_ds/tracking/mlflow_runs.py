@@ -74,7 +74,7 @@ def _finished_runs(tracking_uri: str, *, experiment: str) -> tuple[LoggedRun, ..
 
 
 FIT_TAG = "chinchilla_ds.fit"
-"""Of a run that is no training run but the hold-out of a fit, which no fit reads."""
+"""Tag that marks the hold-out of a fit among training runs, so that no fit reads it."""
 
 
 def log_hold_out(*, tracking_uri: str, experiment: str, metrics: Mapping[str, float], table: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ LAW_FORMAT_VERSION = 1
 FEWEST_DRAWS = 20
 """With fewer, the 10th and 90th percentile are single draws."""
 LARGEST_LOG_CONSTANT = 700.0
-"""Largest logarithm of a constant: beyond it, the constant is no float."""
+"""Largest logarithm of a constant: beyond it, the constant overflows."""
 FIT_AGAIN = (
     "the law's file is of an earlier version, whose intervals of the loss took k as known and were up to five times "
     "too wide: they are not used; fit again"

@@ -197,6 +197,21 @@ def test_flags_that_make_no_sense(table: Path, words: tuple[str, ...], problem: 
     assert caught.value.problems[0].startswith(problem)
 
 
+@pytest.mark.parametrize("words", [(), ("--form", "additive", "--prior", "none", "--bootstrap", "40")])
+def test_a_diverged_run_is_named_with_the_flag(table: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """One loss of 49 doubled: the fit goes on, names the row and the flag, and with the flag leaves it out."""
+    lines = table.read_text(encoding="utf-8").splitlines()
+    num_params, num_tokens, loss = lines[20].split(",")
+    lines[20] = f"{num_params},{num_tokens},{2 * float(loss)!r}"
+    path = tmp_path / "diverged.csv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    (warning,) = [text for text in run_json(path, *words)["warnings"] if "--outliers drop" in text]
+    assert "row 21" in warning
+    dropped = run_json(path, *words, "--outliers", "drop")
+    assert dropped["num_points"] == 48
+    assert dropped["dropped"][0].startswith("row 21 (N ")
+
+
 def test_too_few_runs_for_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "few.csv"
     path.write_text("\n".join(write(tmp_path / "all.csv").read_text().splitlines()[:8]), encoding="utf-8")

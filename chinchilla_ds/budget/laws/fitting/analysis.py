@@ -194,7 +194,7 @@ def _why_not_identified(runs: RunTable, fit: SurfaceFit, request: FitRequest) ->
     except DataError:
         return reasons
     if default.identifiable:
-        errors = [float(np.abs(residuals_of(found.surface, runs)).mean()) for found in (fit, default)]
+        errors = [float(np.abs(residuals_of(each.surface, runs)).mean()) for each in (fit, default)]
         reasons.append(
             "approach 3: the default fit, with k free and weak priors, manages these runs: it misses them by "
             f"{errors[1]:.2%} (mean absolute log residual), this one by {errors[0]:.2%}"

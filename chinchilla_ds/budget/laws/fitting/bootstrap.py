@@ -62,7 +62,13 @@ class SurfaceBootstrap(SurfaceDraws):
         return FittedOptimum(compute_budget_flops=compute_budget_flops, level=level, **intervals)
 
     def interval_of(self, values: Floats, estimate: float, /, *, level: float) -> tuple[float, float]:
-        """Return the interval of a quantity, from its value in every draw, [draw], and in the fit itself."""
+        """Return the interval of a quantity.
+
+        Args:
+            values: the quantity in every draw, [draw].
+            estimate: the same in the fit itself.
+            level: probability of the interval.
+        """
         if self.num_points >= FEWEST_RUNS_FOR_PERCENTILES:
             return percentile_interval(values, level=level)
         return bias_corrected_interval(values, estimate=estimate, level=level)

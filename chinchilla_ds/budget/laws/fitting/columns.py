@@ -117,7 +117,7 @@ def find_columns(header: Sequence[str], /, *, named: Mapping[str, str], is_perpl
 
 
 def _take_named(header: Sequence[str], named: Mapping[str, str], places: dict[str, int]) -> Iterator[str]:
-    """Put the columns that the user named into `places`; yield what is wrong with them."""
+    """Put the columns that the user named into `places`; yield the problems of them."""
     for column, name in named.items():
         same = [place for place, field in enumerate(header) if field == name]
         same = same or [place for place, field in enumerate(header) if plain(field) == plain(name)]

@@ -51,7 +51,13 @@ class SurfaceDraws:
         }
 
     def interval_of(self, values: Floats, estimate: float, /, *, level: float) -> tuple[float, float]:
-        """Return the interval of a quantity, from its value in every draw, [draw], and in the fit itself."""
+        """Return the interval of a quantity.
+
+        Args:
+            values: the quantity in every draw, [draw].
+            estimate: the same in the fit itself.
+            level: probability of the interval.
+        """
         return percentile_interval(values, level=level)
 
 

@@ -18,13 +18,13 @@ from chinchilla_ds.budget.laws.fitting.weak_priors import (
     PRIOR_SD,
     SCALE_FLOOR,
     TIMES_REACHED,
+    CentredRuns,
     PenalisedMinimum,
-    Problem,
+    centred_runs,
     jacobian,
     log_posterior,
     penalised_minimum,
     prior_values,
-    problem_of,
     residuals,
 )
 from chinchilla_ds.errors import DataError
@@ -58,10 +58,10 @@ def fit_posterior(runs: RunTable, /, *, form: Form, seed: int) -> PosteriorFit:
     if len(runs) < FEWEST_RUNS:
         raise DataError(f"{len(runs)} runs are too few for a law with an interval; it takes {FEWEST_RUNS} or more")
     check_enough(runs, num_parameters=5 if form is Form.ADDITIVE else 6)
-    problem = problem_of(runs, free_outer_exponent=form is not Form.ADDITIVE)
-    minimum = penalised_minimum(problem)
-    residual = residuals(problem, minimum.q[None])[0]
-    theta = problem.to_units(minimum.q[None])[0]
+    centred = centred_runs(runs, free_outer_exponent=form is not Form.ADDITIVE)
+    minimum = penalised_minimum(centred)
+    residual = residuals(centred, minimum.q[None])[0]
+    theta = centred.to_units(minimum.q[None])[0]
     fit = SurfaceFit(
         surface=surface_of(theta),
         form=Form.ADDITIVE if form is Form.ADDITIVE else Form.SKALING,
@@ -75,17 +75,17 @@ def fit_posterior(runs: RunTable, /, *, form: Form, seed: int) -> PosteriorFit:
     )
     if (line := line_problem(center(runs))) is not None:
         return PosteriorFit(fit=replace(fit, identifiable=False, warnings=(line,)), draws=None)
-    q = _draws(problem, minimum.q, scale=float(np.abs(residual).mean()) + SCALE_FLOOR, seed=seed)
-    ratios = _prior_ratios(problem, q)
+    q = _draws(centred, minimum.q, scale=float(np.abs(residual).mean()) + SCALE_FLOOR, seed=seed)
+    ratios = _prior_ratios(centred, q)
     fit = replace(fit, warnings=tuple(_warnings(minimum, ratios)), prior_ratios=ratios)
-    return PosteriorFit(fit=fit, draws=SurfaceDraws(draws=problem.to_units(q), estimate=theta))
+    return PosteriorFit(fit=fit, draws=SurfaceDraws(draws=centred.to_units(q), estimate=theta))
 
 
-def _draws(problem: Problem, q: Floats, *, scale: float, seed: int) -> Floats:
+def _draws(centred: CentredRuns, q: Floats, *, scale: float, seed: int) -> Floats:
     """Return draws of q, [draw, 6], by walkers that start from the normal distribution at the minimum."""
-    free = problem.free
-    slopes = jacobian(problem, q)
-    curvature = problem.effective_runs / len(problem.log_loss) * (slopes @ slopes.T) / scale**2
+    free = centred.free
+    slopes = jacobian(centred, q)
+    curvature = centred.effective_runs / len(centred.log_loss) * (slopes @ slopes.T) / scale**2
     curvature[range(ALPHA_K, 6), range(ALPHA_K, 6)] += (np.array([1, 1, 1, np.exp(q[LOG_E])]) / PRIOR_SD) ** 2
     curvature = curvature[np.ix_(free, free)] + 1e-8 * np.eye(len(free))
     covariance: Floats = np.linalg.inv(curvature).astype(np.float64)
@@ -96,14 +96,14 @@ def _draws(problem: Problem, q: Floats, *, scale: float, seed: int) -> Floats:
         out[:, free] = rows
         return out
 
-    rows = sample(lambda rows: log_posterior(problem, whole(rows)), start=q[free], spread=spread, seed=seed)
+    rows = sample(lambda rows: log_posterior(centred, whole(rows)), start=q[free], spread=spread, seed=seed)
     return whole(rows)
 
 
-def _prior_ratios(problem: Problem, q: Floats) -> dict[str, float]:
+def _prior_ratios(centred: CentredRuns, q: Floats) -> dict[str, float]:
     """Return the standard deviation of the draws over the prior's, of each parameter with a prior that is fitted."""
     ratios = np.std(prior_values(q), axis=0) / PRIOR_SD
-    fitted = np.isin(np.arange(ALPHA_K, LOG_E + 1), problem.free)
+    fitted = np.isin(np.arange(ALPHA_K, LOG_E + 1), centred.free)
     return {name: float(ratio) for name, ratio, is_free in zip(PRIOR_NAMES, ratios, fitted, strict=True) if is_free}
 
 

@@ -107,7 +107,13 @@ def law_with_intervals(
 def predict(
     law: SurfaceLaw, points: Sequence[tuple[float, float]], /, *, level: float = DEFAULT_LEVEL
 ) -> tuple[Predicted, ...]:
-    """Return the loss of each (N, D), in the order given."""
+    """Return the loss of each model, in the order given.
+
+    Args:
+        law: the fitted law.
+        points: N and D of every model.
+        level: probability of the intervals.
+    """
     predicted = []
     for num_params, num_tokens in points:
         interval = law.loss_interval(num_params=num_params, num_tokens=num_tokens, level=level)

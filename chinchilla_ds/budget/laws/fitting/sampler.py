@@ -11,7 +11,7 @@ STEPS = 600
 BURN_IN = 300
 """Steps that are thrown away."""
 THIN = 30
-"""Of the others, every so many gives draws: 10 times 48."""
+"""Every so many of the others gives draws: 10 times 48."""
 
 
 def sample(log_density: Callable[[Floats], Floats], /, *, start: Floats, spread: Floats, seed: int) -> Floats:

@@ -15,7 +15,7 @@ from chinchilla_ds.budget.laws.fitting.runs import Floats, Integers, RunTable
 P, T, ALPHA_K, BETA_K, LOG_K, LOG_E = range(6)
 
 PRIOR_MEAN = np.array([0.30, 0.30, np.log(0.7), 0.65])
-"""Of alpha k, beta k, log k and E / least loss."""
+"""Means of alpha k, beta k, log k and E / least loss."""
 PRIOR_SD = np.array([0.15, 0.15, 0.40, 0.15])
 """Published laws lie within about one of these: alpha k and beta k from .1 to .5, k from .35 to 1, and E from a half to
 nearly all of the least loss that anybody reached. See docs/fitting.md for the tables."""
@@ -38,7 +38,7 @@ GRADIENT_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Problem:
+class CentredRuns:
     """The runs as logarithms over their means, the loss over the least one."""
 
     log_params: Floats
@@ -76,11 +76,11 @@ class Problem:
         return out
 
 
-def problem_of(runs: RunTable, /, *, free_outer_exponent: bool) -> Problem:
+def centred_runs(runs: RunTable, /, *, free_outer_exponent: bool) -> CentredRuns:
     """Return the runs in the form that the objective takes."""
     log_params, log_tokens, log_loss = (np.log(column) for column in (runs.num_params, runs.num_tokens, runs.loss))
     means = float(log_params.mean()), float(log_tokens.mean()), float(log_loss.min())
-    return Problem(
+    return CentredRuns(
         log_params=log_params - means[0],
         log_tokens=log_tokens - means[1],
         log_loss=log_loss - means[2],
@@ -91,17 +91,17 @@ def problem_of(runs: RunTable, /, *, free_outer_exponent: bool) -> Problem:
     )
 
 
-def residuals(problem: Problem, q: Floats, /) -> Floats:
+def residuals(centred: CentredRuns, q: Floats, /) -> Floats:
     """Return log L_predicted - log L_observed, [m, n]."""
     k = np.exp(q[:, LOG_K, None])
-    inside = np.exp((q[:, P, None] - q[:, ALPHA_K, None] * problem.log_params) / k)
-    inside += np.exp((q[:, T, None] - q[:, BETA_K, None] * problem.log_tokens) / k)
+    inside = np.exp((q[:, P, None] - q[:, ALPHA_K, None] * centred.log_params) / k)
+    inside += np.exp((q[:, T, None] - q[:, BETA_K, None] * centred.log_tokens) / k)
     np.log(inside, out=inside)
     inside *= k
     np.exp(inside, out=inside)
     inside += np.exp(q[:, LOG_E, None])
     np.log(inside, out=inside)
-    inside -= problem.log_loss
+    inside -= centred.log_loss
     return inside
 
 
@@ -126,7 +126,7 @@ def prior_scores(q: Floats, /) -> Floats:
     return out
 
 
-def log_posterior(problem: Problem, q: Floats, /) -> Floats:
+def log_posterior(centred: CentredRuns, q: Floats, /) -> Floats:
     """Return the logarithm of the posterior density up to a constant, [m]; -inf outside what is allowed.
 
     -n log(sum of |r|) is the likelihood of n Laplace residuals whose unknown scale is integrated out, so that no noise
@@ -134,24 +134,24 @@ def log_posterior(problem: Problem, q: Floats, /) -> Floats:
     loss is a density in that ratio, hence its logarithm as a Jacobian.
     """
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        likelihood = -problem.effective_runs * np.log(misfit(residuals(problem, q)))
-        value = likelihood - 0.5 * _squared_scores(problem, q) + q[:, LOG_E]
+        likelihood = -centred.effective_runs * np.log(misfit(residuals(centred, q)))
+        value = likelihood - 0.5 * _squared_scores(centred, q) + q[:, LOG_E]
     outside = (q[:, [ALPHA_K, BETA_K]] <= 0).any(axis=1) | (np.abs(q) > LARGEST_PARAMETER).any(axis=1)
     return np.where(np.isfinite(value) & ~outside, value, -np.inf)
 
 
-def _squared_scores(problem: Problem, q: Floats) -> Floats:
+def _squared_scores(centred: CentredRuns, q: Floats) -> Floats:
     """Return the sum of squared scores of the parameters that are fitted, [m]."""
-    scores = prior_scores(q)[:, np.isin([ALPHA_K, BETA_K, LOG_K, LOG_E], problem.free)]
+    scores = prior_scores(q)[:, np.isin([ALPHA_K, BETA_K, LOG_K, LOG_E], centred.free)]
     out: Floats = np.square(scores).sum(axis=1)
     return out
 
 
-def jacobian(problem: Problem, q: Floats, /) -> Floats:
+def jacobian(centred: CentredRuns, q: Floats, /) -> Floats:
     """Return d residual / d q of one q, [6, n]."""
     k = np.exp(q[LOG_K])
-    params_term = (q[P] - q[ALPHA_K] * problem.log_params) / k
-    tokens_term = (q[T] - q[BETA_K] * problem.log_tokens) / k
+    params_term = (q[P] - q[ALPHA_K] * centred.log_params) / k
+    tokens_term = (q[T] - q[BETA_K] * centred.log_tokens) / k
     inside = np.logaddexp(params_term, tokens_term)
     share = 1 / (1 + np.exp(q[LOG_E] - k * inside))
     by_params = np.exp(params_term - inside)
@@ -160,8 +160,8 @@ def jacobian(problem: Problem, q: Floats, /) -> Floats:
         [
             by_params,
             by_tokens,
-            -by_params * problem.log_params,
-            -by_tokens * problem.log_tokens,
+            -by_params * centred.log_params,
+            -by_tokens * centred.log_tokens,
             k * (inside - by_params * params_term - by_tokens * tokens_term),
             np.zeros_like(share),
         ]
@@ -187,7 +187,7 @@ class PenalisedMinimum:
         return self.times_reached >= TIMES_REACHED
 
 
-def penalised_minimum(problem: Problem, /) -> PenalisedMinimum:
+def penalised_minimum(centred: CentredRuns, /) -> PenalisedMinimum:
     """Return the least of n_eff log(sum of Huber) + half the squared prior scores.
 
     Starts are taken from a spread of k and E until the least value so far has been reached twice, or none is left.
@@ -196,11 +196,11 @@ def penalised_minimum(problem: Problem, /) -> PenalisedMinimum:
 
     ends = []
     times = 0
-    for count, start in enumerate(_starts(problem), start=1):
+    for count, start in enumerate(_starts(centred), start=1):
         ends.append(
             minimize(
-                lambda free: _objective(problem, free),
-                start[problem.free],
+                lambda free: _objective(centred, free),
+                start[centred.free],
                 jac=True,
                 method="BFGS",
                 options={"gtol": GRADIENT_TOLERANCE, "maxiter": MAX_ITERATIONS},
@@ -212,7 +212,7 @@ def penalised_minimum(problem: Problem, /) -> PenalisedMinimum:
             break
     best = min(ends, key=lambda end: end.fun)
     return PenalisedMinimum(
-        q=_full(problem, best.x),
+        q=_full(centred, best.x),
         gradient_norm=float(np.linalg.norm(best.jac)),
         num_starts=len(ends),
         times_reached=times,
@@ -222,8 +222,8 @@ def penalised_minimum(problem: Problem, /) -> PenalisedMinimum:
 FEWEST_STARTS = 4
 
 
-def _starts(problem: Problem) -> Iterator[Floats]:
-    exponents = START_OUTER_EXPONENTS if LOG_K in problem.free else (1.0,)
+def _starts(centred: CentredRuns) -> Iterator[Floats]:
+    exponents = START_OUTER_EXPONENTS if LOG_K in centred.free else (1.0,)
     for shares in (START_IRREDUCIBLE_SHARES[:2], START_IRREDUCIBLE_SHARES[2:]):
         for k in exponents:
             for share in shares:
@@ -231,24 +231,24 @@ def _starts(problem: Problem) -> Iterator[Floats]:
                 yield np.array([term, term, 0.27, 0.27, np.log(k), np.log(share)])
 
 
-def _full(problem: Problem, free: Floats) -> Floats:
+def _full(centred: CentredRuns, free: Floats) -> Floats:
     q = np.zeros(6)
-    q[problem.free] = free
+    q[centred.free] = free
     return q
 
 
-def _objective(problem: Problem, free: Floats) -> tuple[float, Floats]:
+def _objective(centred: CentredRuns, free: Floats) -> tuple[float, Floats]:
     """Return the value and its gradient in the free parameters."""
-    q = _full(problem, free)
+    q = _full(centred, free)
     if np.abs(q).max() > LARGEST_PARAMETER:
         return 1e9, np.zeros_like(free)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        residual = residuals(problem, q[None])[0]
+        residual = residuals(centred, q[None])[0]
         total = float(misfit(residual))
-        slopes = jacobian(problem, q) @ np.clip(residual, -DELTA, DELTA)
+        slopes = jacobian(centred, q) @ np.clip(residual, -DELTA, DELTA)
     if not np.isfinite(total):
         return 1e9, np.zeros_like(free)
-    gradient = problem.effective_runs / total * slopes
+    gradient = centred.effective_runs / total * slopes
     gradient[ALPHA_K:] += prior_scores(q[None])[0] / PRIOR_SD * [1, 1, 1, np.exp(q[LOG_E])]
-    value = problem.effective_runs * np.log(total) + 0.5 * _squared_scores(problem, q[None])[0]
-    return float(value), gradient[problem.free]
+    value = centred.effective_runs * np.log(total) + 0.5 * _squared_scores(centred, q[None])[0]
+    return float(value), gradient[centred.free]

@@ -20,7 +20,7 @@ from chinchilla_ds.budget.laws.fitting.result import FitReport, fit_data
 from chinchilla_ds.budget.laws.fitting.runs import RunTable, run_table
 from chinchilla_ds.budget.laws.fitting.sampler import sample
 from chinchilla_ds.budget.laws.fitting.surface import Form, Prior, Surface, fit_surface
-from chinchilla_ds.budget.laws.fitting.weak_priors import penalised_minimum, problem_of
+from chinchilla_ds.budget.laws.fitting.weak_priors import centred_runs, penalised_minimum
 from chinchilla_ds.errors import DataError
 from tests.unit.budget.fitting.synthetic import STEEP, TRUTH, losses, noisy, surface_of, sweep
 
@@ -164,7 +164,7 @@ def test_at_most_half_a_second_for_400_runs() -> None:
 
 def test_runs_do_not_count_without_end() -> None:
     """Four times the runs of one region make the interval hardly narrower: they share the error of the form."""
-    few, many = (problem_of(grid(sizes), free_outer_exponent=True).effective_runs for sizes in (10, 20))
+    few, many = (centred_runs(grid(sizes), free_outer_exponent=True).effective_runs for sizes in (10, 20))
     assert (few, many) == pytest.approx((100 / 6, 400 / 21))
 
 
@@ -221,7 +221,7 @@ def test_a_free_k_ends_in_the_best_of_many_starts(case: tuple[float, ...]) -> No
 def test_the_minimum_with_priors_is_confirmed_by_a_second_start(case: tuple[float, ...]) -> None:
     seed, budgets, sizes, reach, noise, k = case
     runs = sweep(curved(seed % 7, k), budgets=budgets, sizes=sizes, reach=reach, noise=noise, seed=seed)
-    minimum = penalised_minimum(problem_of(runs, free_outer_exponent=True))
+    minimum = penalised_minimum(centred_runs(runs, free_outer_exponent=True))
     assert minimum.confirmed
     assert minimum.times_reached >= 2
 
@@ -280,7 +280,7 @@ def with_a_diverged_run() -> RunTable:
 def test_one_diverged_run_of_30_is_named_with_what_to_do(request_: FitRequest) -> None:
     runs = with_a_diverged_run()
     report = analyse(runs, source="x", request=request_)
-    (warning,) = [warning for warning in report.warnings if "--outliers drop" in warning]
+    (warning,) = [warning for warning in report.warnings if "`outliers=drop`" in warning]
     assert "of 30 runs" in warning
     assert "more than 5 robust standard deviations off the surface, the farthest run13 (N 2.84e+08" in warning
     dropped = analyse(runs, source="x", request=dataclasses.replace(request_, leave_out_outliers=True))
@@ -288,7 +288,7 @@ def test_one_diverged_run_of_30_is_named_with_what_to_do(request_: FitRequest) -
     assert dropped.law.loss(num_params=1e10, num_tokens=2e11) == pytest.approx(
         TRUTH.loss(num_params=1e10, num_tokens=2e11), rel=0.02
     )
-    assert not any("--outliers" in warning for warning in dropped.warnings)
+    assert not any("outliers=drop" in warning for warning in dropped.warnings)
 
 
 def test_outliers_of_a_curved_law_are_those_of_its_own_surface() -> None:
