@@ -16,7 +16,7 @@ least 8), and those of at least 4 times the dearest fitted one predicted. The er
 abs(log(predicted / measured)); coverage is the share of held-out runs within the 80 % interval, pooled over runs.
 
 Beside the default fit: the additive form and `--form auto --prior none` (k freed by interpolation folds, the rule of
-`auto` before there were priors), each with percentiles of 200 bootstrap draws; scipy's curve_fit of the additive form
+`auto` before there were priors), each with percentiles of 100 bootstrap draws; scipy's curve_fit of the additive form
 with the delta method on its covariance; and with --peer, a folder into which `pip install --target FOLDER chinchilla`
 has put the package of that name, its own fit on three cells (minutes each; it gives no interval).
 
@@ -55,7 +55,7 @@ FEWEST_FOR_THE_MEAN = 3
 """Held-out runs of the cells whose errors are compared with additive's."""
 FEWEST_FOR_COVERAGE = 5
 """Held-out runs of a table whose coverage is judged by itself."""
-NUM_DRAWS = 200
+NUM_DRAWS = 100
 PEER_CELLS = (("datablations", 30), ("gadre rpj", 100), ("porian base short chinchilla", 100))
 Array = NDArray[np.float64]
 Prediction = tuple[Array, Array | None, Array | None]

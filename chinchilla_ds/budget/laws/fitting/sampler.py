@@ -11,7 +11,7 @@ STEPS = 600
 BURN_IN = 300
 """Steps that are thrown away."""
 THIN = 30
-"""Every so many of the others gives draws: 10 times 48."""
+"""Steps from one set of draws to the next: of the other 300 steps, 10 give 48 draws each."""
 
 
 def sample(log_density: Callable[[Floats], Floats], /, *, start: Floats, spread: Floats, seed: int) -> Floats:

@@ -65,9 +65,11 @@ def solve(points: Points, /, *, delta: float, free_outer_exponent: bool, weights
         delta: where Huber's loss turns from square to absolute; infinity for least squares, 0 for the exact minimum of
             the absolute residuals, which takes no weights.
         free_outer_exponent: whether k is fitted; otherwise it is 1.
-        weights: how often each run counts, [n]; None for once.
+        weights: how often each run counts, [n]; None for once. With weights, k is searched for from few starts: it is
+            a bootstrap draw of runs whose own optimum has been confirmed.
     """
     assert delta > 0 or weights is None
+    is_draw = weights is not None
     weights = np.ones(len(points.log_loss)) if weights is None else weights
     first = max(delta, LARGEST_FIRST_DELTA)
     starts = projected_starts(points, weights=weights, delta=first, count=NUM_STARTS)
@@ -75,7 +77,8 @@ def solve(points: Points, /, *, delta: float, free_outer_exponent: bool, weights
     confirmed = True
     if free_outer_exponent:
         theta = _best(points, _outer_starts(theta), weights, first)
-        theta, confirmed = _least(points, theta, weights, first)
+        if not is_draw:
+            theta, confirmed = _least(points, theta, weights, first)
     final = delta or VERTEX_DELTA
     while first > final:
         theta = minimise(
