@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from chinchilla_ds.budget.laws.forms import LARGEST_LOSS, ParamsConvention, SurfaceLaw
-from chinchilla_ds.budget.laws.loss_unit import LossUnit
 from chinchilla_ds.budget.laws.tested import PredictionTest
 from chinchilla_ds.budget.laws.uncertainty import Draw, Uncertainty
 from chinchilla_ds.errors import ConfigError
@@ -36,7 +35,7 @@ def load_law(path: Path, /) -> SurfaceLaw:
     if (version := data.get("format_version")) != LAW_FORMAT_VERSION:
         raise ConfigError(f"law file {path}: format_version is {version!r}; this version reads {LAW_FORMAT_VERSION}")
     file: _LawFile = build(_LawFile, data, where=f"law file {path}: law")
-    if file.unit != LossUnit.TOKEN:
+    if file.unit != "token":
         raise ConfigError(
             f"law file {path}: it is per {file.unit}, and budgets count tokens: fit the runs with `fit.unit=byte` and "
             "`fit.bytes_per_token=B`, the bytes per token of the tokenizer to train with"
