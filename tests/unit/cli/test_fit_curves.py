@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from chinchilla_ds.cli.main import main, run_command
+from chinchilla_ds.errors import DataError
+from chinchilla_ds.testing.configs import tiny_plan
 from tests.shared_data import shared_data
-from tests.unit.budget.laws.curves.runs import PUBLIC_WARMUP, TRAIN, TRUTH, WARMUP, synthetic, write_run
+from tests.unit.budget.laws.curves.runs import PUBLIC_WARMUP, TRAIN, TRUTH, WARMUP, schedule, synthetic, write_run
 
 
 def _runs(folder: Path, kinds: tuple[str, ...] = ("cosine", "constant", "jump"), **changed: float) -> list[str]:
@@ -72,6 +74,26 @@ def test_a_schedule_without_losses_is_predicted_as_text_and_picture(tmp_path: Pa
     assert re.fullmatch(r"planned.csv +\d\.\d{4} +\d\.\d{4} to \d\.\d{4}", row)
     assert picture.read_text().startswith("<?xml")
     assert _fit(*runs, "--predict", str(planned))["errors"] == []
+
+
+def test_the_folder_of_a_run_is_a_curve_of_every_step(tmp_path: Path) -> None:
+    plan = tiny_plan()
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    curve, rates = synthetic("cosine", every=1, noise=0.02), schedule("cosine", total=4000)
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for step, rate in enumerate(rates[1:WARMUP].tolist(), 1):
+            file.write(json.dumps({"step": step, "learning_rate": rate, "train/loss": 9.0}) + "\n")
+        for step, loss in zip(curve.step.tolist(), curve.loss.tolist(), strict=True):
+            file.write(json.dumps({"step": step, "learning_rate": rates[step], "train/loss": loss}) + "\n")
+            file.write(json.dumps({"step": step, "held_out/loss": 99.0}) + "\n")
+    planned = write_run(tmp_path / "planned.csv", "cosine", synthetic("cosine"))
+    found = _fit(str(tmp_path), "--predict", str(planned))
+    assert found["fitted"] == [{"file": str(tmp_path), "num_params": plan.num_params, "points": 4000 - WARMUP}]
+    assert found["notes"][0].endswith(f"{WARMUP - 1} rows of the warm-up are left out")
+    assert found["errors"][0]["mean"] < 0.003
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(DataError, match=r"is a folder without metrics\.jsonl; give a CSV file"):
+        _fit(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from chinchilla_ds.budget.laws.curves.band import CurveLaws, fit_laws
 from chinchilla_ds.budget.laws.curves.equations import MULTI_POWER
 from chinchilla_ds.budget.laws.curves.fit import huber_sum
 from chinchilla_ds.budget.laws.curves.law import CurveRun
-from chinchilla_ds.budget.laws.curves.read import CurveFile, read_curves
+from chinchilla_ds.budget.laws.curves.read import CurveFile, Table, read_curves
+from chinchilla_ds.budget.laws.fitting.csv_lines import csv_lines
 from chinchilla_ds.budget.laws.fitting.runs import Floats
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.units import format_count
@@ -65,19 +66,22 @@ class CurveReport:
         return float(np.mean(shares)) if shares else None
 
 
-def analyse_curves(train: Sequence[str], *, predict: Sequence[str], warmup_steps: int | None) -> CurveReport:
+def analyse_curves(
+    train: Sequence[str], *, predict: Sequence[str], warmup_steps: int | None, table: Table = csv_lines
+) -> CurveReport:
     """Fit the laws to runs, and predict others.
 
     Args:
         train: Files to fit, each `FILE` or `FILE@N` with its number of parameters.
         predict: Files to predict, named alike; a column `loss` is compared with the prediction.
         warmup_steps: Over these the rate rises from 0 to the first row's; None: up to the first row.
+        table: Reads a file.
 
     Raises:
         DataError: a file that cannot be used; the problems of all files.
     """
-    files, problems = read_curves(train, warmup_steps=warmup_steps, needs_loss=True)
-    wanted, more = read_curves(predict, warmup_steps=warmup_steps, needs_loss=False)
+    files, problems = read_curves(train, warmup_steps=warmup_steps, needs_loss=True, table=table)
+    wanted, more = read_curves(predict, warmup_steps=warmup_steps, needs_loss=False, table=table)
     if problems := [*problems, *more]:
         raise DataError(problems)
     anchors = [file for file in files if file.num_params in _anchored_sizes(files)]
