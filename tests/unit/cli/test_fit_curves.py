@@ -88,8 +88,8 @@ def test_the_folder_of_a_run_is_a_curve_of_every_step(tmp_path: Path) -> None:
             file.write(json.dumps({"step": step, "held_out/loss": 99.0}) + "\n")
     planned = write_run(tmp_path / "planned.csv", "cosine", synthetic("cosine"))
     found = _fit(str(tmp_path), "--predict", str(planned))
-    assert found["fitted"] == [{"file": str(tmp_path), "num_params": plan.num_params, "points": 4000 - WARMUP}]
-    assert found["notes"][0].endswith(f"{WARMUP - 1} rows of the warm-up are left out")
+    assert found["fitted"] == [{"file": str(tmp_path), "num_params": plan.num_params, "points": 4000 - WARMUP + 1}]
+    assert found["notes"][0].endswith(f"{WARMUP - 2} rows of the warm-up are left out")
     assert found["errors"][0]["mean"] < 0.003
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(DataError, match=r"is a folder without metrics\.jsonl; give a CSV file"):
