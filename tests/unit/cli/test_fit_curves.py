@@ -105,6 +105,7 @@ def test_the_folder_of_a_run_is_a_curve_of_every_step(tmp_path: Path) -> None:
         (["{a}", "{b}", "--predict", "{c}@1B"], "has a size, and the runs to fit have none"),
         (["{a}@25M", "{b}@25M", "--predict", "{c}@1B"], "nothing is known of 1B parameters from runs of one size"),
         (["{a}", "--predict", "nowhere.csv"], "nowhere.csv cannot be read"),
+        (["{a}", "{b}", "{a}"], "are the same run (their losses are equal); keep one"),
         (["{a}", "--picture", "curves.txt"], "--picture curves.txt must end in one of"),
         (["{a}", "--warmup", "3000"], "--warmup 3000 steps end after the first row, at step 200"),
     ],

@@ -1,5 +1,6 @@
 """A fit of curves as `chinchilla-ds fit-curves` makes it: which runs are fitted, which anchor, what is predicted."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,8 @@ def analyse_curves(
         raise DataError(problems)
     anchors = [file for file in files if file.num_params in _anchored_sizes(files)]
     fitted = [file for file in files if file not in anchors]
-    if problems := [*_size_problems(files, wanted, fitted=fitted), *_count_problems(fitted)]:
+    problems = [*_size_problems(files, wanted, fitted=fitted), *_count_problems(fitted), *_duplicates(files)]
+    if problems:
         raise DataError(problems)
     runs = [_run(file) for file in fitted]
     laws = fit_laws([*runs, *(_run(file, is_anchor=True) for file in anchors)])
@@ -160,6 +162,15 @@ def _count_problems(fitted: Sequence[CurveFile]) -> list[str]:
         f"after the warm-up, and the law has {needed} constants: log more often, or longer"
         for size, count in counts.items()
         if count < needed
+    ]
+
+
+def _duplicates(files: Sequence[CurveFile]) -> list[str]:
+    """Return the runs that are there twice: one left out would be predicted by its copy."""
+    return [
+        f"{first.path} and {second.path} are the same run (their losses are equal); keep one"
+        for first, second in itertools.combinations(files, 2)
+        if np.array_equal(first.curve.loss, second.curve.loss) and first.num_params == second.num_params
     ]
 
 
