@@ -170,5 +170,5 @@ def test_a_rank_that_does_not_see_the_text_leaves_it_to_rank_zero_on_one_machine
     beside, elsewhere = (SimpleNamespace(rank=1, on_one_machine=is_one) for is_one in (True, False))
     assert train._vocab_size(config, run=None, place=beside) is None  # type: ignore[arg-type]
     for place in (elsewhere, SimpleNamespace(rank=0, on_one_machine=True)):
-        with pytest.raises(DataError, match="gone.txt"):
+        with pytest.raises(DataError, match=r"gone\.txt"):
             train._vocab_size(config, run=None, place=place)  # type: ignore[arg-type]
