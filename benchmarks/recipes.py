@@ -4,19 +4,22 @@
 
 Fits the two lines of `budget/published_recipes.py` on the first half of its recipes (alternate rows, sorted by name)
 and prints both halves and the models with QK-norm: the chosen learning rate, batch, warm-up and time scale of the
-weight decay over the published ones. The rules may be changed after looking at the first half only.
+weight decay over the published ones. The rules may be changed after looking at the first half only. At the end every
+recipe is scored with lines through the recipes of all other teams.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import numpy as np
 from scipy.optimize import linprog
 
+from chinchilla_ds.budget import hyperparameters
 from chinchilla_ds.budget.hyperparameter_rules import power_lines_timescale, step_law_learning_rate
 from chinchilla_ds.budget.planner import plan
-from chinchilla_ds.budget.published_recipes import FITTED, QK_NORM_RECIPES, SCORED, PublishedRecipe
+from chinchilla_ds.budget.published_recipes import FITTED, QK_NORM_RECIPES, RECIPES, SCORED, PublishedRecipe
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.units import format_count
 
@@ -75,6 +78,27 @@ def ratios(recipe: PublishedRecipe, /, *, qk_norm: bool = False) -> Ratios:
     )
 
 
+def team(recipe: PublishedRecipe, /) -> str:
+    """Return who trained a model: Meta Llama and MobileLLM, others the first word of the name without its version."""
+    word = recipe.name.split()[0]
+    return "Meta" if word in ("Llama", "MobileLLM") else word.rstrip("0123456789")
+
+
+def ratios_without_team(recipe: PublishedRecipe, /) -> Ratios:
+    """Return the ratios with lines that are fitted on the recipes of all other teams."""
+    others = [other for other in RECIPES if team(other) != team(recipe)]
+
+    def line(name: str) -> Callable[..., float]:
+        value, exponent = fit_line(others, name=name)
+        return lambda *, num_params: value * (num_params / 1e9) ** exponent
+
+    with (
+        patch.object(hyperparameters, "recipe_learning_rate", line("learning_rate")),
+        patch.object(hyperparameters, "recipe_batch_tokens", line("batch_tokens")),
+    ):
+        return ratios(recipe)
+
+
 def met(values: Sequence[float], /) -> int:
     """Return how many ratios lie within FACTOR."""
     return sum(1 / FACTOR <= value <= FACTOR for value in values)
@@ -101,6 +125,10 @@ def main() -> int:
         for name in ("learning_rate", "batch_tokens", "warmup_tokens", "timescale", "step_law"):
             values = [value for one in found if (value := getattr(one, name)) is not None]
             print(f"{name}: {met(values)} of {len(values)} within {FACTOR:g}, median {statistics.median(values):.2f}")
+    without = [ratios_without_team(recipe) for recipe in RECIPES]
+    print(f"\nEvery team left out once, {len({team(recipe) for recipe in RECIPES})} teams")
+    for name in ("learning_rate", "batch_tokens"):
+        print(f"{name}: {met([getattr(one, name) for one in without])} of {len(without)} within {FACTOR:g}")
     return 0
 
 

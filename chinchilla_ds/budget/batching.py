@@ -53,20 +53,19 @@ def batch_unit(*, layout: ParallelLayout, micro_batch_size: int | None) -> int:
     return layout.data_parallel_size * (micro_batch_size or 1) * chunks
 
 
-def cluster_batch_size(*, wanted_tokens: float, num_params: int, seq_length: int, world_size: int) -> int:
+def cluster_batch_size(*, batch_tokens: float, wanted_tokens: float, seq_length: int, world_size: int) -> int:
     """Return the sequences per step for `world_size` ranks whose layout is still to be chosen.
 
-    `hyperparameters.choose_batch_tokens`, rounded to a multiple of the number of ranks, or of a divisor of it, times a
-    power of two, so that many data-parallel sizes and micro-batches divide it: the largest multiple that changes it by
-    at most a quarter.
+    `batch_tokens`, rounded to a multiple of the number of ranks, or of a divisor of it, times a power of two, so that
+    many data-parallel sizes and micro-batches divide it: the largest multiple that changes it by at most a quarter.
 
     Args:
+        batch_tokens: the batch that the rules give.
         wanted_tokens: the token budget D.
-        num_params: N.
         seq_length: tokens per sequence.
         world_size: number of ranks.
     """
-    wanted = choose_batch_tokens(num_params=num_params, num_tokens=wanted_tokens) / seq_length
+    wanted = batch_tokens / seq_length
     ranks = math.lcm(BATCH_MULTIPLE, world_size)
     multiples = [divisor for divisor in range(1, ranks + 1) if ranks % divisor == 0]
     multiples += [ranks * 2**power for power in range(1, 20)]

@@ -78,7 +78,8 @@ def test_deepspeed_files(fuzz: Fuzz, seeds: Path, tmp_path: Path, name: str) -> 
 
 def test_tables_of_runs(fuzz: Fuzz, seeds: Path, tmp_path: Path) -> None:
     def try_one(content: bytes) -> None:
-        ends_well(["fit", str(put(tmp_path / "runs.csv", content)), "--bootstrap", "0"])
+        ends_well(["fit", str(put(tmp_path / "runs.csv", content)), "--prior", "none", "--bootstrap", "0"])
+        ends_well(["fit", str(tmp_path / "runs.csv"), "--predict", "7B,140B", "--hold-out", "4x"])
 
     fuzz(try_one, csv_files((seeds / "runs.csv").read_bytes()), share=0.3)
 

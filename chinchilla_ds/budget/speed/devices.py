@@ -52,9 +52,10 @@ class Device:
     matmul_efficiency: float = 0.75
     """Share of the peak that large BF16 matmuls reach. Source: "maximum achievable matmul FLOPS" in Bekman,
     ml-engineering (github.com/stas00/ml-engineering, compute/accelerator); the default where it has no row."""
-    attention_efficiency: float = 0.33
-    """Share of the peak that fused causal attention reaches, forward and backward, masked half not counted. Source:
-    FlashAttention-2 (Dao 2023, arXiv:2307.08691), section 4.1: 335 TFLOP/s on H100; the default elsewhere."""
+    attention_efficiency: float = 0.35
+    """Share of the peak that fused causal attention reaches over long sequences with heads of 128, forward and
+    backward, masked half not counted; `budget.speed.rates` lowers it for short ones and small heads. Source:
+    FlashAttention-2 (Dao 2023, arXiv:2307.08691), section 4.1: 335 TFLOP/s on H100 at 16k; the default elsewhere."""
     memory_bytes: int | None = None
     memory_bytes_per_s: float | None = None
     """HBM or GDDR bandwidth."""
@@ -86,7 +87,7 @@ def _tensor_cores(*, bf16: float, fp8: float | None, tf32: float | None, fp32: f
 _A100: dict[str, Any] = {
     **_tensor_cores(bf16=312, fp8=None, tf32=156, fp32=19.5),
     "matmul_efficiency": 0.869,
-    "attention_efficiency": 0.55,  # arXiv:2307.08691, figure 4: 160 to 190 TFLOP/s causal, head width 128, 2k to 16k
+    "attention_efficiency": 0.63,  # arXiv:2307.08691, figure 4: 190 TFLOP/s causal, heads of 128, at 16k
     "intra_node_bytes_per_s": 300e9,
     "inter_node_bytes_per_s": 200 * _GBIT,
     "host_bytes_per_s": _PCIE4,

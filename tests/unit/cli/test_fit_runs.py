@@ -14,7 +14,7 @@ from chinchilla_ds.cli.main import main, run_command
 from chinchilla_ds.errors import ConfigError, DataError
 from tests.unit.cli.test_fit import TRUTH, log_run, sweep
 
-EXACT = ("--form", "additive", "--bootstrap", "0")
+EXACT = ("--form", "additive", "--prior", "none", "--bootstrap", "0")
 BYTES = {"aaaa": 4.0, "bbbb": 2.0}
 """Bytes per token of two tokenizers."""
 
