@@ -16,7 +16,7 @@ VAGUE = frozenset({"found", "kept", "one", "told"})
 
 
 def vague_names(source: str) -> Iterator[tuple[int, str]]:
-    """Yield line and name of the parameters and variables of Python source that have a vague name; a field has a class."""
+    """Yield line and name of the parameters and variables of Python source, fields apart, that have a vague name."""
     tree = ast.parse(source)
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     fields = {id(line.target) for node in classes for line in node.body if isinstance(line, ast.AnnAssign)}
