@@ -238,11 +238,17 @@ DEVICES: tuple[Device, ...] = (
 _SAID_OF_MANY = {"nvidia", "amd", "instinct", "sxm", "sxm4", "sxm5", "hbm2", "hbm2e", "hbm3", "hbm3e", "oam"}
 
 
+_MIG = re.compile(r"(?<![a-z0-9])MIG(?![a-z0-9])", re.IGNORECASE)
+
+
 def find_device(device_name: str, /) -> Device | None:
     """Return the entry whose name occurs in `device_name`, as torch.cuda.get_device_name() gives it, or None.
 
-    Entries are ours first, then what installed packages announce.
+    Entries are ours first, then what installed packages announce. A MIG slice bears its card's name ("NVIDIA A100
+    80GB PCIe MIG 1g.10gb") and is a device of its own: none of ours.
     """
+    if _MIG.search(device_name):
+        return None
     devices = itertools.chain(DEVICES, map(_device_from_outside, plugins.names(Kind.HARDWARE)))
     return next((device for device in devices if all(word.search(device_name) for word in _words(device))), None)
 
