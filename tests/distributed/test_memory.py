@@ -11,6 +11,7 @@ import pytest
 
 from chinchilla_ds.run_plan import Offload, Recompute
 from tests.distributed.memory_cases import (
+    BY_OPERATION,
     QUICK,
     SLOW,
     TOLERANCE,
@@ -40,6 +41,23 @@ def _compare(values: dict[str, Any]) -> None:
     assert [problem for held in ranks for problem in misses(stages[held.stage], held)] == []
     for held in ranks if plan.layout.offload_optimizer is Offload.NONE else ():
         assert held.step.total == pytest.approx(expected_in_step(plan, held.stage), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "zero0" else pytest.param(name, marks=pytest.mark.slow) for name in BY_OPERATION]
+)
+def test_what_selective_op_recomputation_keeps_is_expected(name: str) -> None:
+    """The total, and activations with buffers: what an operation saved counts as a buffer, as no hook tells of it."""
+    plan = plan_of(BY_OPERATION[name])
+    stages = predicted(plan)
+    for held in measured(plan):
+        stage, peak = stages[held.stage], held.peak
+        assert peak.total == pytest.approx(stage.total, rel=TOLERANCE)
+        moving = stage.activations + stage.logits + stage.buffers
+        assert peak.activations + peak.logits + peak.buffers == pytest.approx(moving, rel=TOLERANCE)
+    for other in (Recompute.NONE, Recompute.FULL):
+        (first, *_) = predicted(plan_of({**BY_OPERATION[name], "recompute": other}))
+        assert abs(first.total - stages[0].total) > TOLERANCE * stages[0].total, f"control: {other}"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 
 from chinchilla_ds.budget.deepspeed_json.keys import find
 from chinchilla_ds.budget.deepspeed_json.values import is_auto, is_number, show
-from chinchilla_ds.run_plan import Offload, Precision, RunPlan
+from chinchilla_ds.run_plan import Offload, Precision, Recompute, RunPlan
 
 ZERO = "zero_optimization"
 CHECKPOINTING = "activation_checkpointing"
@@ -37,6 +37,11 @@ def plan_conflicts(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
     """Yield what DeepSpeed does not support under the plan's layout, precision and device."""
     yield from _reduction_problems(ds, stage=plan.layout.zero_stage)
     yield from _overlap_problems(ds, plan)
+    if plan.layout.recompute is Recompute.SELECTIVE_OP and find(ds, (CHECKPOINTING,)):
+        yield (
+            f"{CHECKPOINTING} has settings, and recompute selective_op does not go through DeepSpeed's checkpointing; "
+            "leave the section out, or take recompute selective or full"
+        )
     yield from _type_problems(ds, plan)
     yield from _bucket_problems(ds, plan)
     yield from _contiguous_problems(ds, plan)

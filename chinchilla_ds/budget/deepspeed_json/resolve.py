@@ -159,7 +159,9 @@ def emit(plan: RunPlan, /) -> dict[str, Any]:
     if Offload.NVME in offload.values():
         ds["aio"] = dict(_AIO)
     if layout.recompute is not Recompute.NONE:
-        ds |= {"activation_checkpointing": {}, OWN_SECTION: {"recompute": layout.recompute.value}}
+        ds |= {OWN_SECTION: {"recompute": layout.recompute.value}}
+    if layout.recompute in (Recompute.SELECTIVE, Recompute.FULL):  # the section governs these two
+        ds |= {"activation_checkpointing": {}}
     return resolve(ds, plan)
 
 

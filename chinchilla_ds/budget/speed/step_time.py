@@ -63,7 +63,7 @@ _LOSS_BYTES_PER_LOGIT = 28
 """Casts to FP32 and back, log-softmax, and their backward passes, from and to memory."""
 BYTES_PER_PARAM = {0: 46, 1: 58, 2: 58, 3: 54}
 """By ZeRO stage, what `engine.step` reads and writes for each parameter that this rank updates: 18 bytes for the
-gradients' norm, in FP64 (12 under ZeRO-0), 4 to look for non-finite ones (not under ZeRO-3), 4 to gather them in one
+gradients' norm, in FP64 (10, in FP32, under ZeRO-0), 4 to look for non-finite ones (not under ZeRO-3), 4 to gather them in one
 tensor (not under ZeRO-0), 6 to cast them to FP32, 8 to clip, 12 for the weight and its gradient, 6 to cast the weight.
 
 Source: counted in half precision in the engine's operations by tests/distributed/test_moved_bytes.py; deepspeed 0.19.8,
@@ -216,11 +216,14 @@ def micro_batch_time(
     """
     tokens, width = micro_batch_size * shape.seq_length, compute_bytes(precision)
     layers = stage_layers(num_layers=shape.num_layers, pipeline=pipeline)
-    forward, attention = _layer_forward_s(shape, tokens, tensor, sequence_parallel, width, machine)
+    forward, attention, cheap = _layer_forward_s(shape, tokens, tensor, sequence_parallel, width, machine)
     layer = 3 * forward + (1 + FUSED_BACKWARD_ATTENTION) * attention
     collectives = 4.0
     if recompute is Recompute.SELECTIVE:
         layer += attention
+    elif recompute is Recompute.SELECTIVE_OP:
+        layer += cheap
+        collectives += 1.5 if sequence_parallel else 1
     elif recompute is Recompute.FULL:
         layer += forward + attention
         collectives += 2
@@ -258,15 +261,17 @@ def copied_elements(*, zero_stage: int, data: int) -> tuple[float, float]:
     (reduce_independent_p_g_buckets_and_remove_grads, average_tensor, copy_grads_in_partition), stage3.py
     (__add_grad_to_ipg_bucket, __avg_scatter_grads, partition_grads) and partition_parameters.py (_all_gather_dtype).
     """
-    first = {0: 6.0 * (data > 1), 1: 4 + 4 / data, 2: 4 + 4 / data, 3: 12 - 1 / data}[zero_stage]
-    later = {0: 3.0, 1: 3.0, 2: 4 + 7 / data, 3: 12.0}[zero_stage]
+    first = {0: 6.0 * (data > 1), 1: 5 + 3 / data, 2: 4 + 4 / data, 3: 12 - 2 / data}[zero_stage]
+    later = {0: 3.0, 1: 3.0, 2: 4 + 7 / data, 3: 12 - 1 / data}[zero_stage]
     return first, later
 
 
 def _layer_forward_s(
     shape: ModelShape, tokens: int, tensor: int, sequence_parallel: bool, width: int, machine: Machine
-) -> tuple[float, float]:
-    """Return a layer's forward time without attention, and its attention's.
+) -> tuple[float, float, float]:
+    """Return a layer's forward time without attention, its attention's, and of the first what selective-op repeats.
+
+    That is all but matmuls, and the projection of attention's output.
 
     Apart from matmuls it moves, in elements per token: norms and residual additions 10 h (split under sequence
     parallelism only); rotary positions and changes of layout 8 (a + 2 g) d and SwiGLU 5 f (split by TP), none fused.
@@ -274,9 +279,10 @@ def _layer_forward_s(
     h, f = shape.hidden_size, shape.ffn_hidden_size
     heads, groups, width_of_head = shape.num_attention_heads, shape.num_query_groups, shape.kv_channels
     q, qkv = heads * width_of_head / tensor, (heads + 2 * groups) * width_of_head / tensor
+    projection = machine.matmul_s(m=tokens, k=q, n=h, width=width)
     matmuls = (
         machine.matmul_s(m=tokens, k=h, n=qkv, width=width)
-        + machine.matmul_s(m=tokens, k=q, n=h, width=width)
+        + projection
         + machine.matmul_s(m=tokens, k=h, n=2 * f / tensor, width=width)
         + machine.matmul_s(m=tokens, k=f / tensor, n=h, width=width)
     )
@@ -284,7 +290,7 @@ def _layer_forward_s(
     elements = 10 * h / split + 8 * qkv + 5 * f / tensor
     elementwise = width * tokens * elements / machine.memory_bytes_per_s
     attention = 4 * tokens * (shape.seq_length + 1) / 2 * q / machine.attention_flops_per_s
-    return matmuls + elementwise, attention
+    return matmuls + elementwise, attention, elementwise + projection
 
 
 def _head_s(shape: ModelShape, tokens: int, tensor: int, width: int, machine: Machine) -> float:

@@ -169,7 +169,7 @@ def test_values_of_the_wrong_kind_are_all_named() -> None:
         'bf16.enabled is "yes"; it must be true, false or "auto"',
         "chinchilla_ds.tensor_model_parallel_size is 0; it must be a whole number of at least 1",
         'chinchilla_ds.sequence_parallel is 1; it must be true, false or "auto"',
-        'chinchilla_ds.recompute is "some"; it must be one of none, selective, full',
+        'chinchilla_ds.recompute is "some"; it must be one of none, selective, selective_op, full',
     ):
         assert part in text
 

@@ -192,7 +192,8 @@ def test_seventy_billion_on_1024_devices(precision):
     assert len(set(families)) == len(families) == 5
     times = [one.step_time.total_s for one in found.runners_up]
     assert times == sorted(times)
-    assert times[0] >= best.step_time.total_s / 1.005
+    tie = 1.005 if best.layout.zero_stage == 3 else 1.005 * ZERO3_TIE
+    assert times[0] >= best.step_time.total_s / tie
 
 
 def llama_405b() -> LayoutRequest:
