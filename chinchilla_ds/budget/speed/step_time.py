@@ -63,8 +63,8 @@ _LOSS_BYTES_PER_LOGIT = 28
 """Casts to FP32 and back, log-softmax, and their backward passes, from and to memory."""
 BYTES_PER_PARAM = {0: 46, 1: 58, 2: 58, 3: 54}
 """By ZeRO stage, what `engine.step` reads and writes for each parameter that this rank updates: 18 bytes for the
-gradients' norm, in FP64 (10, in FP32, under ZeRO-0), 4 to look for non-finite ones (not under ZeRO-3), 4 to gather them in one
-tensor (not under ZeRO-0), 6 to cast them to FP32, 8 to clip, 12 for the weight and its gradient, 6 to cast the weight.
+gradients' norm, in FP64 (10 under ZeRO-0, in FP32), 4 to look for non-finite ones (not under ZeRO-3), 4 to gather them
+in one tensor (not under ZeRO-0), 6 to cast them to FP32, 8 to clip, 12 for weight and gradient, 6 to cast the weight.
 
 Source: counted in half precision in the engine's operations by tests/distributed/test_moved_bytes.py; deepspeed 0.19.8,
 runtime/zero/stage_1_and_2.py (step, get_grad_norm_direct, unscale_and_clip_grads), stage3.py (step,
