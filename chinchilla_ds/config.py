@@ -158,7 +158,7 @@ class RunConfig(DecoderSwitches):
     seq_length: Width | None = None
     """Tokens per training sequence; None picks by budget."""
     vocab_size: Width | None = None
-    """Tokenizer pieces; None picks by budget."""
+    """Tokenizer pieces; None: those of a prepared corpus, or by the size of the text to train on, or by budget."""
     global_batch_size: Sequences | None = None
     """Sequences per optimizer step."""
     micro_batch_size: Sequences | None = None
@@ -191,7 +191,7 @@ class RunConfig(DecoderSwitches):
     document_mask: bool = False
     """Whether attention stays within a document, where a sequence holds several."""
     seed: Annotated[int, Ge(0), Le(MAX_SEED)] = 1234
-    """Seeds weights, data order and tokenizer sample."""
+    """Seeds weights and data order."""
     eval_interval_tokens: Amount | None = None
     """Trained tokens between evaluations; None means ten evaluations over the run."""
     sample_interval_tokens: Amount | None = None

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from chinchilla_ds.config import RunConfig
 
@@ -88,15 +88,28 @@ def plan(
     ).plan
 
 
-def fit(runs: StrPath, *, request: "FitRequest | None" = None, out: StrPath | None = None) -> "FitReport":
+def fit(
+    runs: StrPath,
+    *,
+    request: "FitRequest | None" = None,
+    out: StrPath | None = None,
+    columns: Mapping[str, str] | None = None,
+    unit: Literal["token", "byte", "perplexity"] = "token",
+    bytes_per_token: float | None = None,
+) -> "FitReport":
     """Fit a scaling law to a table of runs.
 
     Args:
-        runs: CSV file with the columns num_params (or N), num_tokens (or D), loss, [flops (or C)], [run].
+        runs: CSV, TSV, JSON, JSONL or Parquet with the columns num_params (or N), num_tokens (or D), loss, [flops (or
+            C)], [run], or names like these.
         request: What to fit, and how; None fits the surface of approach 3.
         out: File that receives the law, for `RunConfig(law=...)`; its N counts all parameters.
+        columns: Columns with other names, such as `{"loss": "Loss", "num_params": "N_total"}`.
+        unit: What losses are given in: `token` (nats), `perplexity`, or `byte`, which converts them to nats per byte.
+        bytes_per_token: With bytes, the tokenizer for which the law is to hold, as one to plan with has to.
 
     Raises:
+        ConfigError: there is no such unit or column, or what is asked has no answer in that unit.
         DataError: the table cannot be read or fitted, or `out` is given and no surface can be fitted.
         OutputError: `out` cannot be written.
     """
@@ -104,11 +117,20 @@ def fit(runs: StrPath, *, request: "FitRequest | None" = None, out: StrPath | No
     from chinchilla_ds.budget.laws.fitting.read import read_runs
     from chinchilla_ds.budget.laws.fitting.result import law_data
     from chinchilla_ds.budget.laws.lookup import ParamsConvention
-    from chinchilla_ds.errors import DataError
+    from chinchilla_ds.budget.laws.loss_unit import LossUnit
+    from chinchilla_ds.errors import ConfigError, DataError
     from chinchilla_ds.files import write_text
 
+    if unit not in (units := [known.value for known in LossUnit]):
+        raise ConfigError(f"`unit` is {unit!r}; it must be one of {', '.join(units)}")
     request, source = request or FitRequest(), Path(runs)
-    read = read_runs(source, min_rows=request.min_rows)
+    read = read_runs(
+        source,
+        min_rows=request.min_rows,
+        columns=columns,
+        unit=LossUnit(unit),
+        bytes_per_token=bytes_per_token,
+    )
     report = analyse(read.table, source=source.name, request=request)
     if out is not None:
         if report.law is None:

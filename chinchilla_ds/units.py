@@ -34,6 +34,8 @@ def parse_quantity(text: str, /, *, unit: str | None = None) -> float:
         ValueError: `text` is not a number, not positive and finite, absurdly small or large, or in another unit.
     """
     example = "is not a number such as 1e13, 7B or 1.5T"
+    if unit == "FLOPs":
+        example = "is not a number of FLOPs such as 1e21, 5E or 1 ZFLOP"
     matched = _QUANTITY.fullmatch(text.strip())
     if matched is None:
         raise ValueError(f"{text!r} {example}")
@@ -51,6 +53,19 @@ def parse_quantity(text: str, /, *, unit: str | None = None) -> float:
     return value
 
 
+def parse_share(text: str, /) -> float:
+    """Return the share in `text`: `0.4` or `40%`. Whether it is a possible one is for the caller to check.
+
+    Raises:
+        ValueError: `text` is neither a number nor a percentage.
+    """
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        return parse_quantity(number) / (100 if percent else 1)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a share such as 0.4 or 40%") from None
+
+
 def _suffix(rest: str) -> tuple[float | None, str | None]:
     """Return the factor and the unit that follow a number; a factor of None if they are invalid."""
     if rest in _DECIMAL:
@@ -58,7 +73,8 @@ def _suffix(rest: str) -> tuple[float | None, str | None]:
     units = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
     if rest == "" or rest.lower() in units:
         return 1.0, units.get(rest.lower())
-    factor, name = _DECIMAL.get(rest[0]), rest[1:].strip().lower()
+    # before a unit, a prefix may be written in lower case: 1 zflop
+    factor, name = _DECIMAL.get(rest[0], _DECIMAL.get(rest[0].upper())), rest[1:].strip().lower()
     return (factor, units[name]) if name in units else (None, None)
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from chinchilla_ds.budget.hyperparameters import MIN_TRAIN_ITERS, step_law_batch_tokens
+from chinchilla_ds.budget.hyperparameters import MIN_TRAIN_ITERS, choose_batch_tokens
 from chinchilla_ds.run_plan import BatchPlan, ParallelLayout
 
 BATCH_MULTIPLE = 16
@@ -22,9 +22,11 @@ class BatchRequest:
 
     wanted_tokens: float
     """Token budget D."""
+    num_params: int
+    """N, which the batch of long runs depends on."""
     seq_length: int
     global_batch_size: int | None
-    """Sequences; None lets Step Law choose."""
+    """Sequences; None: `hyperparameters.choose_batch_tokens`."""
     micro_batch_size: int | None
     """Sequences; None: the largest within MICRO_BATCH_TOKENS."""
     device: str
@@ -51,18 +53,19 @@ def batch_unit(*, layout: ParallelLayout, micro_batch_size: int | None) -> int:
     return layout.data_parallel_size * (micro_batch_size or 1) * chunks
 
 
-def cluster_batch_size(*, wanted_tokens: float, seq_length: int, world_size: int) -> int:
+def cluster_batch_size(*, batch_tokens: float, wanted_tokens: float, seq_length: int, world_size: int) -> int:
     """Return the sequences per step for `world_size` ranks whose layout is still to be chosen.
 
-    Step Law's batch, rounded to a multiple of the number of ranks, or of a divisor of it, times a power of two, so that
+    `batch_tokens`, rounded to a multiple of the number of ranks, or of a divisor of it, times a power of two, so that
     many data-parallel sizes and micro-batches divide it: the largest multiple that changes it by at most a quarter.
 
     Args:
+        batch_tokens: the batch that the rules give.
         wanted_tokens: the token budget D.
         seq_length: tokens per sequence.
         world_size: number of ranks.
     """
-    wanted = step_law_batch_tokens(num_tokens=wanted_tokens) / seq_length
+    wanted = batch_tokens / seq_length
     ranks = math.lcm(BATCH_MULTIPLE, world_size)
     multiples = [divisor for divisor in range(1, ranks + 1) if ranks % divisor == 0]
     multiples += [ranks * 2**power for power in range(1, 20)]
@@ -72,11 +75,12 @@ def cluster_batch_size(*, wanted_tokens: float, seq_length: int, world_size: int
 
 
 def _global_batch_size(request: BatchRequest, layout: ParallelLayout) -> int:
-    """Return Step Law's batch, rounded to the nearest multiple that a layout can share."""
+    """Return the rules' batch, rounded to the nearest multiple that a layout can share."""
     unit = batch_unit(layout=layout, micro_batch_size=request.micro_batch_size)
     multiple = math.lcm(BATCH_MULTIPLE, unit)
     all_sequences = request.wanted_tokens / request.seq_length
-    wanted = step_law_batch_tokens(num_tokens=request.wanted_tokens) / request.seq_length
+    batch_tokens = choose_batch_tokens(num_params=request.num_params, num_tokens=request.wanted_tokens)
+    wanted = batch_tokens / request.seq_length
     sequences = _with_enough_steps(wanted, multiple, all_sequences)
     if sequences < multiple:
         sequences, multiple = max(1, sequences // unit) * unit, unit

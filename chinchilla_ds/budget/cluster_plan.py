@@ -8,6 +8,8 @@ from pathlib import Path
 
 from chinchilla_ds.budget.batching import cluster_batch_size
 from chinchilla_ds.budget.checks import config_problems
+from chinchilla_ds.budget.hyperparameter_rules import step_law_batch_tokens
+from chinchilla_ds.budget.hyperparameters import choose_batch_tokens
 from chinchilla_ds.budget.layout.search import LayoutRequest, LayoutSearch, search_layouts
 from chinchilla_ds.budget.objective_cost import (
     objective_bytes,
@@ -16,8 +18,10 @@ from chinchilla_ds.budget.objective_cost import (
     with_objective_time,
 )
 from chinchilla_ds.budget.planner import assemble, precision_of
-from chinchilla_ds.budget.shape.choice import choose_model
+from chinchilla_ds.budget.report import duration_remark
+from chinchilla_ds.budget.shape.choice import ModelChoice, choose_model
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token
+from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.budget.speed.devices import Device, get_device
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
@@ -26,6 +30,9 @@ from chinchilla_ds.optimizers import find_optimizer
 from chinchilla_ds.run_plan import Cluster, RunPlan
 
 HOURS_TOLERANCE = 0.005
+IDLE_FACTOR = 1.25
+"""How many times as long a run must take with the usual batch before a cluster takes Step Law's larger one. Ours: the
+batch may change by a quarter in rounding as well."""
 _MOST_ROUNDS = 8
 
 
@@ -61,24 +68,7 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
         raise ConfigError(problems)
     objective = make_objective(config.objective)
     choice = pay_for_objective(choose_model(config), objective=objective, config=config)
-    seq_length = choice.shape.seq_length
-    batch_size = config.global_batch_size or cluster_batch_size(
-        wanted_tokens=choice.wanted_tokens, seq_length=seq_length, world_size=request.world_size
-    )
-    search, objective_memory = _search(
-        LayoutRequest(
-            shape=choice.shape,
-            precision=precision_of(config, device=kind),
-            global_batch_size=batch_size,
-            device=request.device,
-            world_size=request.world_size,
-            devices_per_node=request.devices_per_node,
-            fixed=request.fixed,
-            optimizer=find_optimizer(config.optimizer),
-            train_iters=max(1, round(choice.wanted_tokens / (batch_size * seq_length))),
-        ),
-        objective=objective,
-    )
+    search, objective_memory, remarks = _search_batches(config, choice=choice, request=request, objective=objective)
     best = search.best
     time = None
     if best.step_time is not None:
@@ -97,7 +87,67 @@ def plan_on_cluster(config: RunConfig, *, request: ClusterRequest) -> ClusterPla
     )
     memory = with_objective_bytes(best.memory, objective_memory)
     plan = dataclasses.replace(made, cluster=cluster, memory_bytes=memory, step_time=time)
+    plan = dataclasses.replace(plan, reasons=(*plan.reasons, *remarks, *duration_remark(plan)))
     return ClusterPlan(plan=plan, search=search)
+
+
+def _search_batches(
+    config: RunConfig, *, choice: ModelChoice, request: ClusterRequest, objective: Objective
+) -> tuple[LayoutSearch, int, tuple[str, ...]]:
+    """Return the search, the objective's bytes in its layout, and what to say of the batch.
+
+    Where the batch leaves fewer micro-batches than pipeline stages, and Step Law's is larger, a cluster that would
+    otherwise idle takes that.
+    """
+
+    def searched(batch_size: int) -> tuple[LayoutSearch, int]:
+        return _search(
+            LayoutRequest(
+                shape=choice.shape,
+                precision=precision_of(config, device=request.device.kind),
+                global_batch_size=batch_size,
+                device=request.device,
+                world_size=request.world_size,
+                devices_per_node=request.devices_per_node,
+                fixed=request.fixed,
+                optimizer=find_optimizer(config.optimizer),
+                train_iters=max(1, round(choice.wanted_tokens / (batch_size * choice.shape.seq_length))),
+            ),
+            objective=objective,
+        )
+
+    if config.global_batch_size is not None:
+        return *searched(config.global_batch_size), ()
+    num_params = count_parameters(shape=choice.shape).total
+    chosen = choose_batch_tokens(num_params=num_params, num_tokens=choice.wanted_tokens)
+    usual, larger = (
+        cluster_batch_size(
+            batch_tokens=tokens,
+            wanted_tokens=choice.wanted_tokens,
+            seq_length=choice.shape.seq_length,
+            world_size=request.world_size,
+        )
+        for tokens in (chosen, step_law_batch_tokens(num_tokens=choice.wanted_tokens))
+    )
+    search, needed = searched(usual)
+    best = search.best
+    if larger <= usual or best.batch.gradient_accumulation_steps >= best.layout.pipeline_model_parallel_size:
+        return search, needed, ()
+    other, other_needed = searched(larger)
+    slower = _seconds_per_sequence(search) / _seconds_per_sequence(other)
+    if slower < IDLE_FACTOR:
+        return search, needed, ()
+    remark = (
+        f"The batch is Step Law's, {larger} sequences: with {usual}, most of {request.world_size} devices would wait "
+        f"for other pipeline stages, and the run would take {slower:.2g} times as long."
+    )
+    return other, other_needed, (remark,)
+
+
+def _seconds_per_sequence(search: LayoutSearch) -> float:
+    """Return the expected time per sequence of the best layout; 1 where the device's rates are unknown."""
+    time = search.best.step_time
+    return 1.0 if time is None else time.total_s / search.best.batch.global_batch_size
 
 
 def _search(request: LayoutRequest, *, objective: Objective) -> tuple[LayoutSearch, int]:

@@ -3,44 +3,53 @@
 from collections.abc import Iterator
 
 from chinchilla_ds.budget import hyperparameters
+from chinchilla_ds.budget.hyperparameter_rules import learning_rates, spread
 from chinchilla_ds.budget.shape.parameters import count_parameters
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.optimizers import find_optimizer
 from chinchilla_ds.run_plan import ADAMW, ModelShape, OptimizerPlan, RunPlan
 
 _DEFAULTS = {
-    "weight_decay": hyperparameters.WEIGHT_DECAY,
     "beta1": hyperparameters.BETA1,
     "beta2": hyperparameters.BETA2,
     "epsilon": hyperparameters.EPSILON,
 }
 
 
-def choose_optimizer(config: RunConfig, *, shape: ModelShape, num_tokens: int) -> tuple[OptimizerPlan, str]:
+def choose_optimizer(
+    config: RunConfig, *, shape: ModelShape, num_tokens: int, batch_tokens: int
+) -> tuple[OptimizerPlan, str]:
     """Return the optimizer with its settings, and the reason of its learning rate.
 
     Args:
         config: Names the optimizer, and any setting.
         shape: The decoder.
         num_tokens: Training tokens.
+        batch_tokens: Tokens of one optimizer step.
 
     Raises:
         ConfigError: the optimizer cannot be found.
     """
-    non_embedding = count_parameters(shape=shape).non_embedding
-    chosen = hyperparameters.choose_learning_rate(non_embedding_params=non_embedding, num_tokens=num_tokens)
+    chosen = hyperparameters.choose_learning_rate(shape=shape, num_tokens=num_tokens)
+    rate, reason = chosen.value, chosen.reason
     if config.learning_rate is not None:
-        reason = f"Learning rate {config.learning_rate:g}: asked for (chosen would have been {chosen.value:.3g})."
-        chosen = hyperparameters.Choice(value=float(config.learning_rate), reason=reason)
+        rate, reason = float(config.learning_rate), _asked("Learning rate", config.learning_rate, chosen.value)
+    decay = hyperparameters.choose_weight_decay(
+        num_params=count_parameters(shape=shape).total,
+        num_tokens=num_tokens,
+        batch_tokens=batch_tokens,
+        learning_rate=rate,
+    )
     asked = {name: getattr(config, name) for name in _DEFAULTS}
     plan = OptimizerPlan(
         plugin=config.optimizer,
         states=find_optimizer(config.optimizer).states,
-        learning_rate=chosen.value,
+        learning_rate=rate,
+        weight_decay=decay.value if config.weight_decay is None else float(config.weight_decay),
         gradient_clipping=float(config.gradient_clipping),
         **{name: float(default if asked[name] is None else asked[name]) for name, default in _DEFAULTS.items()},
     )
-    return plan, chosen.reason
+    return plan, reason
 
 
 def optimizer_reasons(config: RunConfig, *, made: RunPlan, rate_reason: str) -> Iterator[str]:
@@ -52,8 +61,8 @@ def optimizer_reasons(config: RunConfig, *, made: RunPlan, rate_reason: str) -> 
         rate_reason: The sentence about the learning rate.
     """
     spec = find_optimizer(config.optimizer)
-    rates = hyperparameters.learning_rates(shape=made.shape, num_tokens=made.num_tokens)
-    yield f"{rate_reason} Others: {hyperparameters.spread(rates[1:])}."
+    rates = learning_rates(shape=made.shape, num_tokens=made.num_tokens)
+    yield f"{rate_reason} All rules: {spread(rates)}."
     if config.optimizer != ADAMW:
         yield (
             f"Optimizer {spec.title}: asked for. The laws of learning rate, batch and weight decay were fitted with "
@@ -72,7 +81,7 @@ def optimizer_reasons(config: RunConfig, *, made: RunPlan, rate_reason: str) -> 
 
 
 def _asked(what: str, value: float, otherwise: float) -> str:
-    return f"{what} {value:g}: asked for (chosen would have been {otherwise:g})."
+    return f"{what} {value:g}: asked for (chosen would have been {otherwise:.3g})."
 
 
 def _beta_reasons(config: RunConfig, settings: tuple[str, ...]) -> Iterator[str]:
@@ -99,6 +108,7 @@ def _warmup_reason(config: RunConfig, made: RunPlan) -> str:
     if config.warmup_iters is not None:
         return f"Warm-up {config.warmup_iters} steps: asked for (chosen would have been {chosen})."
     return (
-        f"Warm-up {made.schedule.warmup_iters} steps: as many tokens as parameters (arXiv:2406.19146), at most a tenth "
-        f"of the run and {hyperparameters.MAX_WARMUP_ITERS} steps."
+        f"Warm-up {made.schedule.warmup_iters} steps: as many tokens as parameters (arXiv:2406.19146), at least "
+        f"{hyperparameters.MIN_WARMUP_FRACTION:.1%} of the run, the median of published recipes, and at most "
+        f"{hyperparameters.MAX_WARMUP_FRACTION:.0%} of it and {hyperparameters.MAX_WARMUP_ITERS} steps."
     )

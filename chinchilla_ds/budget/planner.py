@@ -74,7 +74,9 @@ def assemble(
     num_params = count_parameters(shape=shape).total
     flops_per_token = decoder_flops_per_token(shape=shape) + choice.objective_flops_per_token
     num_tokens = batch.train_iters * batch.global_batch_size * shape.seq_length
-    optimizer, rate_reason = choose_optimizer(config, shape=shape, num_tokens=num_tokens)
+    optimizer, rate_reason = choose_optimizer(
+        config, shape=shape, num_tokens=num_tokens, batch_tokens=batch.global_batch_size * shape.seq_length
+    )
     precision = precision_of(config, device=device)
     memory = estimate_memory(
         shape=shape,
@@ -211,6 +213,7 @@ def _choose_batch(config: RunConfig, *, choice: ModelChoice, layout: ParallelLay
     seq_length = choice.shape.seq_length
     request = BatchRequest(
         wanted_tokens=choice.wanted_tokens,
+        num_params=count_parameters(shape=choice.shape).total,
         seq_length=seq_length,
         global_batch_size=config.global_batch_size,
         micro_batch_size=config.micro_batch_size,

@@ -1,9 +1,12 @@
 """The law's prediction for the chosen model, and the uncertainty of the optimum according to the law's own fit."""
 
-from chinchilla_ds.budget.laws.forms import SurfaceLaw
+import math
+
+from chinchilla_ds.budget.laws.forms import MAX_EXTRAPOLATION, SurfaceLaw
+from chinchilla_ds.budget.laws.lookup import LAWS
 from chinchilla_ds.budget.shape.choice import ModelChoice
 from chinchilla_ds.budget.shape.parameters import params_in_convention
-from chinchilla_ds.run_plan import Interval, Prediction
+from chinchilla_ds.run_plan import Interval, Prediction, RunPlan
 
 LEVEL = 0.8
 """The 10th to the 90th percentile, as in table 2 of Hoffmann et al. 2022."""
@@ -22,6 +25,27 @@ def predict(choice: ModelChoice, /, *, num_tokens: float) -> Prediction:
         optimal_loss=choice.optimum.loss,
         interval=_interval(choice, size=size, num_tokens=num_tokens),
     )
+
+
+def why_no_prediction(plan: RunPlan, /) -> str | None:
+    """Return why the law's loss says nothing about this run, in words; None where it does.
+
+    It says nothing more than MAX_EXTRAPOLATION times outside the budgets that the law was fitted on, and where guessing
+    is as good.
+    """
+    name, guess = plan.prediction.loss_law, math.log(plan.shape.vocab_size)
+    law = LAWS.get(name)
+    beyond = 1.0 if law is None else law.extrapolation(compute_budget_flops=plan.compute_budget_flops)
+    if law is not None and beyond > MAX_EXTRAPOLATION:
+        side = "below" if plan.compute_budget_flops < law.min_flops else "above"
+        return (
+            f"the budget lies {beyond:,.0f} times {side} the {law.min_flops:.0e} to {law.max_flops:.0e} FLOPs that "
+            f"{name} was fitted on"
+        )
+    if plan.prediction.loss >= guess:
+        pieces = plan.shape.vocab_size
+        return f"by {name} it would be worse than guessing among {pieces} pieces, {guess:.3f} nats per token"
+    return None
 
 
 def _interval(choice: ModelChoice, *, size: float, num_tokens: float) -> Interval | None:

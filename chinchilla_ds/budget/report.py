@@ -7,8 +7,10 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from chinchilla_ds.budget import hyperparameters
+from chinchilla_ds.budget.hyperparameter_rules import batch_sizes_tokens, spread
 from chinchilla_ds.budget.layout.search import Candidate, LayoutSearch
 from chinchilla_ds.budget.optimizer import optimizer_reasons
+from chinchilla_ds.budget.prediction import why_no_prediction
 from chinchilla_ds.budget.shape.choice import ModelChoice
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.optimizers import optimizer_of
@@ -18,6 +20,8 @@ from chinchilla_ds.weights import stage_layers
 
 _LABEL_WIDTH = 14
 _WIDTH = 120
+LONGEST_RUN_S = 180 * 86400.0
+"""Half a year: a plan that takes longer says how many devices would not."""
 _MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "margin")
 
 
@@ -114,11 +118,11 @@ def _counts(bounds: tuple[float, float]) -> str:
 
 
 def _predicted(plan: RunPlan) -> str:
-    """Return the predicted loss, with a warning if it is no better than guessing."""
-    prediction, guess = plan.prediction, math.log(plan.shape.vocab_size)
+    """Return the predicted loss, or why there is none."""
+    if (why := why_no_prediction(plan)) is not None:
+        return f"no loss: {why}"
+    prediction = plan.prediction
     text = f"{prediction.loss:.3f} nats per token by {prediction.loss_law}"
-    if prediction.loss >= guess:
-        return f"{text} (meaningless: guessing gives {guess:.3f}, the law is out of range)"
     if prediction.interval is not None:
         low, high = prediction.interval.loss
         text += f" ({prediction.interval.level:.0%} interval {low:.3f} to {high:.3f})"
@@ -181,7 +185,8 @@ def _layout_rows(plan: RunPlan, search: LayoutSearch | None) -> Iterator[tuple[s
         parts = ", ".join(f"{name} {value / step_time.total_s:.0%}" for name, value in rows)
         yield "step", f"{step_time.total_s:.3g} s: {parts}; MFU {step_time.mfu:.1%}, HFU {step_time.hfu:.1%}"
         hours = plan.wall_clock_s * plan.layout.world_size / 3600
-        yield "time", f"{format_duration(plan.wall_clock_s)}, {hours:,.3g} GPU-hours"
+        long = " (longer than half a year)" if plan.wall_clock_s > LONGEST_RUN_S else ""
+        yield "time", f"{format_duration(plan.wall_clock_s)}{long}, {hours:,.3g} GPU-hours"
 
 
 def _search_lines(search: LayoutSearch) -> Iterator[str]:
@@ -236,12 +241,12 @@ def plan_reasons(config: RunConfig, *, choice: ModelChoice, made: RunPlan, rate_
         "FLOPs, attention counted over the full context."
     )
     if config.global_batch_size is None:
-        laws = hyperparameters.batch_sizes_tokens(shape=made.shape, num_tokens=made.num_tokens)
+        laws = batch_sizes_tokens(shape=made.shape, num_tokens=made.num_tokens)
+        source = hyperparameters.batch_source(num_params=made.num_params, num_tokens=made.num_tokens)
         yield (
-            f"Batch {format_count(made.tokens_per_iter)} tokens: Step Law's {format_count(laws[0].value)} "
-            f"(arXiv:2503.04715) in whole sequences that many data-parallel sizes divide, and at least "
-            f"{hyperparameters.MIN_TRAIN_ITERS} steps where the budget allows. Others: "
-            f"{hyperparameters.spread(laws[1:], show=format_count)}."
+            f"Batch {format_count(made.tokens_per_iter)} tokens: {source}; in whole sequences that many data-parallel "
+            f"sizes divide, and at least {hyperparameters.MIN_TRAIN_ITERS} steps where the budget allows. "
+            f"All rules: {spread(laws, show=format_count)}."
         )
     if made.batch.gradient_accumulation_steps < made.layout.pipeline_model_parallel_size:
         yield "Fewer micro-batches than pipeline stages: some stages are always idle."
@@ -271,9 +276,17 @@ def _law_reasons(choice: ModelChoice, made: RunPlan) -> Iterator[str]:
         yield f"{law.name} gives the optimum but no loss: the predicted loss is {prediction.loss_law}'s."
     if (warning := law.extrapolation_warning(compute_budget_flops=made.compute_budget_flops)) is not None:
         yield warning
-    guess = math.log(made.shape.vocab_size)
-    if prediction.loss >= guess:
-        yield (
-            f"The predicted loss of {prediction.loss:.2f} nats per token is not a prediction: guessing among "
-            f"{made.shape.vocab_size} pieces gives {guess:.2f}."
-        )
+    if (why := why_no_prediction(made)) is not None:
+        yield f"No loss is predicted: {why}."
+
+
+def duration_remark(plan: RunPlan) -> Iterator[str]:
+    """Yield a remark on a run that takes longer than LONGEST_RUN_S."""
+    if plan.wall_clock_s is None or plan.wall_clock_s <= LONGEST_RUN_S:
+        return
+    days = plan.wall_clock_s / 86400
+    devices = math.ceil(plan.layout.world_size * plan.wall_clock_s / LONGEST_RUN_S)
+    yield (
+        f"Warning: the run takes {days:,.0f} days. At the same MFU, {devices:,} devices would take "
+        f"{LONGEST_RUN_S / 86400:.0f} days; or give a smaller budget."
+    )

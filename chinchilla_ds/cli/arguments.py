@@ -31,7 +31,7 @@ from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plugins import PluginSpec, parse_spec
 from chinchilla_ds.run_plan import DEFAULT_OBJECTIVE, Decay, Precision, Recompute
 from chinchilla_ds.runs.command import TrainCommand
-from chinchilla_ds.units import parse_quantity
+from chinchilla_ds.units import parse_quantity, parse_share
 
 _NEGATIVE = re.compile(r"-[0-9.]")
 _HELP_COLUMNS = 120
@@ -162,6 +162,14 @@ def quantity(unit: str | None) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return read
+
+
+def share(text: str) -> float:
+    """Return a share, such as 0.4 or 40%."""
+    try:
+        return parse_share(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 _quantity = quantity(None)
@@ -345,7 +353,7 @@ def budget_flags(group: Group) -> None:
 def model_flags(group: Group) -> None:
     """Add the flags of model, batch and optimizer."""
     flag(group, "seq-length", whole, "tokens per training sequence (default: by budget)")
-    flag(group, "vocab-size", whole, "tokenizer pieces (default: by budget)")
+    flag(group, "vocab-size", whole, "tokenizer pieces (default: by the text, or by budget)")
     group.add_argument("--tied-embeddings", action=argparse.BooleanOptionalAction, help="share input and output tables")
     group.add_argument(
         "--qk-norm", action=argparse.BooleanOptionalAction, help="normalise the queries and keys of each head"
@@ -366,7 +374,7 @@ def model_flags(group: Group) -> None:
     flag(group, "decay", choice(Decay), "shape of the learning-rate decay (default cosine)", metavar=_names(Decay))
     flag(group, "precision", choice(Precision), "default: bf16 on GPUs, fp32 on CPUs", metavar=_names(Precision))
     group.add_argument("--document-mask", action=argparse.BooleanOptionalAction, help="attend only within documents")
-    flag(group, "seed", _whole_or_0, f"seed of weights, data order and tokenizer sample (default {RunConfig().seed})")
+    flag(group, "seed", _whole_or_0, f"seed of weights and data order (default {RunConfig().seed})")
 
 
 def _data_flags(group: Group) -> None:

@@ -4,40 +4,28 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import sys
-from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
+from chinchilla_ds.cli.fit_runs import add_run_flags, read_fit_runs, run_flag_problems, source_name
 from chinchilla_ds.errors import ConfigError, DataError
 from chinchilla_ds.files import write_text
 
 if TYPE_CHECKING:
-    from chinchilla_ds.budget.laws.fitting.read import ReadRuns
     from chinchilla_ds.budget.laws.fitting.result import FitReport
 
 MAX_RESAMPLES = 100_000
-MLFLOW_PREFIX = "mlflow:"
 DEFAULT_DRAWS = 1000
 DEFAULT_SEED = 42
-DEFAULT_DATABASE = Path("runs/mlflow.db")
-"""Where training keeps its runs by default."""
 _OWN_OF_SURFACE = ("form", "objective", "delta", "out")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     parser.argument_default = argparse.SUPPRESS
-    parser.add_argument(
-        "runs",
-        metavar="RUNS",
-        help="CSV with the columns num_params (or N), num_tokens (or D), loss, [flops (or C)], [run]; or "
-        "mlflow:EXPERIMENT",
-    )
-    flag(parser, "tracking-uri", str, "MLflow's place (default: MLFLOW_TRACKING_URI, or runs/mlflow.db)", metavar="URI")
+    add_run_flags(parser)
     how = parser.add_argument_group("how to fit")
     flag(
         how,
@@ -119,49 +107,13 @@ def _report(values: Mapping[str, Any]) -> "FitReport":
         seed=values.get("seed", DEFAULT_SEED),
         compute_budget_flops=values.get("flops"),
     )
-    source = str(values["runs"])
-    if source.startswith(MLFLOW_PREFIX):
-        runs = _mlflow_runs(source, tracking_uri=values.get("tracking_uri"), min_rows=request.min_rows)
-    else:
-        from chinchilla_ds.budget.laws.fitting.read import read_runs
-
-        runs = read_runs(Path(source), min_rows=request.min_rows)
-        source = Path(source).name
+    runs = read_fit_runs(values, min_rows=request.min_rows)
+    source = source_name(str(values["runs"]))
     with _status(f"fitting, with {request.num_draws} draws"):
         report = analyse(runs.table, source=source, request=request)
     if report.law is None and "out" in values:
         raise DataError(f"{source}: --out needs the surface of approach 3, which these runs do not identify")
     return dataclasses.replace(report, warnings=(*runs.notes, *report.warnings))
-
-
-def _mlflow_runs(source: str, *, tracking_uri: str | None, min_rows: int) -> "ReadRuns":
-    """Return the finished runs of an MLflow experiment that have logged their size, tokens and held-out loss."""
-    from chinchilla_ds.budget.laws.fitting.read import ReadRuns, Row, table_of
-    from chinchilla_ds.tracking.destination import DEFAULT_EXPERIMENT
-    from chinchilla_ds.tracking.mlflow_runs import finished_runs
-
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
-        if not DEFAULT_DATABASE.is_file():
-            raise ConfigError(f"{source}: set MLFLOW_TRACKING_URI or --tracking-uri; there is no {DEFAULT_DATABASE}")
-        uri = f"sqlite:///{DEFAULT_DATABASE.resolve()}"
-    found = finished_runs(tracking_uri=uri, experiment=source.removeprefix(MLFLOW_PREFIX) or DEFAULT_EXPERIMENT)
-    names = Counter(run.name for run in found)
-    rows = [
-        Row(
-            where=f"run {run.name}",
-            num_params=run.num_params,
-            num_tokens=run.num_tokens,
-            loss=run.held_out_loss,
-            flops=run.flops,
-            run=f"{run.name} {run.run_id}" if names[run.name] > 1 else run.name,
-        )
-        for run in found
-        if run.num_params is not None and run.num_tokens is not None and run.held_out_loss is not None
-    ]
-    without = len(found) - len(rows)
-    note = f"{without} of {len(found)} finished runs have not logged num_params, num_tokens and held_out/loss: left out"
-    return ReadRuns(table=table_of(rows, source=source, min_rows=min_rows), notes=(note,) if without else ())
 
 
 def _status(text: str) -> "contextlib.AbstractContextManager[object]":
@@ -194,6 +146,4 @@ def _flag_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append("--seed has no effect with --bootstrap 0: drop it")
     if "params_convention" in values and "out" not in values:
         problems.append("--params-convention has no effect without --out: drop it")
-    if "tracking_uri" in values and not str(values["runs"]).startswith(MLFLOW_PREFIX):
-        problems.append(f"--tracking-uri has no effect on a file: drop it, or give {MLFLOW_PREFIX}EXPERIMENT")
-    return problems
+    return [*problems, *run_flag_problems(values)]

@@ -6,8 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.budget import hyperparameters
 from chinchilla_ds.budget.cluster_plan import ClusterPlan, plan_on_devices
+from chinchilla_ds.budget.hyperparameter_rules import (
+    POWER_LINES_PARAMS,
+    Sizes,
+    Suggestion,
+    batch_sizes_tokens,
+    learning_rates,
+    weight_decays,
+    within,
+)
 from chinchilla_ds.budget.planner import plan as plan_layout_given
 from chinchilla_ds.budget.report import format_plan
 from chinchilla_ds.budget.speed.devices import get_device
@@ -21,6 +29,7 @@ from chinchilla_ds.cli.arguments import (
     path,
     quantity,
     run_config,
+    share,
     whole,
 )
 from chinchilla_ds.config import RunConfig
@@ -39,14 +48,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     budget = parser.add_argument_group("what to spend, or what to get for it")
     budget_flags(budget)
     flag(budget, "gpu-hours", quantity("GPU-hours"), "budget as time: devices x hours of --gpu")
-    flag(budget, "mfu", quantity(None), "share of the peak that --gpu-hours are counted at (default: as planned)")
+    flag(budget, "mfu", share, "share of the peak that --gpu-hours are counted at, 0.4 or 40%% (default: as planned)")
     cluster = parser.add_argument_group("cluster")
     flag(cluster, "gpus", whole, "devices (default 1)")
     flag(
         cluster,
         "gpu",
         str,
-        "device: a100, h100, h200, b200, gb200, l40s, mi300x, ..., one in --hardware, or module:object",
+        "device: a100, h100, h200, b200, b300, gb300, l40s, mi325x, ..., one in --hardware, or module:object",
     )
     flag(cluster, "gpus-per-node", whole, "devices joined by the fast link (default: by device)")
     flag(cluster, "hardware", path, "JSON file of devices to add", metavar="FILE")
@@ -97,7 +106,8 @@ def _combination_problems(own: dict[str, Any], config: RunConfig) -> list[str]:
     if "mfu" in own and "gpu_hours" not in own:
         problems.append("--mfu turns --gpu-hours into FLOPs and has no effect without them: drop it, or give both")
     if not 0 < own.get("mfu", 1) <= 1:
-        problems.append(f"--mfu ({own['mfu']:g}) is a share of the peak: above 0 and at most 1; nearest: 1")
+        meant = f"{own['mfu']:g}%" if 2 <= own["mfu"] <= 100 else "1"
+        problems.append(f"--mfu ({own['mfu']:g}) is a share of the peak: above 0 and at most 1; nearest: {meant}")
     if "gpus_per_node" in own and "gpu" not in own:
         problems.append("--gpus-per-node has no effect without --gpu: name the device too, or drop it")
     return problems
@@ -139,15 +149,26 @@ def _json(plan: RunPlan, made: ClusterPlan | RunPlan) -> str:
 
 
 def _suggestions(plan: RunPlan) -> dict[str, list[dict[str, Any]]]:
-    """Return what published laws give beside what was taken."""
+    """Return what is used, marked where no rule was fitted on such a run, and what published rules give."""
     suggested = {
-        "learning_rate": hyperparameters.learning_rates(shape=plan.shape, num_tokens=plan.num_tokens),
-        "batch_tokens": hyperparameters.batch_sizes_tokens(shape=plan.shape, num_tokens=plan.num_tokens),
-        "weight_decay": hyperparameters.weight_decays(
+        "learning_rate": learning_rates(shape=plan.shape, num_tokens=plan.num_tokens),
+        "batch_tokens": batch_sizes_tokens(shape=plan.shape, num_tokens=plan.num_tokens),
+        "weight_decay": weight_decays(
             num_params=plan.num_params,
             num_tokens=plan.num_tokens,
             batch_tokens=plan.tokens_per_iter,
             learning_rate=plan.optimizer.learning_rate,
         ),
     }
-    return {name: [dataclasses.asdict(one) for one in laws] for name, laws in suggested.items()}
+    sizes = Sizes.of(plan.shape, num_tokens=plan.num_tokens)
+    by_rules = sizes.in_step_law or sizes.in_recipes
+    used = {
+        "learning_rate": (plan.optimizer.learning_rate, by_rules),
+        "batch_tokens": (float(plan.tokens_per_iter), by_rules),
+        "weight_decay": (plan.optimizer.weight_decay, within(plan.num_params, POWER_LINES_PARAMS)),
+    }
+    first = {
+        name: Suggestion(name="used", value=value, source="the plan", in_range=in_range)
+        for name, (value, in_range) in used.items()
+    }
+    return {name: [dataclasses.asdict(one) for one in (first[name], *laws)] for name, laws in suggested.items()}

@@ -10,7 +10,7 @@ from chinchilla_ds.config import DataConfig, held_out_problem, source_name
 from chinchilla_ds.data.blend import blend_of
 from chinchilla_ds.data.feeding.blend_file import epoch_problems, read_blend, with_blend
 from chinchilla_ds.data.prepared import INPUTS_NAME, PreparedData, is_prepared
-from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe, find_sources
+from chinchilla_ds.data.preparing.recipe import Recipe, SourceRecipe, find_sources, vocab_size_of_corpus
 from chinchilla_ds.data.reading.sources import Corpus, Progress, inputs_of
 from chinchilla_ds.data.tokenizing.sentencepiece_json import check_exportable
 from chinchilla_ds.data.tokenizing.tokenizer import MIN_VOCAB_SIZE, Tokenizer
@@ -27,7 +27,7 @@ def prepare(
     vocab_size: int,
     seq_length: int,
     num_tokens: int,
-    seed: int,
+    seed: int | None = None,
     folder: Path,
     earlier: Path | None = None,
     progress: Progress | None = None,
@@ -43,7 +43,7 @@ def prepare(
         vocab_size: Pieces requested from the tokenizer, which is trained only on the training documents.
         seq_length: Tokens per sequence; the held-out part must give at least one.
         num_tokens: Tokens the run trains on.
-        seed: Chooses the tokenizer's sample.
+        seed: Chooses the tokenizer's sample; None: the same for every run, so that runs can be compared.
         folder: Receives one sub-folder per corpus and settings.
         earlier: The prepared text of a run that is resumed. If an earlier version made it from the same files, it is
             used unchanged: this version would clean and split them differently.
@@ -85,9 +85,14 @@ def _of_an_earlier_version(earlier: Path | None, *, corpora: Sequence[Corpus]) -
     return prepared if same and prepared.files is None else None
 
 
-def _recipe(data: DataConfig, *, vocab_size: int, seed: int) -> Recipe:
+def _recipe(data: DataConfig, *, vocab_size: int | None, seed: int | None = None) -> Recipe:
     source = SourceRecipe(paths=tuple(source_name(path) for path in data.paths), text_field=data.text_field)
-    return Recipe(sources=(source,), held_out_fraction=data.held_out_fraction, vocab_size=vocab_size, seed=seed)
+    return Recipe(
+        sources=(source,),
+        held_out_fraction=data.held_out_fraction,
+        vocab_size=vocab_size,
+        seed=Recipe.seed if seed is None else seed,
+    )
 
 
 def prepared_folder(data: DataConfig) -> PreparedData | None:
@@ -123,7 +128,23 @@ def check_source(data: DataConfig, *, vocab_size: int) -> None:
         DataError: invalid settings, or files that are missing, empty or of an unknown type.
     """
     if _check(data, vocab_size=vocab_size) is None:
-        find_sources(_recipe(data, vocab_size=vocab_size, seed=0))
+        find_sources(_recipe(data, vocab_size=vocab_size))
+
+
+def vocab_size_of_text(data: DataConfig) -> int | None:
+    """Return the vocabulary for text that is not prepared, by the bytes of its files; None if they are unknown.
+
+    It is that of the budget which a corpus of that size serves, as in `chinchilla-ds prepare`: the same for every
+    budget, so that runs on one text can be compared.
+
+    Raises:
+        DataError: as `check_source`.
+    """
+    corpora = find_sources(_recipe(data, vocab_size=None))
+    files = [file for corpus in corpora for file in corpus.files]
+    if any(file.hub_name for file in files):
+        return None
+    return vocab_size_of_corpus(num_bytes=sum(file.num_bytes for file in files))
 
 
 def describe_text(data: DataConfig, *, vocab_size: int, seq_length: int, num_tokens: int) -> str:
@@ -140,7 +161,7 @@ def describe_text(data: DataConfig, *, vocab_size: int, seq_length: int, num_tok
     """
     prepared = _check(data, vocab_size=vocab_size)
     if prepared is None:
-        corpora = find_sources(_recipe(data, vocab_size=vocab_size, seed=0))
+        corpora = find_sources(_recipe(data, vocab_size=vocab_size))
         size = format_bytes(sum(file.num_bytes for corpus in corpora for file in corpus.files))
         text = "; ".join(corpus.description for corpus in corpora)
         return f"{text}: {size}, not prepared yet, so that its tokens are not known"

@@ -87,6 +87,8 @@ class Manifest:
     """Held-out loss of a unigram model counted on train with add-one smoothing, nats per token."""
     files: dict[str, PreparedFile] | None = None
     """Size and digest of the files, by name; None for a corpus prepared before they were recorded."""
+    held_out_hash: str | None = None
+    """A hash of the held-out text, whatever its tokens; None for a corpus prepared before it was recorded."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -115,6 +117,7 @@ class PreparedData(Manifest):
     def content_key(self) -> str:
         """A hash of the training data, wherever it is stored: counts, weights, tokenizer, digests of the tokens."""
         values = {**self._manifest(), "folder": "", "source": ""}
+        del values["held_out_hash"]  # corpora without it keep their keys
         files = values.pop("files")
         if files is not None:
             values["tokens"] = {name: file["digest"] for name, file in files.items() if name.endswith((".bin", ".idx"))}
@@ -159,6 +162,16 @@ class PreparedData(Manifest):
         """Held-out text bytes per held-out token, end-of-document tokens counted as tokens."""
         return self.held_out_bytes / self.held_out_tokens
 
+    @property
+    def train_bytes_per_token(self) -> float:
+        """Training text bytes per training token."""
+        return self.train_bytes / self.train_tokens
+
+    @property
+    def held_out_identity(self) -> str:
+        """A hash of the held-out text; of a corpus prepared before it was recorded, of its tokens."""
+        return self.held_out_hash or f"tokens:{self.key_of(self.held_out_prefix) or self.content_key}"
+
     def _manifest(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         del values["folder"], values["index_folder"]
@@ -167,8 +180,9 @@ class PreparedData(Manifest):
     def to_json(self) -> str:
         """Return the manifest as indented JSON."""
         values = self._manifest()
-        if values["files"] is None:
-            del values["files"]
+        for name in ("files", "held_out_hash"):
+            if values[name] is None:
+                del values[name]
         version = PREPARED_FORMAT_VERSION if self.files is not None else _WITHOUT_DIGESTS
         return json.dumps({"format_version": version, **values}, indent=2, ensure_ascii=False) + "\n"
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chinchilla_ds.budget.prediction import why_no_prediction
 from chinchilla_ds.data.prepared import LEDGER_NAME, PreparedData
 from chinchilla_ds.data.preparing.ledger import Ledger
 from chinchilla_ds.errors import DataError
@@ -121,6 +122,12 @@ def _shape_rows(plan: RunPlan, *, num_params: int, dtype: Precision) -> list[tup
     ]
 
 
+def _predicted(plan: RunPlan) -> str:
+    if (why := why_no_prediction(plan)) is not None:
+        return f"none: {why}"
+    return f"{plan.prediction.loss:.4f} nats/token by {plan.prediction.loss_law} (its own tokenizer)"
+
+
 def _training_rows(plan: RunPlan, facts: TrainingFacts) -> list[tuple[str, str]]:
     optimizer, peak = plan.optimizer, plan.optimizer.learning_rate
     name = "AdamW" if optimizer.plugin == ADAMW else str(optimizer.plugin)
@@ -131,7 +138,7 @@ def _training_rows(plan: RunPlan, facts: TrainingFacts) -> list[tuple[str, str]]
         ("Optimizer", f"{name}, peak learning rate {peak:.3g}, {plan.schedule.decay.value}"),
         ("Batch", f"{plan.batch.global_batch_size} sequences of {plan.shape.seq_length} tokens"),
         ("Precision", plan.precision.value),
-        ("Predicted loss", f"{plan.prediction.loss:.4f} nats/token by {plan.prediction.loss_law} (its own tokenizer)"),
+        ("Predicted loss", _predicted(plan)),
     ]
     if facts.held_out_loss is not None:
         rows.append(("Held-out loss", f"{facts.held_out_loss:.4f} nats/token"))

@@ -32,7 +32,7 @@ def plan_of(shape: ModelShape, /) -> RunPlan:
     iters = max(2, math.ceil(optimum.num_tokens / tokens_per_iter))
     num_tokens = iters * tokens_per_iter
     flops_per_token = decoder_flops_per_token(shape=shape)
-    rate = choose_learning_rate(non_embedding_params=params.non_embedding, num_tokens=num_tokens).value
+    rate = choose_learning_rate(shape=shape, num_tokens=num_tokens).value
     warmup_iters = choose_warmup_iters(num_params=params.total, tokens_per_iter=tokens_per_iter, train_iters=iters)
     assert optimum.loss is not None, "the default law predicts a loss"
     return RunPlan(

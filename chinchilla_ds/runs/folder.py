@@ -8,12 +8,13 @@ from typing import Any
 
 from chinchilla_ds.checkpoint.folder import DS_CONFIG_NAME
 from chinchilla_ds.data.prepared import PreparedData
+from chinchilla_ds.data.preparing.recipe import Recipe
 from chinchilla_ds.errors import OutputError, reason
 from chinchilla_ds.files import write_durably
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.earlier import Continued
 from chinchilla_ds.runs.request import PLAN_NAME, REQUEST_NAME, RunRequest
-from chinchilla_ds.runs.text import DATA_NAME, place_of_text
+from chinchilla_ds.runs.text import DATA_NAME, place_of_text, tokenizer_seed_of
 from chinchilla_ds.training.saving import check_text
 
 
@@ -46,7 +47,7 @@ def make_run_folder(
     folder = _new_folder(output, name=request.config.run_name or by_budget)
     try:
         write_durably(folder / REQUEST_NAME, request.to_json())
-        _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared)
+        _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared, tokenizer_seed=Recipe().seed)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise OutputError(f"cannot write to the run's folder {folder}: {reason(error)}") from None
@@ -73,16 +74,19 @@ def open_run_folder(
     """
     folder = run.folder
     check_text(run.state, where=run.checkpoint, prepared=prepared)
+    seed = tokenizer_seed_of(folder)
     try:
-        _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared)
+        _write_plan(folder, plan=plan, ds_config=ds_config, prepared=prepared, tokenizer_seed=seed)
     except OSError as error:
         raise OutputError(f"cannot write to the run's folder {folder}: {reason(error)}") from None
     return folder, _artifacts(folder, prepared=prepared)
 
 
-def _write_plan(folder: Path, *, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData) -> None:
+def _write_plan(
+    folder: Path, *, plan: RunPlan, ds_config: dict[str, Any], prepared: PreparedData, tokenizer_seed: int | None
+) -> None:
     files = {
-        DATA_NAME: place_of_text(prepared, run_folder=folder),
+        DATA_NAME: place_of_text(prepared, run_folder=folder, tokenizer_seed=tokenizer_seed),
         PLAN_NAME: plan.to_json(),
         DS_CONFIG_NAME: json.dumps(ds_config, indent=2) + "\n",
     }

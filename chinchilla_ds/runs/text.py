@@ -5,11 +5,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 from chinchilla_ds.checkpoint.folder import run_folder_of
-from chinchilla_ds.data.prepared import MANIFEST_NAME, PreparedData, is_prepared
+from chinchilla_ds.config import MAX_SEED, DataConfig, source_name
+from chinchilla_ds.data.prepared import INPUTS_NAME, MANIFEST_NAME, PreparedData, is_prepared
 from chinchilla_ds.errors import DataError
+from chinchilla_ds.ranges import Ge, Le
 from chinchilla_ds.structured import build, read_json
 
 if TYPE_CHECKING:
@@ -26,13 +28,66 @@ class PlaceOfText:
     """Absolute path on that machine."""
     prepared_from_here: Path
     """Path relative to the run's folder."""
+    tokenizer_seed: Annotated[int, Ge(0), Le(MAX_SEED)] | None = None
+    """Chooses the tokenizer's sample of text that is prepared for the run; None in earlier versions, where it was the
+    run's own seed."""
 
 
-def place_of_text(prepared: PreparedData, *, run_folder: Path) -> str:
-    """Return the content of `data.json`: the absolute path, and the path relative to the run's folder."""
+def place_of_text(prepared: PreparedData, *, run_folder: Path, tokenizer_seed: int | None = None) -> str:
+    """Return the content of `data.json`.
+
+    Args:
+        prepared: The run's text: its absolute path, and its path relative to the run's folder, are stored.
+        run_folder: The run's folder.
+        tokenizer_seed: As in `PlaceOfText`.
+    """
     place = prepared.folder.resolve()
-    places = {"prepared": str(place), "prepared_from_here": os.path.relpath(place, run_folder.resolve())}
-    return json.dumps(places, indent=2, ensure_ascii=False) + "\n"
+    values: dict[str, Any] = {
+        "prepared": str(place),
+        "prepared_from_here": os.path.relpath(place, run_folder.resolve()),
+    }
+    if tokenizer_seed is not None:
+        values["tokenizer_seed"] = tokenizer_seed
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def tokenizer_seed_of(run_folder: Path, /) -> int | None:
+    """Return what chooses the tokenizer's sample of a run's text; None if it is the run's seed, as it once was.
+
+    Raises:
+        DataError: the run's `data.json` is damaged.
+    """
+    places = _places(run_folder)
+    return None if places is None else places.tokenizer_seed
+
+
+def text_params(prepared: PreparedData, /, *, data: DataConfig) -> dict[str, object]:
+    """Return what tells a run's text and tokenizer from others, under the names that a tracker stores.
+
+    Args:
+        prepared: The tokenised corpus.
+        data: Where the run was told to read it.
+    """
+    names = [source_name(path) for path in data.paths]
+    places = [name if name.startswith("hf://") else str(Path(name).resolve()) for name in names]
+    params: dict[str, object] = {
+        "tokenizer_hash": prepared.tokenizer_sha256,
+        "held_out_hash": prepared.held_out_identity,
+        "data_path": ", ".join(places) or "the standard library's source",
+        "bytes_per_token": prepared.bytes_per_token,
+        "train_bytes_per_token": prepared.train_bytes_per_token,
+    }
+    if fields := _text_fields(prepared.folder):
+        params["text_key"] = fields
+    return params
+
+
+def _text_fields(folder: Path) -> str:
+    """Return which fields of records a prepared corpus holds; empty if that is not recorded."""
+    path = folder / INPUTS_NAME
+    inputs = read_json(path, what="the list of inputs", error=DataError) if path.is_file() else None
+    fields = inputs.get("text_fields") if isinstance(inputs, dict) else None
+    return ", ".join(sorted({str(field) for field in fields.values()})) if isinstance(fields, dict) else ""
 
 
 def find_text(run_folder: Path, /) -> Path | None:
@@ -41,13 +96,19 @@ def find_text(run_folder: Path, /) -> Path | None:
     Raises:
         DataError: the run's `data.json` is damaged.
     """
+    places = _places(run_folder)
+    candidates = () if places is None else (places.prepared, run_folder / places.prepared_from_here)
+    return next((place for place in candidates if is_prepared(place)), None)
+
+
+def _places(run_folder: Path) -> PlaceOfText | None:
+    """Return the content of a run's `data.json`; None if there is none, as in the first version."""
     file = run_folder / DATA_NAME
     if not file.is_file():
         return None
     data = read_json(file, what="the place of a run's text", error=DataError)
     places: PlaceOfText = build(PlaceOfText, data, where=f"{file}", error=DataError)
-    candidates = (places.prepared, run_folder / places.prepared_from_here)
-    return next((place for place in candidates if is_prepared(place)), None)
+    return places
 
 
 def folder_of_texts(run_folder: Path, /) -> Path:

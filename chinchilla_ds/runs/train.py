@@ -20,10 +20,10 @@ from chinchilla_ds.budget.memory.peak import estimate_stages
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.budget.report import format_memory, format_plan
 from chinchilla_ds.config import RunConfig, field_path
-from chinchilla_ds.data.prepare import check_source, describe_text, prepare
+from chinchilla_ds.data.prepare import check_source, describe_text, prepare, vocab_size_of_text
 from chinchilla_ds.distributed.devices import device_type
 from chinchilla_ds.distributed.launch import Place, read_place, settle
-from chinchilla_ds.errors import EXIT_CODE_STOPPED, ChinchillaError, ConfigError, reworded
+from chinchilla_ds.errors import EXIT_CODE_STOPPED, ChinchillaError, ConfigError, DataError, PlanError, reworded
 from chinchilla_ds.objective import Objective, make_objective, spec_of
 from chinchilla_ds.optimizers import checkpoint_bytes
 from chinchilla_ds.processes.endings import at_ending, end_well, follow, leave_hung, no_library_exits, raise_well
@@ -235,7 +235,8 @@ def _planned(
         Plan, resolved DeepSpeed JSON, and the callbacks that the plan names.
     """
     config = command.config
-    plan = _plan(command, world_size=place.world_size)
+    vocab_size = partial(_vocab_size, config, run=run, place=place)
+    plan = _plan(command, world_size=place.world_size, vocab_size=vocab_size)
     if run is not None:
         is_asked = config.micro_batch_size is not None or command.plan is not None
         plan = lay_out_again(run.plan, like=plan, micro_batch_is_asked=is_asked)
@@ -276,7 +277,25 @@ def _finished(run: Continued, *, place: Place, words: Callable[[str], str]) -> "
     return dataclasses.replace(finished_state(run), owns_loss=place.rank == 0)
 
 
-def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
+def _vocab_size(config: RunConfig, *, run: Continued | None, place: Place) -> int | None:
+    """Return the vocabulary to plan with: the requested one, the resumed run's, or that of the text; None: by budget.
+
+    Raises:
+        DataError: the text cannot be found on this rank.
+    """
+    if config.vocab_size is not None or config.shape is not None:
+        return config.vocab_size
+    if run is not None:
+        return run.plan.shape.vocab_size
+    try:
+        return vocab_size_of_text(config.data)
+    except DataError:
+        if place.rank == 0 or not place.on_one_machine:
+            raise
+        return None  # rank 0 reports it, and ends this one
+
+
+def _plan(command: TrainCommand, *, world_size: int, vocab_size: Callable[[], int | None]) -> RunPlan:
     config = command.config
     if command.plan is not None:
         plan = given_plan(command.plan, world_size=world_size)
@@ -292,7 +311,20 @@ def _plan(command: TrainCommand, *, world_size: int) -> RunPlan:
     # Problems on any device are reported before torch is imported.
     if problems := list(config_problems(config, world_size=world_size, device="cpu")):
         raise ConfigError(problems)
-    return make_plan(config, world_size=world_size, device=device_type())
+    return _new_plan(config, world_size=world_size, vocab_size=vocab_size())
+
+
+def _new_plan(config: RunConfig, *, world_size: int, vocab_size: int | None) -> RunPlan:
+    """Return a plan with this vocabulary, and say where it comes from unless the config has it."""
+    is_of_text = vocab_size != config.vocab_size
+    config = dataclasses.replace(config, vocab_size=vocab_size)
+    try:
+        plan = make_plan(config, world_size=world_size, device=device_type())
+    except PlanError as error:
+        hint = "; the vocabulary is that of a text of this size: a smaller `vocab_size` leaves more for the layers"
+        raise PlanError([f"{problem}{hint if is_of_text else ''}" for problem in error.problems]) from None
+    why = f"Vocabulary {vocab_size}: by the size of the text, so that runs of other budgets on it can be compared."
+    return dataclasses.replace(plan, reasons=(*plan.reasons, why)) if is_of_text else plan
 
 
 def _agree(config: RunConfig, plan: RunPlan, name: str) -> bool:
@@ -364,6 +396,7 @@ class _Launch:
     def _train(self, *, store: "Store", peers: "Peers") -> "TrainingState":
         from chinchilla_ds.distributed.rank_zero import run_on_rank_zero
         from chinchilla_ds.runs.memory_errors import memory_errors
+        from chinchilla_ds.runs.text import text_params
         from chinchilla_ds.training.callbacks.standard import standard_callbacks
         from chinchilla_ds.training.callbacks.started import StartedCallback
         from chinchilla_ds.training.loop import pretrain
@@ -372,7 +405,11 @@ class _Launch:
         prepared, run_folder, artifacts = run_on_rank_zero(self._prepare, store=store)
         with output_errors(run_folder), memory_errors(self.plan):
             standard = standard_callbacks(
-                output=config.output, run_folder=run_folder, prepared=prepared, started_s=self.started_s
+                output=config.output,
+                run_folder=run_folder,
+                prepared=prepared,
+                text=text_params(prepared, data=config.data),
+                started_s=self.started_s,
             )
             return pretrain(
                 plan=self.plan,
@@ -415,16 +452,20 @@ class _Launch:
 
     def _text(self) -> "PreparedData":
         from chinchilla_ds.runs.preparation import show_preparation
-        from chinchilla_ds.runs.text import find_text, folder_of_texts
+        from chinchilla_ds.runs.text import find_text, folder_of_texts, tokenizer_seed_of
 
         config, plan, run = self.command.config, self.plan, self.run
+        tokenizer_seed = None
+        if run is not None:
+            tokenizer_seed = tokenizer_seed_of(run.folder)
+            tokenizer_seed = plan.seed if tokenizer_seed is None else tokenizer_seed  # as in earlier versions
         with show_preparation() as progress:
             return prepare(
                 config.data,
                 vocab_size=plan.shape.vocab_size,
                 seq_length=plan.shape.seq_length,
                 num_tokens=plan.num_tokens,
-                seed=plan.seed,
+                seed=tokenizer_seed,
                 folder=config.output / "data" if run is None else folder_of_texts(run.folder),
                 earlier=None if run is None else find_text(run.folder),
                 progress=progress,

@@ -1,6 +1,10 @@
-"""Runs read back from MLflow: the input of `chinchilla-ds fit mlflow:EXPERIMENT`."""
+"""Runs read back from MLflow: the input of `chinchilla-ds fit mlflow:EXPERIMENT`.
 
-from collections.abc import Iterator
+The names of the parameters and metrics that are read are in docs/tracking.md.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +31,12 @@ class LoggedRun:
     """The last held-out loss, nats per token."""
     flops: float | None
     """Model FLOPs spent, by the exact count of its decoder."""
+    tokenizer_hash: str
+    held_out_hash: str
+    """Both empty if missing, as in runs of earlier versions."""
+    bytes_per_token: float | None
+    """UTF-8 bytes per token of the held-out text; of runs of earlier versions, from their loss in bits per byte."""
+    train_bytes_per_token: float | None
 
 
 def finished_runs(*, tracking_uri: str, experiment: str) -> tuple[LoggedRun, ...]:
@@ -88,7 +98,19 @@ def _logged_run(run: "Run") -> LoggedRun:
         num_tokens=_number(params.get("num_tokens")),
         held_out_loss=metrics.get("held_out/loss"),
         flops=metrics.get("flops"),
+        tokenizer_hash=params.get("tokenizer_hash", ""),
+        held_out_hash=params.get("held_out_hash", ""),
+        bytes_per_token=_number(params.get("bytes_per_token")) or _bytes_per_token(metrics),
+        train_bytes_per_token=_number(params.get("train_bytes_per_token")),
     )
+
+
+def _bytes_per_token(metrics: Mapping[str, float]) -> float | None:
+    """Return the loss per token over the loss per byte of the held-out text; None if either is missing."""
+    per_token, bits_per_byte = metrics.get("held_out/loss"), metrics.get("held_out/bits_per_byte")
+    if per_token is None or not bits_per_byte or not math.isfinite(bits_per_byte) or not math.isfinite(per_token):
+        return None
+    return per_token / (bits_per_byte * math.log(2))
 
 
 def _number(text: str | None) -> float | None:

@@ -161,12 +161,12 @@ def stopped(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [("manifest.json", flip), ("state.json", cut), ("plan.json", flip), ("tensors/__1_0.distcp", flip)],
+    [("manifest.json", cut), ("state.json", cut), ("plan.json", flip), ("tensors/__1_0.distcp", flip)],
 )
 def test_a_damaged_file_of_the_newest_is_named_and_the_one_before_is_taken(
     corpus: Path, tmp_path: Path, whole: Path, stopped: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
-    """Each kind of file: tests/distributed/test_checkpoint.py."""
+    """Each kind of file: tests/distributed/test_checkpoint.py. A flipped bit of the manifest names another file."""
     place = tmp_path / "copy"
     shutil.copytree(stopped, place, copy_function=shutil.copy2)
     path = run_of(place) / "checkpoints" / SECOND / name

@@ -1,6 +1,6 @@
 import pytest
 
-from chinchilla_ds.units import format_bytes, format_count, format_duration, parse_quantity
+from chinchilla_ds.units import format_bytes, format_count, format_duration, parse_quantity, parse_share
 
 
 @pytest.mark.parametrize(
@@ -9,6 +9,9 @@ from chinchilla_ds.units import format_bytes, format_count, format_duration, par
         ("1e21", "FLOPs", 1e21),
         ("1e21 FLOPs", "FLOPs", 1e21),
         ("1ZFLOPs", "FLOPs", 1e21),
+        ("1zflop", "FLOPs", 1e21),
+        ("2 eflops", "FLOPs", 2e18),
+        ("300 gib", "bytes", 300.0),
         ("7B", "parameters", 7e9),
         ("7b", "parameters", 7e9),
         ("1.5T tokens", "tokens", 1.5e12),
@@ -31,6 +34,23 @@ def test_no_positive_finite_number(text: str) -> None:
 def test_no_number(text: str) -> None:
     with pytest.raises(ValueError, match="is not a number such as"):
         parse_quantity(text)
+
+
+@pytest.mark.parametrize("text", ["1z", "1 zettaflop", "many"])
+def test_what_is_not_a_number_of_flops_is_shown_the_unit(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a number of FLOPs such as 1e21, 5E or 1 ZFLOP"):
+        parse_quantity(text, unit="FLOPs")
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.4", 0.4), ("40%", 0.4), (" 62.5 % ", 0.625), ("1", 1.0)])
+def test_shares(text: str, value: float) -> None:
+    assert parse_share(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "%", "half", "-40%", "40%%"])
+def test_no_share(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a share such as 0\.4 or 40%"):
+        parse_share(text)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from chinchilla_ds.budget.laws.forms import (
     LARGEST_LOSS,
@@ -20,6 +20,7 @@ from chinchilla_ds.budget.laws.forms import (
     ParamsConvention,
     SurfaceLaw,
 )
+from chinchilla_ds.budget.laws.loss_unit import LossUnit
 from chinchilla_ds.budget.laws.registry import PUBLISHED
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plugins import Kind, find_object, names
@@ -116,8 +117,13 @@ def load_law(path: Path, /) -> SurfaceLaw:
         raise ConfigError(f'law file {path}: not a fitted law: it must be a JSON object with "format": "{LAW_FORMAT}"')
     if (version := data.get("format_version")) != LAW_FORMAT_VERSION:
         raise ConfigError(f"law file {path}: format_version is {version!r}; this version reads {LAW_FORMAT_VERSION}")
-    law: SurfaceLaw = build(_LawFile, data, where=f"law file {path}: law").law(file_name=path.name)
-    return law
+    file: _LawFile = build(_LawFile, data, where=f"law file {path}: law")
+    if file.unit != LossUnit.TOKEN:
+        raise ConfigError(
+            f"law file {path}: it is per {file.unit}, and budgets count tokens: fit the runs with `fit.unit=byte` and "
+            "`fit.bytes_per_token=B`, the bytes per token of the tokenizer to train with"
+        )
+    return file.law(file_name=path.name)
 
 
 _Positive = Annotated[float, Gt(0)]
@@ -144,6 +150,8 @@ class _LawFile:
     covariance: tuple[_Row, _Row, _Row, _Row, _Row] | None
     """Covariance of log A, log B, log E, alpha and beta."""
     source: Annotated[str, Len(1)] | None = None
+    unit: Literal["token", "byte"] = "token"
+    """What losses and D are counted in."""
 
     def __post_init__(self) -> None:
         """Check the fields against each other.

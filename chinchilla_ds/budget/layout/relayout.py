@@ -36,6 +36,7 @@ def lay_out(plan: RunPlan, *, config: RunConfig, world_size: int, device: str) -
     layout = check_and_lay_out(config, world_size=world_size, device=device)
     request = BatchRequest(
         wanted_tokens=plan.num_tokens,
+        num_params=plan.num_params,
         seq_length=plan.shape.seq_length,
         global_batch_size=plan.batch.global_batch_size,
         micro_batch_size=None,

@@ -5,6 +5,7 @@ others. F is the exact count of our decoder's FLOPs per token, not 6 N.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -23,9 +24,9 @@ from chinchilla_ds.budget.shape.search import (
     choose_seq_length,
     choose_vocab_size,
     search_shape,
+    shape_with_flops,
     smallest_shape,
     target_aspect_ratio,
-    with_flops,
 )
 from chinchilla_ds.config import DEFAULT_BUDGET_FLOPS, RunConfig
 from chinchilla_ds.errors import ConfigError, PlanError
@@ -35,6 +36,8 @@ from chinchilla_ds.units import format_count, format_flops
 MAX_OVERTRAINING = 10.0
 """Largest factor by which planning for inference may increase the training budget; models trained further beyond their
 optimum lie outside the range that Sardana et al. 2023 checked (10,000 tokens per parameter)."""
+MAX_OVERSPENDING = 1.05
+"""Largest share of the budget that a decoder may spend if both the budget and the tokens are given."""
 MAX_OVERSIZE = 4.0
 """The smallest decoder is used if the law's N is smaller by at most this factor."""
 
@@ -140,7 +143,7 @@ def _choose(config: RunConfig, *, laws: Laws) -> ModelChoice:
         num_params=1.0,
         vocab_size=given.vocab_size if given else config.vocab_size or choose_vocab_size(compute_budget_flops=nominal),
         seq_length=seq_length,
-        **config.switches(),
+        **(given or config).switches(),
     )
     nothing = config.compute_budget_flops is None and config.num_tokens is None and _asked_params(config) is None
     wish = _Wish(
@@ -268,8 +271,8 @@ def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
     free = wish.params is None and wish.size is None and wish.tokens is None
     excess = _loss_excess(wish, wish.budget) if trusted and free and wish.budget is not None else None
     shape = search_shape(request=request, loss_excess=excess)
-    if shape is not None and wish.budget is not None and wish.tokens is not None:
-        return with_flops(shape, flops_per_token=wish.budget / wish.tokens)
+    if wish.budget is not None and wish.tokens is not None:
+        return _with_budget_and_tokens(shape, request=request, budget=wish.budget, tokens=wish.tokens)
     if shape is not None:
         return shape
     smallest = smallest_shape(request=request)
@@ -286,6 +289,33 @@ def _discrete(wish: _Wish, best: Member, *, nominal: float) -> ModelShape:
             f"{format_count(least)}{_enough_tokens(wish, least)}"
         )
     raise PlanError(f"{wanted}, and no shape of the search lies within a factor {MAX_RELATIVE_MISS:g} of it")
+
+
+def _with_budget_and_tokens(
+    shape: ModelShape | None, *, request: ShapeRequest, budget: float, tokens: float
+) -> ModelShape:
+    """Return the shape, or one that fits better, in the FFN width that spends the budget on the tokens.
+
+    Args:
+        shape: the nearest to the request; None: there is none.
+        request: the size whose FLOPs are the budget's over the tokens.
+        budget: FLOPs.
+        tokens: D.
+
+    Raises:
+        ConfigError: even the smallest decoder spends more, with both values and the tokens that fit.
+    """
+    fitted = shape_with_flops(shape, request=request, flops_per_token=budget / tokens)
+    if decoder_flops_per_token(shape=fitted) * tokens <= MAX_OVERSPENDING * budget:
+        return fitted
+    per_token = decoder_flops_per_token(shape=smallest_shape(request=request))
+    digit = 10.0 ** (math.floor(math.log10(budget / per_token)) - 2)
+    raise ConfigError(
+        f"`num_tokens` ({format_count(tokens)} tokens) cannot be paid from `compute_budget_flops` "
+        f"({format_flops(budget)}): the smallest decoder with a vocabulary of {request.vocab_size} pieces takes "
+        f"{format_flops(per_token)} per token, {per_token * tokens / budget:.3g} times the budget; at most "
+        f"{format_count(budget / per_token // digit * digit)} tokens fit"
+    )
 
 
 def _enough_tokens(wish: _Wish, least: int) -> str:

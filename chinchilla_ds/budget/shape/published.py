@@ -1,6 +1,9 @@
 """Published decoders by name, as shapes of this package's decoder.
 
-All are built with RMSNorm, SwiGLU, rotary positions, no biases and the same initialisation; only the sizes are theirs.
+All become RMSNorm, SwiGLU, rotary positions, no biases and the same initialisation: only the sizes and the switches of
+`DecoderSwitches` are theirs. Newer models are listed where they are such a decoder. These are not: OLMo 2 and 3 (norms
+after each block, QK-norm over all heads together), SmolLM3 (no positions in every fourth layer), Gemma (GeGLU, scaled
+embeddings, windows of attention), Qwen2.5 (biases).
 """
 
 import dataclasses
@@ -13,8 +16,8 @@ from chinchilla_ds.run_plan import DecoderSwitches, ModelShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class NamedShape:
-    """The sizes of a published model."""
+class NamedShape(DecoderSwitches):
+    """The sizes of a published model, and what it switches on."""
 
     num_layers: int
     hidden_size: int
@@ -25,6 +28,37 @@ class NamedShape:
     vocab_size: int
     source: str
     rotary_base: float = 10000.0
+
+
+def _qwen3(*, layers: int, hidden: int, ffn: int, heads: int, tied: bool) -> NamedShape:
+    return NamedShape(
+        num_layers=layers,
+        hidden_size=hidden,
+        ffn_hidden_size=ffn,
+        num_attention_heads=heads,
+        num_query_groups=8,
+        kv_channels=128,
+        vocab_size=151936,
+        rotary_base=1000000.0,
+        tied_embeddings=tied,
+        qk_norm=True,
+        source="Qwen Team 2025 (arXiv:2505.09388), table 1, and the released config.json",
+    )
+
+
+def _smollm2(*, layers: int, hidden: int, ffn: int, groups: int, rotary_base: float) -> NamedShape:
+    return NamedShape(
+        num_layers=layers,
+        hidden_size=hidden,
+        ffn_hidden_size=ffn,
+        num_attention_heads=hidden // 64,
+        num_query_groups=groups,
+        kv_channels=64,
+        vocab_size=49152,
+        rotary_base=rotary_base,
+        tied_embeddings=True,
+        source="Allal et al. 2025 (arXiv:2502.02737), and the released config.json",
+    )
 
 
 NAMED_SHAPES: Mapping[str, NamedShape] = {
@@ -103,7 +137,59 @@ NAMED_SHAPES: Mapping[str, NamedShape] = {
         rotary_base=500000.0,
         source="Dubey et al. 2024 (arXiv:2407.21783), table 3",
     ),
+    # Llama 3.2 extends its context by scaled rotary positions; pretraining at 8192 tokens rotates as this decoder does.
+    "llama-3.2-1b": NamedShape(
+        num_layers=16,
+        hidden_size=2048,
+        ffn_hidden_size=8192,
+        num_attention_heads=32,
+        num_query_groups=8,
+        kv_channels=64,
+        vocab_size=128256,
+        rotary_base=500000.0,
+        tied_embeddings=True,
+        source="the released config.json of Llama 3.2 1B",
+    ),
+    "llama-3.2-3b": NamedShape(
+        num_layers=28,
+        hidden_size=3072,
+        ffn_hidden_size=8192,
+        num_attention_heads=24,
+        num_query_groups=8,
+        kv_channels=128,
+        vocab_size=128256,
+        rotary_base=500000.0,
+        tied_embeddings=True,
+        source="the released config.json of Llama 3.2 3B",
+    ),
+    "qwen3-0.6b": _qwen3(layers=28, hidden=1024, ffn=3072, heads=16, tied=True),
+    "qwen3-1.7b": _qwen3(layers=28, hidden=2048, ffn=6144, heads=16, tied=True),
+    "qwen3-4b": _qwen3(layers=36, hidden=2560, ffn=9728, heads=32, tied=True),
+    "qwen3-8b": _qwen3(layers=36, hidden=4096, ffn=12288, heads=32, tied=False),
+    "qwen3-14b": _qwen3(layers=40, hidden=5120, ffn=17408, heads=40, tied=False),
+    "qwen3-32b": _qwen3(layers=64, hidden=5120, ffn=25600, heads=64, tied=False),
+    "smollm2-135m": _smollm2(layers=30, hidden=576, ffn=1536, groups=3, rotary_base=100000.0),
+    "smollm2-360m": _smollm2(layers=32, hidden=960, ffn=2560, groups=5, rotary_base=100000.0),
+    "smollm2-1.7b": _smollm2(layers=24, hidden=2048, ffn=8192, groups=32, rotary_base=130000.0),
+    "tinyllama-1.1b": NamedShape(
+        num_layers=22,
+        hidden_size=2048,
+        ffn_hidden_size=5632,
+        num_attention_heads=32,
+        num_query_groups=4,
+        kv_channels=64,
+        vocab_size=32000,
+        source="Zhang et al. 2024 (arXiv:2401.02385), table 2, and the released config.json",
+    ),
 }
+
+SAME_SIZES: Mapping[str, str] = {
+    "llama-3.1-8b": "llama-3-8b",
+    "llama-3.1-70b": "llama-3-70b",
+    "llama-3.1-405b": "llama-3-405b",
+    "llama-3.3-70b": "llama-3-70b",
+}
+"""Later models, and the entries whose sizes they have."""
 
 
 def named_shape(name: str, /) -> NamedShape:
@@ -112,10 +198,10 @@ def named_shape(name: str, /) -> NamedShape:
     Raises:
         ConfigError: there is none.
     """
-    named = NAMED_SHAPES.get(name.lower())
+    named = NAMED_SHAPES.get(SAME_SIZES.get(name.lower(), name.lower()))
     if named is None:
-        near = did_you_mean(name.lower(), NAMED_SHAPES)
-        raise ConfigError(f"`shape` ({name!r}) must be one of {', '.join(NAMED_SHAPES)}{near}")
+        names = sorted([*NAMED_SHAPES, *SAME_SIZES])
+        raise ConfigError(f"`shape` ({name!r}) must be one of {', '.join(names)}{did_you_mean(name.lower(), names)}")
     return named
 
 
@@ -128,14 +214,14 @@ def decoder_of(
         named: The published model.
         seq_length: Tokens per training sequence.
         vocab_size: Tokenizer pieces; None: as published.
-        switches: The decoder's switches; those of the published model are ignored.
+        switches: What is switched on besides that of the published model.
     """
     sizes = {field.name: getattr(named, field.name) for field in dataclasses.fields(named) if field.name != "source"}
+    sizes |= {name: on or sizes[name] for name, on in switches.switches().items()}
     sizes["vocab_size"] = vocab_size or named.vocab_size
     return ModelShape(
         **sizes,
         padded_vocab_size=pad_vocab(vocab_size=sizes["vocab_size"]),
         seq_length=seq_length,
-        **switches.switches(),
         init_std=initial_std(hidden_size=named.hidden_size),
     )

@@ -15,6 +15,8 @@ MAX_LAYERS = 256
 FFN_ALIGNMENT = 64
 COARSE_BELOW = 2048
 """Hidden size below which a single layer is a large part of the model."""
+FLOPS_TOLERANCE = 0.02
+"""Largest difference in the logarithm between a shape's FLOPs per token and those wanted."""
 MAX_RELATIVE_MISS = 1.25
 """Largest factor between the N of a shape and the wanted N."""
 
@@ -106,11 +108,34 @@ def search_shape(
     return min(fits, key=lambda fit: fit[:2])[2] if fits else None
 
 
-def with_flops(shape: ModelShape, /, *, flops_per_token: float) -> ModelShape:
-    """Return the shape with the FFN width, to a multiple of 64, whose FLOPs per token are nearest to those wanted.
+def shape_with_flops(preferred: ModelShape | None, /, *, request: ShapeRequest, flops_per_token: float) -> ModelShape:
+    """Return a shape in the FFN width whose FLOPs per token are those wanted, for a budget and tokens that are given.
 
-    Used if both a budget and a number of tokens are given, which steps in layers or hidden size would not meet.
+    Used if both a budget and a number of tokens are given, which steps in layers or hidden size would not meet. If no
+    FFN of the preferred shape is narrow or wide enough, it is the shape nearest to the request that meets them;
+    otherwise the one of the nearest FLOPs.
+
+    Args:
+        preferred: the shape nearest to the request; None: there is none.
+        request: the requirements.
+        flops_per_token: model FLOPs, forward and backward.
     """
+
+    def miss(shape: ModelShape) -> float:
+        return abs(math.log(decoder_flops_per_token(shape=shape) / flops_per_token))
+
+    if preferred is not None and miss(fitted := _with_flops(preferred, flops_per_token)) <= FLOPS_TOLERANCE:
+        return fitted
+    shapes = [_with_flops(shape, flops_per_token) for shape in (*_candidates(request), smallest_shape(request=request))]
+    shapes.append(smallest_shape(request=request))
+    near = [shape for shape in shapes if miss(shape) <= FLOPS_TOLERANCE]
+    if not near:
+        return min(shapes, key=miss)
+    return min(near, key=lambda shape: _misfit(shape, count_parameters(shape=shape).total, request))
+
+
+def _with_flops(shape: ModelShape, flops_per_token: float) -> ModelShape:
+    """Return the shape with the FFN width, to a multiple of 64, whose FLOPs per token are nearest to those wanted."""
     per_channel = decoder_flops_per_token(shape=dataclasses.replace(shape, ffn_hidden_size=shape.ffn_hidden_size + 1))
     per_channel -= decoder_flops_per_token(shape=shape)
     missing = (flops_per_token - decoder_flops_per_token(shape=shape)) / per_channel
@@ -165,7 +190,7 @@ def _hidden_sizes() -> Iterator[int]:
     yield 32
     yield from range(64, 512, 64)
     yield from range(512, 1024, 128)
-    yield from range(1024, 2048, 128)
+    yield from range(1024, 2048, 256)
     yield from range(2048, 4096, 512)
     yield from range(4096, 65536 + 1, 1024)
 
@@ -197,8 +222,14 @@ def initial_std(*, hidden_size: int) -> float:
 
 
 def kv_channels_of(hidden_size: float) -> int:
-    """Return the head width: 128 as in Hoffmann et al. and Llama for large models, less where heads would run out."""
-    return next(width for limit, width in ((64, 16), (512, 32), (2048, 64), (math.inf, 128)) if hidden_size < limit)
+    """Return the head width: 128 as in Hoffmann et al. and Llama, less where fewer than eight heads would be left.
+
+    Heads of 128 fill the tiles of tensor cores, and fused attention is faster on them than on 64; parameters and FLOPs
+    are the same.
+
+    Source: Dao 2023 (arXiv:2307.08691), figures 4 to 6.
+    """
+    return next(width for limit, width in ((64, 16), (512, 32), (1024, 64), (math.inf, 128)) if hidden_size < limit)
 
 
 def _ffn_hidden_size(hidden_size: int) -> int:

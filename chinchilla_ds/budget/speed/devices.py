@@ -4,7 +4,8 @@ An unknown rate is None, and what depends on it (MFU, step time) is not reported
 
 Conventions. Rates are dense, not sparse. Links are per device and direction: half of what data sheets call
 bidirectional. Memory is what the driver reports (`nvidia-smi`, memory.total): vendors write GB for GiB and reserve a
-part. The network is that of the usual cluster, one card per device: an assumption that a hardware file overrides.
+part; where no driver's number is known, it is the data sheet's in GB of 10^9 bytes, which is less. The network is that
+of the usual cluster, one card per device: an assumption that a hardware file overrides.
 """
 
 import dataclasses
@@ -51,9 +52,10 @@ class Device:
     matmul_efficiency: float = 0.75
     """Share of the peak that large BF16 matmuls reach. Source: "maximum achievable matmul FLOPS" in Bekman,
     ml-engineering (github.com/stas00/ml-engineering, compute/accelerator); the default where it has no row."""
-    attention_efficiency: float = 0.33
-    """Share of the peak that fused causal attention reaches, forward and backward, masked half not counted. Source:
-    FlashAttention-2 (Dao 2023, arXiv:2307.08691), section 4.1: 335 TFLOP/s on H100; the default elsewhere."""
+    attention_efficiency: float = 0.35
+    """Share of the peak that fused causal attention reaches over long sequences with heads of 128, forward and
+    backward, masked half not counted; `budget.speed.rates` lowers it for short ones and small heads. Source:
+    FlashAttention-2 (Dao 2023, arXiv:2307.08691), section 4.1: 335 TFLOP/s on H100 at 16k; the default elsewhere."""
     memory_bytes: int | None = None
     memory_bytes_per_s: float | None = None
     """HBM or GDDR bandwidth."""
@@ -76,7 +78,7 @@ class Device:
         return self.fp16_flops_per_s if precision is Precision.FP16 else self.bf16_flops_per_s
 
 
-def _tensor_cores(*, bf16: float, fp8: float | None, tf32: float, fp32: float) -> dict[str, Any]:
+def _tensor_cores(*, bf16: float, fp8: float | None, tf32: float | None, fp32: float) -> dict[str, Any]:
     """Return rates from TFLOP/s; FP16 runs at BF16's on every device listed."""
     tera = {"bf16": bf16, "fp16": bf16, "fp8": fp8, "tf32": tf32, "fp32": fp32}
     return {f"{name}_flops_per_s": None if rate is None else rate * 1e12 for name, rate in tera.items()}
@@ -85,7 +87,7 @@ def _tensor_cores(*, bf16: float, fp8: float | None, tf32: float, fp32: float) -
 _A100: dict[str, Any] = {
     **_tensor_cores(bf16=312, fp8=None, tf32=156, fp32=19.5),
     "matmul_efficiency": 0.869,
-    "attention_efficiency": 0.55,  # arXiv:2307.08691, figure 4: 160 to 190 TFLOP/s causal, head width 128, 2k to 16k
+    "attention_efficiency": 0.63,  # arXiv:2307.08691, figure 4: 190 TFLOP/s causal, heads of 128, at 16k
     "intra_node_bytes_per_s": 300e9,
     "inter_node_bytes_per_s": 200 * _GBIT,
     "host_bytes_per_s": _PCIE4,
@@ -107,6 +109,32 @@ _NVL: dict[str, Any] = {
 
 DEVICES: tuple[Device, ...] = (
     # The more specific name comes first: the first one found in the device's name wins.
+    Device(
+        name="GB300",
+        aliases=("GB300 NVL72",),
+        **_tensor_cores(bf16=2500, fp8=5000, tf32=1250, fp32=80),
+        memory_bytes=int(278e9),
+        memory_bytes_per_s=8e12,
+        intra_node_bytes_per_s=900e9,
+        devices_per_node=72,
+        inter_node_bytes_per_s=800 * _GBIT,
+        host_bytes_per_s=225e9,
+        host_memory_bytes=240 * _GIB,
+        source="NVIDIA GB300 NVL72 data sheet, per GPU: half of the sparse rates (360 PF of BF16 for 72), 20 TB of "
+        "HBM3e at 576 TB/s and 130 TB/s of NVLink for 72, ConnectX-8; two GPUs share the C2C and 480 GB of LPDDR5X",
+    ),
+    Device(
+        name="B300",
+        aliases=("B300 288GB",),
+        **_tensor_cores(bf16=2250, fp8=4500, tf32=1125, fp32=75),
+        memory_bytes=int(288e9),
+        memory_bytes_per_s=8e12,
+        intra_node_bytes_per_s=900e9,
+        inter_node_bytes_per_s=800 * _GBIT,
+        host_bytes_per_s=_PCIE5,
+        source="NVIDIA HGX B300 and DGX B300 data sheets: half of the sparse rates (36 PF of BF16 for 8), 2.3 TB, 14.4 "
+        "TB/s of NVLink and 1.6 TB/s of network for 8",
+    ),
     Device(
         name="GB200",
         aliases=("GB200 NVL72",),
@@ -160,6 +188,24 @@ DEVICES: tuple[Device, ...] = (
         memory_bytes=143771 * _MIB,
         memory_bytes_per_s=4.8e12,
         source="NVIDIA H200 SXM data sheet: half of the sparse rates; 141 GB",
+    ),
+    Device(
+        name="H20",
+        aliases=("H20 96GB",),
+        **_HOPPER
+        | _tensor_cores(bf16=148, fp8=296, tf32=74, fp32=44)
+        | {"matmul_efficiency": Device.matmul_efficiency},
+        memory_bytes=97871 * _MIB,
+        memory_bytes_per_s=4e12,
+        source="NVIDIA H20 product brief: dense rates; 96 GB HBM3; NVLink 900 GB/s",
+    ),
+    Device(
+        name="H800",
+        aliases=("H800 80GB",),
+        **_HOPPER | {"intra_node_bytes_per_s": 200e9},
+        memory_bytes=81559 * _MIB,
+        memory_bytes_per_s=3.35e12,
+        source="NVIDIA H800 SXM data sheet: an H100 SXM with NVLink of 400 GB/s",
     ),
     Device(
         name="H100 NVL",
@@ -216,6 +262,60 @@ DEVICES: tuple[Device, ...] = (
         source="NVIDIA L40S data sheet; 48 GB, of which ECC takes a part; no NVLink",
     ),
     Device(
+        name="L40",
+        aliases=("L40 48GB",),
+        **_tensor_cores(bf16=181.05, fp8=362, tf32=90.5, fp32=90.5),
+        memory_bytes=46068 * _MIB,
+        memory_bytes_per_s=864e9,
+        intra_node_bytes_per_s=_PCIE4,
+        inter_node_bytes_per_s=200 * _GBIT,
+        host_bytes_per_s=_PCIE4,
+        source="NVIDIA L40 data sheet; 48 GB, of which ECC takes a part; no NVLink",
+    ),
+    Device(
+        name="RTX 5090",
+        **_tensor_cores(bf16=209.5, fp8=419, tf32=104.8, fp32=104.8),
+        memory_bytes=32607 * _MIB,
+        memory_bytes_per_s=1.792e12,
+        intra_node_bytes_per_s=_PCIE5,
+        host_bytes_per_s=_PCIE5,
+        source="NVIDIA RTX Blackwell GPU architecture white paper, appendix A: dense, FP32 accumulation; 32 GB; no "
+        "NVLink",
+    ),
+    Device(
+        name="RTX 4090",
+        **_tensor_cores(bf16=165.2, fp8=330.3, tf32=82.6, fp32=82.6),
+        memory_bytes=24564 * _MIB,
+        memory_bytes_per_s=1.008e12,
+        intra_node_bytes_per_s=_PCIE4,
+        host_bytes_per_s=_PCIE4,
+        source="NVIDIA Ada GPU architecture white paper, appendix A: dense, FP32 accumulation; 24 GB; no NVLink",
+    ),
+    Device(
+        name="MI355X",
+        aliases=("MI355X 288GB",),
+        **_tensor_cores(bf16=2516.6, fp8=5033.2, tf32=None, fp32=157.3),
+        memory_bytes=int(288e9),
+        memory_bytes_per_s=8e12,
+        intra_node_bytes_per_s=537.6e9,
+        inter_node_bytes_per_s=400 * _GBIT,
+        host_bytes_per_s=_PCIE5,
+        source="AMD Instinct MI355X data sheet: without sparsity; 288 GB; seven Infinity Fabric links of 153.6 GB/s; "
+        "no TF32",
+    ),
+    Device(
+        name="MI325X",
+        aliases=("MI325X 256GB",),
+        **_tensor_cores(bf16=1307.4, fp8=2614.9, tf32=653.7, fp32=163.4),
+        matmul_efficiency=0.514,  # MI300X's: the same compute dies
+        memory_bytes=int(256e9),
+        memory_bytes_per_s=6e12,
+        intra_node_bytes_per_s=448e9,
+        inter_node_bytes_per_s=400 * _GBIT,
+        host_bytes_per_s=_PCIE5,
+        source="AMD Instinct MI325X data sheet; 256 GB; seven Infinity Fabric links of 128 GB/s",
+    ),
+    Device(
         name="MI300X",
         aliases=("MI300X 192GB",),
         **_tensor_cores(bf16=1307.4, fp8=2614.9, tf32=653.7, fp32=163.4),
@@ -238,16 +338,17 @@ DEVICES: tuple[Device, ...] = (
 _SAID_OF_MANY = {"nvidia", "amd", "instinct", "sxm", "sxm4", "sxm5", "hbm2", "hbm2e", "hbm3", "hbm3e", "oam"}
 
 
-_MIG = re.compile(r"(?<![a-z0-9])MIG(?![a-z0-9])", re.IGNORECASE)
+_LESS_THAN_ITS_NAME = re.compile(r"\b(MIG|Laptop|Max-Q|\d090 D)\b", re.IGNORECASE)
 
 
 def find_device(device_name: str, /) -> Device | None:
     """Return the entry whose name occurs in `device_name`, as torch.cuda.get_device_name() gives it, or None.
 
-    Entries are ours first, then what installed packages announce. A MIG slice bears its card's name ("NVIDIA A100
-    80GB PCIe MIG 1g.10gb") and is a device of its own: none of ours.
+    A slice of a card (MIG) and a smaller card of the same number (Laptop, D) are not that card.
+
+    Entries are ours first, then what installed packages announce.
     """
-    if _MIG.search(device_name):
+    if _LESS_THAN_ITS_NAME.search(device_name):
         return None
     devices = itertools.chain(DEVICES, map(_device_from_outside, plugins.names(Kind.HARDWARE)))
     return next((device for device in devices if all(word.search(device_name) for word in _words(device))), None)

@@ -6,17 +6,31 @@ tensor-parallel groups have stride 1, data-parallel ones TP, pipelines TP x DP.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from chinchilla_ds.budget.speed.devices import Device
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.run_plan import Precision
 
-RUN_EFFICIENCY = 0.88
+RUN_EFFICIENCY = 0.97
 """Share of their isolated rate that kernels reach in a run: gaps between kernels, clocks under a power limit,
 stragglers.
 
-Ours: fitted by eye to the published runs of docs/step-time.md, the only fitted constant.
+Ours: fitted to every second published run of docs/step-time.md.
 """
+ATTENTION_HALF_LENGTH = 512
+"""Tokens of a sequence at which fused causal attention has half its rate at long ones: blocks on the diagonal are
+computed whole, and short rows of blocks leave the pipeline of a kernel partly empty.
+
+Source: FlashAttention-2 (Dao 2023, arXiv:2307.08691), figure 4: 160 TFLOP/s at 2k, 190 at 16k.
+"""
+ATTENTION_SOFTMAX_WIDTH = 16
+"""Channels of a head whose matmuls take as long as the softmax of its scores, which does not grow with the head.
+
+Source: the same figure: heads of 64 have 0.9 of the rate of heads of 128.
+"""
+ATTENTION_HEAD_SIZE = 128
+"""Channels per head to which a device's `attention_efficiency` refers."""
 LINK_EFFICIENCY = 0.8
 """Share of a link that large collectives reach.
 
@@ -30,6 +44,24 @@ HOP_LATENCY_S = 5e-6
 """Latency that each further node of a ring adds, seconds. Ours: half of a message between two nodes."""
 
 
+class Elementwise(NamedTuple):
+    """What kernels other than matmuls and attention read and write in a forward pass, in elements per token.
+
+    The defaults are those of our decoder, whose rotary positions, changes of layout and SwiGLU are not fused. A GPT has
+    no rotary positions, and a GELU of 4 h moves less than a SwiGLU of 8/3 h.
+    """
+
+    norms: float = 10
+    """Times the hidden size: two norms and two residual additions."""
+    qkv: float = 8
+    """Times the channels of queries, keys and values: rotary positions and changes of layout."""
+    ffn: float = 5
+    """Times the intermediate size: SwiGLU."""
+
+
+OUR_KERNELS = Elementwise()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """A device with all rates that the estimate needs, as reached by kernels and collectives in a run."""
@@ -40,6 +72,7 @@ class Machine:
     matmul_flops_per_s: float
     """Rate of large matmuls."""
     attention_flops_per_s: float
+    """Rate of attention over long sequences, with heads of 128."""
     memory_bytes_per_s: float
     """Memory bandwidth of elementwise kernels."""
     node_bytes_per_s: float
@@ -47,6 +80,7 @@ class Machine:
     network_bytes_per_s: float
     """The same between nodes, for one device's network card."""
     host_bytes_per_s: float
+    elementwise: Elementwise = OUR_KERNELS
 
     def matmul_s(self, *, m: float, k: float, n: float, width: int) -> float:
         """Return the time of [m, k] x [k, n]: its FLOPs at the rate of large matmuls, then its operands through memory.
@@ -62,6 +96,18 @@ class Machine:
         """
         operands = width * (m * k + k * n + m * n)
         return 2 * m * k * n / self.matmul_flops_per_s + operands / self.memory_bytes_per_s
+
+    def attention_s(self, *, tokens: float, channels: float, seq_length: int, head_size: int) -> float:
+        """Return the time of the causal half of attention, forward.
+
+        Args:
+            tokens: tokens of the micro-batch.
+            channels: channels of all heads of this rank.
+            seq_length: tokens of a sequence.
+            head_size: channels per head.
+        """
+        flops = 4 * tokens * (seq_length + 1) / 2 * channels
+        return flops / (self.attention_flops_per_s * _attention_share(seq_length, head_size))
 
     def all_gather_s(self, total_bytes: float, /, *, size: int, stride: int, messages: float = 1) -> float:
         """Return the time of a ring all-gather, or reduce-scatter: (size - 1) / size of the bytes pass each link.
@@ -110,6 +156,12 @@ class Machine:
         members = max(1, math.gcd(self.devices_per_node, size * stride) // stride)
         rate = min(self.node_bytes_per_s, members * self.network_bytes_per_s)
         return rate, COLLECTIVE_LATENCY_S + HOP_LATENCY_S * (math.ceil(size / members) - 1)
+
+
+def _attention_share(seq_length: int, head_size: int) -> float:
+    """Return the share of attention's rate at long sequences and heads of 128: matmuls over matmuls and softmax."""
+    width = (1 + ATTENTION_SOFTMAX_WIDTH / ATTENTION_HEAD_SIZE) / (1 + ATTENTION_SOFTMAX_WIDTH / head_size)
+    return width * seq_length / (seq_length + ATTENTION_HALF_LENGTH)
 
 
 def make_machine(

@@ -32,12 +32,10 @@ from chinchilla_ds.run_plan import (
 )
 from chinchilla_ds.weights import stage_layers
 
-ZERO3_HIDDEN_SHARE = 0.7
-"""Share of the computation that ZeRO-3's traffic can overlap with. DeepSpeed overlaps by default only at stage 3. Ours:
-the first gathers and the last scatters of a pass have nothing to overlap with. Under a pipeline nothing overlaps: the
+ZERO3_HIDDEN_SHARE = 0.26
+"""Share of ZeRO-3's traffic that overlaps with computation, where there is enough of it. DeepSpeed overlaps by default
+only at stage 3. Ours: fitted to every second published run of docs/step-time.md. Under a pipeline nothing overlaps: the
 prefetch trace is invalid wherever forward and backward passes alternate."""
-BACKWARD_HIDDEN_SHARE = ZERO3_HIDDEN_SHARE * 2 / 3
-"""The same of ZeRO-1 and 2 with `overlap_comm`, which reduce in the backward pass, two thirds of the computation."""
 HIDDEN_COST_SHARE = 0.15
 """Share of its own time that overlapped traffic still costs: NCCL's kernels take processors and memory bandwidth from
 matmuls.
@@ -93,9 +91,9 @@ class DataParallelTime(NamedTuple):
     per_step_s: float
     per_micro_batch_s: float
     hidden_share: float
-    """Part of a micro-batch's computation that its collectives can overlap with."""
+    """Part of a micro-batch's collectives that overlaps with its computation, where that takes as long."""
     last_micro_batch_s: float = 0.0
-    """In the step's last micro-batch alone, beside its computation."""
+    """In the step's last micro-batch alone, beside its computation; the same part of it overlaps."""
 
 
 class OptimizerTime(NamedTuple):
@@ -143,9 +141,9 @@ def combine(
     compute, tensor_parallel = micro_batches * micro.compute_s, micro_batches * micro.tensor_parallel_s
     sends = (micro_batches * virtual + pipeline - 1) * micro.send_s
     bubble = micro.other_stages_s / virtual + sends
-    hidden = min(collectives.per_micro_batch_s, collectives.hidden_share * micro.compute_s)
+    hidden = collectives.hidden_share * min(collectives.per_micro_batch_s, micro.compute_s)
     exposed = collectives.per_micro_batch_s - (1 - HIDDEN_COST_SHARE) * hidden
-    last_hidden = min(collectives.last_micro_batch_s, collectives.hidden_share * micro.compute_s)
+    last_hidden = collectives.hidden_share * min(collectives.last_micro_batch_s, micro.compute_s)
     last = collectives.last_micro_batch_s - (1 - HIDDEN_COST_SHARE) * last_hidden
     data = collectives.per_step_s + last + micro_batches * exposed
     if pipeline > 1:  # stages that wait for their collectives hold up the others
@@ -273,8 +271,8 @@ def _layer_forward_s(
 
     That is all but matmuls, and the projection of attention's output.
 
-    Apart from matmuls it moves, in elements per token: norms and residual additions 10 h (split under sequence
-    parallelism only); rotary positions and changes of layout 8 (a + 2 g) d and SwiGLU 5 f (split by TP), none fused.
+    Apart from matmuls it moves `machine.elementwise`: norms and residual additions (split under sequence parallelism
+    only), rotary positions, changes of layout and SwiGLU (split by TP).
     """
     h, f = shape.hidden_size, shape.ffn_hidden_size
     heads, groups, width_of_head = shape.num_attention_heads, shape.num_query_groups, shape.kv_channels
@@ -287,9 +285,10 @@ def _layer_forward_s(
         + machine.matmul_s(m=tokens, k=f / tensor, n=h, width=width)
     )
     split = tensor if sequence_parallel else 1
-    elements = 10 * h / split + 8 * qkv + 5 * f / tensor
+    moves = machine.elementwise
+    elements = moves.norms * h / split + moves.qkv * qkv + moves.ffn * f / tensor
     elementwise = width * tokens * elements / machine.memory_bytes_per_s
-    attention = 4 * tokens * (shape.seq_length + 1) / 2 * q / machine.attention_flops_per_s
+    attention = machine.attention_s(tokens=tokens, channels=q, seq_length=shape.seq_length, head_size=width_of_head)
     return matmuls + elementwise, attention, elementwise + projection
 
 
@@ -342,7 +341,7 @@ def data_parallel_time(
         modules = max(buckets, *stage_layers(num_layers=shape.num_layers, pipeline=pipeline))
         moved = 3 * machine.all_gather_s(total_bytes, size=data, stride=tensor, messages=modules)
         return DataParallelTime(0.0, moved, ZERO3_HIDDEN_SHARE if pipeline == 1 else 0.0)
-    share = BACKWARD_HIDDEN_SHARE if overlaps else 0.0
+    share = ZERO3_HIDDEN_SHARE if overlaps else 0.0  # no published run tells theirs apart
     if zero_stage == 2:
         return DataParallelTime(gather, reduce, share)
     if zero_stage == 1 and overlaps:

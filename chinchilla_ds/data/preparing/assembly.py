@@ -19,7 +19,15 @@ from chinchilla_ds.data.prepared import (
     PreparedSource,
     train_prefix,
 )
-from chinchilla_ds.data.preparing.encode import Merged, MergeTask, merge, origins, read_counts, unigram_loss
+from chinchilla_ds.data.preparing.encode import (
+    Merged,
+    MergeTask,
+    hash_of_text,
+    merge,
+    origins,
+    read_counts,
+    unigram_loss,
+)
 from chinchilla_ds.data.preparing.job import Job, run_tasks
 from chinchilla_ds.data.preparing.ledger import (
     BenchmarkLedger,
@@ -88,7 +96,8 @@ def write(
     (folder / LEDGER_NAME).write_text(ledger.to_json(), encoding="utf-8")
     datasets = [f"{prefix.name}{suffix}" for prefix, *_ in parts for suffix in (".bin", ".idx")]
     named = [*datasets, HELD_OUT_ORIGINS_NAME, LEDGER_NAME, *names_of(folder / tokenizer.name)]
-    prepared = dataclasses.replace(prepared, files=digest_files(folder, named))
+    held_out_hash = hash_of_text(everything, below=threshold)
+    prepared = dataclasses.replace(prepared, files=digest_files(folder, named), held_out_hash=held_out_hash)
     (folder / INPUTS_NAME).write_text(_inputs(job), encoding="utf-8")
     (folder / MANIFEST_NAME).write_text(prepared.to_json(), encoding="utf-8")
 
@@ -160,4 +169,6 @@ def _prepared(
 
 
 def _inputs(job: Job) -> str:
-    return json.dumps({"key": job.key, "files": inputs_of(job.corpora)}, indent=1, ensure_ascii=False) + "\n"
+    text_fields = {corpus.name: corpus.text_field for corpus in job.corpora}
+    values = {"key": job.key, "text_fields": text_fields, "files": inputs_of(job.corpora)}
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"

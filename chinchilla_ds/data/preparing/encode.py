@@ -4,6 +4,7 @@ Documents are ordered by content hash, so the same documents give the same files
 Merging processes one range of hashes at a time over all segments, so memory does not grow with the corpus.
 """
 
+import hashlib
 import json
 import struct
 from collections import Counter
@@ -169,6 +170,19 @@ def origins(segments_by_source: Sequence[Sequence[Path]], /, *, below: int) -> "
             hashes.append(Segment(folder).hashes[start:stop])
             records.append(rows)
     return np.concatenate(records)[np.argsort(np.concatenate(hashes), kind="stable")]
+
+
+def hash_of_text(segments: Sequence[Path], /, *, below: int) -> str:
+    """Return a hash of the documents whose content hash is below `below`, whatever tokens they have.
+
+    Args:
+        segments: All segments of tokens.
+        below: Where the range of hashes ends.
+    """
+    import numpy as np
+
+    hashes = np.sort(np.concatenate([Segment(folder).hashes[: _rows(folder, 0, below)[1]] for folder in segments]))
+    return hashlib.blake2b(hashes.astype("<u8").tobytes(), digest_size=10).hexdigest()
 
 
 def _bound(hashes: "npt.NDArray[np.uint64]", value: int) -> int:

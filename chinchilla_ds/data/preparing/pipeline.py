@@ -16,8 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from chinchilla_ds.budget.laws.lookup import DEFAULT_LAW, get_law
-from chinchilla_ds.budget.shape.search import choose_vocab_size
 from chinchilla_ds.data.cleaning.decontamination import read_contamination
 from chinchilla_ds.data.cleaning.rules import CLEANING_VERSION, CleaningConfig
 from chinchilla_ds.data.dedup.components import find_duplicates
@@ -28,7 +26,7 @@ from chinchilla_ds.data.preparing.held_out import NearTask, find_near, write_key
 from chinchilla_ds.data.preparing.job import Job, run_tasks
 from chinchilla_ds.data.preparing.ledger import tell_fates
 from chinchilla_ds.data.preparing.read_stage import ReadTask, messages, read_shard_or_problems, read_tasks
-from chinchilla_ds.data.preparing.recipe import Recipe, find_sources
+from chinchilla_ds.data.preparing.recipe import Recipe, find_sources, vocab_size_of_corpus
 from chinchilla_ds.data.preparing.segments import segments_of
 from chinchilla_ds.data.preparing.split import FilteredSegment, held_out_threshold, tokenizer_sample
 from chinchilla_ds.data.reading.sources import Corpus, Progress, identities, raise_problems
@@ -40,8 +38,6 @@ from chinchilla_ds.processes.pool import Workers, num_cores
 from chinchilla_ds.structured import read_json
 
 KEY_NAME = "key"
-_BYTES_PER_TOKEN = 4
-"""An estimate for choosing the vocabulary by the budget that the corpus serves."""
 
 
 def prepare_recipe(
@@ -311,9 +307,7 @@ def _make_tokenizer(job: Job, segments: Sequence[FilteredSegment], *, threshold:
     if job.recipe.tokenizer is not None:
         return Tokenizer.load(job.recipe.tokenizer, trusted=True)
     num_bytes = sum(int(segment.hashes_and_sizes()[1].sum()) for segment in segments)
-    vocab_size = job.recipe.vocab_size or choose_vocab_size(
-        compute_budget_flops=get_law(DEFAULT_LAW).budget_for_tokens(num_tokens=num_bytes / _BYTES_PER_TOKEN)
-    )
+    vocab_size = job.recipe.vocab_size or vocab_size_of_corpus(num_bytes=num_bytes)
     return train_tokenizer(tokenizer_sample(segments, threshold=threshold, seed=job.recipe.seed), vocab_size=vocab_size)
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
+from chinchilla_ds.budget.laws.lookup import DEFAULT_LAW, get_law
+from chinchilla_ds.budget.shape.search import choose_vocab_size
 from chinchilla_ds.config import DataConfig, HeldOutFraction, RunConfig, held_out_problem
 from chinchilla_ds.data.blend import share_problems
 from chinchilla_ds.data.cleaning.rules import CleaningConfig, Rule
@@ -20,6 +22,8 @@ EXACT = "exact"
 NO_DEDUP = "none"
 DEDUP_NAMES = (*PRESETS, EXACT, NO_DEDUP)
 DEFAULT_DEDUP = "slimpajama"
+_BYTES_PER_TOKEN = 4
+"""An estimate for choosing the vocabulary by the budget that the corpus serves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,12 @@ def find_sources(recipe: Recipe, /) -> tuple[Corpus, ...]:
     if problems:
         raise DataError(problems)
     return tuple(corpora)
+
+
+def vocab_size_of_corpus(*, num_bytes: int) -> int:
+    """Return the vocabulary for a corpus of so many bytes: that of the budget which it serves at one epoch."""
+    num_tokens = num_bytes / _BYTES_PER_TOKEN
+    return choose_vocab_size(compute_budget_flops=get_law(DEFAULT_LAW).budget_for_tokens(num_tokens=num_tokens))
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The callbacks of an ordinary run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from chinchilla_ds.data.prepared import PreparedData
@@ -15,7 +16,7 @@ from chinchilla_ds.training.callbacks.tracking import TrackingCallback
 
 
 def standard_callbacks(
-    *, output: Path, run_folder: Path, prepared: PreparedData, started_s: float
+    *, output: Path, run_folder: Path, prepared: PreparedData, text: Mapping[str, object], started_s: float
 ) -> tuple[Callback, ...]:
     """Return progress, tracking (MLflow and metrics.jsonl), sample and summary, in the order of their output.
 
@@ -23,6 +24,7 @@ def standard_callbacks(
         output: Holds mlflow.db, unless MLFLOW_TRACKING_URI names another store.
         run_folder: Receives metrics.jsonl; its name is the MLflow run's.
         prepared: Provides the unigram loss for comparison.
+        text: Parameters that tell the text and the tokenizer from others.
         started_s: `time.monotonic()` when the command began.
     """
     destination = MlflowDestination.resolve(output=output, run_name=run_folder.name)
@@ -33,7 +35,7 @@ def standard_callbacks(
         tracker = CompositeTracker([file, mlflow])  # closed in this order: the second reads what the first writes
     return (
         ProgressCallback(),
-        TrackingCallback(tracker=tracker, device_type=cpu_backend.device().type),
+        TrackingCallback(tracker=tracker, device_type=cpu_backend.device().type, params=text),
         SampleCallback(),
         SummaryCallback(unigram_loss=prepared.unigram_loss, mlflow=destination, started_s=started_s),
     )

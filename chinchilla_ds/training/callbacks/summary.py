@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chinchilla_ds.budget.laws.lookup import LAWS
+from chinchilla_ds.budget.prediction import why_no_prediction
 from chinchilla_ds.tracking.destination import MlflowDestination
 from chinchilla_ds.training.callback import Callback, TrainingState
 from chinchilla_ds.units import format_count, format_duration, format_flops
@@ -100,12 +101,19 @@ def loss_rows(
     def loss(nats: float) -> Loss:
         return Loss(nats_per_token=nats, bits_per_byte=None if bits_per_nat is None else nats * bits_per_nat)
 
-    prediction = state.plan.prediction
+    prediction, why_none = state.plan.prediction, why_no_prediction(state.plan)
     rows = [("predicted loss *", f"{prediction.loss:.4f} nats/token by {prediction.loss_law}")]
+    if why_none is not None:
+        rows = [("predicted loss", f"none: {why_none}")]
     if train_losses:
         count = len(train_losses)
         of = "the last step" if count == 1 else f"mean of the last {count} steps"
         rows.append(("train loss", f"{loss(sum(train_losses) / count)} ({of})"))
+    if state.departure is not None:
+        more = f", and {state.departures - 1} times before" if state.departures > 1 else ""
+        rows.append(("loss curve", f"{state.departure}{more}"))
+    elif state.expected is not None:
+        rows.append(("loss curve", "within the 95 % band that its own beginning predicted"))
     if held_out is not None:
         rows.append(("held-out loss", str(loss(held_out.loss))))
     if unigram_loss is not None:
@@ -114,10 +122,12 @@ def loss_rows(
 
 
 def footnote(state: TrainingState) -> str:
-    """Return the caveats for comparing the predicted loss with the reached one.
+    """Return the caveats for comparing the predicted loss, where there is one, with the reached one.
 
     Source: the 32k-piece tokenizer is that of Hoffmann et al. 2022 (arXiv:2203.15556), appendix A.
     """
+    if why_no_prediction(state.plan) is not None:
+        return "Only bits per byte are comparable between tokenizers."
     text = "* nats per token of the law's own tokenizer and text (Hoffmann et al.: 32k pieces, MassiveText)"
     law = LAWS.get(state.plan.prediction.loss_law)
     factor = 1.0 if law is None else law.extrapolation(compute_budget_flops=state.plan.compute_budget_flops)

@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[3]
         (["--ds_config", "x.json", "--flops", "-1"], "--flops: '-1' is not a positive finite number"),
         (["--ds_config", "x.json", "--flops", "nan"], "--flops: 'nan' is not a positive finite number"),
         (["--ds_config", "x.json", "--flops", "1e999"], "--flops: '1e999' is not a positive finite number"),
-        (["--ds_config", "x.json", "--flops", "abc"], "--flops: 'abc' is not a number such as 1e13, 7B or 1.5T"),
+        (
+            ["--ds_config", "x.json", "--flops", "abc"],
+            "--flops: 'abc' is not a number of FLOPs such as 1e21, 5E or 1 ZFLOP",
+        ),
         (["--ds_config", "x.json", "--seq-length", "2.5"], "--seq-length: '2.5' is not a whole number"),
         (["--ds_config", "x.json", "--max-epochs", "0"], "--max-epochs: '0' is not a positive finite number"),
         (["--ds_config", "x.json", "--data"], "--data: expected at least one argument"),

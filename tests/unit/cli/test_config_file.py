@@ -98,7 +98,7 @@ def test_flags_win(tmp_path: Path) -> None:
         ("local_rank: 1", ["run.yaml: local_rank is not a flag"]),
         ("seed: 1\nSeed: 2", ["run.yaml: Seed is not a flag; did you mean 'seed'?"]),
         ("run-name: a\nrun_name: b", ["run.yaml: run_name and run-name are the same flag; keep one of them"]),
-        ("flops: abc", ["run.yaml: --flops: 'abc' is not a number such as 1e13, 7B or 1.5T"]),
+        ("flops: abc", ["run.yaml: --flops: 'abc' is not a number of FLOPs such as 1e21, 5E or 1 ZFLOP"]),
         ("flop: 1\nsed: 2", ["run.yaml: flop is not a flag; did you mean 'flops'?",
                              "run.yaml: sed is not a flag; did you mean 'seed'?"]),
         ("- flops", ["config run.yaml must be a mapping of flags to values, such as `flops: 1e21`"]),

@@ -245,3 +245,25 @@ def test_a_continued_run_keeps_what_an_earlier_version_prepared(data: DataConfig
     inputs["files"][0]["bytes"] += 1
     (folder / "inputs.json").write_text(json.dumps(inputs))
     assert prepare(data, folder=tmp_path / "new", earlier=folder, **settings).folder.parent == tmp_path / "new"
+
+
+def test_the_held_out_hash_is_that_of_the_text_and_not_of_its_tokens(data: DataConfig, tmp_path: Path) -> None:
+    first, other_tokenizer = run(data, tmp_path / "a"), run(data, tmp_path / "b", vocab_size=320)
+    assert first.tokenizer_sha256 != other_tokenizer.tokenizer_sha256
+    assert first.held_out_hash == other_tokenizer.held_out_hash == first.held_out_identity
+    other_text = run(dataclasses.replace(data, held_out_fraction=0.3), tmp_path / "c")
+    assert other_text.held_out_hash not in (None, first.held_out_hash)
+    again = PreparedData.load(first.folder)
+    assert again.held_out_hash == first.held_out_hash
+    assert json.loads((first.folder / "inputs.json").read_text())["text_fields"] == {"corpus": "text"}
+
+
+def test_a_corpus_from_before_there_was_a_hash_of_its_held_out_text(data: DataConfig, tmp_path: Path) -> None:
+    prepared = run(data, tmp_path)
+    manifest = json.loads((prepared.folder / "manifest.json").read_text())
+    del manifest["held_out_hash"]
+    (prepared.folder / "manifest.json").write_text(json.dumps(manifest))
+    older = PreparedData.load(prepared.folder)
+    assert older.content_key == prepared.content_key
+    assert older.held_out_identity == f"tokens:{older.key_of(older.held_out_prefix)}"
+    assert "held_out_hash" not in json.loads(older.to_json())

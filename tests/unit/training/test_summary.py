@@ -1,3 +1,4 @@
+import dataclasses
 import io
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def test_the_table_holds_every_number(state: TrainingState) -> None:
     assert {name: value.strip() for name, value in rows.items() if name != "wall time"} == {
         "N": "1.23M parameters (4 layers, hidden 128, 2048 vocabulary)",
         "D": "410K tokens, 0.3 per parameter",
-        "predicted loss *": "7.1250 nats/token by hoffmann2022",
+        "predicted loss": "none: the budget lies 1,464,844 times below the 6e+18 to 3e+21 FLOPs that hoffmann2022 was "
+        "fitted on",
         "train loss": "3.5000 nats/token, 1.7500 bits/byte (mean of the last 20 steps)",
         "held-out loss": "4.0000 nats/token, 2.0000 bits/byte",
         "unigram model": "6.0000 nats/token, 3.0000 bits/byte (same tokenizer, held-out)",
@@ -49,10 +51,30 @@ def test_the_table_holds_every_number(state: TrainingState) -> None:
     assert rows["wall time"].strip().endswith("50.0 s of it training")
 
 
-def test_the_footnote_says_how_far_the_law_is_stretched(state: TrainingState) -> None:
-    note = summarize(state).splitlines()[-1]
-    assert note.startswith("* ")
-    assert "1.46e+06 times outside the 6e+18 to 3e+21 FLOPs" in note  # 6e18 / (100 x 4096 x 1e7)
+def test_a_prediction_is_printed_within_reach_of_the_law_and_the_footnote_says_how_far_it_is_stretched(
+    state: TrainingState,
+) -> None:
+    state.plan = dataclasses.replace(state.plan, compute_budget_flops=6e16)
+    lines = summarize(state).splitlines()
+    assert "predicted loss *  7.1250 nats/token by hoffmann2022" in lines
+    assert lines[-1].startswith("* ")
+    assert "100 times outside the 6e+18 to 3e+21 FLOPs" in lines[-1]
+
+
+@pytest.mark.parametrize(("factor", "printed"), [(299, True), (301, False)])
+def test_beyond_three_hundred_times_the_law_s_range_no_number_is_a_prediction(
+    state: TrainingState, factor: float, printed: bool
+) -> None:
+    state.plan = dataclasses.replace(state.plan, compute_budget_flops=6e18 / factor)
+    assert ("7.125" in summarize(state)) == printed
+
+
+def test_a_loss_worse_than_guessing_is_not_a_prediction(state: TrainingState) -> None:
+    prediction = dataclasses.replace(state.plan.prediction, loss=7.7, law="my_law.json", loss_law="my_law.json")
+    state.plan = dataclasses.replace(state.plan, prediction=prediction)
+    text = summarize(state)
+    assert "none: by my_law.json it would be worse than guessing among 2000 pieces, 7.601 nats per token" in text
+    assert "7.7" not in text
 
 
 def test_a_log_gets_no_escape_codes_and_a_terminal_gets_a_box(state: TrainingState, tmp_path: Path) -> None:

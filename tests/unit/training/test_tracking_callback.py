@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,14 @@ from tests.unit.training.states import FLOPS_PER_TOKEN, TOKENS_PER_STEP, evaluat
 class ListTracker:
     def __init__(self) -> None:
         self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.notes: list[str] = []
         self.params: dict[str, object] = {}
         self.artifacts: list[str] = []
         self.status: RunStatus | None = None
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, notes: Sequence[str] = ()) -> None:
         self.metrics.append((step, dict(metrics)))
+        self.notes += notes
 
     def log_params(self, params: Mapping[str, object]) -> None:
         self.params |= params
@@ -56,7 +58,19 @@ def test_steps_and_evaluations_are_logged_with_what_plots_loss_against_flops(tmp
         "skipped_steps": 0.0,
         "bad_batches": 0.0,
     }
-    assert tracker.metrics[1] == (1, {"held_out/loss": 5.5, "held_out/bits_per_byte": 2.5})
+    per_byte = pytest.approx(2.5 * math.log(2))
+    assert tracker.metrics[1] == (
+        1,
+        {"held_out/loss": 5.5, "held_out/loss_per_byte": per_byte, "held_out/bits_per_byte": 2.5},
+    )
+
+
+def test_what_tells_the_text_from_others_is_logged_beside_the_plan(tmp_path: Path) -> None:
+    state, tracker = make_state(tmp_path), ListTracker()
+    text = {"tokenizer_hash": "abc", "bytes_per_token": 3.5}
+    TrackingCallback(tracker=tracker, device_type="cpu", params=text).on_train_start(state)
+    assert tracker.params == {**plan_params(state.plan), **text}
+    assert "seed" in tracker.params
 
 
 def test_a_skipped_step_logs_no_loss_and_nothing_that_is_not_a_number(tmp_path: Path) -> None:

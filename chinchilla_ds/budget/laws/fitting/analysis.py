@@ -17,7 +17,8 @@ from chinchilla_ds.budget.laws.fitting.result import FitReport
 from chinchilla_ds.budget.laws.fitting.runs import RunTable
 from chinchilla_ds.budget.laws.fitting.surface import DEFAULT_DELTA, FitLoss, Form, SurfaceFit, fit_surface
 from chinchilla_ds.budget.laws.lookup import MAX_EXTRAPOLATION
-from chinchilla_ds.errors import DataError
+from chinchilla_ds.budget.laws.loss_unit import LossUnit
+from chinchilla_ds.errors import ConfigError, DataError
 
 _T = TypeVar("_T")
 ALL_APPROACHES = (1, 2, 3)
@@ -64,8 +65,14 @@ def analyse(runs: RunTable, /, *, source: str, request: FitRequest) -> FitReport
         request: What to fit, and how.
 
     Raises:
+        ConfigError: a compute budget or a frontier of runs that count D in bytes.
         DataError: no approach gives a result; names the reason for each.
     """
+    if runs.unit is LossUnit.BYTE and (request.approaches != (3,) or request.compute_budget_flops is not None):
+        raise ConfigError(
+            f"{source}: compute is 6 N D with D in tokens, and these runs count bytes: say by `bytes_per_token` for "
+            "which tokenizer, or fit approach 3 alone, without a budget"
+        )
     dropped: tuple[str, ...] | None = None
     if request.leave_out_outliers:
         try:

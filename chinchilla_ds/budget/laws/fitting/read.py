@@ -1,34 +1,25 @@
 """Tables of finished runs, checked before anything is fitted to them."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chinchilla_ds.budget.laws.fitting.csv_lines import csv_lines
+from chinchilla_ds.budget.laws.fitting.columns import TableColumns, find_columns
+from chinchilla_ds.budget.laws.fitting.comparable import Origin, mixture_problems, unknown_notes
+from chinchilla_ds.budget.laws.fitting.row_checks import flops_problems, loss_notes, unit_problems
 from chinchilla_ds.budget.laws.fitting.runs import RunTable, run_table
-from chinchilla_ds.budget.laws.forms import LARGEST_LOSS
-from chinchilla_ds.errors import DataError, did_you_mean
+from chinchilla_ds.budget.laws.fitting.table_file import RawRow, read_table
+from chinchilla_ds.budget.laws.loss_unit import LossUnit
+from chinchilla_ds.errors import ConfigError, DataError
 from chinchilla_ds.units import parse_quantity
 
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "num_params": ("num_params", "N"),
-    "num_tokens": ("num_tokens", "D"),
-    "loss": ("loss",),
-    "flops": ("flops", "C"),
-    "run": ("run",),
-}
-"""The columns of a table, and the names that its header may use, case-sensitive."""
-REQUIRED = ("num_params", "num_tokens", "loss")
 MAX_PROBLEMS = 10
-"""Problems that are listed; the rest are counted."""
-FLOPS_FACTOR = 3.0
-"""Largest factor between `flops` and 6 N D: attention over long contexts and untied tables stay well within it."""
-SMALLEST_COUNT = 1e3
-"""Parameters or tokens below this are assumed to be in millions or billions."""
-LARGEST_COUNT = 1e18
-"""Parameters or tokens above this are in another unit, or another column; FLOPs, if given, show which."""
-SMALLEST_LOSS = 0.01
+"""Problems that are listed; the rest are counted. The same for rows that are left out."""
+_NO_VALUE = frozenset({"", "nan", "inf", "+inf", "-inf", "infinity", "none", "null", "na", "n/a", "-"})
+"""What a run without a result has for its loss."""
+_THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +34,20 @@ class Row:
     """Nats per token."""
     flops: float | None = None
     run: str = ""
+    tokenizer_hash: str = ""
+    held_out_hash: str = ""
+    """Both empty if they are not recorded."""
+    bytes_per_token: float | None = None
+    """UTF-8 bytes per token of the text that the loss was measured on."""
+    train_bytes_per_token: float | None = None
+    """UTF-8 bytes per token of the training text; None: as `bytes_per_token`."""
+    others: tuple[str, ...] = ()
+    """Everything else in the row, which tells a rerun from the same row twice."""
+
+    @property
+    def name(self) -> str:
+        """The run's name with its place."""
+        return f"{self.run} ({self.where})" if self.run and self.run not in self.where else self.where
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,41 +56,74 @@ class ReadRuns:
 
     table: RunTable
     notes: tuple[str, ...] = ()
-    """What was ignored."""
+    """What was left out, derived or assumed."""
 
 
-def read_runs(path: Path, *, min_rows: int) -> ReadRuns:
-    """Return the runs in a CSV file with the columns num_params (or N), num_tokens (or D), loss, [flops (or C)], [run].
+def read_runs(
+    path: Path,
+    *,
+    min_rows: int,
+    columns: Mapping[str, str] | None = None,
+    unit: LossUnit = LossUnit.TOKEN,
+    bytes_per_token: float | None = None,
+) -> ReadRuns:
+    """Return the runs in a file: CSV or TSV with a header, JSON, JSONL or Parquet.
 
-    Counts may carry a decimal suffix (`70M`, `1.5T`). Row numbers in messages count the header as row 1.
+    Columns are found by their usual names (`columns.USUAL_NAMES`). Counts may carry a decimal suffix (`70M`, `1.5T`) or
+    commas between thousands. Rows without a finite loss are left out, and named in the notes. Row numbers in messages
+    count the header as row 1.
 
     Args:
-        path: CSV with commas and one header row, UTF-8.
+        path: The file.
         min_rows: Rows that the fit needs: its number of constants.
+        columns: The table's column for each of our names that the usual names do not find.
+        unit: What the losses are read as, and fitted in. For bytes, every row needs `bytes_per_token`.
+        bytes_per_token: With bytes, the tokenizer for which the law is to hold: losses and D are then per token of it.
 
     Raises:
+        ConfigError: `columns` names a column that the table does not have; `bytes_per_token` without bytes.
         DataError: unreadable, or at least one row breaks a rule; every problem is named, up to MAX_PROBLEMS.
     """
-    lines = list(csv_lines(path))
-    if not lines:
-        raise DataError(f"{path} is empty; its first line must name the columns num_params, num_tokens, loss")
-    columns, ignored = _columns(lines[0][1], path=path)
-    rows, problems = [], []
-    for number, fields in lines[1:]:
-        if len(fields) != len(lines[0][1]):
-            problems.append(f"row {number} has {len(fields)} fields; the header has {len(lines[0][1])}")
-            continue
-        found = _row(number, {name: fields[index] for name, index in columns.items()})
-        problems += found if isinstance(found, list) else []
-        rows += [found] if isinstance(found, Row) else []
-    if not problems and not rows:
+    raw = read_table(path)
+    try:
+        known = find_columns(raw.header, named=columns or {}, is_perplexity=unit is LossUnit.PERPLEXITY)
+    except (ConfigError, DataError) as error:
+        raise type(error)([f"{path}: {problem}" for problem in error.problems]) from None
+    rows, left_out, problems = [], [], list(raw.problems)
+    for raw_row in raw.rows:
+        row = _row(raw_row, known, is_perplexity=unit is LossUnit.PERPLEXITY)
+        if isinstance(row, Row):
+            rows.append(row)
+        elif isinstance(row, str):
+            left_out.append(row)
+        else:
+            problems += row
+    if not raw.rows and not raw.problems:
         problems = ["has a header and no rows"]
-    table = _checked(rows, problems=problems, source=str(path), min_rows=min_rows, check_flops=True)
-    notes = (f"ignored columns: {', '.join(ignored)}",) if ignored else ()
-    return ReadRuns(table=table, notes=notes)
+    read = _checked(
+        rows,
+        problems=problems,
+        check_flops=True,
+        left_out=left_out,
+        source=str(path),
+        min_rows=min_rows,
+        unit=unit,
+        bytes_per_token=bytes_per_token,
+    )
+    notes = [f"ignored columns: {', '.join(known.ignored)}"] if known.ignored else []
+    if "num_tokens" not in known.places:
+        notes.append(f"there is no column of tokens: D = C / (6 N), with C from {raw.header[known.places['flops']]!r}")
+    return replace(read, notes=(*notes, *read.notes))
 
 
-def table_of(rows: Sequence[Row], *, source: str, min_rows: int) -> RunTable:
+def table_of(
+    rows: Sequence[Row],
+    *,
+    source: str,
+    min_rows: int,
+    unit: LossUnit = LossUnit.TOKEN,
+    bytes_per_token: float | None = None,
+) -> ReadRuns:
     """Return a table of runs recorded by another program, checked like a file's rows.
 
     Their `flops` are not compared with 6 N D: a tracker's count is exact, and 6 N D is not at toy sizes.
@@ -94,70 +132,83 @@ def table_of(rows: Sequence[Row], *, source: str, min_rows: int) -> RunTable:
         rows: the runs as recorded.
         source: where they come from, for messages.
         min_rows: rows that the fit needs: its number of constants.
+        unit: as in `read_runs`.
+        bytes_per_token: as in `read_runs`.
 
     Raises:
         DataError: as `read_runs`.
     """
+    rows = [replace(row, loss=_perplexity_log(row.loss)) for row in rows] if unit is LossUnit.PERPLEXITY else rows
+    finished = [row for row in rows if math.isfinite(row.loss)]
+    left_out = [_no_loss(row.where, f"{row.loss!r}") for row in rows if not math.isfinite(row.loss)]
     problems = [
         f"{row.where}: {name} is {value!r}; it must be a positive finite number"
-        for row in rows
+        for row in finished
         for name in ("num_params", "num_tokens", "loss", "flops")
         if (value := getattr(row, name)) is not None and not (math.isfinite(value) and value > 0)
     ]
-    return _checked(rows, problems=problems, source=source, min_rows=min_rows, check_flops=False)
+    return _checked(
+        finished,
+        problems=problems,
+        check_flops=False,
+        left_out=left_out,
+        source=source,
+        min_rows=min_rows,
+        unit=unit,
+        bytes_per_token=bytes_per_token,
+    )
 
 
-def _columns(header: Sequence[str], *, path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return each column's index, and the names that are ignored."""
+# ---- one row ---------------------------------------------------------------------------------------------------------
+
+
+def _row(raw: RawRow, columns: TableColumns, *, is_perplexity: bool) -> Row | str | list[str]:
+    """Return the row; why it is left out; or its problems."""
+    fields = {name: raw.fields[place] for name, place in columns.places.items()}
+    if fields["loss"].lower() in _NO_VALUE:
+        return _no_loss(raw.where, fields["loss"] or "empty")
+    values: dict[str, float] = {}
     problems = []
-    columns: dict[str, int] = {}
-    known = [name for names in COLUMNS.values() for name in names]
-    for column, names in COLUMNS.items():
-        found = [index for index, field in enumerate(header) if field in names]
-        if len(found) > 1:
-            problems.append(f"{' and '.join(header[index] for index in found)} are the same column; keep one")
-        elif found:
-            columns[column] = found[0]
-        elif column in REQUIRED:
-            alias = f" (or {names[1]})" if len(names) > 1 else ""
-            problems.append(f"column {names[0]}{alias} is missing{_meant(names, header, known=known)}")
-    if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
-        problems = [f"the header is separated by {separator!r}; use commas"]
-    if problems:
-        raise DataError([f"{path}: {problem}" for problem in problems])
-    return columns, tuple(field for field in header if field not in known)
-
-
-def _meant(names: Sequence[str], header: Sequence[str], *, known: Sequence[str]) -> str:
-    """Return a hint at the header's field that was probably meant: names are case-sensitive."""
-    for field in header:
-        if field not in known and any(did_you_mean(field.lower(), [name.lower()]) for name in names):
-            return f"; is it {field!r}? Names are case-sensitive"
-    return f"; the header has {', '.join(repr(field) for field in header)}"
-
-
-def _row(number: int, fields: Mapping[str, str]) -> Row | list[str]:
-    """Return the row, or its problems."""
-    values, problems = {}, []
     for name, text in fields.items():
-        if name == "run":
-            continue
-        if name == "flops" and not text:
+        if name in ("run", "tokenizer_hash", "held_out_hash") or (name not in _ALWAYS and not text):
             continue
         try:
-            values[name] = _number(text, suffixes=name != "loss")
+            values[name] = _number(text, is_count=name in _COUNTS)
         except ValueError as error:
-            problems.append(f"row {number}: {name} {error}")
+            problems.append(f"{raw.where}: {name} {error}")
+    if is_perplexity and "loss" in values:
+        if values["loss"] <= 1:
+            problems.append(f"{raw.where}: loss is a perplexity of {values['loss']:g}; it must be above 1")
+        values["loss"] = _perplexity_log(values["loss"])
+    if "num_tokens" not in fields and not problems:
+        if "flops" not in values:
+            problems.append(f"{raw.where}: flops is empty, and without a column of tokens D follows from it")
+        else:
+            values["num_tokens"] = values["flops"] / (6 * values["num_params"])
     if problems:
         return problems
-    return Row(where=f"row {number}", run=fields.get("run", ""), **values)
+    names = {name: fields.get(name, "") for name in ("run", "tokenizer_hash", "held_out_hash")}
+    return Row(where=raw.where, others=raw.fields, **values, **names)  # type: ignore[arg-type]  # by name above
 
 
-def _number(text: str, *, suffixes: bool) -> float:
+_COUNTS = ("num_params", "num_tokens", "flops")
+_ALWAYS = ("num_params", "num_tokens", "loss")
+
+
+def _no_loss(where: str, value: str) -> str:
+    return f"{where}: loss is {value}; it must be a positive finite number"
+
+
+def _perplexity_log(value: float) -> float:
+    """Return the nats per token of a perplexity; of an infinite one, infinity."""
+    return math.log(value) if value > 0 else math.nan
+
+
+def _number(text: str, *, is_count: bool) -> float:
     if not text:
         raise ValueError("is empty")
-    if suffixes:
-        return parse_quantity(text)
+    if is_count:
+        return parse_quantity(text.replace(",", "") if _THOUSANDS.fullmatch(text) else text)
     try:
         value = float(text)
     except ValueError:
@@ -167,89 +218,100 @@ def _number(text: str, *, suffixes: bool) -> float:
     return value
 
 
-def _checked(rows: Sequence[Row], *, problems: list[str], source: str, min_rows: int, check_flops: bool) -> RunTable:
-    """Return the rows as a table.
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def _checked(
+    rows: Sequence[Row],
+    *,
+    problems: list[str],
+    check_flops: bool,
+    left_out: Sequence[str],
+    source: str,
+    min_rows: int,
+    unit: LossUnit,
+    bytes_per_token: float | None,
+) -> ReadRuns:
+    """Return the rows as a table in its unit.
 
     Raises:
-        DataError: all problems with values, units, duplicates and the number of runs.
+        ConfigError: `bytes_per_token` without bytes.
+        DataError: all problems with values, units, duplicates, comparability and the number of runs.
     """
-    problems = [*problems, *_duplicates(rows), *_unit_problems(rows)]
+    per_byte = unit is LossUnit.BYTE
+    if bytes_per_token is not None and not per_byte:
+        raise ConfigError(f"`bytes_per_token` has no effect on losses per {unit}: drop it, or add `unit=byte`")
+    origins = [
+        Origin(name=row.name, tokenizer_hash=row.tokenizer_hash, held_out_hash=row.held_out_hash) for row in rows
+    ]
+    problems = [*problems, *_duplicates(rows), *unit_problems(rows), *mixture_problems(origins, per_byte=per_byte)]
     if check_flops:
-        problems += _flops_problems(rows)
+        problems += flops_problems(rows)
+    if per_byte:
+        problems += _bytes_problems(rows)
     if not problems and len(rows) < min_rows:
-        problems = [f"has {len(rows)} runs, and the fit has {min_rows} constants: at least {min_rows} runs are needed"]
+        few = f"has {len(rows)} runs, and the fit has {min_rows} constants: at least {min_rows} runs are needed"
+        problems = [*left_out, few]
     if problems:
-        more = len(problems) - MAX_PROBLEMS
-        shown = [f"{source}: {problem}" for problem in problems[:MAX_PROBLEMS]]
-        raise DataError([*shown, f"{source}: and {more} more problems"] if more > 0 else shown)
-    return run_table(
+        raise DataError([f"{source}: {problem}" for problem in _shortened(problems, "more problems")])
+    notes = [*loss_notes(rows), *unknown_notes(origins, per_byte=per_byte)]
+    if left_out:
+        notes.append(f"{len(left_out)} rows without a finite loss are left out: {'; '.join(_places(left_out))}")
+    if per_byte:
+        rows = [_rescaled(row, bytes_per_token or 1.0) for row in rows]
+    table = run_table(
         num_params=[row.num_params for row in rows],
         num_tokens=[row.num_tokens for row in rows],
         loss=[row.loss for row in rows],
         flops=[row.flops or 6 * row.num_params * row.num_tokens for row in rows],
         labels=[row.run or row.where for row in rows],
+        unit=LossUnit.BYTE if per_byte and bytes_per_token is None else LossUnit.TOKEN,
     )
+    return ReadRuns(table=table, notes=tuple(notes))
+
+
+def _shortened(texts: Sequence[str], rest: str) -> list[str]:
+    more = len(texts) - MAX_PROBLEMS
+    return [*texts[:MAX_PROBLEMS], f"and {more} {rest}"] if more > 0 else list(texts)
+
+
+def _places(left_out: Sequence[str]) -> list[str]:
+    return _shortened([text.partition(";")[0] for text in left_out], "more")
 
 
 def _duplicates(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield every duplicate run, which would count twice."""
-    seen: dict[tuple[float, float, float], Row] = {}
+    """Yield every row that is there twice and would count twice; reruns differ in a name, a seed or a place."""
+    seen: dict[tuple[object, ...], Row] = {}
     for row in rows:
-        key = (row.num_params, row.num_tokens, row.loss)
+        key = (row.num_params, row.num_tokens, row.loss, row.run, row.others)
         if key in seen:
-            yield f"{seen[key].where} and {row.where} are the same run (N, D and loss are equal); keep one"
+            yield (
+                f"{seen[key].where} and {row.where} are the same run (N, D and loss are equal); keep one, or add a "
+                "column that tells reruns apart, such as seed"
+            )
         seen.setdefault(key, row)
 
 
-def _unit_problems(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield counts that look like millions or billions, and losses that are not in nats per token."""
-    for name in ("num_params", "num_tokens"):
-        small = [row for row in rows if getattr(row, name) < SMALLEST_COUNT]
-        values = [getattr(row, name) for row in rows]
-        if rows and len(small) == len(rows):
-            yield (
-                f"{name} is {min(values):g} to {max(values):g} in every row, which looks like millions or billions; "
-                "give plain numbers (7e9) or a suffix (7B)"
-            )
-        else:
-            for row in small:
-                yield (
-                    f"{row.where}: {name} is {getattr(row, name):g}, and other rows have up to {max(values):.3g}; is "
-                    "it in millions or billions? Give plain numbers (7e9) or a suffix (7B)"
-                )
-        for row in rows:
-            if row.flops is None and getattr(row, name) > LARGEST_COUNT:
-                yield f"{row.where}: {name} is {getattr(row, name):.3g}; it must be at most {LARGEST_COUNT:.0e}"
-    for row in rows:
-        if row.loss > LARGEST_LOSS:
-            yield f"{row.where}: loss is {row.loss:g}; it must be in nats per token, at most {LARGEST_LOSS:g}"
-    if rows and all(row.loss < SMALLEST_LOSS for row in rows):
+def _bytes_problems(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield rows whose bytes are unknown."""
+    without = [row.where for row in rows if row.bytes_per_token is None]
+    if without:
         yield (
-            f"loss is at most {max(row.loss for row in rows):g} in every row; it must be in nats per token, and "
-            f"language models stay above {SMALLEST_LOSS:g}"
+            f"bytes_per_token is missing in {len(without)} of {len(rows)} runs ({without[0]} first), and `unit=byte` "
+            "needs it: the UTF-8 bytes of the held-out text over its tokens"
         )
 
 
-def _flops_problems(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield every row whose `flops` cannot be those of training N parameters on D tokens."""
-    for row in rows:
-        if row.flops is None:
-            continue
-        ratio = row.flops / (6 * row.num_params * row.num_tokens)
-        if 1 / FLOPS_FACTOR <= ratio <= FLOPS_FACTOR:
-            continue
-        swapped = next((name for name in ("num_params", "num_tokens") if _fits_swapped(row, name)), None)
-        hint = f"; {swapped} and flops look swapped" if swapped else "; check the units of all three"
-        yield (
-            f"{row.where}: flops is {row.flops:.3g}, {ratio:.3g} times 6 N D = "
-            f"{6 * row.num_params * row.num_tokens:.3g}; it must be within a factor of {FLOPS_FACTOR:g}{hint}"
-        )
+def _rescaled(row: Row, bytes_per_token: float) -> Row:
+    """Return a run as it would be with a tokenizer of so many bytes per token, 1 for bytes themselves.
 
-
-def _fits_swapped(row: Row, name: str) -> bool:
-    """Return whether `flops` and another column make sense with their places exchanged."""
-    assert row.flops is not None
-    other = row.num_tokens if name == "num_params" else row.num_params
-    value: float = getattr(row, name)
-    ratio = value / (6 * row.flops * other)
-    return 1 / FLOPS_FACTOR <= ratio <= FLOPS_FACTOR
+    The loss of a text is the same sum of nats however it is cut into tokens, and D the same text.
+    """
+    own = row.bytes_per_token
+    assert own is not None
+    return replace(
+        row,
+        loss=row.loss * bytes_per_token / own,
+        num_tokens=row.num_tokens * (row.train_bytes_per_token or own) / bytes_per_token,
+        flops=None,
+    )

@@ -16,6 +16,7 @@ from chinchilla_ds.budget.laws.fitting.isoflop import ParabolaBias
 from chinchilla_ds.budget.laws.fitting.runs import RunTable
 from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Surface, SurfaceFit
 from chinchilla_ds.budget.laws.lookup import LAW_FORMAT, LAW_FORMAT_VERSION, ParamsConvention
+from chinchilla_ds.budget.laws.loss_unit import LossUnit
 
 INTERVAL_LEVEL = 0.8
 """Probability of every interval: 10th to 90th percentile of the draws."""
@@ -116,6 +117,7 @@ def fit_data(report: FitReport) -> dict[str, Any]:
         "delta": None if fit is None or fit.objective is not FitLoss.HUBER else fit.delta,
         "gradient_norm": None if fit is None else fit.gradient_norm,
         "num_points": len(report.runs),
+        "unit": report.runs.unit.value,
         "dropped": list(report.dropped or ()),
         "standard_errors": _standard_errors(report),
         "interval": _constant_intervals(report),
@@ -132,7 +134,8 @@ def fit_data(report: FitReport) -> dict[str, Any]:
 def law_data(report: FitReport, *, name: str, params_convention: ParamsConvention) -> dict[str, Any]:
     """Return the fitted surface as a law file, which `lookup.load_law` reads.
 
-    Its range is that of the runs. The covariance of (log A, log B, log E, alpha, beta) treats k as known.
+    Its range is that of the runs. The covariance of (log A, log B, log E, alpha, beta) treats k as known. A law per
+    byte says so, as nothing can be planned with it.
 
     Args:
         report: the fit, with an identified surface.
@@ -153,6 +156,7 @@ def law_data(report: FitReport, *, name: str, params_convention: ParamsConventio
         "max_flops": float(flops.max()),
         "covariance": covariance,
         "source": report.source,
+        **({} if report.runs.unit is LossUnit.TOKEN else {"unit": report.runs.unit.value}),
     }
 
 

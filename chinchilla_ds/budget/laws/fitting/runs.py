@@ -7,6 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from chinchilla_ds.budget.laws.loss_unit import LossUnit
 from chinchilla_ds.errors import DataError
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -22,13 +23,15 @@ class RunTable:
     num_params: Floats
     """N, [run]."""
     num_tokens: Floats
-    """D, tokens trained on, [run]."""
+    """D, tokens trained on, [run]; bytes if the unit is a byte."""
     loss: Floats
-    """Final loss in nats per token, [run]."""
+    """Final loss in nats per token or byte, [run]."""
     flops: Floats
-    """C, training FLOPs, [run]."""
+    """C, training FLOPs, [run]; 6 N D if the unit is a byte, which is no compute."""
     labels: tuple[str, ...] = ()
     """Names of the runs; empty if they have none."""
+    unit: LossUnit = LossUnit.TOKEN
+    """Token or byte."""
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -42,6 +45,7 @@ class RunTable:
             loss=self.loss[chosen],
             flops=self.flops[chosen],
             labels=tuple(self.labels[i] for i in chosen) if self.labels else (),
+            unit=self.unit,
         )
 
     def name(self, row: int, /) -> str:
@@ -56,6 +60,7 @@ def run_table(
     loss: ArrayLike,
     flops: ArrayLike | None = None,
     labels: Sequence[str] = (),
+    unit: LossUnit = LossUnit.TOKEN,
 ) -> RunTable:
     """Return a checked table; `flops` defaults to 6 N D.
 
@@ -65,6 +70,7 @@ def run_table(
         loss: final loss in nats per token, [run].
         flops: C, [run]; None for C = 6 N D.
         labels: names of the runs; empty for none.
+        unit: what `loss` and `num_tokens` are counted in: token or byte.
 
     Raises:
         DataError: columns of different lengths, or a value that is not finite and positive; names every such run.
@@ -82,7 +88,7 @@ def run_table(
     else:
         columns["flops"] = np.atleast_1d(np.asarray(flops, dtype=np.float64))
     _check_lengths({name: len(column) for name, column in columns.items()}, num_labels=len(labels))
-    table = RunTable(**columns, labels=tuple(labels))
+    table = RunTable(**columns, labels=tuple(labels), unit=unit)
     problems = [
         f"{table.name(row)}: {name} is {column[row]:g}; it must be finite and above zero"
         for name, column in columns.items()

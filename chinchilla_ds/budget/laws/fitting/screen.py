@@ -8,6 +8,7 @@ from chinchilla_ds.budget.laws.fitting.frontier import FrontierFit
 from chinchilla_ds.budget.laws.fitting.hold_out import HoldOut
 from chinchilla_ds.budget.laws.fitting.result import INTERVAL_LEVEL, FitReport, constants, exponent_spread
 from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Form, SurfaceFit
+from chinchilla_ds.budget.laws.loss_unit import LossUnit
 from chinchilla_ds.units import format_count
 
 WIDTH = 120
@@ -32,19 +33,17 @@ def _line(name: str, text: str) -> Iterator[str]:
 def _read(report: FitReport) -> Iterator[str]:
     runs = report.runs
     yield from _line("runs", f"{len(runs)} of {report.source}")
-    for name, values, write in (
-        ("  N", runs.num_params, format_count),
-        ("  D", runs.num_tokens, format_count),
-        ("  C", runs.flops, _flops),
-        ("  loss", runs.loss, _loss),
+    for name, values, write, unit in (
+        ("  N", runs.num_params, format_count, "parameters"),
+        ("  D", runs.num_tokens, format_count, f"{runs.unit}s"),
+        ("  C", runs.flops, _flops, "FLOPs"),
+        ("  loss", runs.loss, _loss, f"nats per {runs.unit}"),
     ):
-        yield f"{name:<{_NAME}}{write(float(values.min()))} to {write(float(values.max()))}{_UNITS[name.strip()]}"
+        if unit != "FLOPs" or runs.unit is LossUnit.TOKEN:
+            yield f"{name:<{_NAME}}{write(float(values.min()))} to {write(float(values.max()))} {unit}"
     if report.dropped is not None:
         yield f"{'  left out':<{_NAME}}{len(report.dropped) or 'none'} by the outlier rule"
         yield from chain.from_iterable(_line("", text) for text in report.dropped)
-
-
-_UNITS = {"N": " parameters", "D": " tokens", "C": " FLOPs", "loss": " nats per token"}
 
 
 def _surface(report: FitReport) -> Iterator[str]:

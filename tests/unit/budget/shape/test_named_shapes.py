@@ -13,6 +13,20 @@ PUBLISHED = {
     "llama-2-70b": 68_976_648_192,
     "llama-3-8b": 8_030_261_248,
     "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.3-70b": 70_553_706_496,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "tinyllama-1.1b": 1_100_048_384,
 }
 
 
@@ -46,6 +60,20 @@ def test_an_unknown_shape_names_the_nearest() -> None:
 
 
 def test_heads_fit_the_hidden_size() -> None:
-    for one in NAMED_SHAPES.values():
-        assert one.num_attention_heads * one.kv_channels == one.hidden_size
-        assert one.num_attention_heads % one.num_query_groups == 0
+    for name, named in NAMED_SHAPES.items():
+        assert named.num_attention_heads % named.num_query_groups == 0
+        if not name.startswith("qwen3"):  # whose heads of 128 are wider or narrower together than the hidden size
+            assert named.num_attention_heads * named.kv_channels == named.hidden_size
+
+
+def test_what_a_published_model_switches_on_stays_on() -> None:
+    qwen = decoder_of(named_shape("qwen3-0.6b"), seq_length=2048, vocab_size=None, switches=UNTIED)
+    assert (qwen.qk_norm, qwen.tied_embeddings) == (True, True)
+    llama = decoder_of(named_shape("llama-3-8b"), seq_length=2048, vocab_size=None, switches=TIED)
+    assert (llama.qk_norm, llama.tied_embeddings) == (False, True)
+
+
+@pytest.mark.parametrize("name", ["olmo-2-7b", "olmo-3-7b", "smollm3-3b", "gemma-2-2b"])
+def test_models_that_are_another_decoder_are_not_listed(name: str) -> None:
+    with pytest.raises(ConfigError, match="must be one of"):
+        named_shape(name)

@@ -22,13 +22,35 @@ from chinchilla_ds.run_plan import Precision
         ("NVIDIA GB200", 2500),
         ("NVIDIA L40S", 362.05),
         ("AMD Instinct MI300X", 1307.4),
+        ("NVIDIA GB300", 2500),
+        ("NVIDIA B300 SXM6 AC", 2250),
+        ("NVIDIA H20", 148),
+        ("NVIDIA H800", 989.4),
+        ("NVIDIA L40", 181.05),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 5090", 209.5),
+        ("AMD Instinct MI325X", 1307.4),
+        ("AMD Instinct MI355X", 2516.6),
     ],
 )
 def test_bf16_peak_by_device_name(device_name: str, tera: float) -> None:
     assert peak_flops_per_s(device_name=device_name, precision=Precision.BF16) == tera * 1e12
 
 
-@pytest.mark.parametrize("device_name", ["Intel Xeon", "", "NVIDIA RTX A1000", "NVIDIA L40", "Tesla V100"])
+@pytest.mark.parametrize(
+    "device_name",
+    [
+        "Intel Xeon",
+        "",
+        "NVIDIA RTX A1000",
+        "NVIDIA L4",
+        "Tesla V100",
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+        "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+    ],
+)
 def test_unknown_devices_have_no_peak(device_name: str) -> None:
     assert find_device(device_name) is None
     assert peak_flops_per_s(device_name=device_name, precision=Precision.BF16) is None
@@ -43,6 +65,35 @@ def test_a_mig_slice_is_not_the_whole_card(name):
     assert find_device(name) is None
     assert peak_flops_per_s(device_name=name, precision=Precision.BF16) is None
     assert find_device(name.split(" MIG")[0]) is not None, "control: the card"
+
+
+# Data sheets: memory in GB, memory bandwidth in TB/s, link per direction in GB/s.
+NEWER = {
+    "GB300": (278, 8, 900),
+    "B300": (288, 8, 900),
+    "H20": (96, 4, 450),
+    "H800": (80, 3.35, 200),
+    "L40": (48, 0.864, 32),
+    "RTX 4090": (24, 1.008, 32),
+    "RTX 5090": (32, 1.792, 64),
+    "MI325X": (256, 6, 448),
+    "MI355X": (288, 8, 537.6),
+}
+
+
+@pytest.mark.parametrize(("name", "gigabytes", "bandwidth", "link"), [(name, *row) for name, row in NEWER.items()])
+def test_newer_devices_are_as_their_data_sheets(name: str, gigabytes: float, bandwidth: float, link: float) -> None:
+    device = get_device(name.lower().replace(" ", "-"))
+    assert device.memory_bytes is not None
+    assert 1e9 <= device.memory_bytes / gigabytes <= 1.08e9  # GB are GiB where the driver's number is known
+    assert device.memory_bytes_per_s == bandwidth * 1e12
+    assert device.intra_node_bytes_per_s == link * 1e9
+    assert device.source.startswith(("NVIDIA", "AMD"))
+
+
+def test_no_tf32_on_mi355x() -> None:
+    """CDNA 4 has none: FP32 with TF32 allowed has no known rate, and MFU is not reported."""
+    assert peak_flops_per_s(device_name="AMD Instinct MI355X", precision=Precision.FP32) is None
 
 
 def test_fp32_depends_on_tf32() -> None:
@@ -80,7 +131,8 @@ def test_names_that_people_type(name: str, found: str) -> None:
 @pytest.mark.parametrize("name", ["h10", "h100-120gb", "v100", "", "a1000"])
 def test_unknown_names_list_what_there_is(name: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"must be one of GB200, B200, .*MI300X, CPU, be described in a `hardware` file, or be module"
+        ConfigError,
+        match=r"must be one of GB300, B300, GB200, .*MI300X, CPU, be described in a `hardware` file, or be module",
     ):
         get_device(name)
 
@@ -126,10 +178,10 @@ def write(folder: Path, data: object) -> Path:
 
 
 def test_a_file_adds_a_device(tmp_path: Path) -> None:
-    rates = {"name": "B300", "bf16_flops_per_s": 2.25e15, "memory_bytes": 288e9, "memory_bytes_per_s": 8e12}
+    rates = {"name": "B400", "bf16_flops_per_s": 2.25e15, "memory_bytes": 288e9, "memory_bytes_per_s": 8e12}
     path = write(tmp_path, {**rates, "devices_per_node": 8, "aliases": ["Blackwell Ultra"]})
     device = get_device("blackwell-ultra", hardware=path)
-    assert (device.name, device.bf16_flops_per_s, device.memory_bytes) == ("B300", 2.25e15, 288 * 10**9)
+    assert (device.name, device.bf16_flops_per_s, device.memory_bytes) == ("B400", 2.25e15, 288 * 10**9)
     assert (device.intra_node_bytes_per_s, device.fp16_flops_per_s) == (None, None)
     assert device.source == str(path)
     assert get_device("h100", hardware=path) == get_device("h100")
