@@ -36,6 +36,7 @@ def own_conflicts(ds: Mapping[str, Any]) -> Iterator[str]:
 def plan_conflicts(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
     """Yield what DeepSpeed does not support under the plan's layout, precision and device."""
     yield from _reduction_problems(ds, stage=plan.layout.zero_stage)
+    yield from _overlap_problems(ds, plan)
     yield from _type_problems(ds, plan)
     yield from _bucket_problems(ds, plan)
     yield from _contiguous_problems(ds, plan)
@@ -123,6 +124,16 @@ def _reduction_problems(ds: Mapping[str, Any], *, stage: int) -> Iterator[str]:
             else "does not support with reduce_scatter"
         )
         yield f"gradient_predivide_factor is {show(factor)}, which DeepSpeed under ZeRO-{stage} {why}; {near}"
+
+
+def _overlap_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
+    """Yield why reductions in the backward pass would leave gradients out."""
+    chunks = plan.layout.virtual_pipeline_model_parallel_size
+    if find(ds, (ZERO, "overlap_comm")) is True and plan.layout.zero_stage == 1 and chunks > 1:
+        yield (
+            f"{ZERO}.overlap_comm is true, and ZeRO-1 then reduces gradients in the last backward pass of a stage, "
+            f'which is that of one of its {chunks} chunks; set it to false or "auto", or take {ZERO}.stage 2'
+        )
 
 
 def _type_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:

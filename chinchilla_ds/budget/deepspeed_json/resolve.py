@@ -215,7 +215,12 @@ def _template(*, stage: int, zero: Mapping[str, Any] | None = None) -> dict[str,
         "bf16": {"enabled": AUTO},
         "fp16": {"enabled": AUTO},
         "optimizer": copy.deepcopy(_OPTIMIZER),
-        ZERO: {"stage": stage, "reduce_bucket_size": AUTO, **(zero or {})},
+        ZERO: {
+            "stage": stage,
+            "reduce_bucket_size": AUTO,
+            **({"overlap_comm": AUTO} if stage in (1, 2) else {}),
+            **(zero or {}),
+        },
     }
 
 

@@ -198,7 +198,14 @@ def test_the_fullest_stage_is_found_and_its_parts_add_up(layout: dict[str, Any])
 def test_peak_of_the_cached_parts_is_the_estimate(layout: dict[str, Any]) -> None:
     tensor, pipeline = layout["tensor_model_parallel_size"], layout["pipeline_model_parallel_size"]
     for index, stage in enumerate(_stages(**layout)):
-        state = _state(tensor=tensor, pipeline=pipeline, data=4, zero_stage=layout["zero_stage"], stage=index)
+        state = _state(
+            tensor=tensor,
+            pipeline=pipeline,
+            data=4,
+            zero_stage=layout["zero_stage"],
+            stage=index,
+            overlaps=layout["zero_stage"] in (1, 2),
+        )
         activations = _activations(
             tensor=tensor,
             pipeline=pipeline,
