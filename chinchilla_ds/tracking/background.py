@@ -60,9 +60,15 @@ class BackgroundTracker:
         self._thread = threading.Thread(target=self._work, name=f"tracking-{name}", daemon=True)
         self._thread.start()
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Queue the numbers of one optimizer step."""
-        self._put(MetricRecord(metrics=dict(metrics), step=step, time_s=time.time()))
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, notes: Sequence[str] = ()) -> None:
+        """Queue the numbers of one optimizer step.
+
+        Args:
+            metrics: values by name.
+            step: optimizer steps taken.
+            notes: what is said about the step.
+        """
+        self._put(MetricRecord(metrics=dict(metrics), step=step, time_s=time.time(), notes=tuple(notes)))
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Queue settings of the whole run."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from chinchilla_ds.files import write_durably
 from chinchilla_ds.tracking.background import BackgroundTracker
 from chinchilla_ds.tracking.destination import MlflowDestination
-from chinchilla_ds.tracking.metrics_file import METRICS_FILE, MetricsReader, describe_skipped
+from chinchilla_ds.tracking.metrics_file import METRICS_FILE, NOTES, MetricsReader, describe_skipped
 from chinchilla_ds.tracking.record import load_or_begin
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
 
@@ -30,7 +30,8 @@ _logger = logging.getLogger(__name__)
 class JsonlBackend:
     """Appends one object per logged moment: `step`, `time` (seconds since the epoch) and the metrics.
 
-    An evaluation has its own line, with the step at which it was made. JSON has neither NaN nor infinity: they are
+    What was said about a step, such as a loss spike, is the list `notes` on its line. An evaluation has its own line,
+    with the step at which it was made. JSON has neither NaN nor infinity: they are
     the strings "NaN", "Infinity" and "-Infinity". A batch is written completely or not at all, and may be retried.
     """
 
@@ -128,7 +129,9 @@ def _place(record: MetricRecord) -> tuple[int, int, float]:
 
 def _line(record: MetricRecord) -> str:
     metrics = {key: value if math.isfinite(value) else _non_finite(value) for key, value in record.metrics.items()}
-    return json.dumps({"step": record.step, "time": round(record.time_s, 3), **metrics}, allow_nan=False) + "\n"
+    moment = {"step": record.step, "time": round(record.time_s, 3), **metrics}
+    notes = {NOTES: list(record.notes)} if record.notes else {}
+    return json.dumps({**moment, **notes}, allow_nan=False) + "\n"
 
 
 def _non_finite(value: float) -> str:

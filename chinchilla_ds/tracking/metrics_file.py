@@ -18,6 +18,8 @@ from chinchilla_ds.tracking.record import MAX_TIME_S
 from chinchilla_ds.tracking.tracker import MetricRecord
 
 METRICS_FILE = "metrics.jsonl"
+NOTES = "notes"
+"""Key of what was said about a step, a list of texts; every other value of a line is a number."""
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """Numbers that JSON lacks, written as strings as in the protobuf JSON mapping, which MLflow also uses."""
@@ -129,6 +131,9 @@ def _record(content: bytes, *, where: str) -> MetricRecord:
     if not isinstance(moment, dict):
         raise TrackingError(f"{where} is not an object")
     step, time_s = moment.pop("step", None), moment.pop("time", 0)  # a value matters more than its time
+    notes = moment.pop(NOTES, [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise TrackingError(f"{where} has the notes {_shown(notes)}, which are not a list of texts")
     if type(step) is not int or not 0 <= step < _MAX_STEP:
         raise TrackingError(f"{where} has the step {_shown(step)}, which is not a number of steps")
     if type(time_s) not in (int, float) or not 0 <= time_s <= MAX_TIME_S:
@@ -136,7 +141,7 @@ def _record(content: bytes, *, where: str) -> MetricRecord:
     if unknown := [name for name in moment if not _is_name(name)]:
         raise TrackingError(f"{where} has a metric {_shown(unknown[0])}, which is not a name that MLflow accepts")
     metrics = {name: _value(name, value, where=where) for name, value in moment.items()}
-    return MetricRecord(metrics=metrics, step=step, time_s=float(time_s))
+    return MetricRecord(metrics=metrics, step=step, time_s=float(time_s), notes=tuple(notes))
 
 
 def _value(name: str, value: Any, *, where: str) -> float:

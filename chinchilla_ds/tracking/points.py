@@ -57,11 +57,16 @@ def gather(records: Iterable[MetricRecord], /) -> Columns:
 def check_same_run(columns: Columns, *, plan: RunPlan) -> None:
     """Check that metrics belong to a plan: every step has its prediction, and the tokens of a step are known.
 
+    From the first step with a band on, the prediction is the run's own and says nothing about the plan.
+
     Raises:
         TrackingError: they belong to another run.
     """
+    own = min((step for step, _, _ in columns.points("predicted_loss_low")), default=math.inf)
     for key in ("tokens", "predicted_loss"):
         for step, value, _ in columns.points(key):
+            if key == "predicted_loss" and step >= own:
+                continue
             planned = plan.consumed_tokens(iteration=step) if key == "tokens" else plan.predicted_loss
             if value != planned:
                 raise TrackingError(

@@ -31,13 +31,21 @@ class MetricRecord:
     """Optimizer steps taken."""
     time_s: float
     """Seconds since the epoch when it was measured, not when it was written."""
+    notes: tuple[str, ...] = ()
+    """What was said about the step, such as a loss spike; for readers of the file, not for charts."""
 
 
 class Tracker(Protocol):
     """The training loop's view of tracking: returns at once and never raises for a tracking failure."""
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Record numbers of one optimizer step."""
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, notes: Sequence[str] = ()) -> None:
+        """Record numbers of one optimizer step.
+
+        Args:
+            metrics: values by name.
+            step: optimizer steps taken.
+            notes: what is said about the step.
+        """
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record settings of the whole run."""
@@ -68,8 +76,14 @@ class TrackingBackend(Protocol):
 class NullTracker:
     """Ignores everything: the tracker of ranks that do not own the loss, and the base of trackers that read files."""
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Do nothing."""
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, notes: Sequence[str] = ()) -> None:
+        """Do nothing.
+
+        Args:
+            metrics: ignored.
+            step: ignored.
+            notes: ignored.
+        """
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Do nothing."""
@@ -87,10 +101,16 @@ class CompositeTracker:
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = tuple(trackers)
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Pass on to every tracker, in order."""
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, notes: Sequence[str] = ()) -> None:
+        """Pass on to every tracker, in order.
+
+        Args:
+            metrics: values by name.
+            step: optimizer steps taken.
+            notes: what is said about the step.
+        """
         for tracker in self.trackers:
-            tracker.log_metrics(metrics, step=step)
+            tracker.log_metrics(metrics, step=step, notes=notes)
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Pass on to every tracker, in order."""

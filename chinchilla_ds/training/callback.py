@@ -6,6 +6,8 @@ from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chinchilla_ds.budget.laws.curves.departure import BandDeparture
+from chinchilla_ds.budget.laws.curves.outlook import OutlookPoint
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.run_plan import RunPlan
@@ -66,7 +68,14 @@ class TrainingState:
     mfu: float | None = None
     step: StepResult | None = None
     notes: tuple[str, ...] = ()
-    """Messages of the last step for the user: a bad batch, a spike, a slow rank."""
+    """Messages of the last step for the user: a bad batch, a spike, a slow rank, a loss that leaves its band."""
+    expected: OutlookPoint | None = None
+    """Loss and 95 % band that the run's own beginning predicted for the last step, on the rank that owns the loss; None
+    before there is a fit."""
+    departure: BandDeparture | None = None
+    """The last time that the loss was above that band."""
+    departures: int = 0
+    """How often it was, in this process."""
     stragglers: "StragglerReport | None" = None
     """The report of the last step, if it was measured."""
     rewind: Rewind | None = None

@@ -1,4 +1,6 @@
-"""Guards of the steps: bad batches, loss spikes, slow ranks. Every rank makes the same decisions.
+"""Guards of the steps: bad batches, loss spikes, slow ranks, a loss that leaves its band.
+
+Every rank makes the same decisions; the band is only watched, by the rank that owns the loss.
 
 The loop calls them around every step, because some use collectives and all decide what the next step reads;
 callbacks may do neither.
@@ -14,6 +16,7 @@ from chinchilla_ds.model.decoder import PipelineStage
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.training.bad_batches import BadBatches
 from chinchilla_ds.training.callback import StepResult, TrainingState
+from chinchilla_ds.training.loss_monitor import LossMonitor
 from chinchilla_ds.training.spikes import SpikeDetector, Verdict, rewind_of
 from chinchilla_ds.training.stragglers import WORTH_SAYING, Stragglers
 
@@ -33,12 +36,13 @@ class Guards:
             plan: The run's plan.
             stage: This rank's stage.
             run_folder: Receives bad_batches.jsonl.
-            writes: Whether this rank writes it.
+            writes: Whether this rank writes it, and watches the loss.
         """
         self._config, self._plan = config, plan
         file = run_folder / BAD_BATCHES_FILE if writes else None
         self._bad_batches = BadBatches(plan=plan, limit=config.max_bad_batches, file=file)
         self._spikes = SpikeDetector()
+        self._loss_monitor = LossMonitor(plan) if writes else None
         self._stragglers = Stragglers(stage)
 
     def start_step(self, state: TrainingState) -> None:
@@ -65,6 +69,11 @@ class Guards:
             state.bad_batches += 1
             state.data_step += 1
 
+    def resumed(self, state: TrainingState) -> None:
+        """Take over what an earlier process knew of the run."""
+        if self._loss_monitor is not None:
+            self._loss_monitor.resume(state)
+
     def rewound(self) -> None:
         """Start from scratch on weights from before a spike."""
         self._spikes = SpikeDetector()
@@ -80,6 +89,8 @@ class Guards:
         state.data_step += 1
         if self._spikes.add(step.loss, iteration=state.iteration) is Verdict.SPIKE:
             self._meet_spike(state)
+        if self._loss_monitor is not None:
+            self._loss_monitor.add(state)
 
     def _meet_spike(self, state: TrainingState) -> None:
         spike = self._spikes.spike

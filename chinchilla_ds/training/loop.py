@@ -149,6 +149,7 @@ class _Run:
         self.saver.rehearse()
         if resume_from is not None:
             self.saver.resume(resume_from)
+            self.guards.resumed(self.state)
         elif init_from is not None:
             self.saver.take_weights(init_from)
 

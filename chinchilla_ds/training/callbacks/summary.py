@@ -109,6 +109,11 @@ def loss_rows(
         count = len(train_losses)
         of = "the last step" if count == 1 else f"mean of the last {count} steps"
         rows.append(("train loss", f"{loss(sum(train_losses) / count)} ({of})"))
+    if state.departure is not None:
+        more = f", and {state.departures - 1} times before" if state.departures > 1 else ""
+        rows.append(("loss curve", f"{state.departure}{more}"))
+    elif state.expected is not None:
+        rows.append(("loss curve", "within the 95 % band that its own beginning predicted"))
     if held_out is not None:
         rows.append(("held-out loss", str(loss(held_out.loss))))
     if unigram_loss is not None:

@@ -10,6 +10,7 @@ from chinchilla_ds.tracking.environment import write_environment
 from chinchilla_ds.tracking.record import plan_params
 from chinchilla_ds.tracking.tracker import RunStatus, Tracker
 from chinchilla_ds.training.callback import Callback, TrainingState
+from chinchilla_ds.training.loss_monitor import EXCESS, SINCE
 
 DEFAULT_ARTIFACTS = ("plan", "ds_config", "tokenizer", "blend", "environment")
 """Names in `state.artifacts` that are copied to the tracker; samples are copied as they appear, and checkpoints are too
@@ -55,7 +56,8 @@ class TrackingCallback(Callback):
     def on_step_end(self, state: TrainingState) -> None:
         """Log the step."""
         if state.owns_loss:
-            self._tracker.log_metrics(step_metrics(state, read_memory=self._read_memory), step=state.iteration)
+            metrics = step_metrics(state, read_memory=self._read_memory)
+            self._tracker.log_metrics(metrics, step=state.iteration, notes=state.notes)
 
     def on_evaluation_end(self, state: TrainingState) -> None:
         """Log the held-out loss."""
@@ -97,9 +99,10 @@ class TrackingCallback(Callback):
 def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dict[str, float]:
     """Return the metrics of the last step; for a skipped one only the loss scale and the counts of skipped steps.
 
-    `flops` is logged with `train/loss` at every step, so that either can be the other's axis; `predicted_loss` is a
-    constant, so that a chart shows where the scaling law expects the run to end. `train/loss` is the loss by which text
-    is measured; an objective that optimises something else adds `train/objective_loss`, and its scalars as
+    `flops` is logged with `train/loss` at every step, so that either can be the other's axis. `predicted_loss` is where
+    the scaling law expects the run to end, until the run's own beginning can be fitted: from then on it is what that
+    predicts for the step, between `predicted_loss_low` and `predicted_loss_high`. `train/loss` is the loss by which
+    text is measured; an objective that optimises something else adds `train/objective_loss`, and its scalars as
     `objective/NAME`.
     """
     step = state.step
@@ -114,7 +117,7 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
         return skipped
     metrics = {
         "train/loss": step.loss,
-        "predicted_loss": state.plan.predicted_loss,
+        "predicted_loss": state.plan.predicted_loss if state.expected is None else state.expected.loss,
         "learning_rate": step.learning_rate,
         "grad_norm": step.grad_norm,
         "tokens": float(state.consumed_tokens),
@@ -122,6 +125,10 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
         "tokens_per_s": state.tokens_per_s,
         "memory_bytes": float(read_memory()),
     }
+    if state.expected is not None:
+        metrics |= {"predicted_loss_low": state.expected.low, "predicted_loss_high": state.expected.high}
+    if state.departure is not None and state.departure.until is None:
+        metrics |= {EXCESS: state.departure.excess, SINCE: float(state.departure.since)}
     if step.objective_loss is not None:
         metrics["train/objective_loss"] = step.objective_loss
     metrics |= {f"objective/{name}": value for name, value in step.scalars.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from chinchilla_ds.tracking.jsonl import METRICS_FILE, JsonlBackend, jsonl_tracker
+from chinchilla_ds.tracking.metrics_file import read_metrics
 from chinchilla_ds.tracking.tracker import MetricRecord, RunStatus
 
 
@@ -194,3 +195,18 @@ def test_lines_do_not_gather(tmp_path: Path) -> None:
     tracker.log_metrics({"train/loss": 0.5}, step=2)
     assert seconds_until(2) < 1.5
     tracker.close(RunStatus.FINISHED)
+
+
+def test_what_is_said_of_a_step_is_on_its_line_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    backend = JsonlBackend(path=path)
+    said = MetricRecord(metrics={"train/loss": 2.0}, step=2, time_s=2.0, notes=("loss spike", "slow rank"))
+    backend.write([MetricRecord(metrics={"train/loss": 1.0}, step=1, time_s=1.0), said])
+    first, second = path.read_text().splitlines()
+    assert "notes" not in json.loads(first)
+    assert json.loads(second)["notes"] == ["loss spike", "slow rank"]
+    assert list(read_metrics(path))[1] == said
+    path.write_text('{"step": 1, "notes": 3}\n{"step": 2, "notes": ["x"], "train/loss": 1}\n')
+    skipped: list[str] = []
+    assert [record.step for record in read_metrics(path, skipped=skipped)] == [2]
+    assert skipped == ["line 1 has the notes 3, which are not a list of texts"]

@@ -86,6 +86,7 @@ def test_a_save_is_tried_before_anything_is_read_or_trained(begins: str | None, 
     names = ("rehearse", "resume", "take_weights")
     run: Any = object.__new__(_Run)
     run.saver = SimpleNamespace(**{name: lambda *_, name=name: events.append(name) for name in names})
+    run.state, run.guards = None, SimpleNamespace(resumed=lambda state: None)
     run.begin(tmp_path if begins == "resume" else None, init_from=tmp_path if begins else None)
     assert events == ["rehearse", *([begins] if begins else [])]
 

@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,14 @@ from tests.unit.training.states import FLOPS_PER_TOKEN, TOKENS_PER_STEP, evaluat
 class ListTracker:
     def __init__(self) -> None:
         self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.notes: list[str] = []
         self.params: dict[str, object] = {}
         self.artifacts: list[str] = []
         self.status: RunStatus | None = None
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, notes: Sequence[str] = ()) -> None:
         self.metrics.append((step, dict(metrics)))
+        self.notes += notes
 
     def log_params(self, params: Mapping[str, object]) -> None:
         self.params |= params

@@ -14,9 +14,9 @@ from chinchilla_ds.budget.laws.fitting.runs import Floats
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.units import format_count
 
-ANCHOR_SHARE = 0.15
-"""A size whose files cover less than this share of the steps that another size's cover has only the beginning of a
-run: it sets the level of its size, and the other sizes the shape."""
+ANCHOR_SHARE, ANCHOR_SHARE_OF_ONE = 0.15, 0.35
+"""A size whose files cover less than the first share of the steps that another size's cover, or whose only file covers
+less than the second, has only the beginning of a run: it sets the level of its size, and other sizes the shape."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,11 +112,15 @@ def _predicted(laws: CurveLaws, file: CurveFile) -> PredictedCurve:
 
 def _anchored_sizes(files: Sequence[CurveFile]) -> set[float | None]:
     """Return the sizes of which only the beginning of a run is there."""
-    covered: dict[float | None, float] = {}
+    covered: dict[float | None, list[int]] = {}
     for file in files:
-        steps = float(file.curve.step[-1] - file.curve.step[0])
-        covered[file.num_params] = covered.get(file.num_params, 0.0) + steps
-    return {size for size, steps in covered.items() if steps < ANCHOR_SHARE * max(covered.values())}
+        covered.setdefault(file.num_params, []).append(int(file.curve.step[-1] - file.curve.step[0]))
+    most = max(sum(steps) for steps in covered.values())
+    return {
+        size
+        for size, steps in covered.items()
+        if sum(steps) < most * (ANCHOR_SHARE_OF_ONE if len(steps) == 1 else ANCHOR_SHARE)
+    }
 
 
 def _size_problems(

@@ -1,6 +1,6 @@
 """The fit of a law of the curve: Huber's loss on log loss, with a weak prior on what the data leave loose."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,8 @@ class Parameters:
     """Logs, except of the slopes of a law over sizes."""
     expand: Sequence[Expansion]
     """One per curve."""
+    prior: Mapping[str, tuple[float, float]]
+    """Centres of the names that have one, and the residual, in log loss, of being 1 off."""
 
 
 def fit(form: CurveForm, curves: Sequence[LossCurve], parameters: Parameters | None = None) -> Floats:
@@ -76,7 +78,12 @@ def own_constants(form: CurveForm, curves: Sequence[LossCurve], /) -> Parameters
     peak = max(np.exp(curve.drops.log_rate.max()) for curve in curves)
     gain = 0.1 * spread / peak / form.scale  # a decay to zero gains a tenth of the range
     start = np.log([level, amplitude, alpha, gain, *form.start.values()])
-    return Parameters(form.constants, start, [_unchanged] * len(curves))
+    return Parameters(form.constants, start, [_unchanged] * len(curves), kernel_prior(form))
+
+
+def kernel_prior(form: CurveForm, /) -> dict[str, tuple[float, float]]:
+    """Return the prior of a law's kernel."""
+    return {name: (float(np.log(centre)), PRIOR_STRENGTH) for name, centre in form.prior.items()}
 
 
 def _unchanged(x: Floats) -> tuple[Floats, Floats]:
@@ -89,8 +96,7 @@ class _Objective:
     def __init__(self, form: CurveForm, curves: Sequence[LossCurve], parameters: Parameters) -> None:
         self._form, self._curves, self._parameters = form, curves, parameters
         self._target = np.concatenate([np.log(curve.loss) for curve in curves])
-        self._centre = np.log([form.prior.get(name, 1.0) for name in parameters.names])
-        self._pull = PRIOR_STRENGTH * np.array([name in form.prior for name in parameters.names])
+        self._centre, self._pull = np.array([parameters.prior.get(name, (0.0, 0.0)) for name in parameters.names]).T
         self._at: bytes | None = None
         self._values: tuple[Floats, Floats]
 

@@ -4,6 +4,8 @@ Over sizes N, with the kernel shared (Luo et al. 2025, arXiv:2503.12811, find A,
 
     L0 = E + K (N / 1e8)**-kappa,    A, alpha, B = value (N / 1e8)**slope
 
+A and alpha trade off against the level, and so do their slopes: a weak prior keeps these two near 0.
+
 Shapes carry over from size to size, the level L0 less so, because few sizes cannot tell E from kappa: a few points of a
 run of the new size, its *anchor*, set it.
 """
@@ -16,7 +18,7 @@ import numpy as np
 
 from chinchilla_ds.budget.laws.curves.curve import LossCurve
 from chinchilla_ds.budget.laws.curves.equations import CurveForm, predict
-from chinchilla_ds.budget.laws.curves.fit import Expansion, Parameters, fit, named_constants
+from chinchilla_ds.budget.laws.curves.fit import Expansion, Parameters, fit, kernel_prior, named_constants
 from chinchilla_ds.budget.laws.fitting.runs import Floats
 
 REFERENCE_PARAMS = 1e8
@@ -24,6 +26,10 @@ IRREDUCIBLE = 1.69
 """Loss at infinite size and data, nats per token. Source: Hoffmann et al. 2022 (arXiv:2203.15556)."""
 IRREDUCIBLE_SHARE = 0.65
 """Largest irreducible loss, in shares of the lowest level: losses per byte are lower."""
+SLOPE_STRENGTH = 0.1
+"""Residual, in log loss, of a slope of A or alpha that is 1 from 0: in L = E + A / N^a + B / D^b (Hoffmann et al. 2022,
+arXiv:2203.15556) what data gains is the same for all N. With this, three schedules of two public sizes give the slopes
+that all nine give, and without it twice as much."""
 _LEAST_SLOPE = 0.05
 _SHAPES = ("A", "alpha", "B")
 _SIZE_VALUES = ("K", "kappa", *(name for shape in _SHAPES for name in (shape, f"{shape}_slope")))
@@ -109,6 +115,7 @@ def _fit_sizes(form: CurveForm, runs: Sequence[CurveRun], *, start: CurveLaw | N
         names=(*_SIZE_VALUES, *form.kernel),
         start=values,
         expand=[_at_size(run.num_params or 0.0, irreducible) for run in runs],
+        prior=kernel_prior(form) | {f"{name}_slope": (0.0, SLOPE_STRENGTH) for name in ("A", "alpha")},
     )
     return CurveLaw(form=form, values=fit(form, [run.curve for run in runs], parameters), irreducible=irreducible)
 
