@@ -32,10 +32,11 @@ from chinchilla_ds.run_plan import (
 )
 from chinchilla_ds.weights import stage_layers
 
-ZERO3_HIDDEN_SHARE = 0.26
-"""Share of ZeRO-3's traffic that overlaps with computation, where there is enough of it. DeepSpeed overlaps by default
-only at stage 3. Ours: fitted to every second published run of docs/step-time.md. Under a pipeline nothing overlaps: the
-prefetch trace is invalid wherever forward and backward passes alternate."""
+HIDDEN_SHARE = 0.24
+"""Share of data-parallel traffic that overlaps with computation, where there is enough of it: ZeRO-3's, which DeepSpeed
+overlaps by default, and the reductions of ZeRO-1 and 2 with `overlap_comm`. Ours: fitted to every second published run
+of docs/step-time.md, most of them under full sharding. Under a pipeline none of ZeRO-3's overlaps: the prefetch trace
+is invalid wherever forward and backward passes alternate."""
 HIDDEN_COST_SHARE = 0.15
 """Share of its own time that overlapped traffic still costs: NCCL's kernels take processors and memory bandwidth from
 matmuls.
@@ -93,7 +94,7 @@ class DataParallelTime(NamedTuple):
     hidden_share: float
     """Part of a micro-batch's collectives that overlaps with its computation, where that takes as long."""
     last_micro_batch_s: float = 0.0
-    """In the step's last micro-batch alone, beside its computation; the same part of it overlaps."""
+    """In the step's last micro-batch alone, beside its computation."""
 
 
 class OptimizerTime(NamedTuple):
@@ -141,15 +142,20 @@ def combine(
     compute, tensor_parallel = micro_batches * micro.compute_s, micro_batches * micro.tensor_parallel_s
     sends = (micro_batches * virtual + pipeline - 1) * micro.send_s
     bubble = micro.other_stages_s / virtual + sends
-    hidden = collectives.hidden_share * min(collectives.per_micro_batch_s, micro.compute_s)
-    exposed = collectives.per_micro_batch_s - (1 - HIDDEN_COST_SHARE) * hidden
-    last_hidden = collectives.hidden_share * min(collectives.last_micro_batch_s, micro.compute_s)
-    last = collectives.last_micro_batch_s - (1 - HIDDEN_COST_SHARE) * last_hidden
+    exposed, last = (
+        _exposed_s(traffic, compute_s=micro.compute_s, hidden_share=collectives.hidden_share)
+        for traffic in (collectives.per_micro_batch_s, collectives.last_micro_batch_s)
+    )
     data = collectives.per_step_s + last + micro_batches * exposed
     if pipeline > 1:  # stages that wait for their collectives hold up the others
         data += exposed * (pipeline - 1) / virtual
     step = optimizer.per_step_s + micro_batches * optimizer.per_micro_batch_s
     return Parts(compute + tensor_parallel + bubble + data + step, compute, tensor_parallel, bubble, data, step)
+
+
+def _exposed_s(traffic_s: float, *, compute_s: float, hidden_share: float) -> float:
+    """Return what a micro-batch waits for its collectives, with what hidden ones cost."""
+    return traffic_s - (1 - HIDDEN_COST_SHARE) * hidden_share * min(traffic_s, compute_s)
 
 
 def to_step_time(
@@ -340,8 +346,8 @@ def data_parallel_time(
     if zero_stage == 3:
         modules = max(buckets, *stage_layers(num_layers=shape.num_layers, pipeline=pipeline))
         moved = 3 * machine.all_gather_s(total_bytes, size=data, stride=tensor, messages=modules)
-        return DataParallelTime(0.0, moved, ZERO3_HIDDEN_SHARE if pipeline == 1 else 0.0)
-    share = ZERO3_HIDDEN_SHARE if overlaps else 0.0  # no published run tells theirs apart
+        return DataParallelTime(0.0, moved, HIDDEN_SHARE if pipeline == 1 else 0.0)
+    share = HIDDEN_SHARE if overlaps else 0.0
     if zero_stage == 2:
         return DataParallelTime(gather, reduce, share)
     if zero_stage == 1 and overlaps:
