@@ -4,6 +4,22 @@ import argparse
 import json
 
 from chinchilla_ds.cli.arguments import flag, path, whole
+from chinchilla_ds.cli.commands import Command
+
+COMMAND = Command(
+    name="fit-curves",
+    group="plan",
+    summary="fit a law of whole loss curves, and predict those of other schedules",
+    examples=(
+        "chinchilla-ds fit-curves cosine.csv constant.csv --warmup 200 --predict wsd.csv --picture curves.png",
+        "chinchilla-ds fit-curves small.csv@25e6 large.csv@100e6 --predict next.csv@400e6 --json",
+    ),
+    packages=(
+        "numpy",
+        "scipy",
+        "matplotlib",
+    ),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

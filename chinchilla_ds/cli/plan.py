@@ -32,11 +32,23 @@ from chinchilla_ds.cli.arguments import (
     share,
     whole,
 )
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.files import write_text
 from chinchilla_ds.run_plan import REPORT, Offload, RunPlan
 from chinchilla_ds.structured import parse_json
+
+COMMAND = Command(
+    name="plan",
+    group="plan",
+    summary="turn FLOPs or GPU-hours into a model, a batch and a layout that fits",
+    examples=(
+        "chinchilla-ds plan --flops 1e21",
+        "chinchilla-ds plan --gpu-hours 5000 --gpus 64 --gpu h100 --out plan.json",
+        "chinchilla-ds plan --flops 1e21 --law law.json        # your own law, by chinchilla-ds fit",
+    ),
+)
 
 _OWN = ("gpu_hours", "mfu", "gpus", "gpu", "gpus_per_node", "hardware", "json", "out")
 
