@@ -6,7 +6,6 @@ where they are used, so that planning needs no torch.
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +101,7 @@ def fit(
     Args:
         runs: CSV, TSV, JSON, JSONL or Parquet with the columns num_params (or N), num_tokens (or D), loss, [flops (or
             C)], [run], or names like these.
-        request: What to fit, and how; None fits the surface of approach 3.
+        request: What to fit, and how; None fits the surface of approach 3 with weak priors.
         out: File that receives the law, for `RunConfig(law=...)`; its N counts all parameters.
         columns: Columns with other names, such as `{"loss": "Loss", "num_params": "N_total"}`.
         unit: What losses are given in: `token` (nats), `perplexity`, or `byte`, which converts them to nats per byte.
@@ -115,7 +114,7 @@ def fit(
     """
     from chinchilla_ds.budget.laws.fitting.analysis import FitRequest, analyse
     from chinchilla_ds.budget.laws.fitting.read import read_runs
-    from chinchilla_ds.budget.laws.fitting.result import law_data
+    from chinchilla_ds.budget.laws.fitting.result import law_text
     from chinchilla_ds.budget.laws.lookup import ParamsConvention
     from chinchilla_ds.budget.laws.loss_unit import LossUnit
     from chinchilla_ds.errors import ConfigError, DataError
@@ -135,8 +134,8 @@ def fit(
     if out is not None:
         if report.law is None:
             raise DataError(f"{source}: a law needs the surface of approach 3, which these runs do not identify")
-        law = law_data(report, name=Path(out).stem, params_convention=ParamsConvention.TOTAL)
-        write_text(Path(out), text=json.dumps(law, indent=2, allow_nan=False) + "\n", named=None)
+        text = law_text(report, name=Path(out).stem, params_convention=ParamsConvention.TOTAL)
+        write_text(Path(out), text=text, named=None)
     return replace(report, warnings=(*read.notes, *report.warnings))
 
 

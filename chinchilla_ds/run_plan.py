@@ -250,7 +250,7 @@ class Interval:
     num_tokens: Range
     tokens_per_param: Range
     loss: Range
-    """Interval of the predicted loss for this plan's N and D, nats per token."""
+    """Interval of the loss for this plan's N and D, nats per token: of one run where the law has draws."""
 
     def contradictions(self) -> Iterator[str]:
         """Yield the ranges whose lower bound is above the upper one."""

@@ -1,15 +1,13 @@
-"""The law's prediction for the chosen model, and the uncertainty of the optimum according to the law's own fit."""
+"""The law's prediction for the chosen model, and the intervals that the law gives."""
 
 import math
 
 from chinchilla_ds.budget.laws.forms import MAX_EXTRAPOLATION, SurfaceLaw
 from chinchilla_ds.budget.laws.lookup import LAWS
+from chinchilla_ds.budget.laws.uncertainty import DEFAULT_LEVEL
 from chinchilla_ds.budget.shape.choice import ModelChoice
 from chinchilla_ds.budget.shape.parameters import params_in_convention
 from chinchilla_ds.run_plan import Interval, Prediction, RunPlan
-
-LEVEL = 0.8
-"""The 10th to the 90th percentile, as in table 2 of Hoffmann et al. 2022."""
 
 
 def predict(choice: ModelChoice, /, *, num_tokens: float) -> Prediction:
@@ -53,15 +51,15 @@ def _interval(choice: ModelChoice, *, size: float, num_tokens: float) -> Interva
     law, optimum = choice.laws.law, choice.optimum
     if not isinstance(law, SurfaceLaw) or choice.laws.losses.unique_tokens is not None:
         return None
-    bounds = law.optimal_interval(compute_budget_flops=choice.compute_budget_flops, level=LEVEL)
-    loss = law.loss_interval(num_params=size, num_tokens=num_tokens, level=LEVEL)
+    bounds = law.optimal_interval(compute_budget_flops=choice.compute_budget_flops, level=DEFAULT_LEVEL)
+    loss = law.loss_interval(num_params=size, num_tokens=num_tokens, level=DEFAULT_LEVEL)
     if bounds is None or loss is None:
         return None
     law_optimum = law.optimal(compute_budget_flops=choice.compute_budget_flops)
     by_params = optimum.member.num_params / law_optimum.num_params
     by_tokens = optimum.num_tokens / law_optimum.num_tokens
     return Interval(
-        level=LEVEL,
+        level=DEFAULT_LEVEL,
         num_params=_scaled(bounds.num_params, by_params),
         num_tokens=_scaled(bounds.num_tokens, by_tokens),
         tokens_per_param=_scaled(bounds.tokens_per_param, by_tokens / by_params),

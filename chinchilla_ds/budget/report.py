@@ -276,6 +276,8 @@ def _law_reasons(choice: ModelChoice, made: RunPlan) -> Iterator[str]:
         yield f"{law.name} gives the optimum but no loss: the predicted loss is {prediction.loss_law}'s."
     if (warning := law.extrapolation_warning(compute_budget_flops=made.compute_budget_flops)) is not None:
         yield warning
+    if remark := choice.laws.losses.law.remark:
+        yield f"Note: {remark}."
     if (why := why_no_prediction(made)) is not None:
         yield f"No loss is predicted: {why}."
 

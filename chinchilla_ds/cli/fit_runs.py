@@ -103,15 +103,9 @@ def read_fit_runs(values: Mapping[str, Any], /, *, min_rows: int) -> "ReadRuns":
 
 def _mlflow_rows(source: str, *, tracking_uri: str | None) -> "tuple[list[Row], list[str]]":
     """Return the finished runs of an experiment that have logged their size, tokens and loss; and how many have not."""
-    from chinchilla_ds.tracking.destination import DEFAULT_EXPERIMENT
     from chinchilla_ds.tracking.mlflow_runs import finished_runs
 
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
-        if not DEFAULT_DATABASE.is_file():
-            raise ConfigError(f"{source}: set MLFLOW_TRACKING_URI or --tracking-uri; there is no {DEFAULT_DATABASE}")
-        uri = f"sqlite:///{DEFAULT_DATABASE.resolve()}"
-    finished = finished_runs(tracking_uri=uri, experiment=source.removeprefix(MLFLOW_PREFIX) or DEFAULT_EXPERIMENT)
+    finished = finished_runs(tracking_uri=_store(source, tracking_uri), experiment=_experiment(source))
     names = Counter(run.name for run in finished)
     rows = [row for run in finished if (row := _row(run, is_only=names[run.name] == 1)) is not None]
     without = len(finished) - len(rows)
@@ -119,6 +113,46 @@ def _mlflow_rows(source: str, *, tracking_uri: str | None) -> "tuple[list[Row], 
         f"{without} of {len(finished)} finished runs have not logged num_params, num_tokens and held_out/loss: left out"
     )
     return rows, [note] if without else []
+
+
+def _experiment(source: str) -> str:
+    from chinchilla_ds.tracking.destination import DEFAULT_EXPERIMENT
+
+    return source.removeprefix(MLFLOW_PREFIX) or DEFAULT_EXPERIMENT
+
+
+def _store(source: str, tracking_uri: str | None) -> str:
+    """Return the MLflow store.
+
+    Raises:
+        ConfigError: none is given, and training has not made one here.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is not None:
+        return uri
+    if not DEFAULT_DATABASE.is_file():
+        raise ConfigError(f"{source}: set MLFLOW_TRACKING_URI or --tracking-uri; there is no {DEFAULT_DATABASE}")
+    return f"sqlite:///{DEFAULT_DATABASE.resolve()}"
+
+
+def log_hold_out(values: Mapping[str, Any], held_out: Mapping[str, Any], /) -> None:
+    """Log a hold-out, as the JSON has it, where the runs come from MLflow; otherwise nothing.
+
+    Raises:
+        OutputError: MLflow cannot be written.
+    """
+    source = str(values["runs"])
+    if not _is_mlflow(source):
+        return
+    from chinchilla_ds.tracking import mlflow_runs
+
+    names = ("median_error", "worst_error", "coverage", "times")
+    mlflow_runs.log_hold_out(
+        tracking_uri=_store(source, values.get("tracking_uri")),
+        experiment=_experiment(source),
+        metrics={f"hold_out/{name}": held_out[name] for name in names},
+        table=held_out,
+    )
 
 
 def _row(run: "LoggedRun", *, is_only: bool) -> "Row | None":

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> str:
     """Return the tables, or their data."""
     law = get_law(arguments.law)
     if not isinstance(law, SurfaceLaw):
-        surfaces = ", ".join(name for name, one in LAWS.items() if isinstance(one, SurfaceLaw))
+        surfaces = ", ".join(name for name, known in LAWS.items() if isinstance(known, SurfaceLaw))
         raise ConfigError(
             f"--law {law.name} predicts no loss, so it has no over-training curve; those that do: {surfaces}"
         )
@@ -54,20 +54,25 @@ def _lines(
     yield f"{format_flops(flops)}, with C = 6 N D"
     yield ""
     yield f"{'law':<26}{'N':>8}{'D':>8}{'D / N':>8}{'loss':>8}  {'N counts':<18}budget against the fitted range"
-    for row in laws:
-        loss = "-" if row.loss is None else f"{row.loss:.3f}"
-        counts = f"{format_count(row.num_params):>8}{format_count(row.num_tokens):>8}{row.tokens_per_param:>8.3g}"
-        yield f"{row.name:<26}{counts}{loss:>8}  {row.params_convention:<18}{_range(row.extrapolation)}"
+    for best in laws:
+        loss = "-" if best.loss is None else f"{best.loss:.3f}"
+        counts = f"{format_count(best.num_params):>8}{format_count(best.num_tokens):>8}{best.tokens_per_param:>8.3g}"
+        yield f"{best.name:<26}{counts}{loss:>8}  {best.params_convention:<18}{_range(best.extrapolation)}"
     yield "Losses are nats per token of each law's own tokenizer and text: they do not compare between rows."
     yield ""
     yield f"Smaller and longer, by {law.name}:"
-    yield f"{'N':>8}{'of N*':>8}{'D at equal loss':>18}{'compute':>10}{'D at equal FLOPs':>19}{'loss':>8}{'change':>9}"
-    for one in curve:
-        equal = "never" if one.tokens_at_equal_loss is None else format_count(one.tokens_at_equal_loss)
-        ratio = "-" if one.compute_ratio is None else f"x {one.compute_ratio:.3g}"
+    heads = (
+        f"{'N':>8}{'of N*':>8}{'D at equal loss':>18}{'compute':>10}{'D at equal FLOPs':>19}{'loss':>8}{'change':>9}"
+    )
+    yield heads + (f"{'80% interval':>18}" if any(row.loss_interval for row in curve) else "")
+    for row in curve:
+        equal = "never" if row.tokens_at_equal_loss is None else format_count(row.tokens_at_equal_loss)
+        ratio = "-" if row.compute_ratio is None else f"x {row.compute_ratio:.3g}"
+        interval = "" if row.loss_interval is None else "{:>9.3f} to {:.3f}".format(*row.loss_interval)
         yield (
-            f"{format_count(one.num_params):>8}{one.size_factor:>8.3g}{equal:>18}{ratio:>10}"
-            f"{format_count(one.tokens_at_equal_compute):>19}{one.loss_at_equal_compute:>8.3f}{one.loss_increase:>+9.4f}"
+            f"{format_count(row.num_params):>8}{row.size_factor:>8.3g}{equal:>18}{ratio:>10}"
+            f"{format_count(row.tokens_at_equal_compute):>19}{row.loss_at_equal_compute:>8.3f}{row.loss_increase:>+9.4f}"
+            f"{interval}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs read back from MLflow: the input of `chinchilla-ds fit mlflow:EXPERIMENT`.
+"""Runs read back from MLflow: the input of `chinchilla-ds fit mlflow:EXPERIMENT`, and what that logs beside them.
 
 The names of the parameters and metrics that are read are in docs/tracking.md.
 """
@@ -6,9 +6,9 @@ The names of the parameters and metrics that are read are in docs/tracking.md.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from chinchilla_ds.errors import ChinchillaError, DataError, did_you_mean
+from chinchilla_ds.errors import ChinchillaError, DataError, OutputError, did_you_mean
 from chinchilla_ds.tracking.destination import check_uri
 from chinchilla_ds.tracking.mlflow_database import sqlite_path
 from chinchilla_ds.tracking.mlflow_session import describe, mlflow_session
@@ -73,8 +73,44 @@ def _finished_runs(tracking_uri: str, *, experiment: str) -> tuple[LoggedRun, ..
     return tuple(_logged_run(run) for run in _search(client, experiment_id=logged_experiment.experiment_id))
 
 
+FIT_TAG = "chinchilla_ds.fit"
+"""Tag that marks the hold-out of a fit among training runs, so that no fit reads it."""
+
+
+def log_hold_out(*, tracking_uri: str, experiment: str, metrics: Mapping[str, float], table: Mapping[str, Any]) -> None:
+    """Log the hold-out of a fit into the experiment of its runs, as a run of its own named `fit`.
+
+    Args:
+        tracking_uri: the store.
+        experiment: its experiment, which exists.
+        metrics: numbers by name.
+        table: what becomes the run's artifact hold_out.json.
+
+    Raises:
+        OutputError: MLflow cannot write to the store.
+    """
+    with mlflow_session(tracking_uri):
+        try:
+            _log_hold_out(tracking_uri, experiment, metrics, table)
+        except Exception as error:  # the boundary to an unknown store
+            where = public_uri(tracking_uri)
+            raise OutputError(f"MLflow at {where} cannot be written: {describe(error, tracking_uri)}") from None
+
+
+def _log_hold_out(tracking_uri: str, experiment: str, metrics: Mapping[str, float], table: Mapping[str, Any]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracking_uri)
+    experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    run_id = client.create_run(experiment_id, run_name="fit", tags={FIT_TAG: "hold-out"}).info.run_id
+    for name, value in metrics.items():
+        client.log_metric(run_id, name, value)
+    client.log_dict(run_id, dict(table), "hold_out.json")
+    client.set_terminated(run_id)
+
+
 def _search(client: "MlflowClient", *, experiment_id: str) -> "Iterator[Run]":
-    """Yield the finished runs, page by page."""
+    """Yield the finished training runs, page by page."""
     token = None
     while True:
         page = client.search_runs(
@@ -83,7 +119,7 @@ def _search(client: "MlflowClient", *, experiment_id: str) -> "Iterator[Run]":
             order_by=["attributes.start_time ASC"],
             page_token=token,
         )
-        yield from page
+        yield from (run for run in page if FIT_TAG not in run.data.tags)
         token = page.token
         if not token:
             return

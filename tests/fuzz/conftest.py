@@ -54,7 +54,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = zip(table.num_params, table.num_tokens, table.loss, strict=True)
     lines = [f"{params:.6g},{tokens:.6g},{loss:.5f}" for params, tokens, loss in rows]
     (folder / "runs.csv").write_text("\n".join(["num_params,num_tokens,loss", *lines]), encoding="utf-8")
-    run_command(["fit", str(folder / "runs.csv"), "--out", str(folder / "law.json"), "--bootstrap", "50"])
+    run_command(["fit", str(folder / "runs.csv"), "--out", str(folder / "law.json")])
     for kind in ("cosine", "linear"):
         write_run(folder / f"{kind}.csv", kind, synthetic(kind, every=200))
     _write_json(folder / "hardware.json", HARDWARE)

@@ -21,7 +21,7 @@ LIGHT = {
     "laws": "--flops 1e18",
     "memory": "{seeds}/plan.json",
     "ds-config": "{seeds}/plan.json",
-    "fit": "{seeds}/runs.csv --bootstrap 0",
+    "fit": "{seeds}/runs.csv --prior none --bootstrap 0",
     "fit-curves": "{seeds}/cosine.csv --predict {seeds}/linear.csv --warmup 200",
     "mix fit": "{seeds}/mixtures.csv --out blend.yaml",
     "mix design": "{corpus} --out design.csv",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import NormalDist
 
+from chinchilla_ds.budget.laws.uncertainty import DEFAULT_LEVEL, Uncertainty
 from chinchilla_ds.units import format_flops
 
 MAX_EXTRAPOLATION = 300.0
@@ -15,6 +16,9 @@ LARGEST_LOSS = 50.0
 """Nats per token; a uniform guess among 10^21 pieces. A larger loss is in another unit, or meaningless."""
 _WIDEST_SPREAD = math.log(1e6)
 """Half width of an interval, in the logarithm, above which it is uninformative and not reported."""
+LARGEST_VARIANCE_OF_LOG_E = 0.25
+"""Variance of log E above which a covariance gives no interval of the loss: a few draws with E near 0 make it explode,
+and the delta method then says nothing."""
 
 Covariance = tuple[tuple[float, ...], ...]
 """[5, 5], over (log A, log B, log E, alpha, beta)."""
@@ -121,6 +125,10 @@ class SurfaceLaw(Law):
     """k; 1 in Hoffmann et al. It does not move the optimum."""
     covariance: Covariance | None = None
     """The fit's covariance; None where its authors publish nothing usable. k is treated as known."""
+    uncertainty: Uncertainty | None = None
+    """The draws of a fit of ours; intervals then come from them alone."""
+    remark: str = ""
+    """What a plan must say of it: how well it predicted held-out runs, or why it has no interval; empty for nothing."""
 
     @property
     def params_exponent(self) -> float:
@@ -165,21 +173,27 @@ class SurfaceLaw(Law):
         left = math.pow(loss - self.irreducible_loss, 1 / self.outer_exponent) - params_term
         return math.pow(self.tokens_coefficient / left, 1 / self.beta) if left > 0 else None
 
-    def loss_interval(self, *, num_params: float, num_tokens: float, level: float = 0.8) -> tuple[float, float] | None:
-        """Return the interval of the loss with probability `level`, by the delta method; normal in the logarithm.
+    def loss_interval(
+        self, *, num_params: float, num_tokens: float, level: float = DEFAULT_LEVEL
+    ) -> tuple[float, float] | None:
+        """Return the interval of one run's loss with probability `level`.
 
-        Leaves out the scatter of single runs around the surface, and the effect of other data and tokenizers. None
-        if there is no covariance, or one so large that the interval is uninformative.
+        A law with draws has that of `Uncertainty.loss_interval`. Otherwise it is the delta method on the covariance,
+        normal in the logarithm, which leaves out the scatter of single runs around the surface and the error of the
+        form. Both leave out the effect of other data and tokenizers. None if there is neither, or a covariance so large
+        that the interval is uninformative.
 
         Args:
             num_params: N, in the law's convention.
             num_tokens: D, training tokens.
             level: probability of the interval.
         """
-        if self.covariance is None:
+        loss = self.loss(num_params=num_params, num_tokens=num_tokens)
+        if self.uncertainty is not None:
+            return self.uncertainty.loss_interval(loss=loss, num_params=num_params, num_tokens=num_tokens, level=level)
+        if self.covariance is None or self.covariance[2][2] > LARGEST_VARIANCE_OF_LOG_E:
             return None
         params_term, tokens_term = self._terms(num_params=num_params, num_tokens=num_tokens)
-        loss = self.loss(num_params=num_params, num_tokens=num_tokens)
         outer = self.outer_exponent * math.pow(params_term + tokens_term, self.outer_exponent - 1)
         gradient = (
             outer * params_term / loss,
@@ -191,14 +205,20 @@ class SurfaceLaw(Law):
         spread = _spread(gradient, self.covariance, level=level)
         return _log_normal(loss, spread) if spread <= _WIDEST_SPREAD else None
 
-    def optimal_interval(self, *, compute_budget_flops: float, level: float = 0.8) -> OptimumInterval | None:
-        """Return intervals of N*, D* and D*/N* with probability `level`, by the delta method; normal in the logarithms.
+    def optimal_interval(self, *, compute_budget_flops: float, level: float = DEFAULT_LEVEL) -> OptimumInterval | None:
+        """Return intervals of N*, D* and D*/N* with probability `level`.
 
+        Percentiles of the draws, or where there are none the delta method on the covariance, normal in the logarithms.
         The three share one uncertainty: on 6 N D = C, log D* = const - log N* and log(D*/N*) = const - 2 log N*. None
-        if there is no covariance, or one so large that the interval is uninformative.
+        if there is neither, or a covariance so large that the interval is uninformative.
 
         Source: Hoffmann et al. 2022 (arXiv:2203.15556), equation 4, for the optimum whose logarithm is propagated.
         """
+        if self.uncertainty is not None:
+            params, tokens, ratio = self.uncertainty.optimal_intervals(
+                compute_budget_flops=compute_budget_flops, level=level
+            )
+            return OptimumInterval(level=level, num_params=params, num_tokens=tokens, tokens_per_param=ratio)
         if self.covariance is None:
             return None
         total, log_budget = self.alpha + self.beta, math.log(compute_budget_flops / 6)

@@ -1,6 +1,6 @@
 """Scaling laws by name or from a file: the best model for a budget, and its loss.
 
-The forms are in `forms`, the constants in `registry`.
+The forms are in `forms`, the constants in `registry`, the reader of files in `law_file`.
 """
 
 import math
@@ -8,10 +8,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 from chinchilla_ds.budget.laws.forms import (
-    LARGEST_LOSS,
     MAX_EXTRAPOLATION,
     FrontierLaw,
     Law,
@@ -20,12 +18,10 @@ from chinchilla_ds.budget.laws.forms import (
     ParamsConvention,
     SurfaceLaw,
 )
-from chinchilla_ds.budget.laws.loss_unit import LossUnit
+from chinchilla_ds.budget.laws.law_file import LAW_FORMAT, LAW_FORMAT_VERSION, load_law
 from chinchilla_ds.budget.laws.registry import PUBLISHED
 from chinchilla_ds.errors import ConfigError, did_you_mean
 from chinchilla_ds.plugins import Kind, find_object, names
-from chinchilla_ds.ranges import Ge, Gt, Le, Len
-from chinchilla_ds.structured import build, read_json
 
 __all__ = [
     "ALIASES", "DEFAULT_LAW", "LAWS", "LAW_FORMAT", "LAW_FORMAT_VERSION", "MAX_EXTRAPOLATION",
@@ -38,8 +34,6 @@ DEFAULT_LAW = "besiroglu2024"
 """Agrees with approaches 1 and 2 and with the 20 tokens per parameter that Chinchilla was trained at, fits the 240
 points better than approach 3, and has a usable uncertainty. See docs/scaling-laws.md."""
 ALIASES: Mapping[str, str] = {"hoffmann2022_approach3": "hoffmann2022"}
-LAW_FORMAT = "chinchilla-ds law"
-LAW_FORMAT_VERSION = 1
 
 _REFUSED = {
     "hoffmann2022_rounded": "its constants are rounded to two digits, which moves N for 5.76e23 FLOPs from 40.4B to "
@@ -104,98 +98,6 @@ def _law_from_outside(name: str) -> Law:
             f"say the best of 6 N D = C, which these make {6 * best.num_params * best.num_tokens:.3g}"
         )
     return law
-
-
-def load_law(path: Path, /) -> SurfaceLaw:
-    """Read a law that `chinchilla-ds fit` wrote.
-
-    Raises:
-        ConfigError: unreadable, not a law, or every meaningless value.
-    """
-    data = read_json(path, what="law file")
-    if not isinstance(data, dict) or data.get("format") != LAW_FORMAT:
-        raise ConfigError(f'law file {path}: not a fitted law: it must be a JSON object with "format": "{LAW_FORMAT}"')
-    if (version := data.get("format_version")) != LAW_FORMAT_VERSION:
-        raise ConfigError(f"law file {path}: format_version is {version!r}; this version reads {LAW_FORMAT_VERSION}")
-    file: _LawFile = build(_LawFile, data, where=f"law file {path}: law")
-    if file.unit != LossUnit.TOKEN:
-        raise ConfigError(
-            f"law file {path}: it is per {file.unit}, and budgets count tokens: fit the runs with `fit.unit=byte` and "
-            "`fit.bytes_per_token=B`, the bytes per token of the tokenizer to train with"
-        )
-    return file.law(file_name=path.name)
-
-
-_Positive = Annotated[float, Gt(0)]
-_Exponent = Annotated[float, Gt(0), Le(10)]
-_Row = tuple[float, float, float, float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _LawFile:
-    """The content of a law file, under the names that papers use."""
-
-    format: str
-    format_version: int
-    name: Annotated[str, Len(1, 200)]
-    E: Annotated[float, Ge(0), Le(LARGEST_LOSS)]
-    A: _Positive
-    B: _Positive
-    alpha: _Exponent
-    beta: _Exponent
-    k: Annotated[float, Gt(0), Le(100)]
-    params_convention: ParamsConvention
-    min_flops: _Positive
-    max_flops: _Positive
-    covariance: tuple[_Row, _Row, _Row, _Row, _Row] | None
-    """Covariance of log A, log B, log E, alpha and beta."""
-    source: Annotated[str, Len(1)] | None = None
-    unit: Literal["token", "byte"] = "token"
-    """What losses and D are counted in."""
-
-    def __post_init__(self) -> None:
-        """Check the fields against each other.
-
-        Raises:
-            ValueError: every broken rule.
-        """
-        problems = []
-        if self.min_flops > self.max_flops:
-            problems.append(f"min_flops ({self.min_flops:g} FLOPs) is above max_flops ({self.max_flops:g} FLOPs)")
-        elif not all(map(self._is_believable_at, (self.min_flops, self.max_flops))):
-            problems.append(
-                f"its constants are invalid: at {self.min_flops:g} to {self.max_flops:g} FLOPs, where it was fitted, "
-                f"the best model must have at least 1 parameter and 1 token and a loss of at most {LARGEST_LOSS:g} nats"
-            )
-        if rows := self.covariance:
-            pairs = [(row, column) for row in range(5) for column in range(5)]
-            if any(rows[i][i] < 0 or rows[i][j] != rows[j][i] for i, j in pairs):
-                problems.append("covariance is not symmetric with a diagonal of at least 0")
-        if problems:
-            raise ValueError("\n".join(problems))
-
-    def _is_believable_at(self, compute_budget_flops: float) -> bool:
-        try:
-            best = self.law(file_name="").optimal(compute_budget_flops=compute_budget_flops)
-        except ArithmeticError:
-            return False
-        return min(best.num_params, best.num_tokens) >= 1 and best.loss is not None and best.loss <= LARGEST_LOSS
-
-    def law(self, *, file_name: str) -> SurfaceLaw:
-        return SurfaceLaw(
-            name=self.name,
-            irreducible_loss=self.E,
-            params_coefficient=self.A,
-            tokens_coefficient=self.B,
-            alpha=self.alpha,
-            beta=self.beta,
-            outer_exponent=self.k,
-            covariance=self.covariance,
-            params_convention=self.params_convention,
-            min_flops=self.min_flops,
-            max_flops=self.max_flops,
-            source=self.source or f"fitted, {file_name}",
-        )
 
 
 def compare_laws(*, compute_budget_flops: float) -> tuple[LawRow, ...]:

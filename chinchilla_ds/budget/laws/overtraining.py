@@ -25,6 +25,8 @@ class OvertrainingRow:
     """Nats per token of the law's own tokenizer."""
     loss_increase: float
     """Loss above that of the optimum, nats per token."""
+    loss_interval: tuple[float, float] | None
+    """80 % interval of the loss at equal compute; None for a law without one."""
 
 
 def overtraining_curve(
@@ -60,6 +62,7 @@ def overtraining_curve(
                 tokens_at_equal_compute=tokens,
                 loss_at_equal_compute=loss,
                 loss_increase=loss - best_loss,
+                loss_interval=law.loss_interval(num_params=num_params, num_tokens=tokens),
             )
         )
     return tuple(rows)

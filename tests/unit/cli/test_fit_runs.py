@@ -14,7 +14,7 @@ from chinchilla_ds.cli.main import main, run_command
 from chinchilla_ds.errors import ConfigError, DataError
 from tests.unit.cli.test_fit import TRUTH, log_run, sweep
 
-EXACT = ("--form", "additive", "--bootstrap", "0")
+EXACT = ("--form", "additive", "--prior", "none", "--bootstrap", "0")
 BYTES = {"aaaa": 4.0, "bbbb": 2.0}
 """Bytes per token of two tokenizers."""
 
@@ -109,9 +109,9 @@ def test_a_law_per_byte_is_no_law_to_plan_with_and_one_of_a_tokenizer_is(tmp_pat
     ("words", "problem"),
     [
         (("--columns", "loss"), "--columns: 'loss' does not say which column is meant"),
-        (("--columns", "los=x"), "--columns: 'los' is none of num_params"),
+        (("--columns", "los=x"), "--columns: 'los' is not one of num_params"),
         (("--columns", "loss=x"), "{path}: --columns loss=x: there is no such column"),
-        (("--unit", "bit"), "--unit: 'bit' is none of token, byte, perplexity"),
+        (("--unit", "bit"), "--unit: 'bit' is not one of token, byte, perplexity"),
         (("--bytes-per-token", "4"), "--bytes-per-token has no effect without --unit byte"),
         (("--unit", "byte", "--flops", "1e20"), "--flops is about compute, 6 N D with D in tokens"),
         (("--unit", "byte", "--approach", "all"), "--approach is about compute"),

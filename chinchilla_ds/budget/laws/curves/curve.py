@@ -115,14 +115,14 @@ def rate_drops(rates: Floats, *, step: Integers, warmup_steps: int) -> RateDrops
     drop = rates[after - 1] - rates[after]
     group = np.searchsorted(_group_ends(np.abs(drop), step=step, warmup_steps=warmup_steps), after)
     weight = np.bincount(group, np.abs(drop))
-    kept = weight > _SMALLEST_DROP * rates.max()
+    matters = weight > _SMALLEST_DROP * rates.max()
 
     def mean(values: NDArray[np.floating[Any]]) -> Floats:
-        return np.asarray(np.bincount(group, np.abs(drop) * values)[kept] / weight[kept])
+        return np.asarray(np.bincount(group, np.abs(drop) * values)[matters] / weight[matters])
 
     return RateDrops(
         total=total,
-        size=np.bincount(group, drop)[kept],
+        size=np.bincount(group, drop)[matters],
         log_rate=mean(np.log(np.maximum(rates[after], _SMALLEST_DROP * rates.max()))),
         total_before=mean(total[after - 1]),
         step_before=mean(after - 1.0),

@@ -159,4 +159,4 @@ def _levels(law: CurveLaw, runs: Sequence[CurveRun]) -> dict[float | None, float
     for run in runs:
         if run.is_anchor:
             gaps.setdefault(run.num_params, []).append(run.curve.loss - law.predict(run))
-    return {size: float(np.median(np.concatenate(found))) for size, found in gaps.items()}
+    return {size: float(np.median(np.concatenate(of_size))) for size, of_size in gaps.items()}

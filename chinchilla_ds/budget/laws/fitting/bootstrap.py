@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
+from chinchilla_ds.budget.laws.fitting.draws import SurfaceDraws
 from chinchilla_ds.budget.laws.fitting.intervals import (
     FEWEST_RUNS_FOR_PERCENTILES,
     bias_corrected_interval,
@@ -16,11 +16,11 @@ from chinchilla_ds.budget.laws.fitting.objective import ALPHA, BETA, LOG_A, LOG_
 from chinchilla_ds.budget.laws.fitting.runs import Floats, RunTable
 from chinchilla_ds.budget.laws.fitting.solve import VERTEX_DELTA, solve
 from chinchilla_ds.budget.laws.fitting.surface import FitLoss, SurfaceFit, theta_of
+from chinchilla_ds.budget.laws.uncertainty import DEFAULT_LEVEL
 from chinchilla_ds.errors import DataError
 
 CHUNK_DRAWS = 128
 """Draws per batch: with 240 runs, a batch fits a core's cache."""
-DEFAULT_LEVEL = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,45 +33,21 @@ class FittedOptimum:
     num_tokens: tuple[float, float]
     tokens_per_param: tuple[float, float]
     loss: tuple[float, float]
-    """Interval of the predicted loss at each draw's own optimum, nats per token."""
+    """Nats per token: of `SurfaceBootstrap`, what each draw predicts at its own optimum; of a report, the loss of one
+    run at the best N and D."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SurfaceBootstrap:
+class SurfaceBootstrap(SurfaceDraws):
     """The surfaces fitted to resampled runs, one row each.
 
     Intervals are percentiles of the draws for 200 runs or more, and bias-corrected percentiles below: see `intervals`.
     """
 
-    draws: Floats
-    """(log A, log B, log E, alpha, beta[, log k]) in units of parameters, tokens and nats, [draw, parameter]."""
-    estimate: Floats
-    """The same for the full fit, [parameter]."""
     num_points: int
     """Runs in the table."""
     num_not_converged: int
     """Draws whose gradient is not zero even after a second start; they are counted like the others."""
-
-    @cached_property
-    def constants(self) -> dict[str, Floats]:
-        """The constants E, A, B, alpha, beta (and k, if it is free) of every draw, [draw] each."""
-        return _constants(self.draws)
-
-    @property
-    def standard_errors(self) -> dict[str, float]:
-        """Standard deviation over the draws of E, A, B, alpha, beta (and k, if it is free)."""
-        return {name: float(np.std(values)) for name, values in self.constants.items()}
-
-    @property
-    def covariance(self) -> Floats:
-        """Covariance over the draws of (log A, log B, log E, alpha, beta[, log k]), [parameter, parameter]."""
-        out: Floats = np.cov(self.draws, rowvar=False, bias=True)
-        return out
-
-    def interval(self, *, level: float = DEFAULT_LEVEL) -> dict[str, tuple[float, float]]:
-        """Return the interval of every constant."""
-        estimates = _constants(self.estimate[None])
-        return {name: self._interval(values, estimates[name], level=level) for name, values in self.constants.items()}
 
     def optimal_interval(self, *, compute_budget_flops: float, level: float = DEFAULT_LEVEL) -> FittedOptimum:
         """Return the intervals of the optimum N, D, D / N and loss on 6 N D = C.
@@ -80,13 +56,22 @@ class SurfaceBootstrap:
         """
         draws = _optima(self.draws, compute_budget_flops=compute_budget_flops)
         estimates = _optima(self.estimate[None], compute_budget_flops=compute_budget_flops)
-        intervals = {name: self._interval(draws[name], estimates[name], level=level) for name in draws}
+        intervals = {
+            name: self.interval_of(values, float(estimates[name][0]), level=level) for name, values in draws.items()
+        }
         return FittedOptimum(compute_budget_flops=compute_budget_flops, level=level, **intervals)
 
-    def _interval(self, values: Floats, estimate: Floats, *, level: float) -> tuple[float, float]:
+    def interval_of(self, values: Floats, estimate: float, /, *, level: float) -> tuple[float, float]:
+        """Return the interval of a quantity.
+
+        Args:
+            values: the quantity in every draw, [draw].
+            estimate: the same in the fit itself.
+            level: probability of the interval.
+        """
         if self.num_points >= FEWEST_RUNS_FOR_PERCENTILES:
             return percentile_interval(values, level=level)
-        return bias_corrected_interval(values, estimate=float(estimate[0]), level=level)
+        return bias_corrected_interval(values, estimate=estimate, level=level)
 
 
 def bootstrap_surface(runs: RunTable, /, *, fit: SurfaceFit, num_draws: int, seed: int) -> SurfaceBootstrap:
@@ -150,9 +135,9 @@ def _fit_draws(points: Points, /, *, start: Floats, weights: Floats, delta: floa
     """Return theta of every draw, [draw, p], and how many have not converged."""
     theta = np.repeat(start, len(weights), axis=0)
     for stage in _stages(delta):
-        found = minimise(points, start=theta, weights=weights, delta=stage)
-        theta = found.theta
-    missed = np.flatnonzero(~found.converged)
+        ends = minimise(points, start=theta, weights=weights, delta=stage)
+        theta = ends.theta
+    missed = np.flatnonzero(~ends.converged)
     failed = 0
     for draw in missed:
         again = solve(points, delta=delta, free_outer_exponent=theta.shape[1] > LOG_K, weights=weights[draw])
@@ -167,17 +152,6 @@ def _stages(delta: float) -> list[float]:
     while stages[0] < 1e-4:
         stages.insert(0, 10 * stages[0])
     return stages
-
-
-def _constants(theta: Floats) -> dict[str, Floats]:
-    out = {
-        "E": np.exp(theta[:, LOG_E]),
-        "A": np.exp(theta[:, LOG_A]),
-        "B": np.exp(theta[:, LOG_B]),
-        "alpha": theta[:, ALPHA],
-        "beta": theta[:, BETA],
-    }
-    return {**out, "k": np.exp(theta[:, LOG_K])} if theta.shape[1] > LOG_K else out
 
 
 def _optima(theta: Floats, *, compute_budget_flops: float) -> dict[str, Floats]:

@@ -140,10 +140,10 @@ def fit_levels(
         DataError: fewer than MIN_LEVELS levels have a best point.
     """
     large = [level for level in find_levels(table) if level.num_sizes >= MIN_SIZES]
-    found = [(level, best(table, level.rows)) for level in large]
-    refused = tuple(f"{level}: {point}" for level, point in found if isinstance(point, str))
-    used = [level for level, point in found if not isinstance(point, str)]
-    points = [point for _, point in found if not isinstance(point, str)]
+    best_or_why = [(level, best(table, level.rows)) for level in large]
+    refused = tuple(f"{level}: {point}" for level, point in best_or_why if isinstance(point, str))
+    used = [level for level, point in best_or_why if not isinstance(point, str)]
+    points = [point for _, point in best_or_why if not isinstance(point, str)]
     if len(points) < MIN_LEVELS:
         raise DataError(
             [

@@ -28,15 +28,16 @@ class OutlierDecision:
     """One for each run that was dropped, in the order of the table."""
 
 
-def drop_outliers(runs: RunTable, /) -> OutlierDecision:
+def drop_outliers(runs: RunTable, /, *, free_outer_exponent: bool = False) -> OutlierDecision:
     """Return which runs lie within five robust standard deviations of the surface; no fit calls this implicitly.
 
-    The surface with k = 1 is fitted by least absolute deviations, which a few outliers hardly move. A run whose log
+    The surface is fitted by least absolute deviations, which a few outliers hardly move. A run whose log
     residual is more than 5 x 1.4826 x the median absolute deviation from the median is dropped, and the rest fitted
     again, until none is. Both signs count: a loss can also be too low, for example on other text.
 
     Args:
         runs: at least 12 runs.
+        free_outer_exponent: whether the surface's k is fitted; otherwise it is 1.
 
     Raises:
         DataError: too few runs to estimate their spread, or more than a tenth of them beyond the limit.
@@ -47,29 +48,55 @@ def drop_outliers(runs: RunTable, /) -> OutlierDecision:
     """
     if len(runs) < FEWEST_RUNS:
         raise DataError(f"{len(runs)} runs are too few to detect an outlier; it takes {FEWEST_RUNS} or more")
-    kept = np.ones(len(runs), dtype=np.bool_)
+    inside = np.ones(len(runs), dtype=np.bool_)
     while True:
-        deviation = _deviations(runs, kept)
-        beyond = kept & (np.abs(deviation) > LARGEST_DEVIATION)
+        deviation = _deviations(runs, inside, free_outer_exponent=free_outer_exponent)
+        beyond = inside & (np.abs(deviation) > LARGEST_DEVIATION)
         if not beyond.any():
             return OutlierDecision(
-                kept=kept, reasons=tuple(_reason(runs, row, deviation[row]) for row in np.flatnonzero(~kept).tolist())
+                kept=inside,
+                reasons=tuple(_reason(runs, row, deviation[row]) for row in np.flatnonzero(~inside).tolist()),
             )
-        kept = kept & ~beyond
-        if np.sum(~kept) > LARGEST_SHARE * len(runs):
+        inside = inside & ~beyond
+        if np.sum(~inside) > LARGEST_SHARE * len(runs):
             raise DataError(
-                f"{np.sum(~kept)} of {len(runs)} runs lie more than {LARGEST_DEVIATION:g} robust standard deviations "
+                f"{np.sum(~inside)} of {len(runs)} runs lie more than {LARGEST_DEVIATION:g} robust standard deviations "
                 f"from the surface; above {LARGEST_SHARE:.0%} these are no longer outliers: look at the runs"
             )
 
 
-def _deviations(runs: RunTable, kept: Mask) -> Floats:
+def outlier_warning(runs: RunTable, residual: Floats, /) -> str | None:
+    """Return which runs lie far off a fit of all runs, and what to do; None if there is none.
+
+    Args:
+        runs: the fitted runs.
+        residual: their log residuals, [run].
+    """
+    if len(runs) < FEWEST_RUNS:
+        return None
+    deviation = robust_deviations(residual, np.ones(len(runs), dtype=np.bool_))
+    rows = np.flatnonzero(np.abs(deviation) > LARGEST_DEVIATION).tolist()
+    if not rows:
+        return None
+    worst = max(rows, key=lambda row: abs(deviation[row]))
+    lie = "lies" if len(rows) == 1 else "lie"
+    return (
+        f"{len(rows)} of {len(runs)} runs {lie} more than {LARGEST_DEVIATION:g} robust standard deviations off the "
+        f"surface, the farthest {_reason(runs, worst, deviation[worst])}; `outliers=drop` fits without such runs"
+    )
+
+
+def _deviations(runs: RunTable, inside: Mask, *, free_outer_exponent: bool) -> Floats:
     """Return every run's log residual in robust standard deviations of the kept ones, [run]."""
-    points = center(runs.select(kept))
-    theta = solve(points, delta=0, free_outer_exponent=False).theta[None]
-    residual = residuals(points.with_runs(runs), theta)[0]
-    middle = np.median(residual[kept])
-    spread = SIGMA_PER_MAD * np.median(np.abs(residual[kept] - middle))
+    points = center(runs.select(inside))
+    theta = solve(points, delta=0, free_outer_exponent=free_outer_exponent).theta[None]
+    return robust_deviations(residuals(points.with_runs(runs), theta)[0], inside)
+
+
+def robust_deviations(residual: Floats, inside: Mask, /) -> Floats:
+    """Return observed - predicted in robust standard deviations of the kept runs, [run], from log residuals, [run]."""
+    middle = np.median(residual[inside])
+    spread = SIGMA_PER_MAD * np.median(np.abs(residual[inside] - middle))
     # residuals of an exact fit are rounding errors: no run is an outlier
     out: Floats = (middle - residual) / max(spread, 1e-9)
     return out

@@ -182,13 +182,11 @@ def _draw_surface_frontier(axes: "Axes", report: FitReport, surface: Surface, fl
     optima = [surface.optimal(compute_budget_flops=value).num_params for value in flops.tolist()]
     exponent = surface.beta / (surface.alpha + surface.beta)
     axes.plot(flops, optima, color=_FRONTIER_COLOUR, lw=2, label=_law_label(3, exponent), zorder=4)
-    if report.bootstrap is None:
+    intervals = [report.optimal_interval(compute_budget_flops=value) for value in flops.tolist()]
+    bounds = [interval.num_params for interval in intervals if interval is not None]
+    if not bounds:
         return
-    found = [
-        report.bootstrap.optimal_interval(compute_budget_flops=value, level=INTERVAL_LEVEL).num_params
-        for value in flops.tolist()
-    ]
-    low, high = np.array(found).T
+    low, high = np.array(bounds).T
     axes.fill_between(
         flops, low, high, color=_FRONTIER_COLOUR, alpha=0.2, lw=0, label=f"{INTERVAL_LEVEL:.0%} interval of approach 3"
     )

@@ -27,7 +27,7 @@ class RunTable:
     loss: Floats
     """Final loss in nats per token or byte, [run]."""
     flops: Floats
-    """C, training FLOPs, [run]; 6 N D if the unit is a byte, which is no compute."""
+    """C, training FLOPs, [run]; 6 N D if the unit is a byte, which is not compute."""
     labels: tuple[str, ...] = ()
     """Names of the runs; empty if they have none."""
     unit: LossUnit = LossUnit.TOKEN

@@ -6,8 +6,9 @@ from textwrap import wrap
 
 from chinchilla_ds.budget.laws.fitting.frontier import FrontierFit
 from chinchilla_ds.budget.laws.fitting.hold_out import HoldOut
+from chinchilla_ds.budget.laws.fitting.predict import Predicted
 from chinchilla_ds.budget.laws.fitting.result import INTERVAL_LEVEL, FitReport, constants, exponent_spread
-from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Form, SurfaceFit
+from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Form, Prior, SurfaceFit
 from chinchilla_ds.budget.laws.loss_unit import LossUnit
 from chinchilla_ds.units import format_count
 
@@ -20,7 +21,10 @@ _Row = tuple[str, ...]
 
 def fit_text(report: FitReport) -> str:
     """Return one screen of text: the runs, the fits, their uncertainty, and the optimum of a budget."""
-    sections = (_read(report), _surface(report), _frontiers(report), _optimum(report), _warnings(report))
+    sections = (
+        _read(report), _surface(report), _frontiers(report), _optimum(report), _predictions(report), _held_out(report),
+        _warnings(report),
+    )  # fmt: skip
     return "\n\n".join(text for lines in sections if (text := "\n".join(lines)))
 
 
@@ -52,6 +56,9 @@ def _surface(report: FitReport) -> Iterator[str]:
         return
     yield from _line("approach 3", f"{_FORMULAS[fit.form]}, {_objective(fit)}")
     yield f"{'  objective':<{_NAME}}{fit.objective_value:.10g}, gradient norm {fit.gradient_norm:.1e}"
+    if fit.prior_ratios is not None:
+        shares = ", ".join(f"{name} {ratio:.2f}" for name, ratio in fit.prior_ratios.items())
+        yield from _line("  spread / prior's", f"{shares} (near 1 the weak prior decides, near 0 the runs)")
     if fit.hold_out is not None:
         yield from _line("  hold-out", _hold_out(fit.hold_out, fit.form))
     if report.law is None:
@@ -72,7 +79,8 @@ def _hold_out(held: HoldOut, form: Form) -> str:
 
 def _objective(fit: SurfaceFit) -> str:
     words = {
-        FitLoss.HUBER: f"Huber loss (delta {fit.delta:g}) of the log residual, summed",
+        FitLoss.HUBER: f"Huber loss (delta {fit.delta:g}) of the log residual, summed"
+        + (", with weak priors" if fit.prior is Prior.WEAK else ""),
         FitLoss.LAD: "absolute log residual, summed",
         FitLoss.SQUARED: "half the squared log residual, summed",
     }
@@ -81,14 +89,14 @@ def _objective(fit: SurfaceFit) -> str:
 
 def _constant_rows(report: FitReport) -> Iterator[_Row]:
     assert report.law is not None
-    bootstrap = report.bootstrap
-    yield ("", "value", "standard error", f"{INTERVAL_LEVEL:.0%} interval") if bootstrap else ("", "value")
-    errors = {} if bootstrap is None else bootstrap.standard_errors
-    intervals = {} if bootstrap is None else bootstrap.interval(level=INTERVAL_LEVEL)
+    draws = report.draws
+    yield ("", "value", "standard error", f"{INTERVAL_LEVEL:.0%} interval") if draws else ("", "value")
+    errors = {} if draws is None else draws.standard_errors
+    intervals = {} if draws is None else draws.interval(level=INTERVAL_LEVEL)
     for name, value in constants(report.law).items():
         if name in errors:
             yield f"  {name}", f"{value:.6g}", f"{errors[name]:.4g}", _between(intervals[name], _four)
-        elif bootstrap is None and (name != "k" or value != 1):
+        elif draws is None and (name != "k" or value != 1):
             yield f"  {name}", f"{value:.6g}"
     a = report.law.beta / (report.law.alpha + report.law.beta)
     yield "  a of N* ~ C^a", f"{a:.6g}", *_exponent_spread(report, "a")
@@ -118,8 +126,8 @@ def _frontiers(report: FitReport) -> Iterator[str]:
 
 
 def _exponents(fit: FrontierFit) -> str:
-    found = fit.exponent_intervals(level=INTERVAL_LEVEL)
-    return f"{INTERVAL_LEVEL:.0%} intervals: a {_between(found['a'], _four)}, b {_between(found['b'], _four)}"
+    spans = fit.exponent_intervals(level=INTERVAL_LEVEL)
+    return f"{INTERVAL_LEVEL:.0%} intervals: a {_between(spans['a'], _four)}, b {_between(spans['b'], _four)}"
 
 
 def _optimum(report: FitReport) -> Iterator[str]:
@@ -131,10 +139,9 @@ def _optimum(report: FitReport) -> Iterator[str]:
     if report.law is not None:
         best = report.law.optimal(compute_budget_flops=budget)
         rows.append(_optimum_row(3, best.num_params, best.num_tokens, loss=best.loss))
-        if report.bootstrap is not None:
-            found = report.bootstrap.optimal_interval(compute_budget_flops=budget, level=INTERVAL_LEVEL)
-            spans = (found.num_params, found.num_tokens, found.tokens_per_param)
-            rows.append((_SPAN, *map(_between, spans, _COUNTS), _between(found.loss, _loss)))
+        if (interval := report.optimal_interval(compute_budget_flops=budget)) is not None:
+            spans = (interval.num_params, interval.num_tokens, interval.tokens_per_param)
+            rows.append((_SPAN, *map(_between, spans, _COUNTS), _between(interval.loss, _loss)))
     for fit in report.frontiers:
         params = fit.params_law.at(compute_budget_flops=budget)
         rows.append(_optimum_row(fit.approach, params, fit.tokens_law.at(compute_budget_flops=budget)))
@@ -150,6 +157,41 @@ _SPAN = f"    {INTERVAL_LEVEL:.0%} interval"
 def _optimum_row(approach: int, params: float, tokens: float, *, loss: float | None = None) -> _Row:
     tail = "" if loss is None else _loss(loss)
     return f"  approach {approach}", format_count(params), format_count(tokens), _three(tokens / params), tail
+
+
+def _predictions(report: FitReport) -> Iterator[str]:
+    if report.predictions:
+        rows: list[_Row] = [("predicted loss", "N", "D", "loss", f"{INTERVAL_LEVEL:.0%} interval of one run")]
+        rows += [("", *_model(predicted), _interval(predicted)) for predicted in report.predictions]
+        yield from _table(rows)
+
+
+def _held_out(report: FitReport) -> Iterator[str]:
+    if report.held_out is None:
+        return
+    runs = report.held_out.runs
+    yield from _line("hold-out", f"{report.held_out.test}")
+    rows: list[_Row] = [("", "N", "D", "predicted", f"{INTERVAL_LEVEL:.0%} interval", "measured", "error", "beyond")]
+    for run in runs[-MOST_HELD_OUT_ROWS:]:
+        mark = "" if run.inside else " outside"
+        measured = (_loss(run.measured), f"{run.error:+.2%}", f"{run.times:.3g}x{mark}")
+        rows.append(("", *_model(run.predicted), _interval(run.predicted), *measured))
+    yield from _table(rows)
+    if len(runs) > MOST_HELD_OUT_ROWS:
+        yield from _line("", f"the {MOST_HELD_OUT_ROWS} dearest of {len(runs)}; all are in the JSON")
+
+
+MOST_HELD_OUT_ROWS = 12
+
+
+def _model(predicted: Predicted) -> _Row:
+    return format_count(predicted.num_params), format_count(predicted.num_tokens), _loss(predicted.loss)
+
+
+def _interval(predicted: Predicted) -> str:
+    if predicted.low is None or predicted.high is None:
+        return "-"
+    return _between((predicted.low, predicted.high), _loss)
 
 
 def _warnings(report: FitReport) -> Iterator[str]:

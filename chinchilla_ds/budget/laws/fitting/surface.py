@@ -1,6 +1,7 @@
 """Approach 3: the loss surface L(N, D) = E + (A / N^alpha + B / D^beta)^k fitted to a table of runs."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -34,7 +35,16 @@ class Form(StrEnum):
     SKALING = "skaling"
     """k is fitted."""
     AUTO = "auto"
-    """k is fitted only if that predicts held-out runs better; see `hold_out`."""
+    """With priors, k is fitted; without, only if that predicts held-out runs better: see `hold_out`."""
+
+
+class Prior(StrEnum):
+    """What is known before the runs."""
+
+    WEAK = "weak"
+    """Wide normal priors on alpha k, beta k, log k and E over the least loss: see `weak_priors`."""
+    NONE = "none"
+    """Nothing: the surface that fits best, with a bootstrap for its intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +110,9 @@ class SurfaceFit:
     warnings: tuple[str, ...] = ()
     hold_out: HoldOut | None = None
     """Both forms' errors if the form was chosen by hold-out."""
+    prior: Prior = Prior.NONE
+    prior_ratios: Mapping[str, float] | None = None
+    """Spread of the posterior over that of the prior, by parameter: near 1, the prior decides. None without priors."""
 
 
 DEFAULT_DELTA = 1e-3
@@ -152,6 +165,8 @@ def _describe(
 ) -> SurfaceFit:
     reasons = problems(points, solution.theta)
     warnings = [*reasons, *edge_warnings(solution.theta)]
+    if not solution.confirmed:
+        warnings.append("only one of many starts led to this optimum: there may be a better surface")
     if not solution.converged:
         warnings.append(f"the optimiser stopped at a gradient of {solution.gradient_norm:.1e}, not at an optimum")
     return SurfaceFit(
@@ -181,6 +196,14 @@ def objective_value(residual: Floats, /, *, objective: FitLoss, delta: float) ->
         return float(np.sum(size))
     inner = np.minimum(size, delta) if objective is FitLoss.HUBER else size
     return float(np.sum(inner * (size - 0.5 * inner)))
+
+
+def residuals_of(surface: Surface, runs: RunTable, /) -> Floats:
+    """Return log L_predicted - log L_observed of every run, [run]."""
+    inside = surface.params_coefficient * runs.num_params**-surface.alpha
+    inside = inside + surface.tokens_coefficient * runs.num_tokens**-surface.beta
+    out: Floats = np.log(surface.irreducible_loss + inside**surface.outer_exponent) - np.log(runs.loss)
+    return out
 
 
 def surface_of(theta: Floats, /) -> Surface:

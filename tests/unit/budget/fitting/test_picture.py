@@ -11,10 +11,11 @@ from chinchilla_ds.budget.laws.fitting import picture
 from chinchilla_ds.budget.laws.fitting.analysis import FitRequest, analyse
 from chinchilla_ds.budget.laws.fitting.result import FitReport
 from chinchilla_ds.budget.laws.fitting.runs import run_table
-from chinchilla_ds.budget.laws.fitting.surface import Surface
+from chinchilla_ds.budget.laws.fitting.surface import Form, Prior, Surface
 from chinchilla_ds.errors import ConfigError, OutputError
 
 SURFACE = Surface(irreducible_loss=1.7, params_coefficient=400.0, tokens_coefficient=1000.0, alpha=0.35, beta=0.32)
+WITHOUT_PRIORS = {"form": Form.ADDITIVE, "prior": Prior.NONE}
 BUDGETS = (1e18, 1e19, 1e20, 1e21)
 
 
@@ -26,7 +27,7 @@ def report(*, approaches: tuple[int, ...], draws: int = 0, budgets: tuple[float,
     loss = [SURFACE.loss(num_params=n, num_tokens=d) for n, d in zip(params.tolist(), tokens.tolist(), strict=True)]
     noise = np.random.default_rng(0).normal(0, 0.002, len(params))
     runs = run_table(num_params=params, num_tokens=tokens, loss=np.array(loss) * np.exp(noise))
-    request = FitRequest(approaches=approaches, num_draws=draws, compute_budget_flops=1e22)
+    request = FitRequest(approaches=approaches, num_draws=draws, compute_budget_flops=1e22, **WITHOUT_PRIORS)
     return analyse(runs, source="sweep.csv", request=request)
 
 
@@ -94,7 +95,9 @@ def test_runs_without_levels_are_still_drawn(tmp_path: Path, drawn: list[Figure]
     params, tokens = 10 ** rng.uniform(7, 10, 12), 10 ** rng.uniform(9, 11.5, 12)
     loss = [SURFACE.loss(num_params=n, num_tokens=d) for n, d in zip(params.tolist(), tokens.tolist(), strict=True)]
     found = analyse(
-        run_table(num_params=params, num_tokens=tokens, loss=loss), source="x", request=FitRequest(num_draws=0)
+        run_table(num_params=params, num_tokens=tokens, loss=loss),
+        source="x",
+        request=FitRequest(num_draws=0, **WITHOUT_PRIORS),
     )
     picture.write_picture(found, tmp_path / "fit.png")
     assert [text.get_text() for text in drawn[0].axes[0].texts] == ["no compute level has four sizes"]
