@@ -1,4 +1,4 @@
-"""Predicted against published step times: 248 runs on A100, H100, H200 and B200, from 512 to 262144 tokens.
+"""Predicted against published step times: 251 runs on A100, H100, H200 and B200, from 512 to 262144 tokens.
 
     python benchmarks/step_time.py [--fit] [--rows]
 
