@@ -18,7 +18,7 @@ NOTICEABLE = 0.9
 MAX_RELIEFS = 3
 _Change = tuple[str, dict[str, object]]
 """The text of a change, and the fields of the layout, or micro_batch_size, that it sets."""
-_RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
+_RECOMPUTE = tuple(Recompute)
 
 
 @dataclass(frozen=True, kw_only=True)
