@@ -214,7 +214,7 @@ class _Walk:
         nothing = (_NO_ACTIVATIONS,) * len(self._stages(group))
         for size in group.micro_batch_sizes:
             micro_batches = self.request.global_batch_size // group.data // size
-            kept = []
+            fitting = []
             for states in group.states:
                 held = self._held(group, states, micro_batches)
                 if self._exceeds_host(held):
@@ -222,10 +222,10 @@ class _Walk:
                 elif (least := self._total(held, nothing)) > self.capacity:
                     self._refuse(group, states, group.recomputes[0], size, least, count=len(group.recomputes))
                 else:
-                    kept.append((states, held))
-            for recompute in group.recomputes if kept else ():
+                    fitting.append((states, held))
+            for recompute in group.recomputes if fitting else ():
                 saved = self._activation_bytes(group, recompute, size, micro_batches)
-                for states, held in kept:
+                for states, held in fitting:
                     total = self._total(held, saved)
                     if total > self.capacity:
                         self._refuse(group, states, recompute, size, total)

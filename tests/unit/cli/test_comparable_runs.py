@@ -15,7 +15,7 @@ from chinchilla_ds.budget.shape.search import choose_vocab_size
 from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.data.prepare import vocab_size_of_text
 from chinchilla_ds.data.preparing.recipe import Recipe, vocab_size_of_corpus
-from chinchilla_ds.errors import ConfigError, PlanError
+from chinchilla_ds.errors import ConfigError, DataError, PlanError
 from chinchilla_ds.processes.stopping import StopRequest
 from chinchilla_ds.runs import train
 from chinchilla_ds.runs.command import TrainCommand
@@ -163,3 +163,12 @@ def test_what_tells_a_text_from_others(tmp_path: Path) -> None:
     assert (params["held_out_hash"], params["text_key"]) == ("abc", "content, text")
     assert params["data_path"] == "the standard library's source"
     assert recorded.content_key == prepared.content_key
+
+
+def test_a_rank_that_does_not_see_the_text_leaves_it_to_rank_zero_on_one_machine(tmp_path: Path) -> None:
+    config = RunConfig(data=DataConfig(paths=(tmp_path / "gone.txt",)))
+    beside, elsewhere = (SimpleNamespace(rank=1, on_one_machine=is_one) for is_one in (True, False))
+    assert train._vocab_size(config, run=None, place=beside) is None  # type: ignore[arg-type]
+    for place in (elsewhere, SimpleNamespace(rank=0, on_one_machine=True)):
+        with pytest.raises(DataError, match=r"gone\.txt"):
+            train._vocab_size(config, run=None, place=place)  # type: ignore[arg-type]
