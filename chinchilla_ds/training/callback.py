@@ -6,14 +6,14 @@ from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chinchilla_ds.budget.laws.curves.departure import BandDeparture
-from chinchilla_ds.budget.laws.curves.outlook import OutlookPoint
 from chinchilla_ds.engine.result import StepResult
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.training.spikes import Rewind
 
 if TYPE_CHECKING:
+    from chinchilla_ds.budget.laws.curves.departure import BandDeparture
+    from chinchilla_ds.budget.laws.curves.outlook import OutlookPoint
     from chinchilla_ds.training.stragglers import StragglerReport
 
 __all__ = ["Callback", "EvaluationResult", "Sample", "StepResult", "TrainingState"]
@@ -69,10 +69,10 @@ class TrainingState:
     step: StepResult | None = None
     notes: tuple[str, ...] = ()
     """Messages of the last step for the user: a bad batch, a spike, a slow rank, a loss that leaves its band."""
-    expected: OutlookPoint | None = None
+    expected: "OutlookPoint | None" = None
     """Loss and 95 % band that the run's own beginning predicted for the last step, on the rank that owns the loss; None
     before there is a fit."""
-    departure: BandDeparture | None = None
+    departure: "BandDeparture | None" = None
     """The last time that the loss was above that band."""
     departures: int = 0
     """How often it was, in this process."""

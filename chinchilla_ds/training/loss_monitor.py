@@ -16,10 +16,9 @@ from chinchilla_ds.budget.laws.curves.rates import step_rates
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.tracking.metrics_file import METRICS_FILE, read_metrics
 from chinchilla_ds.training.callback import TrainingState
+from chinchilla_ds.training.callbacks.tracking import EXCESS, SINCE
 from chinchilla_ds.training.lr_schedule import learning_rate
 
-EXCESS, SINCE = "loss_above_band", "loss_above_band_since"
-"""Metrics of a step that lies above the band."""
 _ROWS = 4096
 """Steps at which the schedule is computed; between them it is a straight line."""
 

@@ -10,11 +10,12 @@ from chinchilla_ds.tracking.environment import write_environment
 from chinchilla_ds.tracking.record import plan_params
 from chinchilla_ds.tracking.tracker import RunStatus, Tracker
 from chinchilla_ds.training.callback import Callback, TrainingState
-from chinchilla_ds.training.loss_monitor import EXCESS, SINCE
 
 DEFAULT_ARTIFACTS = ("plan", "ds_config", "tokenizer", "blend", "environment")
 """Names in `state.artifacts` that are copied to the tracker; samples are copied as they appear, and checkpoints are too
 large."""
+EXCESS, SINCE = "loss_above_band", "loss_above_band_since"
+"""Metrics of a step whose loss lies above its band; a resumed run reads them."""
 
 
 class TrackingCallback(Callback):
