@@ -1,4 +1,4 @@
-"""Predicted against published step times: 248 runs on A100, H100, H200 and B200, from 512 to 262144 tokens.
+"""Predicted against published step times: 251 runs on A100, H100, H200 and B200, from 512 to 262144 tokens.
 
     python benchmarks/step_time.py [--fit] [--rows]
 
@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import least_squares
 
+from chinchilla_ds.budget.memory.states import fullest_stage_params
 from chinchilla_ds.budget.shape.flops import decoder_flops_per_token, hardware_flops_per_token
 from chinchilla_ds.budget.speed import rates, step_time
 from chinchilla_ds.budget.speed.devices import Device, get_device
@@ -36,17 +37,19 @@ ROWS = Path(__file__).parent / "published_steps.csv"
 GPT = Elementwise(qkv=2, ffn=3)
 """No rotary positions, and a GELU of 4 h, which is 1.5 f of the SwiGLU that stands for it: read and written."""
 LLAMA_31_8B_PARAMS = 8.03e9
+FUSED_ADAM_BYTES = 40
+"""Read and written for a parameter: weight, gradient and two states in FP32, and the weight in BF16."""
 OVERLAPPED_TENSOR_PARALLEL = 0.15
 """What tensor-parallel traffic still costs where it overlaps with matmuls, which our engine does not do.
 
 Source: Calculon (Isaev et al. 2023), systems/a100_80g.json, processor_usage of NVLink.
 """
 FITTED_RATES = {
-    ("triton", "a100"): 0.353,
+    ("triton", "a100"): 0.352,
     ("triton", "h100"): 0.179,
-    ("unfused", "a100"): 0.087,
-    ("flash-3", "hopper"): 0.64,
-    ("flash-4", "b200"): 0.584,
+    ("unfused", "a100"): 0.0863,
+    ("flash-3", "hopper"): 0.638,
+    ("flash-4", "b200"): 0.587,
 }
 """Share of the peak that attention kernels other than FlashAttention-2 reach over long sequences with heads of 128.
 
@@ -172,19 +175,25 @@ def _step_s(run: PublishedRun, device: Device) -> float:
             machine=_overlapping(machine) if run.source == "nemo" else machine,
             **sizes,
         ),
-        collectives=step_time.data_parallel_time(zero_stage=run.zero, machine=machine, **sizes),
-        optimizer=step_time.optimizer_time(
-            zero_stage=run.zero,
-            offload_optimizer=run.offload,
-            offload_param=Offload.NONE,
-            machine=machine,
-            **sizes,
+        collectives=step_time.data_parallel_time(
+            zero_stage=run.zero, machine=machine, overlaps=run.source == "nemo", **sizes
         ),
+        optimizer=_optimizer_time(run, machine, sizes),
         virtual=run.chunks,
         pipeline=run.pipeline,
         micro_batches=run.batch // run.micro_batch // run.data,
     )
     return parts.total_s
+
+
+def _optimizer_time(run: PublishedRun, machine: Machine, sizes: dict[str, Any]) -> step_time.OptimizerTime:
+    """Return DeepSpeed's step and copies where the run is DeepSpeed's, and elsewhere a fused AdamW alone."""
+    if run.source == "bekman":
+        return step_time.optimizer_time(
+            zero_stage=run.zero, offload_optimizer=run.offload, offload_param=Offload.NONE, machine=machine, **sizes
+        )
+    params = fullest_stage_params(shape=run.shape, tensor=run.tensor, pipeline=run.pipeline)
+    return step_time.OptimizerTime(FUSED_ADAM_BYTES * params / run.data / machine.memory_bytes_per_s, 0.0)
 
 
 def _overlapping(machine: Machine) -> Machine:
@@ -230,12 +239,12 @@ def held_out_half(rows: Sequence[PublishedRun]) -> list[PublishedRun]:
 
 def fit(rows: Sequence[PublishedRun]) -> dict[str, float]:
     """Set the fitted constants to the least sum of robust squares of the misses, and return them by name."""
-    names = ["RUN_EFFICIENCY", "ZERO3_HIDDEN_SHARE", *FITTED_RATES]
-    start = np.array([rates.RUN_EFFICIENCY, step_time.ZERO3_HIDDEN_SHARE, *FITTED_RATES.values()])
+    names = ["RUN_EFFICIENCY", "HIDDEN_SHARE", *FITTED_RATES]
+    start = np.array([rates.RUN_EFFICIENCY, step_time.HIDDEN_SHARE, *FITTED_RATES.values()])
 
     def misses(logs: np.ndarray) -> np.ndarray:
         values = start * np.exp(logs)
-        rates.RUN_EFFICIENCY, step_time.ZERO3_HIDDEN_SHARE = float(values[0]), float(values[1])
+        rates.RUN_EFFICIENCY, step_time.HIDDEN_SHARE = float(values[0]), float(values[1])
         FITTED_RATES.update(zip(list(FITTED_RATES), map(float, values[2:]), strict=True))
         return np.array([row.miss() for row in rows])
 

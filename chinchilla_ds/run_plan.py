@@ -71,6 +71,8 @@ class Recompute(StrEnum):
     NONE = "none"
     SELECTIVE = "selective"
     """Core attention only."""
+    SELECTIVE_OP = "selective_op"
+    """All operations of a layer but attention and every second matmul (torchtitan's selective op)."""
     FULL = "full"
     """Every transformer layer, from its input."""
 

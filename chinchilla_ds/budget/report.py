@@ -204,8 +204,8 @@ def _search_lines(search: LayoutSearch) -> Iterator[str]:
 def _runner_up(candidate: Candidate, best: Candidate) -> str:
     text = f"{describe_layout(candidate.layout)}, micro-batch {candidate.batch.micro_batch_size}"
     if candidate.step_time is not None and best.step_time is not None:
-        slower = candidate.step_time.total_s / best.step_time.total_s - 1
-        text += f": {slower:+.1%} time"
+        slower = f"{candidate.step_time.total_s / best.step_time.total_s - 1:+.1%}"
+        text += ": the same time" if slower in ("+0.0%", "-0.0%") else f": {slower} time"
     return f"{text}, {format_bytes(candidate.memory.total)}"
 
 

@@ -47,13 +47,6 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
-TRAINING_EXAMPLES = (
-    "chinchilla-ds pretrain --ds_config zero3 --dry-run                      # plan and check, then stop",
-    "chinchilla-ds pretrain --ds_config zero3 --data corpus/ --flops 1e11 --run-name first",
-    "chinchilla-ds pretrain --config run.yaml --seed 2                       # flags in a file; flags win",
-    "deepspeed --num_gpus 2 --module chinchilla_ds pretrain --ds_config zero1 --data corpus/ --flops 2e10",
-)
-"""Examples at the end of the help of training."""
 
 
 class Help(argparse.HelpFormatter):
@@ -257,13 +250,15 @@ class _NamedOtherwise(argparse.Action):
 
 def training_parser() -> Parser:
     """Return the parser of `chinchilla-ds pretrain` and launchers/pretrain.py."""
+    from chinchilla_ds.cli.commands import COMMANDS
+
     command = "--ds_config NAME|FILE [flags]"
     parser = Parser(
         prog="chinchilla-ds pretrain",
         usage=f"chinchilla-ds pretrain {command}\n       deepspeed [--num_gpus RANKS] launchers/pretrain.py {command}",
         formatter_class=Help,
         description="Plan a compute-optimal decoder for a budget, train it on DeepSpeed, compare it with the plan.",
-        epilog=examples_text(TRAINING_EXAMPLES),
+        epilog=examples_text(COMMANDS["pretrain"].examples),
         allow_abbrev=False,
     )
     training_flags(parser)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.cli.arguments import choice, flag, path
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.files import check_free, new_folder
 from chinchilla_ds.run_plan import ADAM_STATES
@@ -14,6 +15,13 @@ from chinchilla_ds.units import format_bytes
 
 if TYPE_CHECKING:
     from chinchilla_ds.checkpoint.reader import CheckpointReader
+
+COMMAND = Command(
+    name="checkpoint convert",
+    group="checkpoints",
+    summary="reduce a checkpoint to its weights, or write DeepSpeed's format",
+    examples=("chinchilla-ds checkpoint convert runs/first --to weights --out weights/",),
+)
 
 
 class Target(StrEnum):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chinchilla_ds.budget.report import describe_layout
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.cli.arguments import path
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.run_plan import ADAMW
 from chinchilla_ds.structured import parse_json
@@ -18,6 +19,13 @@ from chinchilla_ds.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from chinchilla_ds.checkpoint.reader import CheckpointReader
+
+COMMAND = Command(
+    name="checkpoint inspect",
+    group="checkpoints",
+    summary="show the content of a run's checkpoints",
+    examples=("chinchilla-ds checkpoint inspect runs/first",),
+)
 
 _LABEL_WIDTH = 16
 

@@ -6,8 +6,16 @@ from pathlib import Path
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.contents import problems_of
 from chinchilla_ds.cli.arguments import path
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.errors import CheckpointError
 from chinchilla_ds.units import format_bytes
+
+COMMAND = Command(
+    name="checkpoint verify",
+    group="checkpoints",
+    summary="read checkpoints in full and report damage",
+    examples=("chinchilla-ds checkpoint verify runs/first",),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

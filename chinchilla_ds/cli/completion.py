@@ -4,6 +4,14 @@ import argparse
 
 from chinchilla_ds.cli import commands
 from chinchilla_ds.cli.arguments import path
+from chinchilla_ds.cli.commands import Command
+
+COMMAND = Command(
+    name="completion",
+    group="command line",
+    summary="print a shell's completion script for commands and flags",
+    examples=("source <(chinchilla-ds completion bash)",),
+)
 
 SHELLS = ("bash", "zsh")
 _FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}

@@ -4,8 +4,16 @@ import argparse
 
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_config
 from chinchilla_ds.cli.arguments import flag, path
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.files import write_text
 from chinchilla_ds.runs.plan_file import read_plan
+
+COMMAND = Command(
+    name="ds-config",
+    group="plan",
+    summary="write the DeepSpeed JSON of a plan",
+    examples=("chinchilla-ds ds-config plan.json --out ds_config.json",),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

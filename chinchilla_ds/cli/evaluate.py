@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.cli.arguments import flag, path, whole
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.cli.trained import model_flags, ranks_of
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.errors import ConfigError, OutputError, reason
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 
     from chinchilla_ds.inference.model import TrainedModel
     from chinchilla_ds.inference.ranks import ModelRanks
+
+COMMAND = Command(
+    name="evaluate",
+    group="use",
+    summary="measure bits per byte, perplexity and tasks of a trained model",
+    examples=(
+        "chinchilla-ds evaluate runs/first                     # the run's own held-out text",
+        "chinchilla-ds evaluate runs/first --data mine=notes.txt",
+    ),
+)
 
 LOG_NAME = "evaluations.jsonl"
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from chinchilla_ds.cli.arguments import choice, flag, path
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.files import check_free, scratch_folder
 from chinchilla_ds.processes.libraries import hide_progress_bars, quieten
 from chinchilla_ds.run_plan import Precision, RunPlan
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from chinchilla_ds.data.prepared import PreparedData
     from chinchilla_ds.exporting.measure import Measured
     from chinchilla_ds.exporting.quantize import Quantized
+
+COMMAND = Command(
+    name="export",
+    group="use",
+    summary="write a trained model as a Hugging Face folder, quantised or not",
+    examples=("chinchilla-ds export runs/first --out model/ --dtype bf16",),
+)
 
 _Number = TypeVar("_Number", int, float)
 _METHODS = "int8|2:4|vq4|vq3|vq2"

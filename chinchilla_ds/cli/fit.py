@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
-from chinchilla_ds.cli.commands import parser_of
+from chinchilla_ds.cli.commands import Command, parser_of
 from chinchilla_ds.cli.fit_runs import add_run_flags, log_hold_out, read_fit_runs, run_flag_problems, source_name
 from chinchilla_ds.cli.flags import with_flags
 from chinchilla_ds.errors import ConfigError, DataError
@@ -17,6 +17,21 @@ from chinchilla_ds.files import write_text
 
 if TYPE_CHECKING:
     from chinchilla_ds.budget.laws.fitting.result import FitReport
+
+COMMAND = Command(
+    name="fit",
+    group="plan",
+    summary="fit a scaling law to a table of runs",
+    examples=(
+        "chinchilla-ds fit runs.csv --out law.json --picture fit.png",
+        "chinchilla-ds fit runs.csv --approach all --flops 1e21",
+    ),
+    packages=(
+        "numpy",
+        "scipy",
+        "matplotlib",
+    ),
+)
 
 MAX_RESAMPLES = 100_000
 DEFAULT_DRAWS = 1000

@@ -2,8 +2,27 @@
 
 import argparse
 import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from chinchilla_ds.cli.arguments import flag, path, whole
+from chinchilla_ds.cli.commands import Command
+from chinchilla_ds.errors import DataError
+
+COMMAND = Command(
+    name="fit-curves",
+    group="plan",
+    summary="fit a law of whole loss curves, and predict those of other schedules",
+    examples=(
+        "chinchilla-ds fit-curves cosine.csv constant.csv --warmup 200 --predict wsd.csv --picture curves.png",
+        "chinchilla-ds fit-curves small.csv@25e6 large.csv@100e6 --predict next.csv@400e6 --json",
+    ),
+    packages=(
+        "numpy",
+        "scipy",
+        "matplotlib",
+    ),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +31,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="FILE[@N]",
-        help="runs to fit: CSV with the columns step, lr, loss, [num_params]; FILE@25e6 gives a run's parameters",
+        help="runs to fit: CSV with the columns step, lr, loss, [num_params], where FILE@25e6 gives the parameters; or "
+        "the folder of a run",
     )
     parser.add_argument(
         "--predict",
@@ -38,6 +58,28 @@ def _steps(text: str) -> int:
     return 0 if text.strip() == "0" else whole(text)
 
 
+def _lines(path: Path) -> Iterable[tuple[int, list[str]]]:
+    """Return the lines of a table: of a CSV file, or of the steps that a run's folder records."""
+    from chinchilla_ds.budget.laws.fitting.csv_lines import csv_lines
+
+    return _steps_of_run(path) if path.is_dir() else csv_lines(path)
+
+
+def _steps_of_run(folder: Path) -> Iterator[tuple[int, list[str]]]:
+    from chinchilla_ds.runs.plan_file import read_plan
+    from chinchilla_ds.runs.request import PLAN_NAME
+    from chinchilla_ds.tracking.metrics_file import METRICS_FILE, read_metrics
+
+    path, keys = folder / METRICS_FILE, ("learning_rate", "train/loss")
+    if not path.is_file():
+        raise DataError(f"{folder} is a folder without {METRICS_FILE}; give a CSV file, or the folder of a run")
+    num_params = read_plan(folder / PLAN_NAME).num_params
+    steps = {record.step: record.metrics for record in read_metrics(path) if record.metrics.keys() >= set(keys)}
+    yield 1, ["step", "lr", "loss", "num_params"]
+    for number, step in enumerate(sorted(steps), 2):
+        yield number, [str(step), *(str(steps[step][key]) for key in keys), str(num_params)]
+
+
 def run(arguments: argparse.Namespace) -> str:
     """Fit and predict; return the text to print.
 
@@ -53,7 +95,7 @@ def run(arguments: argparse.Namespace) -> str:
 
     if arguments.picture is not None:
         check_picture_name(arguments.picture)
-    report = analyse_curves(arguments.runs, predict=arguments.predict, warmup_steps=arguments.warmup)
+    report = analyse_curves(arguments.runs, predict=arguments.predict, warmup_steps=arguments.warmup, table=_lines)
     if arguments.picture is not None:
         write_curves_picture(report, arguments.picture)
     return json.dumps(curves_data(report), indent=2, allow_nan=False) if arguments.json else curves_text(report)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.cli.arguments import flag, path, whole
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.cli.trained import model_flags, ranks_of
 from chinchilla_ds.errors import ChinchillaError, ConfigError
 from chinchilla_ds.library import DEFAULT_NEW_TOKENS
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
     from chinchilla_ds.inference.model import TrainedModel
     from chinchilla_ds.inference.ranks import ModelRanks
     from chinchilla_ds.inference.sampling import Sampling
+
+COMMAND = Command(
+    name="generate",
+    group="use",
+    summary="continue prompts with a trained model",
+    examples=(
+        'chinchilla-ds generate runs/first --prompt "def " --stream',
+        'chinchilla-ds generate runs/first --prompt "def " "class " --temperature 0 --max-tokens 20 --json',
+    ),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,15 @@
 
 import argparse
 
-from chinchilla_ds.cli.commands import find, overview, parser_of
+from chinchilla_ds.cli.commands import Command, find, overview, parser_of
 from chinchilla_ds.errors import ConfigError
+
+COMMAND = Command(
+    name="help",
+    group="command line",
+    summary="list the commands, or the flags of a command",
+    examples=("chinchilla-ds help plan",),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

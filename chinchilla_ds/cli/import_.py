@@ -3,8 +3,16 @@
 import argparse
 
 from chinchilla_ds.cli.arguments import flag, path
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.processes.libraries import quieten
 from chinchilla_ds.units import format_count
+
+COMMAND = Command(
+    name="import",
+    group="use",
+    summary="turn a Llama from elsewhere into a checkpoint for further training",
+    examples=("chinchilla-ds import model/ --out imported/",),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,16 @@ from chinchilla_ds.budget.laws.forms import MAX_EXTRAPOLATION, SurfaceLaw
 from chinchilla_ds.budget.laws.lookup import DEFAULT_LAW, LAWS, LawRow, compare_laws, get_law
 from chinchilla_ds.budget.laws.overtraining import OvertrainingRow, overtraining_curve
 from chinchilla_ds.cli.arguments import flag, quantity
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.units import format_count, format_flops
+
+COMMAND = Command(
+    name="laws",
+    group="plan",
+    summary="compare published laws at a budget",
+    examples=("chinchilla-ds laws --flops 1e21",),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from chinchilla_ds.cli.commands import COMMANDS, find, overview, parser_of
+from chinchilla_ds.cli.commands import COMMANDS, find, module_of, overview, parser_of
 from chinchilla_ds.cli.flags import flags_named
 from chinchilla_ds.errors import EXIT_CODE_USER_ERROR, ChinchillaError, machine_problem
 from chinchilla_ds.processes.endings import no_library_exits
@@ -67,7 +67,7 @@ def run_command(words: Sequence[str], /) -> str:
         parser = parser_of(name)
         arguments: argparse.Namespace = parser.parse_args(rest)
         with no_library_exits(), flags_named(parser):
-            text: str = importlib.import_module(COMMANDS[name].module).run(arguments)
+            text: str = importlib.import_module(module_of(name)).run(arguments)
     return text.rstrip("\n")
 
 

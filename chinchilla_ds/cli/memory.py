@@ -7,7 +7,15 @@ import json
 from chinchilla_ds.budget.memory.peak import estimate_stages
 from chinchilla_ds.budget.report import format_memory
 from chinchilla_ds.cli.arguments import path
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.runs.plan_file import read_plan
+
+COMMAND = Command(
+    name="memory",
+    group="plan",
+    summary="show what a plan needs per device, stage by stage",
+    examples=("chinchilla-ds memory plan.json",),
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chinchilla_ds.cli.arguments import Group, flag, path, quantity, whole
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.errors import ConfigError, DataError
 from chinchilla_ds.files import write_text
 
 if TYPE_CHECKING:
     from chinchilla_ds.data.mixture.simplex import Bounds
     from chinchilla_ds.data.prepared import PreparedData
+
+COMMAND = Command(
+    name="mix design",
+    group="data",
+    summary="choose mixtures of a corpus's sources for small runs",
+    examples=("chinchilla-ds mix design corpus/ --runs 8 --out mixtures.csv",),
+)
 
 DEFAULT_SEED = 42
 DEFAULT_MAX_EPOCHS = 4.0

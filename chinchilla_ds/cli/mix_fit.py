@@ -4,9 +4,17 @@ import argparse
 import json
 
 from chinchilla_ds.cli.arguments import flag, path, whole
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.cli.mix_design import DEFAULT_SEED, cap_flags, caps_of, check_cap_flags, load_corpus
 from chinchilla_ds.errors import ConfigError, DataError
 from chinchilla_ds.files import write_text
+
+COMMAND = Command(
+    name="mix fit",
+    group="data",
+    summary="find the best mixture from the losses of small runs",
+    examples=("chinchilla-ds mix fit mixtures.csv --corpus corpus/ --out blend.yaml",),
+)
 
 DEFAULT_DRAWS = 200
 

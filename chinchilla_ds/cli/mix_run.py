@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from chinchilla_ds.budget.deepspeed_json import resolve as ds_json
 from chinchilla_ds.budget.planner import plan as make_plan
 from chinchilla_ds.cli.arguments import budget_flags, ds_config_flag, flag, model_flags, path, quantity, run_config
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.cli.mix_design import load_corpus
 from chinchilla_ds.config import DataConfig
 from chinchilla_ds.distributed.devices import device_type
@@ -33,6 +34,13 @@ from chinchilla_ds.units import format_count, format_flops
 if TYPE_CHECKING:
     from chinchilla_ds.data.mixture.table import DesignedRun
     from chinchilla_ds.data.prepared import PreparedData
+
+COMMAND = Command(
+    name="mix run",
+    group="data",
+    summary="train a small run on each mixture",
+    examples=("chinchilla-ds mix run mixtures.csv --corpus corpus/ --ds_config zero1 --flops 2e10",),
+)
 
 _Show = Callable[[str, float | None], None]
 """Called with a run's name and None when it starts, and with its loss when it ends."""

@@ -32,11 +32,23 @@ from chinchilla_ds.cli.arguments import (
     share,
     whole,
 )
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.config import RunConfig
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.files import write_text
 from chinchilla_ds.run_plan import REPORT, Offload, RunPlan
 from chinchilla_ds.structured import parse_json
+
+COMMAND = Command(
+    name="plan",
+    group="plan",
+    summary="turn FLOPs or GPU-hours into a model, a batch and a layout that fits",
+    examples=(
+        "chinchilla-ds plan --flops 1e21",
+        "chinchilla-ds plan --gpu-hours 5000 --gpus 64 --gpu h100 --out plan.json",
+        "chinchilla-ds plan --flops 1e21 --law law.json        # your own law, by chinchilla-ds fit",
+    ),
+)
 
 _OWN = ("gpu_hours", "mfu", "gpus", "gpu", "gpus_per_node", "hardware", "json", "out")
 
@@ -83,11 +95,11 @@ def run(arguments: argparse.Namespace) -> str:
     if problems := _combination_problems(own, config):
         raise ConfigError(problems)
     made = _plan(config, own, explicit=explicit)
-    found = made.plan if isinstance(made, ClusterPlan) else made
-    text = _json(found, made)
+    plan = made.plan if isinstance(made, ClusterPlan) else made
+    text = _json(plan, made)
     if "out" in own:
         write_text(own["out"], text=text)
-    return text if "json" in own else format_plan(found, search=made.search if isinstance(made, ClusterPlan) else None)
+    return text if "json" in own else format_plan(plan, search=made.search if isinstance(made, ClusterPlan) else None)
 
 
 def _of_corpus(config: RunConfig, folder: Path) -> RunConfig:
@@ -142,8 +154,8 @@ def _json(plan: RunPlan, made: ClusterPlan | RunPlan) -> str:
             "layouts_considered": search.num_considered,
             "layouts_legal": search.num_legal,
             "layouts_fitting": search.num_fitting,
-            "runners_up": [dataclasses.asdict(one) for one in search.runners_up],
-            "rejected": [dataclasses.asdict(one) for one in search.rejected],
+            "runners_up": [dataclasses.asdict(runner_up) for runner_up in search.runners_up],
+            "rejected": [dataclasses.asdict(group) for group in search.rejected],
         }
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
@@ -171,4 +183,7 @@ def _suggestions(plan: RunPlan) -> dict[str, list[dict[str, Any]]]:
         name: Suggestion(name="used", value=value, source="the plan", in_range=in_range)
         for name, (value, in_range) in used.items()
     }
-    return {name: [dataclasses.asdict(one) for one in (first[name], *laws)] for name, laws in suggested.items()}
+    return {
+        name: [dataclasses.asdict(suggestion) for suggestion in (first[name], *laws)]
+        for name, laws in suggested.items()
+    }

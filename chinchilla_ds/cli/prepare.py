@@ -6,11 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from chinchilla_ds.cli.arguments import flag, path, quantity, whole
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.data.cleaning.rules import DEFAULT_MIN_CHARACTERS, CleaningConfig, Rule
 from chinchilla_ds.data.words import UNIT_CHARACTERS
 from chinchilla_ds.errors import ConfigError
 from chinchilla_ds.units import format_bytes
+
+COMMAND = Command(
+    name="prepare",
+    group="data",
+    summary="clean, deduplicate, split and tokenise text",
+    examples=(
+        "chinchilla-ds prepare --source web=web/*.jsonl --source code=code/ --out corpus/",
+        "chinchilla-ds prepare --verify corpus/",
+    ),
+)
 
 _OF_PREPARATION = (
     *("recipe", "source", "out", "text_field", "held_out_fraction", "dedup", "clean", "decontaminate", "tokenizer"),

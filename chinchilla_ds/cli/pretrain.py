@@ -5,9 +5,22 @@ from functools import partial
 from typing import NoReturn
 
 from chinchilla_ds.cli.arguments import parse, training_flags
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.processes.endings import exit_process
 from chinchilla_ds.processes.output import outlast_readers
 from chinchilla_ds.runs.train import train_and_end
+
+COMMAND = Command(
+    name="pretrain",
+    group="train",
+    summary="plan a run, train it, and compare the result with the plan",
+    examples=(
+        "chinchilla-ds pretrain --ds_config zero3 --dry-run                      # plan and check, then stop",
+        "chinchilla-ds pretrain --ds_config zero3 --data corpus/ --flops 1e11 --run-name first",
+        "chinchilla-ds pretrain --config run.yaml --seed 2                       # flags in a file; flags win",
+        "deepspeed --num_gpus 2 --module chinchilla_ds pretrain --ds_config zero1 --data corpus/ --flops 2e10",
+    ),
+)
 
 add_flags = training_flags
 

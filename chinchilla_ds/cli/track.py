@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from chinchilla_ds.checkpoint import folder as folders
 from chinchilla_ds.checkpoint.state import CheckpointState
 from chinchilla_ds.cli.arguments import flag, path
+from chinchilla_ds.cli.commands import Command
 from chinchilla_ds.errors import CheckpointError, ConfigError, TrackingError
 from chinchilla_ds.run_plan import RunPlan
 from chinchilla_ds.runs.request import LOCK_NAME
@@ -22,6 +23,13 @@ from chinchilla_ds.tracking.tracker import RunStatus
 
 if TYPE_CHECKING:
     from chinchilla_ds.tracking.mlflow import MlflowMirror
+
+COMMAND = Command(
+    name="track",
+    group="train",
+    summary="synchronise MLflow with a run's metrics.jsonl",
+    examples=("chinchilla-ds track runs/first",),
+)
 
 _ENDED: dict[str, RunStatus] = {
     State.FINISHED: RunStatus.FINISHED,

@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from chinchilla_ds.distributed import cpu_backend
-from chinchilla_ds.distributed.recompute import recomputed
+from chinchilla_ds.distributed.recompute import recomputed, recomputed_but_for_matmuls
 from chinchilla_ds.model.core_attention import SdpaCoreAttention
 from chinchilla_ds.run_plan import ModelShape, Recompute
 
@@ -75,6 +75,8 @@ class HeadNorm(RMSNorm):
 class RecomputedTransformerLayer(TransformerLayer):  # type: ignore[misc]
     """A transformer layer that saves only its input and recomputes the rest in the backward pass."""
 
+    recomputed = staticmethod(recomputed)
+
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
         """Run the layer on [s, b, h], saving nothing else for the backward pass."""
         if not torch.is_grad_enabled():
@@ -84,7 +86,16 @@ class RecomputedTransformerLayer(TransformerLayer):  # type: ignore[misc]
             output: Tensor = super(RecomputedTransformerLayer, self).forward(states, **kwargs)[0]
             return output
 
-        return recomputed(run, hidden_states), None
+        return self.recomputed(run, hidden_states), None
+
+
+class OpRecomputedTransformerLayer(RecomputedTransformerLayer):
+    """A transformer layer that also saves the outputs of attention and of every second matmul."""
+
+    recomputed = staticmethod(recomputed_but_for_matmuls)
+
+
+_LAYERS = {Recompute.FULL: RecomputedTransformerLayer, Recompute.SELECTIVE_OP: OpRecomputedTransformerLayer}
 
 
 def _add_residual(_training: bool, _fused: bool) -> Any:
@@ -99,10 +110,11 @@ def _add_residual(_training: bool, _fused: bool) -> Any:
 def _core_attention(recompute: Recompute) -> ModuleSpec:
     """Return Transformer Engine's attention if it is installed and there is CUDA, otherwise torch's fused kernel.
 
-    Transformer Engine's module does not recompute itself, so selective recomputation stays with torch's kernel.
+    Transformer Engine's module does not recompute itself, and torch does not see its kernels as operations, so both
+    kinds of selective recomputation stay with torch's kernel.
     """
     has_te = cpu_backend.has_cuda() and importlib.util.find_spec("transformer_engine") is not None
-    if has_te and recompute is not Recompute.SELECTIVE:
+    if has_te and recompute not in (Recompute.SELECTIVE, Recompute.SELECTIVE_OP):
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
         return ModuleSpec(module=TEDotProductAttention)
@@ -127,7 +139,7 @@ def decoder_layer_spec(shape: ModelShape, /, *, recompute: Recompute) -> ModuleS
         module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     )
     return ModuleSpec(
-        module=RecomputedTransformerLayer if recompute is Recompute.FULL else TransformerLayer,
+        module=_LAYERS.get(recompute, TransformerLayer),
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=attention,

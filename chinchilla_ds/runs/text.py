@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from chinchilla_ds.checkpoint.folder import run_folder_of
-from chinchilla_ds.config import MAX_SEED, DataConfig, source_name
+from chinchilla_ds.config import DataConfig, source_name
 from chinchilla_ds.data.prepared import INPUTS_NAME, MANIFEST_NAME, PreparedData, is_prepared
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.ranges import Ge, Le
+from chinchilla_ds.run_plan import MAX_SEED
 from chinchilla_ds.structured import build, read_json
 
 if TYPE_CHECKING:

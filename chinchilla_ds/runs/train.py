@@ -338,6 +338,8 @@ def _makes(config: RunConfig, plan: RunPlan, *, explicit: frozenset[str]) -> boo
     there = dataclasses.asdict(config.layout) | {"micro_batch_size": config.micro_batch_size}
     if any(here[name] != there[name] for name in explicit & here.keys()):
         return False
+    # a plan's vocabulary may be that of a text
+    config = dataclasses.replace(config, vocab_size=config.vocab_size or plan.shape.vocab_size)
     try:
         made = make_plan(config, world_size=plan.layout.world_size, device=plan.device)
     except ChinchillaError:

@@ -30,6 +30,7 @@ SHAPE = ModelShape(
 )
 _BF16, _FULL, _SELECTIVE = Precision.BF16, Recompute.FULL, Recompute.SELECTIVE
 _TP, _PP, _DP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "data_parallel_size"
+_OP = Recompute.SELECTIVE_OP
 _VPP = "virtual_pipeline_model_parallel_size"
 QUICK: dict[str, dict[str, Any]] = {
     "zero0": {},
@@ -78,6 +79,16 @@ SLOW: dict[str, dict[str, Any]] = {
         "precision": _BF16,
     },
 }
+
+BY_OPERATION: dict[str, dict[str, Any]] = {
+    "zero0": {"recompute": _OP},
+    "zero0-bf16": {"recompute": _OP, "precision": _BF16},
+    "zero0-multi_head": {"recompute": _OP, "num_query_groups": 4},
+    "zero1-tp2-sp": {"recompute": _OP, "zero_stage": 1, _TP: 2, "sequence_parallel": True},
+    "zero1-pp2": {"recompute": _OP, "zero_stage": 1, _PP: 2},
+    "zero3-dp2": {"recompute": _OP, "zero_stage": 3, _DP: 2},
+}
+"""Selective-op recomputation, whose saved outputs no hook of autograd sees."""
 
 
 def plan_of(values: dict[str, Any]) -> RunPlan:

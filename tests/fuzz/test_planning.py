@@ -1,17 +1,21 @@
 """Files and flags of the commands that plan: plans, laws, hardware, DeepSpeed JSON, tables of runs."""
 
+import csv
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from chinchilla_ds.budget.deepspeed_json.resolve import load_ds_config, resolve
 from chinchilla_ds.runs.plan_file import read_plan
 from tests.fuzz.conftest import Fuzz
-from tests.fuzz.mutations import csv_files, json_files
+from tests.fuzz.mutations import csv_files, damaged, json_files
 from tests.fuzz.outcome import accepted, ends_well, put
 
 
@@ -78,6 +82,25 @@ def test_tables_of_runs(fuzz: Fuzz, seeds: Path, tmp_path: Path) -> None:
         ends_well(["fit", str(tmp_path / "runs.csv"), "--predict", "7B,140B", "--hold-out", "4x"])
 
     fuzz(try_one, csv_files((seeds / "runs.csv").read_bytes()), share=0.3)
+
+
+@pytest.mark.parametrize("name", ["runs.json", "runs.jsonl", "runs.parquet"])
+def test_tables_of_runs_as_records(fuzz: Fuzz, seeds: Path, tmp_path: Path, name: str) -> None:
+    with (seeds / "runs.csv").open(encoding="utf-8") as lines:
+        records = [{column: float(text) for column, text in row.items()} for row in csv.DictReader(lines)]
+    if name.endswith(".parquet"):
+        buffer = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), buffer)
+        contents = damaged(buffer.getvalue().to_pybytes())
+    elif name.endswith(".jsonl"):
+        contents = damaged("".join(f"{json.dumps(record)}\n" for record in records).encode())
+    else:
+        contents = json_files(json.dumps(records).encode())
+
+    def try_one(content: bytes) -> None:
+        ends_well(["fit", str(put(tmp_path / name, content)), "--bootstrap", "0"])
+
+    fuzz(try_one, contents, share=0.1)
 
 
 def test_tables_of_curves(fuzz: Fuzz, seeds: Path, tmp_path: Path) -> None:

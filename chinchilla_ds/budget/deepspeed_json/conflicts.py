@@ -11,7 +11,7 @@ from typing import Any
 
 from chinchilla_ds.budget.deepspeed_json.keys import find
 from chinchilla_ds.budget.deepspeed_json.values import is_auto, is_number, show
-from chinchilla_ds.run_plan import Offload, Precision, RunPlan
+from chinchilla_ds.run_plan import Offload, Precision, Recompute, RunPlan
 
 ZERO = "zero_optimization"
 CHECKPOINTING = "activation_checkpointing"
@@ -36,6 +36,12 @@ def own_conflicts(ds: Mapping[str, Any]) -> Iterator[str]:
 def plan_conflicts(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
     """Yield what DeepSpeed does not support under the plan's layout, precision and device."""
     yield from _reduction_problems(ds, stage=plan.layout.zero_stage)
+    yield from _overlap_problems(ds, plan)
+    if plan.layout.recompute is Recompute.SELECTIVE_OP and find(ds, (CHECKPOINTING,)):
+        yield (
+            f"{CHECKPOINTING} has settings, and recompute selective_op does not go through DeepSpeed's checkpointing; "
+            "leave the section out, or take recompute selective or full"
+        )
     yield from _type_problems(ds, plan)
     yield from _bucket_problems(ds, plan)
     yield from _contiguous_problems(ds, plan)
@@ -123,6 +129,16 @@ def _reduction_problems(ds: Mapping[str, Any], *, stage: int) -> Iterator[str]:
             else "does not support with reduce_scatter"
         )
         yield f"gradient_predivide_factor is {show(factor)}, which DeepSpeed under ZeRO-{stage} {why}; {near}"
+
+
+def _overlap_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:
+    """Yield why reductions in the backward pass would leave gradients out."""
+    chunks = plan.layout.virtual_pipeline_model_parallel_size
+    if find(ds, (ZERO, "overlap_comm")) is True and plan.layout.zero_stage == 1 and chunks > 1:
+        yield (
+            f"{ZERO}.overlap_comm is true, and ZeRO-1 then reduces gradients in the last backward pass of a stage, "
+            f'which is that of one of its {chunks} chunks; set it to false or "auto", or take {ZERO}.stage 2'
+        )
 
 
 def _type_problems(ds: Mapping[str, Any], plan: RunPlan) -> Iterator[str]:

@@ -164,8 +164,35 @@ def suggested_values(plan: RunPlan, /) -> Iterator[Owned]:
     """
     bucket = max(plan.shape.hidden_size**2, MIN_BUCKET_ELEMENTS)
     yield Owned(path=(ZERO, "reduce_bucket_size"), value=bucket, fix="")
+    if plan.layout.zero_stage in (1, 2):  # 3 overlaps by DeepSpeed's own default
+        overlaps = overlaps_reduction(
+            zero_stage=plan.layout.zero_stage,
+            data=plan.layout.data_parallel_size,
+            virtual=plan.layout.virtual_pipeline_model_parallel_size,
+            offload_optimizer=plan.layout.offload_optimizer,
+            device=plan.device,
+        )
+        yield Owned(path=(ZERO, "overlap_comm"), value=overlaps, fix="")
     yield Owned(path=(ZERO, "stage3_prefetch_bucket_size"), value=int(0.9 * bucket), fix="")
     yield Owned(path=(ZERO, "stage3_param_persistence_threshold"), value=10 * plan.shape.hidden_size, fix="")
+
+
+def overlaps_reduction(*, zero_stage: int, data: int, virtual: int, offload_optimizer: Offload, device: str) -> bool:
+    """Return whether ZeRO-1 and 2 reduce gradients beside the backward pass (`overlap_comm`) where the plan decides.
+
+    Not on the CPU, where DeepSpeed has no streams, nor with one rank, which reduces nothing, nor with the optimizer on
+    the host, whose copies order the buckets. ZeRO-1 reduces in the last backward pass of a stage, which is that of one
+    chunk: with several per stage the others' gradients would be left out.
+
+    Args:
+        zero_stage: ZeRO stage, 0 to 3.
+        data: data-parallel size.
+        virtual: model chunks per pipeline stage.
+        offload_optimizer: where optimizer states are kept.
+        device: kind of device, "cpu" or "cuda".
+    """
+    applies = zero_stage == 2 or (zero_stage == 1 and virtual == 1)
+    return applies and data > 1 and offload_optimizer is Offload.NONE and device != "cpu"
 
 
 def _stage(ds: Mapping[str, Any]) -> Iterator[Named | str]:

@@ -159,7 +159,9 @@ def emit(plan: RunPlan, /) -> dict[str, Any]:
     if Offload.NVME in offload.values():
         ds["aio"] = dict(_AIO)
     if layout.recompute is not Recompute.NONE:
-        ds |= {"activation_checkpointing": {}, OWN_SECTION: {"recompute": layout.recompute.value}}
+        ds |= {OWN_SECTION: {"recompute": layout.recompute.value}}
+    if layout.recompute in (Recompute.SELECTIVE, Recompute.FULL):  # the section governs these two
+        ds |= {"activation_checkpointing": {}}
     return resolve(ds, plan)
 
 
@@ -215,7 +217,12 @@ def _template(*, stage: int, zero: Mapping[str, Any] | None = None) -> dict[str,
         "bf16": {"enabled": AUTO},
         "fp16": {"enabled": AUTO},
         "optimizer": copy.deepcopy(_OPTIMIZER),
-        ZERO: {"stage": stage, "reduce_bucket_size": AUTO, **(zero or {})},
+        ZERO: {
+            "stage": stage,
+            "reduce_bucket_size": AUTO,
+            **({"overlap_comm": AUTO} if stage in (1, 2) else {}),
+            **(zero or {}),
+        },
     }
 
 

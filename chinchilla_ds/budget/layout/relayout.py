@@ -56,14 +56,14 @@ def lay_out(plan: RunPlan, *, config: RunConfig, world_size: int, device: str) -
         device=device,
         optimizer_states=len(plan.optimizer.states),
     )
-    kept = objective_bytes(make_objective(plan.objective), shape=plan.shape, batch=batch, layout=layout)
+    extra = objective_bytes(make_objective(plan.objective), shape=plan.shape, batch=batch, layout=layout)
     return dataclasses.replace(
         plan,
         layout=layout,
         batch=batch,
         device=device,
         precision=precision,
-        memory_bytes=with_objective_bytes(memory, kept),
+        memory_bytes=with_objective_bytes(memory, extra),
         reasons=(*plan.reasons, f"Laid out on {world_size} ranks as the ds_config says."),
     )
 

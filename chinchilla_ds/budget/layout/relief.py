@@ -18,7 +18,7 @@ NOTICEABLE = 0.9
 MAX_RELIEFS = 3
 _Change = tuple[str, dict[str, object]]
 """The text of a change, and the fields of the layout, or micro_batch_size, that it sets."""
-_RECOMPUTE = (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL)
+_RECOMPUTE = tuple(Recompute)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def _changes(plan: RunPlan) -> Iterator[Relief]:
     layout, batch = plan.layout, plan.batch
     choices: list[list[_Change]] = [
         _micro_batches(batch),
-        [(f"`layout.recompute={one}`", {"recompute": one}) for one in _after(_RECOMPUTE, layout.recompute)],
+        [(f"`layout.recompute={mode}`", {"recompute": mode}) for mode in _after(_RECOMPUTE, layout.recompute)],
         [
             (f'"zero_optimization": {{"stage": {stage}}}', {"zero_stage": stage})
             for stage in range(layout.zero_stage + 1, 4)
@@ -66,10 +66,10 @@ def _changes(plan: RunPlan) -> Iterator[Relief]:
     ]
     combinations = sorted(
         itertools.product(*([None, *options] for options in choices)),
-        key=lambda chosen: (sum(one is not None for one in chosen), [one is None for one in chosen]),
+        key=lambda chosen: (sum(change is not None for change in chosen), [change is None for change in chosen]),
     )
     for chosen in combinations:
-        taken = [one for one in chosen if one is not None]
+        taken = [change for change in chosen if change is not None]
         if taken and (relief := _relief(plan, [change for change, _ in taken], [values for _, values in taken])):
             yield relief
 
@@ -80,13 +80,13 @@ def _micro_batches(batch: BatchPlan) -> list[_Change]:
 
 
 def _offloads(layout: ParallelLayout) -> list[_Change]:
-    found: list[_Change] = []
+    offloads: list[_Change] = []
     if layout.offload_optimizer is Offload.NONE:
-        found.append(('"offload_optimizer": {"device": "cpu"}', {"offload_optimizer": Offload.CPU}))
+        offloads.append(('"offload_optimizer": {"device": "cpu"}', {"offload_optimizer": Offload.CPU}))
     if layout.offload_param is Offload.NONE:
         both: dict[str, object] = {"offload_optimizer": Offload.CPU, "offload_param": Offload.CPU}
-        found.append(('"offload_optimizer" and "offload_param": {"device": "cpu"}', both))
-    return found
+        offloads.append(('"offload_optimizer" and "offload_param": {"device": "cpu"}', both))
+    return offloads
 
 
 def _after(order: tuple[Recompute, ...], present: Recompute) -> tuple[Recompute, ...]:
@@ -95,7 +95,7 @@ def _after(order: tuple[Recompute, ...], present: Recompute) -> tuple[Recompute,
 
 def _relief(plan: RunPlan, changes: list[str], values: list[dict[str, object]]) -> Relief | None:
     """Return the change, or None if it is not legal."""
-    changed = {name: value for one in values for name, value in one.items()}
+    changed = {name: value for fields in values for name, value in fields.items()}
     batch = plan.batch
     size = changed.pop("micro_batch_size", batch.micro_batch_size)
     assert isinstance(size, int)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from chinchilla_ds.budget.deepspeed_json.fields import overlaps_reduction
 from chinchilla_ds.budget.layout.space import (
     LayoutGroup,
     LayoutRequest,
@@ -44,7 +45,12 @@ __all__ = ["Candidate", "LayoutRequest", "LayoutSearch", "Rejection", "search_la
 
 TIE = 1.005
 """Layouts whose times lie within this factor count as equally fast; the simplest of them wins."""
+ZERO3_TIE = 1.03
+"""The same where ZeRO-3 is compared with lower stages: its traffic must hide behind computation to the share that
+`speed.step_time` assumes, so the step must be faster by more than that is uncertain."""
 MAX_RUNNERS_UP = 4
+MAX_NEIGHBOURS = 128
+"""Numbers of devices that are tried on either side of one without a legal layout."""
 MAX_DOUBLINGS = 10
 """Doublings after which the search for a sufficient cluster stops: 1024 times the requested one."""
 _MEMORY_RULE = "memory of the device is exceeded"
@@ -93,7 +99,8 @@ def search_layouts(request: LayoutRequest, /) -> LayoutSearch:
     """Return the fastest layout that fits the device, the runners-up and the refusals.
 
     Among layouts within 0.5 % of the fastest, the simplest wins: no offload, less recomputation, a lower ZeRO stage,
-    less tensor parallelism, fewer stages, fewer chunks, no sequence parallelism, a smaller micro-batch. Without known
+    less tensor parallelism, fewer stages, fewer chunks, no sequence parallelism, a smaller micro-batch. A layout with
+    ZeRO-3 wins only if it is 3 % faster than the fastest of a lower stage that is as simple otherwise. Without known
     rates there is no time: then the simplest that fits wins, with the largest micro-batch.
 
     Raises:
@@ -143,6 +150,16 @@ def _machine(request: LayoutRequest) -> Machine | None:
 
 
 def _best(fits: list[_Fit]) -> _Fit:
+    best = _simplest(fits)
+    if best.states.zero_stage < 3:
+        return best
+    others = [fit for fit in fits if fit.states.zero_stage < 3 and fit.simplicity[:2] <= best.simplicity[:2]]
+    other = _simplest(others) if others else best
+    return other if other.total_s <= best.total_s * ZERO3_TIE else best
+
+
+def _simplest(fits: list[_Fit]) -> _Fit:
+    """Return the simplest of the fits that are as fast as the fastest."""
     limit = min(fit.total_s for fit in fits) * TIE
     return min((fit for fit in fits if fit.total_s <= limit), key=lambda fit: (fit.simplicity, fit.total_s))
 
@@ -186,9 +203,9 @@ class _Walk:
     def __init__(self, request: LayoutRequest, *, capacity: float, machine: Machine | None, tally: Tally) -> None:
         self.request, self.capacity, self.machine, self.tally = request, capacity, machine, tally
         self.num_legal = 0
-        self._collectives: dict[tuple[int, int, int], DataParallelTime] = {}
+        self._collectives: dict[tuple[int, int, int, bool], DataParallelTime] = {}
         self._optimizers: dict[tuple[int, int, States], OptimizerTime] = {}
-        self._states: dict[tuple[int, int, States], tuple[StateBytes, ...]] = {}
+        self._states: dict[tuple[int, int, States, bool], tuple[StateBytes, ...]] = {}
         self._micro: dict[tuple[int, int, bool, Recompute, int], MicroBatchTime] = {}
 
     def fits(self, group: LayoutGroup) -> Iterator[_Fit]:
@@ -197,7 +214,7 @@ class _Walk:
         nothing = (_NO_ACTIVATIONS,) * len(self._stages(group))
         for size in group.micro_batch_sizes:
             micro_batches = self.request.global_batch_size // group.data // size
-            kept = []
+            fitting = []
             for states in group.states:
                 held = self._held(group, states, micro_batches)
                 if self._exceeds_host(held):
@@ -205,10 +222,10 @@ class _Walk:
                 elif (least := self._total(held, nothing)) > self.capacity:
                     self._refuse(group, states, group.recomputes[0], size, least, count=len(group.recomputes))
                 else:
-                    kept.append((states, held))
-            for recompute in group.recomputes if kept else ():
+                    fitting.append((states, held))
+            for recompute in group.recomputes if fitting else ():
                 saved = self._activation_bytes(group, recompute, size, micro_batches)
-                for states, held in kept:
+                for states, held in fitting:
                     total = self._total(held, saved)
                     if total > self.capacity:
                         self._refuse(group, states, recompute, size, total)
@@ -266,7 +283,7 @@ class _Walk:
         if self.machine is not None:
             parts = combine(
                 micro=self._micro_batch_time(group, recompute, size, self.machine),
-                collectives=self._collective_time(group, states.zero_stage, self.machine),
+                collectives=self._collective_time(group, states, self.machine),
                 optimizer=self._optimizer_time(group, states, self.machine),
                 virtual=group.virtual,
                 pipeline=group.pipeline,
@@ -303,7 +320,8 @@ class _Walk:
         ]
 
     def _state_bytes(self, group: LayoutGroup, states: States) -> tuple[StateBytes, ...]:
-        key = group.tensor, group.pipeline, states
+        overlaps = self._overlaps(group, states)
+        key = group.tensor, group.pipeline, states, overlaps
         if key not in self._states:
             self._states[key] = tuple(
                 state_bytes(
@@ -314,11 +332,21 @@ class _Walk:
                     precision=self.request.precision,
                     stage=stage,
                     optimizer_states=len(self.request.optimizer.states),
+                    overlaps=overlaps,
                     **states._asdict(),
                 )
                 for stage in self._stages(group)
             )
         return self._states[key]
+
+    def _overlaps(self, group: LayoutGroup, states: States) -> bool:
+        return overlaps_reduction(
+            zero_stage=states.zero_stage,
+            data=group.data,
+            virtual=group.virtual,
+            offload_optimizer=states.offload_optimizer,
+            device=self.request.device.kind,
+        )
 
     def _activation_bytes(
         self, group: LayoutGroup, recompute: Recompute, size: int, micro_batches: int
@@ -358,17 +386,19 @@ class _Walk:
             )
         return self._micro[key]
 
-    def _collective_time(self, group: LayoutGroup, zero_stage: int, machine: Machine) -> DataParallelTime:
-        key = group.tensor, group.pipeline, zero_stage
+    def _collective_time(self, group: LayoutGroup, states: States, machine: Machine) -> DataParallelTime:
+        overlaps = self._overlaps(group, states)
+        key = group.tensor, group.pipeline, states.zero_stage, overlaps
         if key not in self._collectives:
             self._collectives[key] = data_parallel_time(
                 shape=self.request.shape,
                 tensor=group.tensor,
                 pipeline=group.pipeline,
                 data=group.data,
-                zero_stage=zero_stage,
+                zero_stage=states.zero_stage,
                 precision=self.request.precision,
                 machine=machine,
+                overlaps=overlaps,
             )
         return self._collectives[key]
 
@@ -401,7 +431,20 @@ def _nothing_legal(request: LayoutRequest, tally: Tally) -> list[str]:
     given = ", ".join(f"{name} {value}" for name, value in request.fixed.items())
     cluster = f"{request.world_size} x {request.device.name}, a batch of {request.global_batch_size} sequences"
     first = f"no layout is legal for {cluster}{f', {given}' if given else ''}; the rules that refuse them:"
-    return [first, *(f"{rejection.reason}: {rejection.example}" for rejection in tally.rejections())]
+    works = _nearest_counts(request)
+    nearest = [f"nearest numbers of devices with a layout: {' and '.join(map(str, works))}"] if works else []
+    return [first, *(f"{rejection.reason}: {rejection.example}" for rejection in tally.rejections()), *nearest]
+
+
+def _nearest_counts(request: LayoutRequest) -> list[int]:
+    """Return the nearest numbers of devices below and above for which a layout is legal, whether or not it fits."""
+
+    def is_legal(count: int) -> bool:
+        return any(True for _ in groups(dataclasses.replace(request, world_size=count), Tally()))
+
+    world = request.world_size
+    sides = range(world - 1, max(0, world - MAX_NEIGHBOURS - 1), -1), range(world + 1, world + MAX_NEIGHBOURS + 1)
+    return [count for side in sides if (count := next(filter(is_legal, side), None)) is not None]
 
 
 def _nothing_fits(request: LayoutRequest, capacity: int) -> str:

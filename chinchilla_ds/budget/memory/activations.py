@@ -84,16 +84,18 @@ def activation_bytes(
         shape=shape,
         tensor=tensor,
         split=split,
-        recompute=Recompute.NONE if recompute is Recompute.FULL else recompute,
+        recompute=recompute if recompute is Recompute.SELECTIVE else Recompute.NONE,
         tokens=tokens,
         width=width,
         on_cpu=on_cpu,
     )
     working, released = _working_bytes(shape, tokens, tensor, split, width)
     layer, recomputed = whole, -released
-    if recompute is Recompute.FULL:
+    if recompute in (Recompute.FULL, Recompute.SELECTIVE_OP):
         shares_input = width == FP32_BYTES or not on_cpu
-        layer, recomputed, working = hidden, recomputed + whole - shares_input * hidden, working + hidden
+        outputs = _saved_outputs(shape, tokens, tensor, width) if recompute is Recompute.SELECTIVE_OP else 0
+        layer, working = hidden + outputs, working + hidden
+        recomputed += whole - shares_input * hidden - outputs
     in_flight = chunks_in_flight(
         pipeline=pipeline, virtual=virtual, micro_batches=gradient_accumulation_steps, stage=stage
     )
@@ -179,6 +181,13 @@ def _layer_bytes(
     attention = _attention_bytes(shape, tokens, tensor, recompute, width, on_cpu)
     feed_forward = 5 * width * tokens * shape.ffn_hidden_size // tensor  # [gate; up], up + 0, silu(gate), their product
     return norms + attention + feed_forward
+
+
+def _saved_outputs(shape: ModelShape, tokens: int, tensor: int, width: int) -> int:
+    """Return the outputs that selective-op recomputation saves: QKV, attention and its log-sum-exp, [gate; up]."""
+    heads, groups = shape.num_attention_heads, shape.num_query_groups
+    elements = (2 * heads + 2 * groups) * shape.kv_channels + 2 * shape.ffn_hidden_size
+    return tokens * (width * elements + FP32_BYTES * heads) // tensor
 
 
 def _norm_bytes(shape: ModelShape, tokens: int, split: int, width: int, on_cpu: bool) -> int:

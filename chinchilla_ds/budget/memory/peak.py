@@ -9,6 +9,7 @@ docs/memory.md derives the formulas and compares them with the tensors of the li
 
 from typing import NamedTuple
 
+from chinchilla_ds.budget.deepspeed_json.fields import overlaps_reduction
 from chinchilla_ds.budget.memory.activations import ActivationBytes, activation_bytes, chunks_in_flight, compute_bytes
 from chinchilla_ds.budget.memory.states import StateBytes, notable_stages, stage_params, state_bytes
 from chinchilla_ds.run_plan import ADAM_STATES, BatchPlan, MemoryBytes, ModelShape, ParallelLayout, Precision
@@ -214,6 +215,13 @@ def _stage_memory(
         precision=precision,
         stage=stage,
         optimizer_states=optimizer_states,
+        overlaps=overlaps_reduction(
+            zero_stage=layout.zero_stage,
+            data=layout.data_parallel_size,
+            virtual=virtual,
+            offload_optimizer=layout.offload_optimizer,
+            device=device,
+        ),
     )
     activations = activation_bytes(
         shape=shape,

@@ -146,6 +146,7 @@ def state_bytes(
     precision: Precision,
     stage: int,
     optimizer_states: int = len(ADAM_STATES),
+    overlaps: bool = False,
 ) -> StateBytes:
     """Return the bytes that a rank of pipeline stage `stage` holds in addition to activations, for any micro-batch.
 
@@ -160,6 +161,7 @@ def state_bytes(
         precision: Precision of weights and gradients.
         stage: Index of the pipeline stage.
         optimizer_states: Values that the optimizer keeps for a parameter, in FP32, beside the master weight.
+        overlaps: Whether ZeRO-1 and 2 run with overlap_comm, and then with two buckets that take turns.
     """
     weights = stage_weights(shape=shape, tensor=tensor, pipeline=pipeline, stage=stage)
     width = compute_bytes(precision)
@@ -176,6 +178,7 @@ def state_bytes(
         )
     else:
         partition = 0
+        bucket *= 2 if overlaps else 1
         state = _zero12(params, zero_stage=zero_stage, data=data, width=width, per_param=per_param, bucket=bucket)
     if offload_optimizer is not Offload.NONE:
         largest = width * max(weight.size for weight in weights) if zero_stage < 3 else 0

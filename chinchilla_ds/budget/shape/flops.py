@@ -29,8 +29,9 @@ def decoder_flops_per_token(*, shape: ModelShape) -> float:
 def hardware_flops_per_token(*, shape: ModelShape, recompute: Recompute) -> float:
     """Return the FLOPs per token that the devices execute: the model FLOPs, and the repeated forward pass.
 
-    SELECTIVE runs scores and values of every layer again, FULL every layer from its input to its output. The output
-    logits and the input embedding lie outside the layers and are never run again.
+    SELECTIVE runs scores and values of every layer again, SELECTIVE_OP the projection of attention's output, FULL every
+    layer from its input to its output. The output logits and the input embedding lie outside the layers and are never
+    run again.
 
     Leaves out, besides what `decoder_flops_per_token` leaves out, the scores that a fused attention kernel computes
     again in its backward pass: 7/6 of the attention term where torch's flop counter sees such a kernel.
@@ -47,6 +48,9 @@ def hardware_flops_per_token(*, shape: ModelShape, recompute: Recompute) -> floa
         return model
     if recompute is Recompute.SELECTIVE:
         return model + shape.num_layers * _core_attention(shape)
+    if recompute is Recompute.SELECTIVE_OP:
+        projection = 2 * shape.num_attention_heads * shape.kv_channels * shape.hidden_size
+        return model + shape.num_layers * projection
     return model + shape.num_layers * _layer(shape)
 
 

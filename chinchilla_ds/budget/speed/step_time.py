@@ -32,10 +32,11 @@ from chinchilla_ds.run_plan import (
 )
 from chinchilla_ds.weights import stage_layers
 
-ZERO3_HIDDEN_SHARE = 0.26
-"""Share of ZeRO-3's traffic that overlaps with computation, where there is enough of it. DeepSpeed overlaps by default
-only at stage 3. Ours: fitted to every second published run of docs/step-time.md. Under a pipeline nothing overlaps: the
-prefetch trace is invalid wherever forward and backward passes alternate."""
+HIDDEN_SHARE = 0.24
+"""Share of data-parallel traffic that overlaps with computation, where there is enough of it: ZeRO-3's, which DeepSpeed
+overlaps by default, and the reductions of ZeRO-1 and 2 with `overlap_comm`. Ours: fitted to every second published run
+of docs/step-time.md, most of them under full sharding. Under a pipeline none of ZeRO-3's overlaps: the prefetch trace
+is invalid wherever forward and backward passes alternate."""
 HIDDEN_COST_SHARE = 0.15
 """Share of its own time that overlapped traffic still costs: NCCL's kernels take processors and memory bandwidth from
 matmuls.
@@ -59,9 +60,17 @@ NVME_BYTES_PER_S = 3e9
 
 _LOSS_BYTES_PER_LOGIT = 28
 """Casts to FP32 and back, log-softmax, and their backward passes, from and to memory."""
-_BYTES_PER_PARAM, _BYTES_PER_STATE = 24, 8
-"""Read and written by a step, for a parameter: weight, gradient, its FP32 copy and the weight in compute precision; and
-each of the optimizer's states."""
+BYTES_PER_PARAM = {0: 46, 1: 58, 2: 58, 3: 54}
+"""By ZeRO stage, what `engine.step` reads and writes for each parameter that this rank updates: 18 bytes for the
+gradients' norm, in FP64 (10 under ZeRO-0, in FP32), 4 to look for non-finite ones (not under ZeRO-3), 4 to gather them
+in one tensor (not under ZeRO-0), 6 to cast them to FP32, 8 to clip, 12 for weight and gradient, 6 to cast the weight.
+
+Source: counted in half precision in the engine's operations by tests/distributed/test_moved_bytes.py; deepspeed 0.19.8,
+runtime/zero/stage_1_and_2.py (step, get_grad_norm_direct, unscale_and_clip_grads), stage3.py (step,
+_prepare_fp32_grad_for_sub_group) and fp16/unfused_optimizer.py (step).
+"""
+BYTES_PER_STATE = 8
+"""Each of the optimizer's states, read and written in FP32."""
 
 
 class MicroBatchTime(NamedTuple):
@@ -84,6 +93,8 @@ class DataParallelTime(NamedTuple):
     per_micro_batch_s: float
     hidden_share: float
     """Part of a micro-batch's collectives that overlaps with its computation, where that takes as long."""
+    last_micro_batch_s: float = 0.0
+    """In the step's last micro-batch alone, beside its computation."""
 
 
 class OptimizerTime(NamedTuple):
@@ -131,13 +142,20 @@ def combine(
     compute, tensor_parallel = micro_batches * micro.compute_s, micro_batches * micro.tensor_parallel_s
     sends = (micro_batches * virtual + pipeline - 1) * micro.send_s
     bubble = micro.other_stages_s / virtual + sends
-    hidden = collectives.hidden_share * min(collectives.per_micro_batch_s, micro.compute_s)
-    exposed = collectives.per_micro_batch_s - (1 - HIDDEN_COST_SHARE) * hidden
-    data = collectives.per_step_s + micro_batches * exposed
+    exposed, last = (
+        _exposed_s(traffic, compute_s=micro.compute_s, hidden_share=collectives.hidden_share)
+        for traffic in (collectives.per_micro_batch_s, collectives.last_micro_batch_s)
+    )
+    data = collectives.per_step_s + last + micro_batches * exposed
     if pipeline > 1:  # stages that wait for their collectives hold up the others
         data += exposed * (pipeline - 1) / virtual
     step = optimizer.per_step_s + micro_batches * optimizer.per_micro_batch_s
     return Parts(compute + tensor_parallel + bubble + data + step, compute, tensor_parallel, bubble, data, step)
+
+
+def _exposed_s(traffic_s: float, *, compute_s: float, hidden_share: float) -> float:
+    """Return what a micro-batch waits for its collectives, with what hidden ones cost."""
+    return traffic_s - (1 - HIDDEN_COST_SHARE) * hidden_share * min(traffic_s, compute_s)
 
 
 def to_step_time(
@@ -202,11 +220,14 @@ def micro_batch_time(
     """
     tokens, width = micro_batch_size * shape.seq_length, compute_bytes(precision)
     layers = stage_layers(num_layers=shape.num_layers, pipeline=pipeline)
-    forward, attention = _layer_forward_s(shape, tokens, tensor, sequence_parallel, width, machine)
+    forward, attention, cheap = _layer_forward_s(shape, tokens, tensor, sequence_parallel, width, machine)
     layer = 3 * forward + (1 + FUSED_BACKWARD_ATTENTION) * attention
     collectives = 4.0
     if recompute is Recompute.SELECTIVE:
         layer += attention
+    elif recompute is Recompute.SELECTIVE_OP:
+        layer += cheap
+        collectives += 1.5 if sequence_parallel else 1
     elif recompute is Recompute.FULL:
         layer += forward + attention
         collectives += 2
@@ -226,10 +247,35 @@ def micro_batch_time(
     )
 
 
+def copied_elements(*, zero_stage: int, data: int) -> tuple[float, float]:
+    """Return the elements that ZeRO copies for each parameter of a rank, partitioned or not.
+
+    They are read and written in compute precision, beside the passes themselves. Adding a gradient to earlier ones
+    takes 3. ZeRO-1, once per step, and 2 move gradients into a bucket and divide them by the number of ranks, 4, and
+    move their partition out again, 4; ZeRO-3 also copies the weights that it gathers, on one rank too.
+
+    Args:
+        zero_stage: ZeRO stage, 0 to 3.
+        data: data-parallel size.
+
+    Returns:
+        Of the first micro-batch of a step, with what is done once per step, and of each later one.
+
+    Source: counted by tests/distributed/test_moved_bytes.py; deepspeed 0.19.8, runtime/zero/stage_1_and_2.py
+    (reduce_independent_p_g_buckets_and_remove_grads, average_tensor, copy_grads_in_partition), stage3.py
+    (__add_grad_to_ipg_bucket, __avg_scatter_grads, partition_grads) and partition_parameters.py (_all_gather_dtype).
+    """
+    first = {0: 6.0 * (data > 1), 1: 5 + 3 / data, 2: 4 + 4 / data, 3: 12 - 2 / data}[zero_stage]
+    later = {0: 3.0, 1: 3.0, 2: 4 + 7 / data, 3: 12 - 1 / data}[zero_stage]
+    return first, later
+
+
 def _layer_forward_s(
     shape: ModelShape, tokens: int, tensor: int, sequence_parallel: bool, width: int, machine: Machine
-) -> tuple[float, float]:
-    """Return a layer's forward time without attention, and its attention's.
+) -> tuple[float, float, float]:
+    """Return a layer's forward time without attention, its attention's, and of the first what selective-op repeats.
+
+    That is all but matmuls, and the projection of attention's output.
 
     Apart from matmuls it moves `machine.elementwise`: norms and residual additions (split under sequence parallelism
     only), rotary positions, changes of layout and SwiGLU (split by TP).
@@ -237,9 +283,10 @@ def _layer_forward_s(
     h, f = shape.hidden_size, shape.ffn_hidden_size
     heads, groups, width_of_head = shape.num_attention_heads, shape.num_query_groups, shape.kv_channels
     q, qkv = heads * width_of_head / tensor, (heads + 2 * groups) * width_of_head / tensor
+    projection = machine.matmul_s(m=tokens, k=q, n=h, width=width)
     matmuls = (
         machine.matmul_s(m=tokens, k=h, n=qkv, width=width)
-        + machine.matmul_s(m=tokens, k=q, n=h, width=width)
+        + projection
         + machine.matmul_s(m=tokens, k=h, n=2 * f / tensor, width=width)
         + machine.matmul_s(m=tokens, k=f / tensor, n=h, width=width)
     )
@@ -248,7 +295,7 @@ def _layer_forward_s(
     elements = moves.norms * h / split + moves.qkv * qkv + moves.ffn * f / tensor
     elementwise = width * tokens * elements / machine.memory_bytes_per_s
     attention = machine.attention_s(tokens=tokens, channels=q, seq_length=shape.seq_length, head_size=width_of_head)
-    return matmuls + elementwise, attention
+    return matmuls + elementwise, attention, elementwise + projection
 
 
 def _head_s(shape: ModelShape, tokens: int, tensor: int, width: int, machine: Machine) -> float:
@@ -267,13 +314,15 @@ def data_parallel_time(
     zero_stage: int,
     precision: Precision,
     machine: Machine,
+    overlaps: bool = False,
 ) -> DataParallelTime:
     """Return the time of the collectives over data-parallel ranks, in compute precision, for the fullest stage.
 
     ZeRO-0 and 1 all-reduce gradients once per step, ZeRO-2 on every backward pass (buckets that several ranks own are
-    all-reduced, which is DeepSpeed 0.19's default); 1 and 2 gather the new parameters. None of this overlaps: DeepSpeed
-    overlaps only at stage 3. ZeRO-3 gathers parameters for every forward and again for every backward pass, and
-    scatters gradients: three times the stage's parameters for every micro-batch.
+    all-reduced, which is DeepSpeed 0.19's default); 1 and 2 gather the new parameters. With `overlap_comm` the
+    reductions of 1 and 2 run beside the backward pass that they belong to. ZeRO-3 gathers parameters for every forward
+    and again for every backward pass, and scatters gradients: three times the stage's parameters for every micro-batch,
+    beside both.
 
     Args:
         shape: the decoder.
@@ -283,6 +332,7 @@ def data_parallel_time(
         zero_stage: ZeRO stage, 0 to 3.
         precision: precision of gradient and parameter traffic.
         machine: rates of one device and its links.
+        overlaps: whether ZeRO-1 and 2 run with overlap_comm; ZeRO-3 always does.
 
     Source: Rajbhandari et al. 2020 (arXiv:1910.02054), section 7; deepspeed 0.19.8, stage_1_and_2.py and stage3.py.
     """
@@ -296,9 +346,12 @@ def data_parallel_time(
     if zero_stage == 3:
         modules = max(buckets, *stage_layers(num_layers=shape.num_layers, pipeline=pipeline))
         moved = 3 * machine.all_gather_s(total_bytes, size=data, stride=tensor, messages=modules)
-        return DataParallelTime(0.0, moved, ZERO3_HIDDEN_SHARE if pipeline == 1 else 0.0)
+        return DataParallelTime(0.0, moved, HIDDEN_SHARE if pipeline == 1 else 0.0)
+    share = HIDDEN_SHARE if overlaps else 0.0
     if zero_stage == 2:
-        return DataParallelTime(gather, reduce, 0.0)
+        return DataParallelTime(gather, reduce, share)
+    if zero_stage == 1 and overlaps:
+        return DataParallelTime(gather, 0.0, share, last_micro_batch_s=reduce)
     return DataParallelTime(reduce + (gather if zero_stage == 1 else 0.0), 0.0, 0.0)
 
 
@@ -315,7 +368,7 @@ def optimizer_time(
     machine: Machine,
     optimizer_states: int = len(ADAM_STATES),
 ) -> OptimizerTime:
-    """Return the optimizer's step, bound by memory, and the transfers of offloaded states, without overlap.
+    """Return the optimizer's step and ZeRO's copies, bound by memory, and transfers of offloaded states; no overlap.
 
     Offloaded optimizer states: gradients go to the CPU (on every backward pass under ZeRO-2), whose Adam is shared by
     the devices of a machine, and new parameters return; on NVMe the states are also read and written each step.
@@ -340,16 +393,21 @@ def optimizer_time(
     params = fullest_stage_params(shape=shape, tensor=tensor, pipeline=pipeline)
     shard = params / data if zero_stage > 0 else params
     transfer = width * shard / machine.host_bytes_per_s
-    per_step = per_micro_batch = 0.0
+    first, later = (
+        width * elements * params / machine.memory_bytes_per_s
+        for elements in copied_elements(zero_stage=zero_stage, data=data)
+    )
+    per_step, per_micro_batch = first - later, later
     if offload_optimizer is Offload.NONE:
-        per_step = (_BYTES_PER_PARAM + _BYTES_PER_STATE * optimizer_states) * shard / machine.memory_bytes_per_s
+        moved = BYTES_PER_PARAM[zero_stage] + BYTES_PER_STATE * optimizer_states
+        per_step += moved * shard / machine.memory_bytes_per_s
     else:
         sharing = min(machine.devices_per_node, DEVICES_PER_MACHINE)
-        per_step = transfer + shard * sharing / CPU_ADAM_PARAMS_PER_S
+        per_step += transfer + shard * sharing / CPU_ADAM_PARAMS_PER_S
         if offload_optimizer is Offload.NVME:
             per_step += 2 * FP32_BYTES * (1 + optimizer_states) * shard / NVME_BYTES_PER_S
         if zero_stage == 2:
-            per_micro_batch = transfer
+            per_micro_batch += transfer
         else:
             per_step += transfer
     if offload_param is not Offload.NONE:

@@ -248,7 +248,8 @@ def test_all_bad_values_are_reported_at_once() -> None:
                 "virtual_pipeline_model_parallel_size": 2,
                 "zero_stage": 1,
             },
-            "must divide shape.num_layers (6 layers); nearest chunks per stage: 1 and 3",
+            "must divide the layers of a stage (3 of shape.num_layers 6 over 2 stages); nearest chunks per stage: "
+            "1 and 3",
         ),
         (3, {"tensor_model_parallel_size": 3}, "must divide shape.num_attention_heads (2 heads)"),
         (3, {"tensor_model_parallel_size": 3}, "must divide shape.padded_vocab_size (1024 rows)"),

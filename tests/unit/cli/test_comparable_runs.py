@@ -15,14 +15,14 @@ from chinchilla_ds.budget.shape.search import choose_vocab_size
 from chinchilla_ds.config import DataConfig, RunConfig
 from chinchilla_ds.data.prepare import vocab_size_of_text
 from chinchilla_ds.data.preparing.recipe import Recipe, vocab_size_of_corpus
-from chinchilla_ds.errors import PlanError
+from chinchilla_ds.errors import ConfigError, DataError, PlanError
 from chinchilla_ds.processes.stopping import StopRequest
 from chinchilla_ds.runs import train
 from chinchilla_ds.runs.command import TrainCommand
 from chinchilla_ds.runs.folder import open_run_folder
 from chinchilla_ds.runs.text import text_params, tokenizer_seed_of
 from chinchilla_ds.testing import tiny_plan
-from tests.unit.cli.test_run_folder import saved_run, text
+from tests.unit.runs.test_run_folder import saved_run, text
 
 BUDGETS = (4e10, 1e12, 2e14, 3e15)
 
@@ -52,6 +52,23 @@ def test_the_vocabulary_follows_from_the_text_and_not_from_the_budget(
     data = DataConfig(paths=(tmp_path / "text.txt",))
     assert vocabularies(data, ds_configs, capsys) == [wanted] * 4
     assert vocabularies(data, ds_configs, capsys, vocab_size=640) == ["640"] * 4
+
+
+def test_the_plan_of_such_a_run_stands_beside_the_flags_that_made_it(
+    tmp_path: Path, ds_configs: Path, rank_zero_of: Callable[[int], None]
+) -> None:
+    with (tmp_path / "text.txt").open("wb") as file:
+        file.truncate(2**20)
+    config = RunConfig(compute_budget_flops=1e13, data=DataConfig(paths=(tmp_path / "text.txt",)))
+    command = TrainCommand(config=config, ds_config={}, explicit=frozenset({"compute_budget_flops"}))
+    made = train._plan(command, world_size=1, vocab_size=lambda: 512)
+    assert made.reasons[-1] == (
+        "Vocabulary 512: by the size of the text, so that runs of other budgets on it can be compared."
+    )
+    assert train._plan(dataclasses.replace(command, plan=made), world_size=1, vocab_size=lambda: 512) == made
+    other = dataclasses.replace(command, plan=made, config=dataclasses.replace(config, compute_budget_flops=2e13))
+    with pytest.raises(ConfigError, match="`compute_budget_flops` cannot be combined with `plan`"):
+        train._plan(other, world_size=1, vocab_size=lambda: 512)
 
 
 def test_a_text_too_large_for_a_budget_is_said_to_be(
@@ -146,3 +163,12 @@ def test_what_tells_a_text_from_others(tmp_path: Path) -> None:
     assert (params["held_out_hash"], params["text_key"]) == ("abc", "content, text")
     assert params["data_path"] == "the standard library's source"
     assert recorded.content_key == prepared.content_key
+
+
+def test_a_rank_that_does_not_see_the_text_leaves_it_to_rank_zero_on_one_machine(tmp_path: Path) -> None:
+    config = RunConfig(data=DataConfig(paths=(tmp_path / "gone.txt",)))
+    beside, elsewhere = (SimpleNamespace(rank=1, on_one_machine=is_one) for is_one in (True, False))
+    assert train._vocab_size(config, run=None, place=beside) is None  # type: ignore[arg-type]
+    for place in (elsewhere, SimpleNamespace(rank=0, on_one_machine=True)):
+        with pytest.raises(DataError, match=r"gone\.txt"):
+            train._vocab_size(config, run=None, place=place)  # type: ignore[arg-type]

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from chinchilla_ds.cli.main import main, run_command
+from chinchilla_ds.errors import DataError
+from chinchilla_ds.testing.configs import tiny_plan
 from tests.shared_data import shared_data
-from tests.unit.budget.laws.curves.runs import PUBLIC_WARMUP, TRAIN, TRUTH, WARMUP, synthetic, write_run
+from tests.unit.budget.laws.curves.runs import PUBLIC_WARMUP, TRAIN, TRUTH, WARMUP, schedule, synthetic, write_run
 
 
 def _runs(folder: Path, kinds: tuple[str, ...] = ("cosine", "constant", "jump"), **changed: float) -> list[str]:
@@ -74,6 +76,26 @@ def test_a_schedule_without_losses_is_predicted_as_text_and_picture(tmp_path: Pa
     assert _fit(*runs, "--predict", str(planned))["errors"] == []
 
 
+def test_the_folder_of_a_run_is_a_curve_of_every_step(tmp_path: Path) -> None:
+    plan = tiny_plan()
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    curve, rates = synthetic("cosine", every=1, noise=0.02), schedule("cosine", total=4000)
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for step, rate in enumerate(rates[1:WARMUP].tolist(), 1):
+            file.write(json.dumps({"step": step, "learning_rate": rate, "train/loss": 9.0}) + "\n")
+        for step, loss in zip(curve.step.tolist(), curve.loss.tolist(), strict=True):
+            file.write(json.dumps({"step": step, "learning_rate": rates[step], "train/loss": loss}) + "\n")
+            file.write(json.dumps({"step": step, "held_out/loss": 99.0}) + "\n")
+    planned = write_run(tmp_path / "planned.csv", "cosine", synthetic("cosine"))
+    found = _fit(str(tmp_path), "--predict", str(planned))
+    assert found["fitted"] == [{"file": str(tmp_path), "num_params": plan.num_params, "points": 4000 - WARMUP + 1}]
+    assert found["notes"][0].endswith(f"{WARMUP - 2} rows of the warm-up are left out")
+    assert found["errors"][0]["mean"] < 0.003
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(DataError, match=r"is a folder without metrics\.jsonl; give a CSV file"):
+        _fit(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -83,6 +105,7 @@ def test_a_schedule_without_losses_is_predicted_as_text_and_picture(tmp_path: Pa
         (["{a}", "{b}", "--predict", "{c}@1B"], "has a size, and the runs to fit have none"),
         (["{a}@25M", "{b}@25M", "--predict", "{c}@1B"], "nothing is known of 1B parameters from runs of one size"),
         (["{a}", "--predict", "nowhere.csv"], "nowhere.csv cannot be read"),
+        (["{a}", "{b}", "{a}"], "are the same run (their losses are equal); keep one"),
         (["{a}", "--picture", "curves.txt"], "--picture curves.txt must end in one of"),
         (["{a}", "--warmup", "3000"], "--warmup 3000 steps end after the first row, at step 200"),
     ],

@@ -109,7 +109,7 @@ def test_a_law_per_byte_is_no_law_to_plan_with_and_one_of_a_tokenizer_is(tmp_pat
     ("words", "problem"),
     [
         (("--columns", "loss"), "--columns: 'loss' does not say which column is meant"),
-        (("--columns", "los=x"), "--columns: 'los' is none of num_params"),
+        (("--columns", "los=x"), "--columns: 'los' is not one of num_params"),
         (("--columns", "loss=x"), "{path}: --columns loss=x: there is no such column"),
         (("--unit", "bit"), "--unit: 'bit' is not one of token, byte, perplexity"),
         (("--bytes-per-token", "4"), "--bytes-per-token has no effect without --unit byte"),

@@ -1,6 +1,8 @@
 """`chinchilla-ds`, `python -m chinchilla_ds`, help, version, completion, and what a bare installation says."""
 
+import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 import tomllib
@@ -9,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from chinchilla_ds import cli
 from chinchilla_ds.budget.deepspeed_json.resolve import SHIPPED_FOLDER, load_ds_config, shipped_configs
-from chinchilla_ds.cli.commands import COMMANDS, parser_of
+from chinchilla_ds.cli.commands import COMMANDS, GROUPS, module_of, parser_of
 from chinchilla_ds.cli.completion import SHELLS
 from chinchilla_ds.cli.config_file import flags_of
 from chinchilla_ds.cli.main import main, run_command
@@ -46,6 +49,16 @@ def test_help_lists_the_commands_and_explains_one(capsys: pytest.CaptureFixture[
         run_command(["help", "plam"])
     with pytest.raises(ConfigError, match="help explains one command"):
         run_command(["help", "plan", "fit"])
+
+
+def test_a_module_with_a_command_is_all_that_a_command_needs() -> None:
+    modules = [importlib.import_module(info.name) for info in pkgutil.iter_modules(cli.__path__, f"{cli.__name__}.")]
+    declared = {
+        module.COMMAND.name: (module.__name__, module.COMMAND) for module in modules if hasattr(module, "COMMAND")
+    }
+    assert declared == {name: (module_of(name), command) for name, command in COMMANDS.items()}
+    assert len(declared) >= 21
+    assert list(dict.fromkeys(command.group for command in COMMANDS.values())) == list(GROUPS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,5 +1,6 @@
 """A fit of curves as `chinchilla-ds fit-curves` makes it: which runs are fitted, which anchor, what is predicted."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ from chinchilla_ds.budget.laws.curves.band import CurveLaws, fit_laws
 from chinchilla_ds.budget.laws.curves.equations import MULTI_POWER
 from chinchilla_ds.budget.laws.curves.fit import huber_sum
 from chinchilla_ds.budget.laws.curves.law import CurveRun
-from chinchilla_ds.budget.laws.curves.read import CurveFile, read_curves
+from chinchilla_ds.budget.laws.curves.read import CurveFile, Table, read_curves
+from chinchilla_ds.budget.laws.fitting.csv_lines import csv_lines
 from chinchilla_ds.budget.laws.fitting.runs import Floats
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.units import format_count
@@ -65,24 +67,28 @@ class CurveReport:
         return float(np.mean(shares)) if shares else None
 
 
-def analyse_curves(train: Sequence[str], *, predict: Sequence[str], warmup_steps: int | None) -> CurveReport:
+def analyse_curves(
+    train: Sequence[str], *, predict: Sequence[str], warmup_steps: int | None, table: Table = csv_lines
+) -> CurveReport:
     """Fit the laws to runs, and predict others.
 
     Args:
         train: Files to fit, each `FILE` or `FILE@N` with its number of parameters.
         predict: Files to predict, named alike; a column `loss` is compared with the prediction.
         warmup_steps: Over these the rate rises from 0 to the first row's; None: up to the first row.
+        table: Reads a file.
 
     Raises:
         DataError: a file that cannot be used; the problems of all files.
     """
-    files, problems = read_curves(train, warmup_steps=warmup_steps, needs_loss=True)
-    wanted, more = read_curves(predict, warmup_steps=warmup_steps, needs_loss=False)
+    files, problems = read_curves(train, warmup_steps=warmup_steps, needs_loss=True, table=table)
+    wanted, more = read_curves(predict, warmup_steps=warmup_steps, needs_loss=False, table=table)
     if problems := [*problems, *more]:
         raise DataError(problems)
     anchors = [file for file in files if file.num_params in _anchored_sizes(files)]
     fitted = [file for file in files if file not in anchors]
-    if problems := [*_size_problems(files, wanted, fitted=fitted), *_count_problems(fitted)]:
+    problems = [*_size_problems(files, wanted, fitted=fitted), *_count_problems(fitted), *_duplicates(files)]
+    if problems:
         raise DataError(problems)
     runs = [_run(file) for file in fitted]
     laws = fit_laws([*runs, *(_run(file, is_anchor=True) for file in anchors)])
@@ -156,6 +162,15 @@ def _count_problems(fitted: Sequence[CurveFile]) -> list[str]:
         f"after the warm-up, and the law has {needed} constants: log more often, or longer"
         for size, count in counts.items()
         if count < needed
+    ]
+
+
+def _duplicates(files: Sequence[CurveFile]) -> list[str]:
+    """Return the runs that are there twice: one left out would be predicted by its copy."""
+    return [
+        f"{first.path} and {second.path} are the same run (their losses are equal); keep one"
+        for first, second in itertools.combinations(files, 2)
+        if np.array_equal(first.curve.loss, second.curve.loss) and first.num_params == second.num_params
     ]
 
 

@@ -77,11 +77,17 @@ def _misses(law: CurveLaw, runs: Sequence[CurveRun]) -> Iterator[Floats]:
     whole = [run for run in runs if not run.is_anchor]
     for run in whole:
         others = [other for other in runs if other is not run]
-        if any(other.num_params == run.num_params and not other.is_anchor for other in others):
+        fitted = [other for other in others if not other.is_anchor]
+        has_its_size = any(other.num_params == run.num_params for other in fitted)
+        if has_its_size and (any(map(_falls, fitted)) or not _falls(run)):
             yield np.abs(fit_law(law.form, others, start=law).log_errors(run))
-        else:  # the only run of its size: its beginning predicts the rest
+        else:  # the only run of its size, or the only one whose rate falls: its beginning predicts the rest
             beginning, rest = _parts(run)
             yield np.abs(fit_law(law.form, [*others, beginning], start=law).log_errors(rest))
+
+
+def _falls(run: CurveRun) -> bool:
+    return bool((run.curve.drops.size > 0).any())
 
 
 def _parts(run: CurveRun) -> tuple[CurveRun, CurveRun]:

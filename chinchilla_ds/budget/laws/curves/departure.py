@@ -122,8 +122,11 @@ class LossWatch:
 
     def _forget(self, is_forgotten: Callable[[int], bool]) -> None:
         """Leave the losses of some steps out of the fits to come."""
-        kept = [(step, loss) for step, loss in zip(self._step, self._loss, strict=True) if not is_forgotten(step)]
-        self._step, self._loss = array("q", [step for step, _ in kept]), array("d", [loss for _, loss in kept])
+        remaining = [(step, loss) for step, loss in zip(self._step, self._loss, strict=True) if not is_forgotten(step)]
+        self._step, self._loss = (
+            array("q", [step for step, _ in remaining]),
+            array("d", [loss for _, loss in remaining]),
+        )
 
     def _go_back(self, step: int) -> None:
         self._forget(lambda at: at > step)

@@ -1,7 +1,7 @@
 """Curves from CSV files, checked before anything is fitted to them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "num_params": ("num_params", "N"),
 }
 """The columns, and the names that a header may use, case-sensitive."""
+Table = Callable[[Path], Iterable[tuple[int, list[str]]]]
+"""From a path to the lines of its table: their numbers and fields, the header first."""
 MAX_PROBLEMS = 10
 """Problems of a file that are listed; the rest are counted."""
 LAST_STEP = 10_000_000
@@ -69,7 +71,7 @@ class CurveSource:
 
 
 def read_curves(
-    names: Iterable[str], *, warmup_steps: int | None, needs_loss: bool
+    names: Iterable[str], *, warmup_steps: int | None, needs_loss: bool, table: Table = csv_lines
 ) -> tuple[list[CurveFile], list[str]]:
     """Return the runs of files, and the problems of those that could not be read.
 
@@ -78,20 +80,21 @@ def read_curves(
             step.
         warmup_steps: Over these the rate rises from 0 to the first row's; None: up to the first row.
         needs_loss: Whether a file without the column loss is refused.
+        table: Reads a file.
     """
     files: list[CurveFile] = []
     problems: list[str] = []
     for name in names:
         try:
-            files.append(_read(CurveSource.named(name), warmup_steps=warmup_steps, needs_loss=needs_loss))
+            files.append(_read(CurveSource.named(name), warmup_steps=warmup_steps, needs_loss=needs_loss, table=table))
         except DataError as error:
             problems += error.problems
     return files, problems
 
 
-def _read(source: CurveSource, *, warmup_steps: int | None, needs_loss: bool) -> CurveFile:
+def _read(source: CurveSource, *, warmup_steps: int | None, needs_loss: bool, table: Table) -> CurveFile:
     path = source.path
-    lines = list(csv_lines(path))
+    lines = list(table(path))
     if not lines:
         raise DataError(f"{path} is empty; its first line must name the columns step, lr, loss")
     columns = _columns(lines[0][1], path=path, required=("step", "lr", "loss") if needs_loss else ("step", "lr"))

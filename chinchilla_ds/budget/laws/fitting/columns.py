@@ -30,6 +30,12 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What a header may call each column; `plain` ignores case and punctuation, so `Val-Loss` and `val/loss` are meant."""
 REQUIRED = ("num_params", "num_tokens", "loss")
+PLAIN_NAMES: Mapping[str, tuple[str, ...]] = {
+    "num_params": ("num_params", "N"),
+    "num_tokens": ("num_tokens", "D"),
+    "flops": ("flops", "C"),
+}
+"""Unambiguous names: a table may have other columns with usual names beside them."""
 _FIRST_COUNTS = ("run", "tokenizer_hash", "held_out_hash")
 """Columns for which the first usual name is taken where a table has several."""
 _PERPLEXITY = frozenset({"ppl", "perplexity"})
@@ -63,7 +69,7 @@ def parse_columns(text: str, /) -> dict[str, str]:
             raise ValueError(f"{part!r} does not say which column is meant; write it as loss=Loss,params=N,tokens=D")
         column = ours.get(plain(name))
         if column is None:
-            raise ValueError(f"{name!r} is none of {', '.join(USUAL_NAMES)}{did_you_mean(name, USUAL_NAMES)}")
+            raise ValueError(f"{name!r} is not one of {', '.join(USUAL_NAMES)}{did_you_mean(name, USUAL_NAMES)}")
         if column in columns:
             raise ValueError(f"{column} is given twice, as {columns[column]!r} and {header!r}")
         columns[column] = header
@@ -97,6 +103,7 @@ def find_columns(header: Sequence[str], /, *, named: Mapping[str, str], is_perpl
         usual = [place for place, name in enumerate(header) if plain(name) in names and place not in places.values()]
         if column == "loss" and is_perplexity:
             usual = [place for place, name in enumerate(header) if _is_perplexity(name)] or usual
+        usual = [place for place in usual if header[place] in PLAIN_NAMES.get(column, ())] or usual
         if len(usual) > 1 and column not in _FIRST_COUNTS:
             problems.append(_ambiguous(column, [header[place] for place in usual]))
         if usual:
@@ -171,4 +178,4 @@ def _is_perplexity(name: str) -> bool:
 
 
 def _listed(header: Sequence[str]) -> str:
-    return ", ".join(map(repr, header))
+    return ", ".join(repr(name) for name in header if name)

@@ -33,7 +33,7 @@ def mixture_problems(origins: Sequence[Origin], /, *, per_byte: bool) -> Iterato
         first, other = pair
         yield (
             f"{first[0]} was evaluated on the held-out text {first[1]} and {other[0]} on {other[1]}: losses on "
-            "different text cannot be compared. Evaluate them on one text (`chinchilla-ds evaluate RUN --data FOLDER`) "
+            "different text cannot be compared. Evaluate them on one text (`evaluate.data=FOLDER`) "
             "and give a table with those losses; or fit the runs of one text"
         )
 

@@ -15,6 +15,8 @@ from chinchilla_ds.units import format_count
 WIDTH = 120
 _NAME = 22
 _FORMULAS = {Form.ADDITIVE: "L = E + A / N^alpha + B / D^beta", Form.SKALING: "L = E + (A / N^alpha + B / D^beta)^k"}
+_SKEWED = ("A", "B")
+"""Constants whose draws spread over factors of ten where k is free: their standard deviation says nothing."""
 
 _Row = tuple[str, ...]
 
@@ -95,7 +97,9 @@ def _constant_rows(report: FitReport) -> Iterator[_Row]:
     intervals = {} if draws is None else draws.interval(level=INTERVAL_LEVEL)
     for name, value in constants(report.law).items():
         if name in errors:
-            yield f"  {name}", f"{value:.6g}", f"{errors[name]:.4g}", _between(intervals[name], _four)
+            skewed = name in _SKEWED and report.surface is not None and report.surface.prior is Prior.WEAK
+            error = "-" if skewed else f"{errors[name]:.4g}"
+            yield f"  {name}", f"{value:.6g}", error, _between(intervals[name], _four)
         elif draws is None and (name != "k" or value != 1):
             yield f"  {name}", f"{value:.6g}"
     a = report.law.beta / (report.law.alpha + report.law.beta)

@@ -10,6 +10,8 @@ from chinchilla_ds.errors import DataError
 from chinchilla_ds.structured import parse_record, read_bytes
 
 SEPARATORS = ",\t;|"
+MAX_KEYS = 10_000
+"""Different keys of records; each is a column."""
 _LINES = (".jsonl", ".ndjson")
 
 
@@ -44,11 +46,11 @@ def read_table(path: Path, /) -> RawTable:
     """
     suffix = path.suffix.lower()
     if suffix in _LINES:
-        return _of_records(_json_lines(path))
+        return _of_records(path, _json_lines(path))
     if suffix == ".json":
-        return _of_records(_json_records(path))
+        return _of_records(path, _json_records(path))
     if suffix == ".parquet":
-        return _of_records(_parquet_records(path))
+        return _of_records(path, _parquet_records(path))
     return _of_csv(path)
 
 
@@ -66,8 +68,10 @@ def _of_csv(path: Path) -> RawTable:
     return RawTable(header=header, rows=tuple(rows), problems=tuple(problems))
 
 
-def _of_records(records: Sequence[tuple[str, Mapping[str, Any]]]) -> RawTable:
-    header = tuple(dict.fromkeys(str(name) for _, record in records for name in record))
+def _of_records(path: Path, records: Sequence[tuple[str, Mapping[str, Any]]]) -> RawTable:
+    header = tuple(dict.fromkeys(name for _, record in records for name in record))
+    if len(header) > MAX_KEYS:
+        raise DataError(f"{path} has records of {len(header):,} different keys; at most {MAX_KEYS:,} columns are read")
     rows = tuple(
         RawRow(where=where, fields=tuple(_text(record.get(name)) for name in header)) for where, record in records
     )

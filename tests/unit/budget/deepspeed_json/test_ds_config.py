@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from chinchilla_ds.budget.deepspeed_json.fields import suggested_values
 from chinchilla_ds.budget.deepspeed_json.resolve import (
     apply_to_config,
     emit,
@@ -168,7 +169,7 @@ def test_values_of_the_wrong_kind_are_all_named() -> None:
         'bf16.enabled is "yes"; it must be true, false or "auto"',
         "chinchilla_ds.tensor_model_parallel_size is 0; it must be a whole number of at least 1",
         'chinchilla_ds.sequence_parallel is 1; it must be true, false or "auto"',
-        'chinchilla_ds.recompute is "some"; it must be one of none, selective, full',
+        'chinchilla_ds.recompute is "some"; it must be one of none, selective, selective_op, full',
     ):
         assert part in text
 
@@ -218,6 +219,44 @@ def test_bucket_sizes_are_the_users_where_they_are_given_and_follow_the_hidden_s
     }
     given = {"stage": 3, "reduce_bucket_size": 12_345}
     assert resolve({"zero_optimization": given}, wide)["zero_optimization"] == given
+
+
+@pytest.mark.parametrize(
+    ("device", "layout", "overlaps"),
+    [
+        ("cuda", {"zero_stage": 1}, True),
+        ("cuda", {"zero_stage": 2}, True),
+        ("cpu", {"zero_stage": 1}, False),
+        ("cuda", {"zero_stage": 1, "offload_optimizer": Offload.CPU}, False),
+    ],
+)
+def test_gradients_are_reduced_beside_the_backward_pass_on_gpus(device, layout, overlaps) -> None:
+    plan = plan_for(world_size=2, device=device, **layout)
+    assert emit(plan)["zero_optimization"]["overlap_comm"] is overlaps
+    given = {"zero_optimization": {"overlap_comm": not overlaps}}
+    assert resolve(given, plan)["zero_optimization"]["overlap_comm"] is not overlaps, "the user's value is kept"
+    alone = dataclasses.replace(plan, layout=dataclasses.replace(plan.layout, data_parallel_size=1))
+    assert overlaps_reduction_of(alone) is False, "one rank reduces nothing"
+
+
+def overlaps_reduction_of(plan: RunPlan) -> bool:
+    values = {one.path[-1]: one.value for one in suggested_values(plan)}
+    return bool(values["overlap_comm"])
+
+
+def test_overlap_is_refused_where_it_would_leave_gradients_out() -> None:
+    """ZeRO-1's last backward pass of a stage is that of one chunk."""
+    plan = plan_for(
+        world_size=4,
+        zero_stage=1,
+        pipeline_model_parallel_size=2,
+        virtual_pipeline_model_parallel_size=2,
+        device="cuda",
+    )
+    assert emit(plan)["zero_optimization"]["overlap_comm"] is False
+    problem = problems_of({"zero_optimization": {"stage": 1, "overlap_comm": True}}, plan)
+    assert "zero_optimization.overlap_comm is true" in problem
+    assert "one of its 2 chunks" in problem
 
 
 def test_an_empty_json_gets_all_that_the_plan_decides() -> None:

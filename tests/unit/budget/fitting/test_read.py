@@ -203,7 +203,10 @@ PUBLIC_HEADERS = [
     # huggingface/datablations, utils/parametric_fit.ipynb
     ("run,N,D,U,loss,epochs", "2b84b4b,{n},{d},{d},{loss},1.0"),
     # formll/resolving-scaling-law-discrepancies, data/summary_df*.pickle.xz
-    ("dataset,hparams,warmup,decay,flops,N,D,loss", "rw,base,long,cosine,{c},{n},{d},{loss}"),
+    (
+        "dataset,hparams,warmup,decay,param_count,loss_split,flops,N,D,loss",
+        "rw,base,long,cosine,standard,val,{c},{n},{d},{loss}",
+    ),
     # Open-Athena/scaling-law-analysis, data/isoflops/isoflops.csv: ML scalefit, misfitting, Llama 3 and others
     (
         "source,provenance,dataset,model,condition,experiment,tokens,params,budget,loss",
@@ -275,7 +278,7 @@ def test_columns_as_written(text: str, columns: dict[str, str]) -> None:
     [
         ("loss", "'loss' does not say which column is meant"),
         ("=x", "'=x' does not say"),
-        ("los=x", "'los' is none of num_params, num_tokens, loss,"),
+        ("los=x", "'los' is not one of num_params, num_tokens, loss,"),
         ("loss=a,val_loss=b", "loss is given twice, as 'a' and 'b'"),
     ],
 )
@@ -394,6 +397,11 @@ def test_records_of_json_and_parquet(tmp_path: Path) -> None:
         ("runs.json", "[3]", "record 1 is not an object of named values"),
         ("runs.json", "[", "is not JSON: Expecting value at column 2"),
         ("runs.parquet", "PAR1", "is not Parquet: "),
+        (
+            "runs.json",
+            json.dumps([{f"column {index}": 1 for index in range(10_001)}]),
+            "has records of 10,001 different keys; at most 10,000 columns are read",
+        ),
     ],
 )
 def test_damaged_records(tmp_path: Path, name: str, text: str, problem: str) -> None:

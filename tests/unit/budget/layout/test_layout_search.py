@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from chinchilla_ds.budget.layout.rules import validate_layout
-from chinchilla_ds.budget.layout.search import LayoutRequest, search_layouts
+from chinchilla_ds.budget.layout.search import ZERO3_TIE, LayoutRequest, search_layouts
 from chinchilla_ds.budget.layout.space import divisors
 from chinchilla_ds.budget.memory.peak import estimate_memory
 from chinchilla_ds.budget.speed.devices import Device, get_device
@@ -136,7 +136,8 @@ def test_search_equals_brute_force(seed):
     assert best.layout.world_size == request.world_size
     assert best.memory.total <= request.device.memory_bytes
     fastest = min(entry[4] for entry in fitting)
-    assert fastest <= best.step_time.total_s <= fastest * 1.005 * (1 + 1e-9)
+    tie = 1.005 if best.layout.zero_stage == 3 else 1.005 * ZERO3_TIE
+    assert fastest <= best.step_time.total_s <= fastest * tie * (1 + 1e-9)
     assert (found.num_legal, found.num_fitting) == (len(legal), len(fitting))
     assert sum(rejection.count for rejection in found.rejected) == found.num_considered - len(fitting)
     for candidate in (best, *found.runners_up):
@@ -191,7 +192,8 @@ def test_seventy_billion_on_1024_devices(precision):
     assert len(set(families)) == len(families) == 5
     times = [one.step_time.total_s for one in found.runners_up]
     assert times == sorted(times)
-    assert times[0] >= best.step_time.total_s / 1.005
+    tie = 1.005 if best.layout.zero_stage == 3 else 1.005 * ZERO3_TIE
+    assert times[0] >= best.step_time.total_s / tie
 
 
 def llama_405b() -> LayoutRequest:
@@ -343,6 +345,43 @@ def test_a_cpu_that_a_file_describes():
     assert best.memory.margin == 0
     expected = (best.memory.total, best.memory.host, pytest.approx(best.step_time.total_s))
     assert judge(request, best.layout, best.batch) == expected
+
+
+def test_a_number_of_devices_without_a_layout_names_the_nearest_that_have_one():
+    request = seventy(world_size=1023, global_batch_size=1024)
+    with pytest.raises(LayoutError, match="nearest numbers of devices with a layout: 1008 and 1024"):
+        search_layouts(request)
+    for works in (1008, 1024):
+        assert search_layouts(dataclasses.replace(request, world_size=works)).num_legal > 0
+    for other in range(1009, 1023):
+        with pytest.raises(LayoutError, match="no layout is legal"):
+            search_layouts(dataclasses.replace(request, world_size=other))
+
+
+def test_zero3_must_be_faster_by_more_than_is_known_of_it():
+    """3B on 64 H100: the model finds ZeRO-3 within 3 % of ZeRO-1, which hides less and copies less; 70B needs it."""
+    shape = tiny_shape(
+        num_layers=28,
+        hidden_size=3072,
+        ffn_hidden_size=8192,
+        num_attention_heads=24,
+        num_query_groups=8,
+        kv_channels=128,
+        vocab_size=32000,
+        padded_vocab_size=32000,
+        seq_length=2048,
+    )
+    request = LayoutRequest(
+        shape=shape, precision=Precision.BF16, global_batch_size=384, device=get_device("h100"), world_size=64
+    )
+    found = search_layouts(request)
+    assert found.best.layout.zero_stage == 1
+    zero3 = search_layouts(dataclasses.replace(request, fixed={"zero_stage": 3})).best
+    assert zero3.step_time.total_s * ZERO3_TIE >= found.best.step_time.total_s
+    one = dataclasses.replace(request, world_size=1, global_batch_size=8, fixed={"zero_stage": 3})
+    zero3, plain = search_layouts(one).best, search_layouts(dataclasses.replace(one, fixed={})).best
+    assert plain.layout.zero_stage < 3
+    assert zero3.step_time.total_s > plain.step_time.total_s, "its copies are counted on one rank too"
 
 
 def test_nothing_would_do():

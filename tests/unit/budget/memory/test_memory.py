@@ -129,6 +129,30 @@ def test_layers_in_flight_of_unequal_chunks():
     assert chunks_in_flight(pipeline=2, virtual=2, micro_batches=4, stage=1) == 3
 
 
+def test_selective_op_recomputation_keeps_three_outputs_and_the_input() -> None:
+    """Of a layer: its input, QKV, attention's output with its log-sum-exp, and [gate; up]. Llama 3 8B's shape."""
+    shape = dataclasses.replace(
+        SHAPE,
+        num_layers=32,
+        hidden_size=4096,
+        ffn_hidden_size=14336,
+        num_attention_heads=32,
+        num_query_groups=8,
+        kv_channels=128,
+        seq_length=8192,
+        vocab_size=128256,
+        padded_vocab_size=128256,
+    )
+    none, by_operation, full = (
+        _activations(shape=shape, recompute=kind, micro_batch_size=1)
+        for kind in (Recompute.NONE, Recompute.SELECTIVE_OP, Recompute.FULL)
+    )
+    layer = 8192 * (2 * (4096 + 6144 + 4096 + 2 * 14336) + 4 * 32)
+    assert by_operation.saved == 32 * layer
+    assert full.saved < by_operation.saved < 0.5 * none.saved
+    assert none.recomputed < 0 < by_operation.recomputed < full.recomputed
+
+
 def test_selective_recomputation_keeps_all_but_the_log_sum_exp() -> None:
     # with a fused attention the score matrix is never kept, and selective recomputation gains next to nothing
     log_sum_exp = SHAPE.num_layers * 4 * SHAPE.seq_length * SHAPE.num_attention_heads
@@ -198,7 +222,14 @@ def test_the_fullest_stage_is_found_and_its_parts_add_up(layout: dict[str, Any])
 def test_peak_of_the_cached_parts_is_the_estimate(layout: dict[str, Any]) -> None:
     tensor, pipeline = layout["tensor_model_parallel_size"], layout["pipeline_model_parallel_size"]
     for index, stage in enumerate(_stages(**layout)):
-        state = _state(tensor=tensor, pipeline=pipeline, data=4, zero_stage=layout["zero_stage"], stage=index)
+        state = _state(
+            tensor=tensor,
+            pipeline=pipeline,
+            data=4,
+            zero_stage=layout["zero_stage"],
+            stage=index,
+            overlaps=layout["zero_stage"] in (1, 2),
+        )
         activations = _activations(
             tensor=tensor,
             pipeline=pipeline,

@@ -1,5 +1,6 @@
 """The step time of one layout, from the parts that the search over layouts computes once for many."""
 
+from chinchilla_ds.budget.deepspeed_json.fields import overlaps_reduction
 from chinchilla_ds.budget.speed.devices import Device
 from chinchilla_ds.budget.speed.rates import make_machine
 from chinchilla_ds.budget.speed.step_time import (
@@ -21,6 +22,7 @@ def estimate_step_time(
     device: Device,
     devices_per_node: int | None = None,
     optimizer_states: int = len(ADAM_STATES),
+    may_overlap: bool = True,
 ) -> StepTime:
     """Return the expected time of one optimizer step under one layout.
 
@@ -32,6 +34,7 @@ def estimate_step_time(
         device: One accelerator.
         devices_per_node: Devices that the fast link joins; None takes the device's own.
         optimizer_states: Values that the optimizer keeps for a parameter.
+        may_overlap: False: without overlap_comm, which DeepSpeed's own default leaves off for ZeRO-1 and 2.
 
     Raises:
         ConfigError: a rate of the device is not known.
@@ -62,6 +65,14 @@ def estimate_step_time(
             zero_stage=zero_stage,
             precision=precision,
             machine=machine,
+            overlaps=may_overlap
+            and overlaps_reduction(
+                zero_stage=zero_stage,
+                data=data,
+                virtual=layout.virtual_pipeline_model_parallel_size,
+                offload_optimizer=layout.offload_optimizer,
+                device=device.kind,
+            ),
         ),
         optimizer=optimizer_time(
             shape=shape,

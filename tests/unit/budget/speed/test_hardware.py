@@ -56,6 +56,17 @@ def test_unknown_devices_have_no_peak(device_name: str) -> None:
     assert peak_flops_per_s(device_name=device_name, precision=Precision.BF16) is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["NVIDIA A100-SXM4-80GB MIG 1g.10gb", "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "NVIDIA A100 80GB PCIe MIG 2g.20gb"],
+)
+def test_a_mig_slice_is_not_the_whole_card(name):
+    """torch names a slice after its card; MFU against the card's peak would be a seventh of the truth."""
+    assert find_device(name) is None
+    assert peak_flops_per_s(device_name=name, precision=Precision.BF16) is None
+    assert find_device(name.split(" MIG")[0]) is not None, "control: the card"
+
+
 # Data sheets: memory in GB, memory bandwidth in TB/s, link per direction in GB/s.
 NEWER = {
     "GB300": (278, 8, 900),

@@ -155,9 +155,9 @@ def test_the_table_of_a_schedule_has_the_sums_of_the_law() -> None:
 
 @pytest.mark.parametrize("size", ["25M", "100M"])
 def test_no_public_run_leaves_its_band(size: str) -> None:
-    """The logged losses, with a batch's noise, at every twelfth step: 9 runs of 16,000 to 72,000 steps."""
+    """The logged losses, with a batch's noise, at every 24th step: 9 runs of 16,000 to 72,000 steps."""
     for name, curve in public_curves(size).items():
-        steps = np.arange(curve.step[0] + 10, curve.step[-1], 12)
+        steps = np.arange(curve.step[0] + 10, curve.step[-1], 24)
         smooth = np.exp(np.interp(steps, curve.step, np.log(curve.loss)))
         losses = smooth * np.exp(NOISE * np.random.default_rng(1).standard_normal(len(steps)))
         rates = np.diff(np.r_[0, curve.drops.total])

@@ -90,3 +90,12 @@ def test_the_band_widens_by_what_the_laws_disagree_and_by_distance_in_size() -> 
     assert laws.disagreement(near).max() > 1e-3, "the momentum law is not the truth here"
     assert laws.half_width(far).min() > np.log(8) * 0.015
     assert laws.laws[1].form is MOMENTUM
+
+
+def test_the_only_run_whose_rate_falls_is_predicted_from_its_own_beginning() -> None:
+    """Without it nothing is known of what a fall gains, which says nothing about the law that knows it."""
+    runs = [CurveRun(curve=synthetic(kind, noise=1e-3, seed=i)) for i, kind in enumerate(("cosine", "constant"))]
+    laws = fit_laws(runs)
+    without = fit_law(MULTI_POWER, runs[1:])
+    assert np.quantile(np.abs(without.log_errors(runs[0])), 0.8) > 0.02
+    assert laws.misfit < 0.006
