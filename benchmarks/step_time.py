@@ -151,8 +151,8 @@ class PublishedRun:
 
 def load_rows() -> list[PublishedRun]:
     """Return the rows of the table."""
-    kinds = {field.name: field.type for field in dataclasses.fields(PublishedRun)}
-    read = {bool: lambda text: text == "1"}
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(PublishedRun)}
+    read: dict[Any, Callable[[str], Any]] = {bool: lambda text: text == "1"}
     with ROWS.open(newline="") as file:
         return [
             PublishedRun(**{name: read.get(kinds[name], kinds[name])(text) for name, text in row.items()})

@@ -82,12 +82,12 @@ class _Counting(TorchDispatchMode):
     """Tells the operations whose outputs are saved by counting matmuls."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._matmuls = 0
 
     def __enter__(self) -> Any:
         self._matmuls = 0
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def is_saved(self, operation: Any) -> bool:
         """Return whether the output of this operation, the next one, is saved."""
