@@ -11,6 +11,7 @@ from chinchilla_ds.budget.layout.rules import validate_layout
 from chinchilla_ds.budget.layout.search import ZERO3_TIE, LayoutRequest, search_layouts
 from chinchilla_ds.budget.layout.space import divisors
 from chinchilla_ds.budget.memory.peak import estimate_memory
+from chinchilla_ds.budget.report import _runner_up
 from chinchilla_ds.budget.speed.devices import Device, get_device
 from chinchilla_ds.errors import ConfigError, LayoutError
 from chinchilla_ds.run_plan import BatchPlan, ModelShape, Offload, ParallelLayout, Precision, Recompute
@@ -382,6 +383,20 @@ def test_zero3_must_be_faster_by_more_than_is_known_of_it():
     zero3, plain = search_layouts(one).best, search_layouts(dataclasses.replace(one, fixed={})).best
     assert plain.layout.zero_stage < 3
     assert zero3.step_time.total_s > plain.step_time.total_s, "its copies are counted on one rank too"
+
+
+def test_a_runner_up_that_takes_as_long_says_so():
+    """A time 0.04 % below the best's, which won as the simpler one, was printed as -0.0%."""
+    best = search_layouts(seventy()).best
+
+    def line(factor: float) -> str:
+        assert best.step_time is not None
+        time = dataclasses.replace(best.step_time, total_s=best.step_time.total_s * factor)
+        return _runner_up(dataclasses.replace(best, step_time=time), best)
+
+    assert all(": the same time, " in line(factor) for factor in (0.9996, 1.0, 1.0004))
+    assert ": +0.1% time, " in line(1.001)
+    assert ": -0.3% time, " in line(0.997)
 
 
 def test_nothing_would_do():
