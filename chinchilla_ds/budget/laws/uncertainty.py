@@ -13,8 +13,8 @@ DEFAULT_LEVEL = 0.8
 ERROR_PER_DECADE = 0.0125
 """Half-width at 80 %, in log loss, of the form's own error, per factor of ten in compute beyond the dearest run.
 
-Chosen by leaving out one family of models at a time on the public tables of docs/fitting.md: most of what draws and
-scatter leave uncovered are misses of this kind. It is an average over those families, not a bound for the next one.
+Most of what draws and scatter leave uncovered are misses of this kind. Without any one of the four collections of
+docs/fitting.md the intervals hold 83 to 85 % of the others' runs. It is an average over them, not a bound for the next.
 """
 
 Draw = tuple[float, float, float, float, float, float]
