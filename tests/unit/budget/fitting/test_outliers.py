@@ -28,16 +28,16 @@ def test_normal_noise_has_no_outliers(seed: int) -> None:
 
 
 def test_few_runs_of_normal_noise_have_no_outliers() -> None:
-    """16 runs for 6 constants: with the runs that the surface passes through in the scale, 8 of 20 sweeps had one."""
+    """16 runs for 6 constants: with the runs that the surface passes through in the scale, several of 12 sweeps had one."""
     false_alarms = 0
-    for seed in range(20):
+    for seed in range(12):
         draws = np.random.default_rng(seed)
         params, tokens = np.exp(draws.uniform(np.log([2e7, 4e8]), np.log([2e9, 5e10]), (16, 2))).T
         runs = noisy(TRUTH, params, tokens, noise=0.003, seed=seed)
         centred = centred_runs(runs, free_outer_exponent=True)
         residual = residuals(centred, penalised_minimum(centred).q[None])[0]
         false_alarms += outlier_warning(runs, residual, num_constants=6) is not None
-    assert false_alarms <= 2
+    assert false_alarms <= 1
 
 
 def test_one_diverged_run_of_few_is_dropped_alone() -> None:
