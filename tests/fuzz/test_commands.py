@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from chinchilla_ds.cli.arguments import parse
 from chinchilla_ds.cli.main import COMMANDS, run_command
+from chinchilla_ds.distributed.launch import Place
 from chinchilla_ds.errors import ChinchillaError
 from chinchilla_ds.runs import train
 from tests.fuzz.conftest import Fuzz
@@ -96,7 +97,10 @@ def test_pretrain(fuzz: Fuzz, places: dict[str, str], tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
 
     def plan(line: list[str]) -> None:
-        train._plan(parse(line), world_size=1)
+        command = parse(line)
+        train._plan(
+            command, world_size=1, vocab_size=lambda: train._vocab_size(command.config, run=None, place=Place())
+        )
 
     def try_one(line: list[str]) -> None:
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):

@@ -103,7 +103,7 @@ def test_a_layout_leaves_room_for_it() -> None:
     assert cluster is not None
     assert memory.objective == 50 * 2**30 + 1
     assert memory.total <= cluster.device_memory_bytes
-    with pytest.raises(LayoutError, match=r"102\.58 GiB per device \(.*, the objective's 100\.00 GiB among them\)"):
+    with pytest.raises(LayoutError, match=r"102\.68 GiB per device \(.*, the objective's 100\.00 GiB among them\)"):
         planned(HUNGRY, 4)  # more than a device has
     dear, plain = planned(DEAR, 8), planned(PluginSpec(name=DEFAULT_OBJECTIVE), 8)
     assert dear.step_time is not None

@@ -175,7 +175,7 @@ def test_flags_that_contradict_one_another_are_refused_together(tmp_path: Path) 
         "--tokens needs --corpus: the tokens that each source has",
         "--bootstrap is 2; it must be at least 20, and 200 for steady ends",
     )
-    steps = "not one of mix design, mix run, mix fit"
+    steps = "not one of mix design, mix fit, mix run"
     assert refused(ConfigError, "desing", "x") == (f"'mix desing' is {steps}; did you mean 'mix design'?",)
     assert refused(ConfigError) == (f"'mix' is {steps}",)
 
