@@ -1,7 +1,7 @@
 """A fit of curves as `chinchilla-ds fit-curves` makes it: which runs are fitted, which anchor, what is predicted."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -197,12 +197,17 @@ def _notes(
     drops = {bool((file.curve.drops.size > 0).any()) for file in files if file not in anchors}
     if drops == {False}:
         notes.append("the learning rate of no run to fit falls: what a decay gains is not known from them")
+    return [*notes, *_flat_notes(laws)]
+
+
+def _flat_notes(laws: CurveLaws) -> Iterator[str]:
+    """Yield the sizes whose losses do not fall."""
     law = laws.laws[0]
-    for size in laws.sizes or (None,):
+    sizes: tuple[float | None, ...] = laws.sizes or (None,)
+    for size in sizes:
         if (alpha := named_constants(law.form, law.theta(size))["alpha"]) < SMALLEST_ALPHA:
             of_size = "" if size is None else f" of {format_count(size)} parameters"
-            notes.append(
+            yield (
                 f"alpha{of_size} is {alpha:.2g}, below {SMALLEST_ALPHA:g}: these losses do not fall as training "
                 "proceeds, the law does not hold for them, and its predictions say nothing"
             )
-    return notes

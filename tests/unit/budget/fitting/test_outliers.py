@@ -28,7 +28,7 @@ def test_normal_noise_has_no_outliers(seed: int) -> None:
 
 
 def test_few_runs_of_normal_noise_have_no_outliers() -> None:
-    """16 runs for 6 constants: with the runs that the surface passes through in the scale, several of 12 sweeps had one."""
+    """16 runs for 6 constants: counting those that the surface passes through, several of 12 sweeps had one."""
     false_alarms = 0
     for seed in range(12):
         draws = np.random.default_rng(seed)
