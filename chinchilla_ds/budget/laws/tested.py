@@ -29,5 +29,6 @@ class PredictionTest:
         return (
             f"fitted to the {self.num_fitted} cheapest of its runs, this law missed the other {self.num_held_out} by "
             f"{self.median_error:.1%} (median; worst {self.worst_error:.1%}), at up to {self.times:.3g}x the "
-            f"compute of the most expensive fitted run; {count} of {self.num_held_out} lay within the {self.level:.0%} interval"
+            f"compute of the most expensive fitted run; {count} of {self.num_held_out} lay within the "
+            f"{self.level:.0%} interval"
         )
