@@ -257,7 +257,7 @@ def training_parser() -> Parser:
         prog="chinchilla-ds pretrain",
         usage=f"chinchilla-ds pretrain {command}\n       deepspeed [--num_gpus RANKS] launchers/pretrain.py {command}",
         formatter_class=Help,
-        description="Plan a compute-optimal decoder for a budget, train it with DeepSpeed, and compare the two.",
+        description="Plan a compute-optimal decoder for a budget, train it, and compare its loss with the plan's.",
         epilog=examples_text(COMMANDS["pretrain"].examples),
         allow_abbrev=False,
     )

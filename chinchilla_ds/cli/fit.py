@@ -99,7 +99,8 @@ def _model(text: str) -> tuple[float, float]:
 def _factor(text: str) -> float:
     factor = quantity(None)(text.strip().removesuffix("x"))
     if factor <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be above 1: 4x fits runs below a quarter of the largest")
+        rule = "4x fits the runs below a quarter of the largest compute"
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 1: {rule}")
     return factor
 
 
