@@ -93,11 +93,23 @@ def _model(text: str) -> tuple[float, float]:
     parts = text.split(",")
     if len(parts) != 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not N,D: parameters and tokens, such as 7B,140B")
-    return quantity("parameters")(parts[0]), quantity("tokens")(parts[1])
+    from chinchilla_ds.budget.laws.fitting.row_checks import SMALLEST_COUNT
+
+    counts = quantity("parameters")(parts[0]), quantity("tokens")(parts[1])
+    for part, count in zip(parts, counts, strict=True):
+        if count < SMALLEST_COUNT:
+            raise argparse.ArgumentTypeError(
+                f"{part.strip()!r} of {text!r} is below {SMALLEST_COUNT:g}; is it in millions or billions? Give plain "
+                "numbers (7e9) or a suffix (7B)"
+            )
+    return counts
 
 
 def _factor(text: str) -> float:
-    factor = quantity(None)(text.strip().removesuffix("x"))
+    try:
+        factor = quantity(None)(text.strip().lower().removesuffix("x"))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a factor such as 4x") from None
     if factor <= 1:
         rule = "4x fits the runs below a quarter of the largest compute"
         raise argparse.ArgumentTypeError(f"{text!r} must be above 1: {rule}")

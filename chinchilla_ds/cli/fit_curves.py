@@ -60,9 +60,9 @@ def _steps(text: str) -> int:
 
 def _lines(path: Path) -> Iterable[tuple[int, list[str]]]:
     """Return the lines of a table: of a CSV file, or of the steps that a run's folder records."""
-    from chinchilla_ds.budget.laws.fitting.csv_lines import csv_lines
+    from chinchilla_ds.budget.laws.curves.read import curve_lines
 
-    return _steps_of_run(path) if path.is_dir() else csv_lines(path)
+    return _steps_of_run(path) if path.is_dir() else curve_lines(path)
 
 
 def _steps_of_run(folder: Path) -> Iterator[tuple[int, list[str]]]:

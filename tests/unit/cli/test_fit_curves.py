@@ -1,5 +1,6 @@
 """`chinchilla-ds fit-curves` end to end: JSON, sizes and anchors, the picture, and what it must refuse."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -76,6 +77,30 @@ def test_a_schedule_without_losses_is_predicted_as_text_and_picture(tmp_path: Pa
     assert _fit(*runs, "--predict", str(planned))["errors"] == []
 
 
+def test_a_curve_that_does_not_fall_is_marked(tmp_path: Path) -> None:
+    curve = synthetic("cosine")
+    rising = write_run(tmp_path / "rising.csv", "cosine", dataclasses.replace(curve, loss=6 - curve.loss))
+    falling = write_run(tmp_path / "falling.csv", "cosine", curve)
+    assert any("these losses do not fall as training proceeds" in note for note in _fit(str(rising))["notes"])
+    assert not any("do not fall" in note for note in _fit(str(falling))["notes"])
+
+
+@pytest.mark.parametrize(("small", "large"), [("25M", "100M"), ("100M", "25M")])
+def test_the_band_of_a_size_anchored_from_one_other_holds(small: str, large: str, tmp_path: Path) -> None:
+    """With the share per factor e that several sizes have, 0.3 %, it held 30 to 55 % of the points."""
+    folder = shared_data("data/curves")
+    train = [f"{folder / f'{small}_{name}.csv'}@{small}" for name in TRAIN]
+    held = []
+    for name in ("constant_24000", "cosine_24000", "wsd_20000_24000"):
+        rows = (folder / f"{large}_{name}.csv").read_text().splitlines()
+        anchor = tmp_path / f"{name}.csv"
+        anchor.write_text("\n".join(rows[: 1 + len(rows) // 10]) + "\n")
+        others = [f"{path}@{large}" for path in sorted(folder.glob(f"{large}_*.csv")) if name not in path.name]
+        found = _fit(*train, f"{anchor}@{large}", "--predict", *others, "--warmup", str(PUBLIC_WARMUP))
+        held.append(found["coverage"]["with_disagreement"])
+    assert 0.70 <= np.mean(held) <= 0.95
+
+
 def test_the_folder_of_a_run_is_a_curve_of_every_step(tmp_path: Path) -> None:
     plan = tiny_plan()
     (tmp_path / "plan.json").write_text(plan.to_json())
@@ -106,6 +131,7 @@ def test_the_folder_of_a_run_is_a_curve_of_every_step(tmp_path: Path) -> None:
         (["{a}@25M", "{b}@25M", "--predict", "{c}@1B"], "nothing is known of 1B parameters from runs of one size"),
         (["{a}", "--predict", "nowhere.csv"], "nowhere.csv cannot be read"),
         (["{a}", "{b}", "{a}"], "are the same run (their losses are equal); keep one"),
+        (["{a}@25M", "{b}@25M", "{a}@100M"], "are the same run (their losses are equal); keep one"),
         (["{a}", "--picture", "curves.txt"], "--picture curves.txt must end in one of"),
         (["{a}", "--warmup", "3000"], "--warmup 3000 steps end after the first row, at step 200"),
     ],

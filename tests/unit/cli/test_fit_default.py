@@ -70,7 +70,8 @@ def test_the_default_is_a_free_k_with_weak_priors(table: Path) -> None:
     default = run_json(table, "--predict", "70e9,1.4e12")
     assert (default["form"], default["prior"]) == ("skaling", "weak")
     assert default["k"] == pytest.approx(0.47, abs=0.15)
-    assert default["warnings"] == []
+    (warning,) = default["warnings"]
+    assert warning.startswith("5.88e+23 FLOPs lie 1.22e+03 times above all runs")
     assert list(default["prior_ratios"]) == ["alpha k", "beta k", "log k", "E / least loss"]
     assert run_json(table, "--predict", "70e9,1.4e12", "--form", "auto") == default
     additive = run_json(table, "--predict", "70e9,1.4e12", "--form", "additive", "--prior", "none", "--bootstrap", "40")
@@ -169,8 +170,27 @@ def test_hold_out(table: Path, tmp_path: Path) -> None:
 
 def test_a_hold_out_that_leaves_too_little(tmp_path: Path) -> None:
     runs = write(tmp_path / "few.csv", sizes=4)
-    with pytest.raises(DataError, match="hold-out 1000x leaves 3 of 16 runs to fit: 3 runs are too few for a law"):
+    with pytest.raises(DataError) as caught:
         run_json(runs, "--hold-out", "1000x")
+    (problem,) = caught.value.problems
+    assert problem.startswith(
+        "few.csv: --hold-out 1000x leaves 3 of 16 runs to fit: 3 runs are too few for a law with an interval; it takes "
+    )
+    factor = problem.removesuffix(" leaves 8").rpartition(" ")[2]
+    assert run_json(runs, "--hold-out", factor)["held_out"]["num_fitted"] == 8
+    few = tmp_path / "eight.csv"
+    few.write_text("\n".join(runs.read_text().splitlines()[:9]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"it takes 8 or more$"):
+        run_json(few, "--hold-out", "4x")
+
+
+def test_a_prediction_far_beyond_all_runs_is_marked(table: Path) -> None:
+    """The dearest of these runs has 6 x 2e9 x 4e10 = 4.8e20 FLOPs."""
+    asked = run_json(table, "--predict", "7B,140B", "--predict", "1T,20T")["warnings"]
+    assert [text for text in asked if "times above all runs" in text] == [
+        "1.2e+26 FLOPs lie 2.5e+05 times above all runs, beyond 300 times: the intervals hold only if the form of the "
+        "law does"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +208,9 @@ def test_a_hold_out_that_leaves_too_little(tmp_path: Path) -> None:
         ),
         (("--predict", "7e9"), "--predict: '7e9' is not N,D: parameters and tokens, such as 7B,140B"),
         (("--predict", "7e9,x"), "--predict: 'x' is not a"),
+        (("--predict", "7B,140"), "--predict: '140' of '7B,140' is below 1000; is it in millions or billions?"),
         (("--hold-out", "1x"), "--hold-out: '1x' must be above 1"),
+        (("--hold-out", "x4"), "--hold-out: 'x4' is not a factor such as 4x"),
         (("--prior", "strong"), "--prior: invalid choice: 'strong'"),
     ],
 )

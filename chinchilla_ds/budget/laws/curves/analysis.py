@@ -8,10 +8,9 @@ import numpy as np
 
 from chinchilla_ds.budget.laws.curves.band import CurveLaws, fit_laws
 from chinchilla_ds.budget.laws.curves.equations import MULTI_POWER
-from chinchilla_ds.budget.laws.curves.fit import huber_sum
+from chinchilla_ds.budget.laws.curves.fit import huber_sum, named_constants
 from chinchilla_ds.budget.laws.curves.law import CurveRun
-from chinchilla_ds.budget.laws.curves.read import CurveFile, Table, read_curves
-from chinchilla_ds.budget.laws.fitting.csv_lines import csv_lines
+from chinchilla_ds.budget.laws.curves.read import CurveFile, Table, curve_lines, read_curves
 from chinchilla_ds.budget.laws.fitting.runs import Floats
 from chinchilla_ds.errors import DataError
 from chinchilla_ds.units import format_count
@@ -19,6 +18,8 @@ from chinchilla_ds.units import format_count
 ANCHOR_SHARE, ANCHOR_SHARE_OF_ONE = 0.15, 0.35
 """A size whose files cover less than the first share of the steps that another size's cover, or whose only file covers
 less than the second, has only the beginning of a run: it sets the level of its size, and other sizes the shape."""
+SMALLEST_ALPHA = 0.05
+"""Least alpha of losses that fall: public curves have .45 to .52, and .009 is the edge of what the fit allows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +69,7 @@ class CurveReport:
 
 
 def analyse_curves(
-    train: Sequence[str], *, predict: Sequence[str], warmup_steps: int | None, table: Table = csv_lines
+    train: Sequence[str], *, predict: Sequence[str], warmup_steps: int | None, table: Table = curve_lines
 ) -> CurveReport:
     """Fit the laws to runs, and predict others.
 
@@ -170,7 +171,7 @@ def _duplicates(files: Sequence[CurveFile]) -> list[str]:
     return [
         f"{first.path} and {second.path} are the same run (their losses are equal); keep one"
         for first, second in itertools.combinations(files, 2)
-        if np.array_equal(first.curve.loss, second.curve.loss) and first.num_params == second.num_params
+        if np.array_equal(first.curve.loss, second.curve.loss)
     ]
 
 
@@ -196,4 +197,12 @@ def _notes(
     drops = {bool((file.curve.drops.size > 0).any()) for file in files if file not in anchors}
     if drops == {False}:
         notes.append("the learning rate of no run to fit falls: what a decay gains is not known from them")
+    law = laws.laws[0]
+    for size in laws.sizes or (None,):
+        if (alpha := named_constants(law.form, law.theta(size))["alpha"]) < SMALLEST_ALPHA:
+            of_size = "" if size is None else f" of {format_count(size)} parameters"
+            notes.append(
+                f"alpha{of_size} is {alpha:.2g}, below {SMALLEST_ALPHA:g}: these losses do not fall as training "
+                "proceeds, the law does not hold for them, and its predictions say nothing"
+            )
     return notes

@@ -73,3 +73,4 @@ def _losses(report: CurveReport) -> Iterator[np.ndarray]:
     files: tuple[CurveFile, ...] = (*report.fitted, *report.anchors)
     yield from (file.curve.loss for file in files)
     yield from (prediction.loss for prediction in report.predicted)
+    yield from (prediction.loss / np.exp(prediction.half_width) for prediction in report.predicted)

@@ -9,8 +9,10 @@ import numpy as np
 
 from chinchilla_ds.budget.laws.curves.curve import LossCurve, loss_curve
 from chinchilla_ds.budget.laws.curves.rates import num_warmup_rows
+from chinchilla_ds.budget.laws.fitting.columns import plain
 from chinchilla_ds.budget.laws.fitting.csv_lines import csv_lines
 from chinchilla_ds.budget.laws.fitting.runs import Floats, Integers
+from chinchilla_ds.budget.laws.fitting.table_file import SEPARATORS
 from chinchilla_ds.budget.laws.forms import LARGEST_LOSS
 from chinchilla_ds.errors import DataError, did_you_mean
 from chinchilla_ds.units import parse_quantity
@@ -21,7 +23,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss",),
     "num_params": ("num_params", "N"),
 }
-"""The columns, and the names that a header may use, case-sensitive."""
+"""The columns, and the names that a header may use; case and punctuation do not count."""
 Table = Callable[[Path], Iterable[tuple[int, list[str]]]]
 """From a path to the lines of its table: their numbers and fields, the header first."""
 MAX_PROBLEMS = 10
@@ -70,8 +72,13 @@ class CurveSource:
             raise DataError(f"{text}: the number of parameters after @ {error}") from None
 
 
+def curve_lines(path: Path, /) -> Iterable[tuple[int, list[str]]]:
+    """Return the lines of a file: numbers and fields, the header first; the header says what separates them."""
+    return csv_lines(path, separators=SEPARATORS)
+
+
 def read_curves(
-    names: Iterable[str], *, warmup_steps: int | None, needs_loss: bool, table: Table = csv_lines
+    names: Iterable[str], *, warmup_steps: int | None, needs_loss: bool, table: Table = curve_lines
 ) -> tuple[list[CurveFile], list[str]]:
     """Return the runs of files, and the problems of those that could not be read.
 
@@ -138,7 +145,7 @@ def _columns(header: Sequence[str], *, path: Path, required: Sequence[str]) -> d
     """
     columns, problems = {}, []
     for name, spellings in COLUMNS.items():
-        places = [index for index, title in enumerate(header) if title in spellings]
+        places = [index for index, title in enumerate(header) if plain(title) in map(plain, spellings)]
         if len(places) > 1:
             problems.append(f"{path}: more than one column is {' or '.join(spellings)}; keep one")
         elif places:

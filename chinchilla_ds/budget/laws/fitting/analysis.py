@@ -146,7 +146,10 @@ def _with_predictions(report: FitReport, request: FitRequest) -> FitReport:
         return report
     held_out = None
     if request.hold_out is not None:
-        held_out = hold_out_dear_runs(report.runs, factor=request.hold_out, fit=lambda runs: _law(runs, request))
+        try:
+            held_out = hold_out_dear_runs(report.runs, factor=request.hold_out, fit=lambda runs: _law(runs, request))
+        except DataError as error:
+            raise DataError([f"{report.source}: {problem}" for problem in error.problems]) from None
     return replace(report, predictions=predict(law, request.points), held_out=held_out)
 
 
@@ -264,7 +267,8 @@ def _form_warnings(surface: SurfaceFit | None, request: FitRequest) -> Iterator[
 
 def _outlier_warnings(runs: RunTable, law: SurfaceFit | None, dropped: tuple[str, ...] | None) -> Iterator[str]:
     if law is not None and dropped is None:
-        warning = outlier_warning(runs, residuals_of(law.surface, runs))
+        num_constants = 5 if law.form is Form.ADDITIVE else 6
+        warning = outlier_warning(runs, residuals_of(law.surface, runs), num_constants=num_constants)
         yield from () if warning is None else (warning,)
 
 
@@ -310,13 +314,12 @@ def _flops_warnings(runs: RunTable, request: FitRequest) -> Iterator[str]:
             f"the runs' FLOPs are {ratio:.3g} times 6 N D on average: approach 3 reads a budget as 6 N D, approaches 1 "
             "and 2 as the runs' FLOPs"
         )
-    budget = request.compute_budget_flops
-    if budget is None:
-        return
-    times = max(budget / runs.flops.max(), runs.flops.min() / budget)
-    if times > MAX_EXTRAPOLATION:
-        side = "above" if budget > runs.flops.max() else "below"
-        yield (
-            f"{budget:.3g} FLOPs lie {times:.3g} times {side} all runs, beyond {MAX_EXTRAPOLATION:.0f} times: the "
-            "intervals hold only if the form of the law does"
-        )
+    budgets = [] if request.compute_budget_flops is None else [request.compute_budget_flops]
+    for budget in [*budgets, *(6 * num_params * num_tokens for num_params, num_tokens in request.points)]:
+        times = max(budget / runs.flops.max(), runs.flops.min() / budget)
+        if times > MAX_EXTRAPOLATION:
+            side = "above" if budget > runs.flops.max() else "below"
+            yield (
+                f"{budget:.3g} FLOPs lie {times:.3g} times {side} all runs, beyond {MAX_EXTRAPOLATION:.0f} times: the "
+                "intervals hold only if the form of the law does"
+            )

@@ -156,7 +156,9 @@ def _missing(column: str, header: Sequence[str]) -> str:
     hints = [
         name
         for name in header
-        if word in plain(name) or plain(name).partition("_")[0] in usual or did_you_mean(plain(name), usual)
+        if word in plain(name)
+        or name.partition("_")[0] in PLAIN_NAMES.get(column, ())
+        or did_you_mean(plain(name), usual)
     ]
     start = f"column {column} is missing; the header has {_listed(header)}"
     if not hints:

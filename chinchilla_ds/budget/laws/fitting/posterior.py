@@ -9,7 +9,15 @@ from chinchilla_ds.budget.laws.fitting.identify import check_enough, line_proble
 from chinchilla_ds.budget.laws.fitting.objective import center
 from chinchilla_ds.budget.laws.fitting.runs import Floats, RunTable
 from chinchilla_ds.budget.laws.fitting.sampler import sample
-from chinchilla_ds.budget.laws.fitting.surface import FitLoss, Form, Prior, SurfaceFit, objective_value, surface_of
+from chinchilla_ds.budget.laws.fitting.surface import (
+    FitLoss,
+    Form,
+    Prior,
+    Surface,
+    SurfaceFit,
+    objective_value,
+    surface_of,
+)
 from chinchilla_ds.budget.laws.fitting.weak_priors import (
     ALPHA_K,
     DELTA,
@@ -31,6 +39,10 @@ from chinchilla_ds.errors import DataError
 
 FEWEST_RUNS = 8
 """With fewer, the posterior is little else than the priors."""
+SMALLEST_EXPONENT = 0.01
+"""Least alpha and beta of losses that fall with N and D: fits to eight runs of public tables have .2 and more.
+
+Draws have positive ones only, so that at a negative optimum they could not move."""
 PRIOR_DECIDES = 0.8
 """Standard deviation of a posterior over that of its prior, above which the prior says more than the runs."""
 
@@ -73,12 +85,23 @@ def fit_posterior(runs: RunTable, /, *, form: Form, seed: int) -> PosteriorFit:
         identifiable=True,
         prior=Prior.WEAK,
     )
-    if (line := line_problem(center(runs))) is not None:
-        return PosteriorFit(fit=replace(fit, identifiable=False, warnings=(line,)), draws=None)
+    line = line_problem(center(runs))
+    if reasons := _flat_problems(fit.surface) if line is None else [line]:
+        return PosteriorFit(fit=replace(fit, identifiable=False, warnings=tuple(reasons)), draws=None)
     q = _draws(centred, minimum.q, scale=float(np.abs(residual).mean()) + SCALE_FLOOR, seed=seed)
     ratios = _prior_ratios(centred, q)
     fit = replace(fit, warnings=tuple(_warnings(minimum, ratios)), prior_ratios=ratios)
     return PosteriorFit(fit=fit, draws=SurfaceDraws(draws=centred.to_units(q), estimate=theta))
+
+
+def _flat_problems(surface: Surface) -> list[str]:
+    """Return which exponents are too small for losses that fall with N or D."""
+    return [
+        f"{name} came out at {value:.3g}, below {SMALLEST_EXPONENT:g}: these losses do not fall as {count} rises; "
+        f"check the columns of {count} and loss"
+        for name, count, value in (("alpha", "N", surface.alpha), ("beta", "D", surface.beta))
+        if value < SMALLEST_EXPONENT
+    ]
 
 
 def _draws(centred: CentredRuns, q: Floats, *, scale: float, seed: int) -> Floats:

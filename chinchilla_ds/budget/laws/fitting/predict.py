@@ -1,12 +1,14 @@
 """Losses that a fit predicts, and a fit to the cheap runs of a table against the dear ones."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from chinchilla_ds.budget.laws.fitting.draws import SurfaceDraws
-from chinchilla_ds.budget.laws.fitting.runs import RunTable
+from chinchilla_ds.budget.laws.fitting.posterior import FEWEST_RUNS
+from chinchilla_ds.budget.laws.fitting.runs import Floats, RunTable
 from chinchilla_ds.budget.laws.fitting.surface import Surface, residuals_of
 from chinchilla_ds.budget.laws.forms import ParamsConvention, SurfaceLaw
 from chinchilla_ds.budget.laws.tested import PredictionTest
@@ -141,8 +143,9 @@ def hold_out_dear_runs(runs: RunTable, /, *, factor: float, fit: Callable[[RunTa
     try:
         law = fit(runs.select(cheap))
     except DataError as error:
-        where = f"hold-out {factor:g}x leaves {int(cheap.sum())} of {len(runs)} runs to fit"
-        raise DataError([f"{where}: {problem}" for problem in error.problems]) from None
+        where = f"`hold_out={factor:g}x` leaves {int(cheap.sum())} of {len(runs)} runs to fit"
+        advice = _largest_factor(compute, factor=factor)
+        raise DataError([f"{where}: {problem}{advice}" for problem in error.problems]) from None
     rows = np.flatnonzero(~cheap)[np.argsort(compute[~cheap], kind="stable")].tolist()
     points = [(float(runs.num_params[row]), float(runs.num_tokens[row])) for row in rows]
     dearest = float(compute[cheap].max())
@@ -167,3 +170,12 @@ def hold_out_dear_runs(runs: RunTable, /, *, factor: float, fit: Callable[[RunTa
         times=held_out[-1].times,
     )
     return HeldOutRuns(test=test, runs=held_out)
+
+
+def _largest_factor(compute: Floats, *, factor: float) -> str:
+    """Return which smaller factor leaves the fewest runs that a law takes; empty if none does."""
+    if len(compute) <= FEWEST_RUNS:
+        return ""
+    largest = float(compute.max() / np.sort(compute)[FEWEST_RUNS - 1])
+    rounded = math.floor(10 * min(largest, 1e9)) / 10
+    return f"; `hold_out={rounded:g}x` leaves {FEWEST_RUNS}" if 1 < rounded < factor else ""

@@ -59,6 +59,11 @@ def _of_csv(path: Path) -> RawTable:
     if not lines:
         raise DataError(f"{path} is empty; its first line must name the columns num_params, num_tokens, loss")
     header = tuple(lines[0][1])
+    if len(header) == 1:
+        raise DataError(
+            f"{path} has a single column, {header[0]!r}; commas, tabs, semicolons or bars must separate the fields of "
+            "a table"
+        )
     rows, problems = [], []
     for number, fields in lines[1:]:
         if len(fields) == len(header):
@@ -70,6 +75,8 @@ def _of_csv(path: Path) -> RawTable:
 
 def _of_records(path: Path, records: Sequence[tuple[str, Mapping[str, Any]]]) -> RawTable:
     header = tuple(dict.fromkeys(name for _, record in records for name in record))
+    if not header:
+        raise DataError(f"{path} has no records; each run is an object with num_params, num_tokens and loss")
     if len(header) > MAX_KEYS:
         raise DataError(f"{path} has records of {len(header):,} different keys; at most {MAX_KEYS:,} columns are read")
     rows = tuple(

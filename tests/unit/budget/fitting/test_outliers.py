@@ -3,10 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from chinchilla_ds.budget.laws.fitting.outliers import drop_outliers
+from chinchilla_ds.budget.laws.fitting.outliers import drop_outliers, outlier_warning
 from chinchilla_ds.budget.laws.fitting.surface import fit_surface
+from chinchilla_ds.budget.laws.fitting.weak_priors import centred_runs, penalised_minimum, residuals
 from chinchilla_ds.errors import DataError
-from tests.unit.budget.fitting.synthetic import chinchilla_points, sweep
+from tests.unit.budget.fitting.synthetic import TRUTH, chinchilla_points, noisy, sweep
 
 
 def test_planted_outliers_and_no_others_are_dropped() -> None:
@@ -24,6 +25,28 @@ def test_planted_outliers_and_no_others_are_dropped() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_normal_noise_has_no_outliers(seed: int) -> None:
     assert drop_outliers(sweep(noise=0.004, seed=seed)).kept.all()
+
+
+def test_few_runs_of_normal_noise_have_no_outliers() -> None:
+    """16 runs for 6 constants: with the runs that the surface passes through in the scale, 8 of 20 sweeps had one."""
+    false_alarms = 0
+    for seed in range(20):
+        draws = np.random.default_rng(seed)
+        params, tokens = np.exp(draws.uniform(np.log([2e7, 4e8]), np.log([2e9, 5e10]), (16, 2))).T
+        runs = noisy(TRUTH, params, tokens, noise=0.003, seed=seed)
+        centred = centred_runs(runs, free_outer_exponent=True)
+        residual = residuals(centred, penalised_minimum(centred).q[None])[0]
+        false_alarms += outlier_warning(runs, residual, num_constants=6) is not None
+    assert false_alarms <= 2
+
+
+def test_one_diverged_run_of_few_is_dropped_alone() -> None:
+    for seed in range(4):
+        runs = sweep(sizes=4, budgets=4, noise=0.003, seed=seed)
+        loss = runs.loss.copy()
+        loss[5] = 9.0
+        decision = drop_outliers(dataclasses.replace(runs, loss=loss), free_outer_exponent=True)
+        assert np.flatnonzero(~decision.kept).tolist() == [5]
 
 
 def test_exact_runs_have_no_outliers() -> None:

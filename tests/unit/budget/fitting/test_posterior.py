@@ -320,6 +320,17 @@ def test_the_priors_are_named_where_they_decide() -> None:
     assert data["prior_ratios"]["log k"] > 0.8
 
 
+@pytest.mark.parametrize("form", [Form.SKALING, Form.ADDITIVE])
+def test_losses_that_do_not_fall_are_refused(form: Form) -> None:
+    """Mirrored losses rise with N and D: the best exponents are negative, where the posterior has no draws."""
+    rising = dataclasses.replace(sweep(), loss=5 - sweep().loss)
+    level = dataclasses.replace(sweep(), loss=np.full(len(sweep()), 2.5))
+    for runs in (rising, level):
+        with pytest.raises(DataError, match=r"x: approach 3: \w+ came out at .*, below 0.01: these losses do not fall"):
+            analyse(runs, source="x", request=FitRequest(form=form))
+    assert analyse(sweep(), source="x", request=FitRequest(form=form)).law is not None
+
+
 def test_too_few_runs() -> None:
     with pytest.raises(DataError, match="7 runs are too few for a law with an interval; it takes 8"):
         fit_posterior(sweep().select(range(7)), form=Form.SKALING, seed=0)

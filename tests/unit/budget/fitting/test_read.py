@@ -85,6 +85,21 @@ def test_every_missing_column_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_hints_are_columns_that_may_be_meant(tmp_path: Path) -> None:
+    """`d_model` and `n_layers` are no tokens and no parameters; `N_opt` and `D_opt` may be."""
+    found = problems(write(tmp_path, "d_model,n_layers,n_heads,N_opt,D_opt,loss_opt", "1,1,1,1e8,2e9,3"))
+    assert [problem.partition("; is it ")[2] for problem in found] == [
+        "`columns=num_params=N_opt`?",
+        "`columns=num_tokens=D_opt`?",
+        "`columns=loss=loss_opt`?",
+    ]
+
+
+def test_fields_that_nothing_separates(tmp_path: Path) -> None:
+    (found,) = problems(write(tmp_path, "N D loss", "1e8 2e9 3"))
+    assert found.startswith("has a single column, 'N D loss'; commas, tabs, semicolons or bars must separate")
+
+
 def test_a_column_given_twice(tmp_path: Path) -> None:
     (found,) = problems(write(tmp_path, "N,num_params,D,loss"))
     assert found == "'N' and 'num_params' may each be num_params: say which, `columns=num_params=N`"

@@ -86,6 +86,17 @@ def test_a_file_is_read_with_its_size_and_other_names_of_columns(tmp_path: Path)
     assert file.curve.summed_rate[0] == pytest.approx(3e-4 * (100 / 2 + 1))
 
 
+@pytest.mark.parametrize("mark", ["\t", ";", "|"])
+def test_other_separators_and_capitals_are_read(tmp_path: Path, mark: str) -> None:
+    plain, other = _write(tmp_path / "a.csv", GOOD), tmp_path / "b.csv"
+    text = plain.read_text(encoding="utf-8").replace("step,lr,loss", "Step,Learning Rate,Loss").replace(",", mark)
+    other.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    (first, second), problems = read_curves([str(plain), str(other)], warmup_steps=None, needs_loss=True)
+    assert problems == []
+    assert second.curve.loss.tolist() == first.curve.loss.tolist()
+    assert second.rate.tolist() == first.rate.tolist()
+
+
 def test_rows_of_the_warm_up_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = [(step, step * 3e-6, 9.0) for step in range(10, 100, 10)] + GOOD
     (file,), _ = read_curves([str(_write(tmp_path / "run.csv", rows))], warmup_steps=None, needs_loss=True)
