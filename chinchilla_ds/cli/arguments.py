@@ -257,7 +257,7 @@ def training_parser() -> Parser:
         prog="chinchilla-ds pretrain",
         usage=f"chinchilla-ds pretrain {command}\n       deepspeed [--num_gpus RANKS] launchers/pretrain.py {command}",
         formatter_class=Help,
-        description="Plan a compute-optimal decoder for a budget, train it on DeepSpeed, compare it with the plan.",
+        description="Plan a compute-optimal decoder for a budget, train it, and compare its loss with the plan's.",
         epilog=examples_text(COMMANDS["pretrain"].examples),
         allow_abbrev=False,
     )
@@ -358,7 +358,8 @@ def model_flags(group: Group) -> None:
     flag(group, "learning-rate", _quantity, "peak learning rate (default: by size and tokens)")
     text = "adamw, or your own module:function that returns an OptimizerSpec (default adamw)"
     flag(group, "optimizer", plugin, text, metavar="NAME[,key=value]")
-    flag(group, "weight-decay", _zero_or_more, "decoupled weight decay of matrices (default 0.1)")
+    text = "decoupled weight decay of matrices (default: by size, tokens, batch and learning rate)"
+    flag(group, "weight-decay", _zero_or_more, text)
     flag(group, "beta1", _zero_or_more, "decay rate of AdamW's first moment (default 0.9)")
     flag(group, "beta2", _zero_or_more, "decay rate of AdamW's second moment (default 0.95)")
     flag(group, "epsilon", _quantity, "term that AdamW adds to the root of its second moment (default 1e-8)")
@@ -380,7 +381,7 @@ def _data_flags(group: Group) -> None:
         nargs="+",
         type=path,
         metavar="PATH",
-        help="text, JSONL or Parquet files and folders of them (default: this Python's standard library source)",
+        help="files and folders of text, JSON, JSONL, CSV or Parquet (default: this Python's standard library source)",
     )
     flag(group, "text-field", str, f"column that holds the text (default {defaults.text_field})")
     flag(group, "held-out-fraction", _quantity, f"share of the text held out (default {defaults.held_out_fraction})")

@@ -52,7 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "1 best runs, 2 IsoFLOP parabolas, 3 loss surface (default 3)",
         **_named(_APPROACHES),
     )
-    flag(how, "form", str, "k = 1, or k fitted (default skaling; auto is the same)", **_named(_FORMS))
+    flag(how, "form", str, "k = 1, or k fitted (default skaling; auto is the same with weak priors)", **_named(_FORMS))
     flag(how, "prior", str, "weak priors, or none and a bootstrap (default weak)", **_named(_PRIORS))
     flag(how, "objective", str, "on log loss, with --prior none (default huber)", **_named(_OBJECTIVES))
     flag(how, "delta", quantity(None), "where Huber's loss turns linear, with --prior none (default 1e-3)")
@@ -64,7 +64,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag(output, "flops", quantity("FLOPs"), "budget to give the best N and D for")
     asked = "predict the loss of N parameters on D tokens; may be repeated"
     flag(output, "predict", _model, asked, metavar="N,D", action="append")
-    factor = "fit the runs below the dearest one's compute / 4 too, and predict the others"
+    factor = "also fit the runs below a quarter of the largest compute, and predict the others"
     flag(output, "hold-out", _factor, factor, metavar="4x")
     flag(output, "picture", path, "write IsoFLOP profiles and the frontier (.png, .svg or .pdf)", metavar="FILE")
     flag(output, "out", path, "write the law, for chinchilla-ds plan --law FILE", metavar="FILE")
@@ -111,7 +111,8 @@ def _factor(text: str) -> float:
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a factor such as 4x") from None
     if factor <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be above 1: 4x fits the runs below a quarter of the dearest")
+        rule = "4x fits the runs below a quarter of the largest compute"
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 1: {rule}")
     return factor
 
 

@@ -1,4 +1,4 @@
-"""`chinchilla-ds import`: turn a Llama from elsewhere into a checkpoint that training can start from."""
+"""`chinchilla-ds import`: turn a Llama or Qwen3 model from elsewhere into a checkpoint that training can start from."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from chinchilla_ds.units import format_count
 COMMAND = Command(
     name="import",
     group="use",
-    summary="turn a Llama from elsewhere into a checkpoint for further training",
+    summary="turn a Llama or Qwen3 model from elsewhere into a checkpoint for further training",
     examples=("chinchilla-ds import model/ --out imported/",),
 )
 

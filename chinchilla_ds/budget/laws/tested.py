@@ -8,10 +8,10 @@ from chinchilla_ds.ranges import Ge, Gt, Le
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionTest:
-    """A law fitted to the cheap runs of a table, against the dear ones."""
+    """A law fitted to the cheap runs of a table, against the expensive ones."""
 
     factor: Annotated[float, Gt(1)]
-    """Runs of at most the dearest run's compute over this were fitted; the others were predicted."""
+    """Runs of at most the largest run's compute over this were fitted; the others were predicted."""
     num_fitted: Annotated[int, Ge(1)]
     num_held_out: Annotated[int, Ge(1)]
     median_error: Annotated[float, Ge(0)]
@@ -22,12 +22,13 @@ class PredictionTest:
     level: Annotated[float, Gt(0), Le(1)]
     """Probability of the interval."""
     times: Annotated[float, Gt(0)]
-    """Compute of the dearest held-out run over that of the dearest fitted one."""
+    """Largest compute of a held-out run over the largest of a fitted one."""
 
     def __str__(self) -> str:
         count = round(self.coverage * self.num_held_out)
         return (
             f"fitted to the {self.num_fitted} cheapest of its runs, this law missed the other {self.num_held_out} by "
-            f"{self.median_error:.1%} (median; worst {self.worst_error:.1%}), up to {self.times:.3g}x beyond the "
-            f"dearest fitted run; {count} of {self.num_held_out} lay within the {self.level:.0%} interval"
+            f"{self.median_error:.1%} (median; worst {self.worst_error:.1%}), at up to {self.times:.3g}x the "
+            f"compute of the most expensive fitted run; {count} of {self.num_held_out} lay within the "
+            f"{self.level:.0%} interval"
         )

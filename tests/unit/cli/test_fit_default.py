@@ -160,7 +160,8 @@ def test_hold_out(table: Path, tmp_path: Path) -> None:
     assert held_out["median_error"] < 0.01
     sentence = (
         f"this law missed the other {held_out['num_held_out']} by {held_out['median_error']:.1%} (median; worst "
-        f"{held_out['worst_error']:.1%}), up to {held_out['times']:.3g}x beyond the dearest fitted run"
+        f"{held_out['worst_error']:.1%}), at up to {held_out['times']:.3g}x the "
+        "compute of the most expensive fitted run"
     )
     for words in (["fit", str(table), "--hold-out", "10"], ["plan", "--law", str(out), "--flops", "1e20"]):
         assert sentence in " ".join(run_command(words).split())

@@ -182,7 +182,7 @@ def _held_out(report: FitReport) -> Iterator[str]:
         rows.append(("", *_model(run.predicted), _interval(run.predicted), *measured))
     yield from _table(rows)
     if len(runs) > MOST_HELD_OUT_ROWS:
-        yield from _line("", f"the {MOST_HELD_OUT_ROWS} dearest of {len(runs)}; all are in the JSON")
+        yield from _line("", f"the {MOST_HELD_OUT_ROWS} most expensive of {len(runs)}; all are in the JSON")
 
 
 MOST_HELD_OUT_ROWS = 12
