@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 
+from chinchilla_ds.budget.prediction import why_no_prediction
 from chinchilla_ds.tracking.environment import write_environment
 from chinchilla_ds.tracking.record import plan_params
 from chinchilla_ds.tracking.tracker import RunStatus, Tracker
@@ -101,10 +102,10 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
     """Return the metrics of the last step; for a skipped one only the loss scale and the counts of skipped steps.
 
     `flops` is logged with `train/loss` at every step, so that either can be the other's axis. `predicted_loss` is where
-    the scaling law expects the run to end, until the run's own beginning can be fitted: from then on it is what that
-    predicts for the step, between `predicted_loss_low` and `predicted_loss_high`. `train/loss` is the loss by which
-    text is measured; an objective that optimises something else adds `train/objective_loss`, and its scalars as
-    `objective/NAME`.
+    the scaling law expects the run to end, if it says anything about such a run, until the run's own beginning can be
+    fitted: from then on it is what that predicts for the step, between `predicted_loss_low` and
+    `predicted_loss_high`. `train/loss` is the loss by which text is measured; an objective that optimises something
+    else adds `train/objective_loss`, and its scalars as `objective/NAME`.
     """
     step = state.step
     if step is None:
@@ -118,7 +119,6 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
         return skipped
     metrics = {
         "train/loss": step.loss,
-        "predicted_loss": state.plan.predicted_loss if state.expected is None else state.expected.loss,
         "learning_rate": step.learning_rate,
         "grad_norm": step.grad_norm,
         "tokens": float(state.consumed_tokens),
@@ -126,8 +126,14 @@ def step_metrics(state: TrainingState, *, read_memory: Callable[[], int]) -> dic
         "tokens_per_s": state.tokens_per_s,
         "memory_bytes": float(read_memory()),
     }
-    if state.expected is not None:
-        metrics |= {"predicted_loss_low": state.expected.low, "predicted_loss_high": state.expected.high}
+    if (expected := state.expected) is not None:
+        metrics |= {
+            "predicted_loss_low": expected.low,
+            "predicted_loss": expected.loss,
+            "predicted_loss_high": expected.high,
+        }
+    elif why_no_prediction(state.plan) is None:
+        metrics["predicted_loss"] = state.plan.predicted_loss
     if state.departure is not None and state.departure.until is None:
         metrics |= {EXCESS: state.departure.excess, SINCE: float(state.departure.since)}
     if step.objective_loss is not None:

@@ -1,13 +1,14 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from chinchilla_ds.tracking.record import plan_params
 from chinchilla_ds.tracking.tracker import RunStatus
-from chinchilla_ds.training.callbacks.tracking import TrackingCallback
+from chinchilla_ds.training.callbacks.tracking import TrackingCallback, step_metrics
 from tests.unit.training.states import FLOPS_PER_TOKEN, TOKENS_PER_STEP, evaluate, make_plan, make_state, take_step
 
 
@@ -47,7 +48,6 @@ def test_steps_and_evaluations_are_logged_with_what_plots_loss_against_flops(tmp
     assert metrics.pop("memory_bytes") > 1e6
     assert metrics == {
         "train/loss": 5.0,
-        "predicted_loss": 7.125,
         "learning_rate": 1e-3,
         "grad_norm": 1.5,
         "tokens": TOKENS_PER_STEP,
@@ -63,6 +63,16 @@ def test_steps_and_evaluations_are_logged_with_what_plots_loss_against_flops(tmp
         1,
         {"held_out/loss": 5.5, "held_out/loss_per_byte": per_byte, "held_out/bits_per_byte": 2.5},
     )
+
+
+def test_a_prediction_is_logged_where_the_law_says_something(tmp_path: Path) -> None:
+    state = make_state(tmp_path)
+    take_step(state, loss=5.0)
+    prediction = replace(state.plan.prediction, loss=2.5, loss_law="a law of ours")
+    state.plan = replace(state.plan, prediction=prediction)
+    assert step_metrics(state, read_memory=lambda: 0)["predicted_loss"] == 2.5
+    state.plan = replace(state.plan, prediction=replace(prediction, loss=9.0))
+    assert "predicted_loss" not in step_metrics(state, read_memory=lambda: 0), "worse than guessing"
 
 
 def test_what_tells_the_text_from_others_is_logged_beside_the_plan(tmp_path: Path) -> None:
