@@ -9,8 +9,8 @@ from chinchilla_ds.weights import TABLE
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/add-a-model-variant.md").read_text()
 MOST_FILES = 7
-ABOUT_OTHERS = {"hyperparameter_rules.py", "hyperparameters.py", "published.py", "published_recipes.py"}
-"""Modules of `budget` that say which released models have QK-norm; a variant needs nothing there."""
+ABOUT_OTHERS = {"import_.py", "hyperparameter_rules.py", "hyperparameters.py", "published.py", "published_recipes.py"}
+"""Modules that name released models with QK-norm; a variant needs nothing there."""
 
 
 def test_the_page_lists_every_file_that_knows_of_qk_norm():
