@@ -56,7 +56,7 @@ def recomputed_but_for_matmuls(function: Callable[..., torch.Tensor], *tensors: 
     """Return `function(*tensors)`, saving `tensors`, attention's output and that of its first, third, ... matmul.
 
     The backward pass recomputes the rest, up to the last value that it needs. In a decoder layer the outputs of the QKV
-    projection and of gate and up are saved; norms, rotation, SwiGLU and the attention's output projection run again.
+    projection and of gate and up are saved; norms, rotation, SwiGLU, the output and the down projection run again.
 
     torch's own modes for this (create_selective_checkpoint_contexts) require that both passes run the same operations.
     Those of ZeRO-3, which gathers and prefetches weights on the way, differ; here only what is saved must be the same.

@@ -29,9 +29,9 @@ def decoder_flops_per_token(*, shape: ModelShape) -> float:
 def hardware_flops_per_token(*, shape: ModelShape, recompute: Recompute) -> float:
     """Return the FLOPs per token that the devices execute: the model FLOPs, and the repeated forward pass.
 
-    SELECTIVE runs scores and values of every layer again, SELECTIVE_OP the projection of attention's output, FULL every
-    layer from its input to its output. The output logits and the input embedding lie outside the layers and are never
-    run again.
+    SELECTIVE runs scores and values of every layer again, SELECTIVE_OP every second matmul (the output and the down
+    projection), FULL every layer from its input to its output. The output logits and the input embedding lie outside
+    the layers and are never run again.
 
     Leaves out, besides what `decoder_flops_per_token` leaves out, the scores that a fused attention kernel computes
     again in its backward pass: 7/6 of the attention term where torch's flop counter sees such a kernel.
@@ -49,8 +49,8 @@ def hardware_flops_per_token(*, shape: ModelShape, recompute: Recompute) -> floa
     if recompute is Recompute.SELECTIVE:
         return model + shape.num_layers * _core_attention(shape)
     if recompute is Recompute.SELECTIVE_OP:
-        projection = 2 * shape.num_attention_heads * shape.kv_channels * shape.hidden_size
-        return model + shape.num_layers * projection
+        projections = 2 * shape.hidden_size * (shape.num_attention_heads * shape.kv_channels + shape.ffn_hidden_size)
+        return model + shape.num_layers * projections
     return model + shape.num_layers * _layer(shape)
 
 

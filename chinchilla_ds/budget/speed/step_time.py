@@ -275,7 +275,7 @@ def _layer_forward_s(
 ) -> tuple[float, float, float]:
     """Return a layer's forward time without attention, its attention's, and of the first what selective-op repeats.
 
-    That is all but matmuls, and the projection of attention's output.
+    That is all but matmuls, and every second one of these: the output and the down projection.
 
     Apart from matmuls it moves `machine.elementwise`: norms and residual additions (split under sequence parallelism
     only), rotary positions, changes of layout and SwiGLU (split by TP).
@@ -283,19 +283,20 @@ def _layer_forward_s(
     h, f = shape.hidden_size, shape.ffn_hidden_size
     heads, groups, width_of_head = shape.num_attention_heads, shape.num_query_groups, shape.kv_channels
     q, qkv = heads * width_of_head / tensor, (heads + 2 * groups) * width_of_head / tensor
-    projection = machine.matmul_s(m=tokens, k=q, n=h, width=width)
+    output = machine.matmul_s(m=tokens, k=q, n=h, width=width)
+    down = machine.matmul_s(m=tokens, k=f / tensor, n=h, width=width)
     matmuls = (
         machine.matmul_s(m=tokens, k=h, n=qkv, width=width)
-        + projection
+        + output
         + machine.matmul_s(m=tokens, k=h, n=2 * f / tensor, width=width)
-        + machine.matmul_s(m=tokens, k=f / tensor, n=h, width=width)
+        + down
     )
     split = tensor if sequence_parallel else 1
     moves = machine.elementwise
     elements = moves.norms * h / split + moves.qkv * qkv + moves.ffn * f / tensor
     elementwise = width * tokens * elements / machine.memory_bytes_per_s
     attention = machine.attention_s(tokens=tokens, channels=q, seq_length=shape.seq_length, head_size=width_of_head)
-    return matmuls + elementwise, attention, elementwise + projection
+    return matmuls + elementwise, attention, elementwise + output + down
 
 
 def _head_s(shape: ModelShape, tokens: int, tensor: int, width: int, machine: Machine) -> float:
